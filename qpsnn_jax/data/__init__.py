@@ -1,0 +1,1 @@
+"""Data sets as arrays, and augmentation inside jit."""

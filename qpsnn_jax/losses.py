@@ -1,0 +1,67 @@
+"""Losses on the output currents of a spiking network."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+
+def cross_entropy(currents: Array, labels: Array, *, label_smoothing: float = 0.0) -> Array:
+    r"""Cross-entropy of the softmax of the time mean, the paper's loss.
+
+    .. math:: L = \mathrm{CE}\Big(\mathrm{softmax}\big(\tfrac1T \textstyle\sum_t O[t]\big), y\Big)
+
+    Args:
+        currents: O, shape ``… t classes``.
+        labels: y, integer class numbers of shape ``…``.
+        label_smoothing: weight of the uniform distribution in the target, in [0, 1).
+
+    Returns:
+        One loss per example, in nats, shape ``…``.
+
+    Raises:
+        ValueError: ``label_smoothing`` outside [0, 1).
+
+    References:
+        QP-SNN (ICLR 2025), section 3; label smoothing: Szegedy et al., CVPR 2016.
+    """
+    targets = _targets(labels, currents, label_smoothing)
+    return optax.softmax_cross_entropy(jnp.mean(currents, axis=-2), targets)
+
+
+def temporal_cross_entropy(
+    currents: Array, labels: Array, *, target_current: float = 1.0, weight: float = 0.0, label_smoothing: float = 0.0
+) -> Array:
+    r"""Temporal efficient training (TET): the cross-entropy of every step, averaged.
+
+    .. math:: L = (1 - λ)\,\tfrac1T \sum_t \mathrm{CE}(O[t], y) + λ\,\tfrac1T \sum_t \mathrm{mean}\,(O[t] - φ)^2
+
+    Args:
+        currents: O, shape ``… t classes``.
+        labels: y, integer class numbers of shape ``…``.
+        target_current: φ, the value that the second term pulls the currents to.
+        weight: λ, in [0, 1]; 0 leaves the second term out.
+        label_smoothing: weight of the uniform distribution in the target, in [0, 1).
+
+    Returns:
+        One loss per example, in nats, shape ``…``.
+
+    Raises:
+        ValueError: ``label_smoothing`` outside [0, 1) or ``weight`` outside [0, 1].
+
+    References:
+        Deng et al., Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting, ICLR 2022.
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be between 0 and 1, got {weight}.")
+    targets = jnp.expand_dims(_targets(labels, currents, label_smoothing), -2)
+    step_loss = optax.softmax_cross_entropy(currents, jnp.broadcast_to(targets, currents.shape))
+    spread = jnp.mean(jnp.square(currents - target_current), axis=(-2, -1))
+    return (1 - weight) * jnp.mean(step_loss, axis=-1) + weight * spread
+
+
+def _targets(labels: Array, currents: Array, label_smoothing: float) -> Array:
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
+    one_hot = jax.nn.one_hot(labels, currents.shape[-1], dtype=currents.dtype)
+    return optax.smooth_labels(one_hot, label_smoothing)

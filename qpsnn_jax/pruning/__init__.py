@@ -1,0 +1,1 @@
+"""Scoring channels and removing them."""

@@ -1,0 +1,123 @@
+"""Criteria that score the channels of a layer; the channels with the lowest scores are removed."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Threshold = Literal["absolute", "relative"]
+
+
+def singular_values(spikes: Array) -> Array:
+    r"""Singular values of each channel's time-averaged spike map, :math:`S_{avg} = \frac1T \sum_t S[t]`.
+
+    Args:
+        spikes: S, shape ``b t h w c``, floating or integer.
+
+    Returns:
+        float32, shape ``b c min(h, w)``, in descending order.
+
+    References:
+        QP-SNN (ICLR 2025), Eq. 11-12.
+    """
+    rates = jnp.mean(spikes.astype(jnp.float32), axis=1)
+    return jnp.linalg.svd(jnp.moveaxis(rates, -1, 1), compute_uv=False)
+
+
+def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Threshold = "relative") -> Array:
+    r"""Singular-value score (SVS) of each channel: how many singular values of its mean spike map exceed ε.
+
+    .. math:: \mathrm{score}_c = \frac1B \sum_b \#\{\,i : σ_i(S_{avg}^{b,c}) > ε\,\}
+
+    Args:
+        spikes: S, shape ``b t h w c``, floating or integer.
+        epsilon: ε. For an ``absolute`` threshold the bound itself, 1e-6 (the paper's) when left out. For a
+            ``relative`` one the factor on the largest singular value, max(h, w)·(float32 machine epsilon), the usual
+            rank tolerance and the released code's, when left out.
+        threshold: ``absolute`` or ``relative``.
+
+    Returns:
+        float32, one score per channel, shape ``c``, between 0 and min(h, w).
+
+    Raises:
+        ValueError: ``spikes`` is not five-dimensional, or ``threshold`` is unknown.
+
+    References:
+        QP-SNN (ICLR 2025), Eq. 11-13.
+    """
+    if spikes.ndim != 5:
+        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
+    return jnp.mean(_ranks(spikes, epsilon, threshold).astype(jnp.float32), axis=0)
+
+
+def svs_ranks(spikes: Array, *, epsilon: float | None = None, threshold: Threshold = "relative") -> Array:
+    """The per-image terms of :func:`svs_scores`: numerical rank of each channel's mean spike map.
+
+    Args:
+        spikes, epsilon, threshold: as in :func:`svs_scores`.
+
+    Returns:
+        int32, shape ``b c``.
+
+    Raises:
+        ValueError: ``spikes`` is not five-dimensional, or ``threshold`` is unknown.
+    """
+    if spikes.ndim != 5:
+        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
+    return _ranks(spikes, epsilon, threshold)
+
+
+def sca_scores(membranes: Array) -> Array:
+    r"""Spiking channel activity (SCA): mean over batch and time of the L1 norm of the membrane map.
+
+    .. math:: \mathrm{score}_c = \frac{1}{B T} \sum_{b,t} \| Ũ_{b,t,c} \|_1
+
+    Args:
+        membranes: Ũ before the reset, shape ``b t h w c``.
+
+    Returns:
+        One score per channel, shape ``c``, of the dtype of ``membranes``.
+
+    Raises:
+        ValueError: ``membranes`` is not five-dimensional.
+
+    References:
+        QP-SNN (ICLR 2025), Eq. 7; Li et al., ICML 2024.
+    """
+    if membranes.ndim != 5:
+        raise ValueError(f"membranes must have the shape b t h w c, got {membranes.shape}.")
+    return jnp.mean(jnp.sum(jnp.abs(membranes), axis=(2, 3)), axis=(0, 1))
+
+
+def magnitude_scores(kernel: Array) -> Array:
+    """L1 norm of each output channel's weights, shape ``… o`` to ``o``.
+
+    References:
+        Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017.
+    """
+    return jnp.sum(jnp.abs(kernel), axis=tuple(range(kernel.ndim - 1)))
+
+
+def random_scores(key: Array, channels: int) -> Array:
+    """Uniform scores in [0, 1), shape ``channels``: the control that any criterion must beat.
+
+    Args:
+        key: a jax.random key.
+        channels: how many.
+    """
+    return jax.random.uniform(key, (channels,))
+
+
+@jax.jit(static_argnames=("epsilon", "threshold"))
+def _ranks(spikes: Array, epsilon: float | None, threshold: Threshold) -> Array:
+    values = singular_values(spikes)
+    if threshold == "absolute":
+        # The paper's ε = 1e-6 is absolute; in float32 a zero singular value of a 32×32 map can come out near it.
+        bound = jnp.full_like(values[..., :1], 1e-6 if epsilon is None else epsilon)
+    elif threshold == "relative":
+        factor = max(spikes.shape[2:4]) * jnp.finfo(values.dtype).eps if epsilon is None else epsilon
+        bound = factor * values[..., :1]
+    else:
+        raise ValueError(f"threshold must be absolute or relative, got {threshold!r}.")
+    return jnp.sum(values > bound, axis=-1)
