@@ -1,0 +1,350 @@
+"""A network as data: a frozen, hashable graph of a few kinds of nodes, checked when it is built.
+
+Everything the project does (run, prune, cost, export) is a reading of a :class:`Graph` together with its variables. Nodes
+name their inputs; they stand in the order in which they are computed; the last one is the output. Shapes are those
+of one example at one time step, ``(h, w, c)`` or ``(features,)``.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from qpsnn_jax.neurons import Reset
+from qpsnn_jax.quantize import STE, Gamma, Per
+from qpsnn_jax.surrogate import SURROGATES, Fire
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """How a layer's weights are quantized: the options of :func:`qpsnn_jax.quantize`.
+
+    Raises:
+        ValueError: bits outside 1 to 8 or an unknown option.
+    """
+
+    bits: int = 2
+    gamma: Gamma = "mean"
+    per: Per = "layer"
+    ste: STE = "clipped"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.bits, int) and 1 <= self.bits <= 8):
+            raise ValueError(f"bits must be between 1 and 8, got {self.bits!r}.")
+        _one_of("gamma", self.gamma, ("none", "max", "percentile", "mean", "mse"))
+        _one_of("per", self.per, ("layer", "channel"))
+        _one_of("ste", self.ste, ("clipped", "plain", "scaled"))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A named computation; ``inputs`` are the names of the nodes it reads."""
+
+    name: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Unary(Node):
+    """A node with one input."""
+
+    input: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class Input(Node):
+    """The images, or with ``frames`` event frames that carry a time axis of their own.
+
+    Args:
+        shape: ``(h, w, c)`` of one image or frame.
+        frames: whether the time axis comes with the data; otherwise the image is shown at every step.
+    """
+
+    shape: tuple[int, int, int]
+    frames: bool = False
+
+
+@dataclass(frozen=True)
+class Conv(Unary):
+    """Convolution, weights ``h w i o``.
+
+    Args:
+        features: output channels.
+        kernel, strides, padding: height and width; padding is that many zeros on each side.
+        quantizer: None keeps full precision.
+        bias: whether a bias is added.
+        label: which pruning ratio the output channels go by; None keeps them all.
+    """
+
+    features: int
+    kernel: Pair = (3, 3)
+    strides: Pair = (1, 1)
+    padding: Pair = (1, 1)
+    quantizer: Quantizer | None = None
+    bias: bool = False
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Dense(Unary):
+    """Fully connected layer on a flat input, weights ``i o``."""
+
+    features: int
+    quantizer: Quantizer | None = None
+    bias: bool = True
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchNorm(Unary):
+    """Batch normalization over everything but the channels; running statistics decay by ``momentum``."""
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
+class LIF(Unary):
+    """Leaky integrate-and-fire neurons: the options of :func:`qpsnn_jax.lif`; ``surrogate`` by its name."""
+
+    tau: float = 0.5
+    threshold: float = 1.0
+    fire: Fire = ">="
+    reset: Reset = "hard"
+    detach_reset: bool = False
+    surrogate: str = "triangular"
+
+    def __post_init__(self) -> None:
+        _one_of("fire", self.fire, (">=", ">"))
+        _one_of("reset", self.reset, ("hard", "soft"))
+        _one_of("surrogate", self.surrogate, tuple(SURROGATES))
+
+
+@dataclass(frozen=True)
+class MaxPool(Unary):
+    """Maximum over windows; of spikes, their OR."""
+
+    window: Pair = (2, 2)
+    strides: Pair = (2, 2)
+
+
+@dataclass(frozen=True)
+class AveragePool(Unary):
+    """Mean over windows."""
+
+    window: Pair = (2, 2)
+    strides: Pair = (2, 2)
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool(Unary):
+    """Mean over height and width, ``h w c`` to ``c``."""
+
+
+@dataclass(frozen=True)
+class Flatten(Unary):
+    """``h w c`` to ``h·w·c``, channels fastest."""
+
+
+@dataclass(frozen=True)
+class Shortcut(Unary):
+    """Parameter-free shortcut (option A): strided slice, each output channel a named input channel or zeros.
+
+    Args:
+        source: for every output channel the input channel it carries, or -1 for zeros. Naming the channels keeps
+            their identity when the two ends are pruned differently.
+        stride: of the slice, in both directions.
+    """
+
+    source: tuple[int, ...]
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Add(Node):
+    """Sum of two nodes of equal shape."""
+
+    first: str
+    second: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.first, self.second)
+
+
+class Value(NamedTuple):
+    """What a node yields: shape of one example at one step, whether it has a time axis, whether it is 0 or 1."""
+
+    shape: tuple[int, ...]
+    timed: bool
+    spiking: bool
+
+
+KINDS: dict[str, type[Node]] = {
+    kind.__name__: kind
+    for kind in (Input, Conv, Dense, BatchNorm, LIF, MaxPool, AveragePool, GlobalAveragePool, Flatten, Shortcut, Add)
+}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network: nodes in order of computation and the number of time steps T.
+
+    Raises:
+        ValueError: at construction, naming the node, if names repeat, an input is missing, shapes do not fit, or
+            there is not exactly one input.
+    """
+
+    nodes: tuple[Node, ...]
+    timesteps: int = field(default=2)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        if not (isinstance(self.timesteps, int) and self.timesteps >= 1):
+            raise ValueError(f"timesteps must be a whole number of at least 1, got {self.timesteps!r}.")
+        if not self.nodes or [isinstance(n, Input) for n in self.nodes].count(True) != 1:
+            raise ValueError("a graph needs exactly one Input node.")
+        _ = self.values
+
+    @cached_property
+    def values(self) -> dict[str, Value]:
+        """Shape, timing and spiking of every node's output, by name."""
+        values: dict[str, Value] = {}
+        for node in self.nodes:
+            if node.name in values:
+                raise ValueError(f"node {node.name!r}: the name is used twice.")
+            for name in node.inputs:
+                if name not in values:
+                    raise ValueError(f"node {node.name!r}: its input {name!r} is not an earlier node.")
+            try:
+                values[node.name] = _infer(node, [values[name] for name in node.inputs])
+            except ValueError as error:
+                raise ValueError(f"node {node.name!r}: {error}") from None
+        return values
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        """The nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @property
+    def input(self) -> Input:
+        return next(node for node in self.nodes if isinstance(node, Input))
+
+    @property
+    def output(self) -> Node:
+        return self.nodes[-1]
+
+    @property
+    def classes(self) -> int:
+        return self.values[self.output.name].shape[-1]
+
+
+def to_json(graph: Graph) -> str:
+    """The graph as JSON text; :func:`from_json` restores an equal graph."""
+    nodes = [{"kind": type(node).__name__, **dataclasses.asdict(node)} for node in graph.nodes]
+    return json.dumps({"timesteps": graph.timesteps, "nodes": nodes})
+
+
+def from_json(text: str) -> Graph:
+    """A graph from the text written by :func:`to_json`.
+
+    Raises:
+        ValueError: the text is not such a graph.
+    """
+    try:
+        document = json.loads(text)
+        return Graph(tuple(_node(entry) for entry in document["nodes"]), document["timesteps"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the text does not describe a graph: {error!r}.") from None
+
+
+def _node(entry: dict[str, Any]) -> Node:
+    kind = KINDS[entry["kind"]]
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key != "kind"}
+    if fields.get("quantizer") is not None:
+        fields["quantizer"] = Quantizer(**fields["quantizer"])
+    return kind(**fields)
+
+
+def _infer(node: Node, inputs: list[Value]) -> Value:
+    match node:
+        case Input():
+            _positive(shape=node.shape)
+            if len(node.shape) != 3:
+                raise ValueError(f"the input shape must be (h, w, c), got {node.shape}.")
+            return Value(node.shape, node.frames, spiking=False)
+        case Conv():
+            _positive(features=(node.features,), kernel=node.kernel, strides=node.strides)
+            h, w, _ = _image(inputs[0])
+            size = _windows((h, w), node.kernel, node.strides, node.padding)
+            return Value((*size, node.features), inputs[0].timed, spiking=False)
+        case Dense():
+            _positive(features=(node.features,))
+            if len(inputs[0].shape) != 1:
+                raise ValueError(f"needs a flat input, got the shape {inputs[0].shape}; put a Flatten before it.")
+            return Value((node.features,), inputs[0].timed, spiking=False)
+        case BatchNorm():
+            return inputs[0]._replace(spiking=False)
+        case LIF():
+            return Value(inputs[0].shape, timed=True, spiking=True)
+        case MaxPool() | AveragePool():
+            _positive(window=node.window, strides=node.strides)
+            h, w, c = _image(inputs[0])
+            size = _windows((h, w), node.window, node.strides, (0, 0))
+            return Value((*size, c), inputs[0].timed, isinstance(node, MaxPool) and inputs[0].spiking)
+        case GlobalAveragePool():
+            return Value(_image(inputs[0])[2:], inputs[0].timed, spiking=False)
+        case Flatten():
+            h, w, c = _image(inputs[0])
+            return inputs[0]._replace(shape=(h * w * c,))
+        case Shortcut():
+            _positive(stride=(node.stride,))
+            h, w, c = _image(inputs[0])
+            if any(not -1 <= i < c for i in node.source):
+                raise ValueError(f"source names a channel outside the {c} that its input has.")
+            size = (-(-h // node.stride), -(-w // node.stride), len(node.source))
+            return inputs[0]._replace(shape=size)
+        case Add():
+            first, second = inputs
+            if first.shape != second.shape:
+                raise ValueError(f"adds {node.first!r} of shape {first.shape} to {node.second!r} of {second.shape}.")
+            return Value(first.shape, first.timed or second.timed, spiking=False)
+    raise ValueError(f"unknown kind {type(node).__name__}.")
+
+
+def _image(value: Value) -> tuple[int, int, int]:
+    if len(value.shape) != 3:
+        raise ValueError(f"needs an input of shape (h, w, c), got {value.shape}.")
+    h, w, c = value.shape
+    return h, w, c
+
+
+def _windows(size: Pair, window: Pair, strides: Pair, padding: Pair) -> Pair:
+    if any(p < 0 for p in padding):
+        raise ValueError(f"padding must not be negative, got {padding}.")
+    h, w = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, window, strides, padding, strict=True))
+    if h < 1 or w < 1:
+        raise ValueError(f"a window of {window} does not fit an input of {size[0]}×{size[1]} with padding {padding}.")
+    return h, w
+
+
+def _positive(**fields: tuple[int, ...]) -> None:
+    for name, numbers in fields.items():
+        if any(n < 1 for n in numbers):
+            raise ValueError(f"{name} must be at least 1, got {numbers if len(numbers) > 1 else numbers[0]}.")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")

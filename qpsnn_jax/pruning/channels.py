@@ -1,0 +1,237 @@
+"""Which array axes must lose the same channels, and taking them away: pruning that really shrinks a network."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qpsnn_jax.graph import LIF, Add, BatchNorm, Conv, Dense, Flatten, Graph, Input, Node, Shortcut
+from qpsnn_jax.quantize import gamma_of
+
+Tree = TypeVar("Tree")
+Keep = Mapping[str, Sequence[int] | np.ndarray]
+
+
+class Group(NamedTuple):
+    """Channels that stand and fall together.
+
+    ``name`` is that of the first convolution or dense layer that makes them, ``size`` their number, ``label`` the
+    pruning ratio they go by (None: kept), ``members`` all the nodes that yield them, in graph order.
+    """
+
+    name: str
+    size: int
+    label: str | None
+    members: tuple[str, ...]
+
+
+class _Axis(NamedTuple):
+    """One axis of an array: it holds the channels of ``group``, ``repeats`` times over."""
+
+    axis: int
+    group: str
+    repeats: int
+
+
+def channel_groups(graph: Graph) -> dict[str, Group]:
+    """The groups of channels that can be removed, by name, found by union-find over the edges.
+
+    Convolutions and dense layers start a group; batch-norm, LIF, pooling and flattening pass it on; an addition joins
+    its two operands'. A :class:`Shortcut` starts one too, because it can carry any subset of its input's channels.
+    The input and the output are in no group.
+
+    Args:
+        graph: any graph.
+
+    Returns:
+        Groups by name, in graph order.
+
+    References:
+        Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023.
+    """
+    roots = _roots(graph)
+    fixed = {roots[graph.input.name], roots[graph.output.name]}
+    groups: dict[str, Group] = {}
+    for root in dict.fromkeys(roots.values()):
+        members = [node for node in graph.nodes if roots[node.name] == root]
+        makers = [node for node in members if isinstance(node, Conv | Dense)]
+        if root in fixed or not makers:
+            continue
+        labels = {node.label for node in makers}
+        label = makers[0].label if len(labels) == 1 else None
+        groups[makers[0].name] = Group(makers[0].name, makers[0].features, label, tuple(n.name for n in members))
+    return groups
+
+
+def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
+    """The network without some of its channels: a smaller graph and smaller arrays.
+
+    Every array named by a node is cut along the axes that hold removed channels, wherever in ``tree`` it stands: so
+    the function serves variables and optimizer states alike. For a mapping that holds both ``params`` and ``scales``,
+    the gain of each cut layer is set so that γ, and with it every quantized weight that stays, is what it was; the
+    result computes what the whole network computes when the removed channels are silent.
+
+    Args:
+        graph: the network.
+        tree: a pytree whose leaves stand under ``…[node][leaf]``, as in variables or an Optax state over ``params``.
+        keep: channels that stay, by group name (see :func:`channel_groups`); other groups stay whole.
+
+    Returns:
+        ``(graph, tree)``. When nothing is removed, both are unchanged, bit for bit.
+
+    Raises:
+        ValueError: an unknown group, an empty or repeated selection, a channel out of range, or an array whose shape
+            does not fit the graph.
+
+    References:
+        QP-SNN (ICLR 2025), Algorithm 1.
+    """
+    kept = {name: _checked(name, group, keep) for name, group in channel_groups(graph).items() if name in keep}
+    if unknown := [name for name in keep if name not in kept]:
+        raise ValueError(f"keep names {unknown[0]!r}, which is no group of the graph; see channel_groups.")
+    smaller = _smaller_graph(graph, kept)
+    axes = _axes(graph)
+
+    def cut(path: tuple, leaf: Any) -> Any:
+        place = _place(path)
+        return leaf if place not in axes else _take(leaf, axes[place], kept, place, graph)
+
+    pruned = jax.tree_util.tree_map_with_path(cut, tree)
+    if isinstance(tree, Mapping) and "params" in tree and "scales" in tree:
+        pruned = {**pruned, "scales": _kept_scales(graph, tree, pruned, kept)}  # pyright: ignore
+    return smaller, pruned  # pyright: ignore[reportReturnType]
+
+
+def _roots(graph: Graph) -> dict[str, str]:
+    """For each node the name of the node that stands for its channels."""
+    parent: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for node in graph.nodes:
+        starts = isinstance(node, Input | Conv | Dense | Shortcut)
+        parent[node.name] = node.name if starts else find(node.inputs[0])
+        if isinstance(node, Add):
+            # The earlier node stands for both, so that names follow graph order.
+            first, second = sorted((find(node.first), find(node.second)), key=list(parent).index)
+            parent[second] = first
+    return {name: find(name) for name in parent}
+
+
+def _group_of_nodes(graph: Graph) -> dict[str, str]:
+    return {member: group.name for group in channel_groups(graph).values() for member in group.members}
+
+
+def _axes(graph: Graph) -> dict[tuple[str, str], list[_Axis]]:
+    """The axes that hold channels of a group, for every array named by a node and a leaf."""
+    group_of = _group_of_nodes(graph)
+    table: dict[tuple[str, str], list[_Axis]] = {}
+    for node in graph.nodes:
+        match node:
+            case Conv() | Dense():
+                repeats = 1
+                source = graph.by_name[node.input]
+                if isinstance(source, Flatten):
+                    h, w, _ = graph.values[source.input].shape
+                    repeats = h * w
+                last = 3 if isinstance(node, Conv) else 1
+                inputs, outputs = group_of.get(node.input), group_of.get(node.name)
+                table[node.name, "kernel"] = _named((last - 1, inputs, repeats), (last, outputs, 1))
+                table[node.name, "bias"] = _named((0, outputs, 1))
+                if node.quantizer is not None and node.quantizer.per == "channel":
+                    table[node.name, "gain"] = _named((0, outputs, 1))
+            case BatchNorm():
+                for leaf in ("scale", "bias", "mean", "var"):
+                    table[node.name, leaf] = _named((0, group_of.get(node.name), 1))
+    return table
+
+
+def _named(*entries: tuple[int, str | None, int]) -> list[_Axis]:
+    return [_Axis(axis, group, repeats) for axis, group, repeats in entries if group is not None]
+
+
+def _place(path: tuple) -> tuple[str, str] | None:
+    keys = [key.key for key in path[-2:] if isinstance(key, jax.tree_util.DictKey)]
+    return (keys[0], keys[1]) if len(keys) == 2 else None
+
+
+def _take(leaf: Any, axes: list[_Axis], kept: dict[str, np.ndarray], place: Any, graph: Graph) -> Any:
+    for axis, group, repeats in axes:
+        size = _size(graph, group)
+        if leaf.ndim <= axis or leaf.shape[axis] != size * repeats:
+            raise ValueError(f"array {place[0]}/{place[1]} of shape {leaf.shape} does not fit the graph.")
+        if group in kept and len(kept[group]) < size:
+            index = (np.arange(repeats)[:, None] * size + kept[group]).ravel()
+            leaf = leaf.take(index, axis=axis)
+    return leaf
+
+
+def _size(graph: Graph, group: str) -> int:
+    return graph.values[group].shape[-1]
+
+
+def _smaller_graph(graph: Graph, kept: dict[str, np.ndarray]) -> Graph:
+    group_of = _group_of_nodes(graph)
+
+    def shrink(node: Node) -> Node:
+        channels = kept.get(group_of.get(node.name, ""))
+        if isinstance(node, Conv | Dense) and channels is not None:
+            return dataclasses.replace(node, features=len(channels))
+        if isinstance(node, Shortcut):
+            return dataclasses.replace(node, source=_remapped(node, channels, kept.get(group_of.get(node.input, ""))))
+        return node
+
+    return Graph(tuple(shrink(node) for node in graph.nodes), graph.timesteps)
+
+
+def _remapped(node: Shortcut, outputs: np.ndarray | None, inputs: np.ndarray | None) -> tuple[int, ...]:
+    """The channel map between what is left on both sides; a channel whose source is gone carries zeros."""
+    source = list(node.source) if outputs is None else [node.source[i] for i in outputs]
+    if inputs is None:
+        return tuple(source)
+    place = {int(channel): i for i, channel in enumerate(inputs)}
+    return tuple(place.get(channel, -1) for channel in source)
+
+
+def _kept_scales(graph: Graph, whole: Any, pruned: Any, kept: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Gains that leave γ as it was, for the layers that lost channels; γ of a rule depends on all the weights."""
+    group_of = _group_of_nodes(graph)
+    scales = dict(pruned["scales"])
+    for name in whole["scales"]:
+        node = graph.by_name[name]
+        assert isinstance(node, Conv | Dense)
+        quantizer = node.quantizer
+        assert quantizer is not None
+        before, after = whole["params"][name]["kernel"], pruned["params"][name]["kernel"]
+        if before.shape == after.shape:
+            continue
+        rule = (quantizer.bits, quantizer.gamma, quantizer.per)
+        old, new = (gamma_of(kernel, *rule).ravel() for kernel in (before, after))
+        if quantizer.per == "channel" and group_of.get(name) in kept:
+            old = old[kept[group_of[name]]]
+        gain: Array = scales[name]["gain"]
+        scales[name] = {"gain": gain * jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)}
+    return scales
+
+
+def _checked(name: str, group: Group, keep: Keep) -> np.ndarray:
+    channels = np.asarray(keep[name])
+    if channels.ndim != 1 or channels.size == 0 or not np.issubdtype(channels.dtype, np.integer):
+        raise ValueError(f"keep[{name!r}] must be a non-empty list of channel numbers.")
+    if channels.min() < 0 or channels.max() >= group.size:
+        raise ValueError(f"keep[{name!r}] names a channel outside the {group.size} that the group has.")
+    if len(np.unique(channels)) != channels.size:
+        raise ValueError(f"keep[{name!r}] names a channel twice.")
+    return np.sort(channels)
+
+
+def spiking_members(graph: Graph, group: Group) -> tuple[str, ...]:
+    """The LIF nodes of a group, whose spike maps score its channels."""
+    return tuple(name for name in group.members if isinstance(graph.by_name[name], LIF))

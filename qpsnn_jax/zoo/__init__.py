@@ -1,0 +1,6 @@
+"""Networks, each a function that returns a :class:`qpsnn_jax.Graph`."""
+
+from qpsnn_jax.zoo.resnet20 import resnet20
+from qpsnn_jax.zoo.vgg16 import vgg16
+
+__all__ = ["resnet20", "vgg16"]
