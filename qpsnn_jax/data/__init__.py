@@ -1,1 +1,61 @@
-"""Data sets as arrays, and augmentation inside jit."""
+"""Data sets as arrays, and augmentation inside jit.
+
+``load("digits")`` needs nothing; ``load("cifar10", data_dir=…)`` reads a folder that TensorFlow Datasets prepared.
+Every loader gives a :class:`DataSet` of uint8 images; :func:`normalize` and :mod:`qpsnn_jax.data.augment` run inside
+the training step.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
+
+from qpsnn_jax.data.augment import Augmentation
+from qpsnn_jax.data.dataset import Arrays, DataSet, normalize
+from qpsnn_jax.data.digits import digits as _digits
+from qpsnn_jax.data.tfds_source import cifar as _cifar
+
+__all__ = ["Arrays", "Augmentation", "DataSet", "load", "normalize"]
+
+
+def _embedded(data_dir: str | PathLike[str] | None, seed: int, **examples: int | None) -> DataSet:
+    del data_dir  # the digits travel with the package
+    return _digits(seed, **examples)
+
+
+_LOADERS: dict[str, Callable[..., DataSet]] = {
+    "digits": _embedded,
+    "cifar10": partial(_cifar, "cifar10"),
+    "cifar100": partial(_cifar, "cifar100"),
+}
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | PathLike[str] | None = None,
+    seed: int = 0,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+) -> DataSet:
+    """Load a data set by name, as arrays in host memory.
+
+    The order is random but fixed by ``seed``, and every beginning of it holds the classes in proportion: n training
+    examples are the first n of the whole training set, so smaller subsets lie within larger ones.
+
+    Args:
+        name: ``digits`` (embedded, 1,437 + 360 images of 8×8×1), ``cifar10`` or ``cifar100`` (50,000 + 10,000 images of
+            32×32×3, from TFDS).
+        data_dir: the TFDS data directory of the CIFARs; None for TFDS's own. The digits do not use it.
+        seed: chooses the order, hence the subsets, and for the digits the split; 0 or more.
+        train_examples: number of training examples, None for all.
+        test_examples: number of test examples, None for all.
+
+    Returns:
+        The data set; its mean and std are those of the whole training set.
+
+    Raises:
+        ValueError: unknown name, a number of examples that is not there, or data that are missing or damaged.
+    """
+    if name not in _LOADERS:
+        raise ValueError(f"name must be one of {', '.join(_LOADERS)}, got {name!r}.")
+    return _LOADERS[name](data_dir, seed, train_examples=train_examples, test_examples=test_examples)

@@ -1,0 +1,152 @@
+"""CIFAR-10 and CIFAR-100 from a folder that TensorFlow Datasets prepared, read without TensorFlow.
+
+TFDS stores the examples as ArrayRecord; ``as_data_source`` reads them with NumPy alone. Only preparing the folder
+(download, unpack, encode) needs TensorFlow. All of a split's labels are read, but only the images asked for are
+decoded. TFDS is imported when it is first needed, and no other file imports it.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order, example_count
+
+_SHAPE = (32, 32, 3)
+
+
+class _Facts(NamedTuple):
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# Over the 50,000 training images, pixels scaled to [0, 1].
+_FACTS = {
+    "cifar10": _Facts(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _Facts(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+class _Encoded(NamedTuple):
+    """One split, sorted by id: PNG bytes, int32 labels, and the TFDS feature that decodes an image."""
+
+    pngs: list[bytes]
+    labels: np.ndarray
+    image: Any
+
+
+def cifar(
+    name: str,
+    data_dir: str | PathLike[str] | None = None,
+    seed: int = 0,
+    *,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+) -> DataSet:
+    """CIFAR-10 or CIFAR-100 as arrays.
+
+    Args:
+        name: ``cifar10`` or ``cifar100`` (its 100 fine labels).
+        data_dir: the TFDS data directory, which holds ``<name>/<version>/``; None for TFDS's own, which is
+            ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
+        seed: chooses the order and thereby the subsets, 0 or more. It starts from the examples sorted by id, so it does
+            not depend on how the folder is sharded.
+        train_examples: decode only so many training images, the classes in proportion; None for all.
+        test_examples: the same for the test images.
+
+    Returns:
+        Images uint8 ``n 32 32 3``; mean and std are those of the whole training set.
+
+    Raises:
+        ValueError: unknown name, no prepared data in the folder or damaged data, or a number of examples that is not
+            there. The message tells how to prepare the data.
+
+    References:
+        Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    """
+    if name not in _FACTS:
+        raise ValueError(f"name must be one of {', '.join(_FACTS)}, got {name!r}.")
+    facts = _FACTS[name]
+    with _quiet():
+        folder = _find(name, data_dir)
+        train, test = (_read(name, folder, split) for split in ("train", "test"))
+        train_examples = example_count("train_examples", train_examples, len(train.labels))
+        test_examples = example_count("test_examples", test_examples, len(test.labels))
+        return DataSet(
+            name=name,
+            train=_decode(name, folder, train, balanced_order(train.labels, seed)[:train_examples]),
+            test=_decode(name, folder, test, balanced_order(test.labels, seed)[:test_examples]),
+            classes=facts.classes,
+            mean=facts.mean,
+            std=facts.std,
+        )
+
+
+def _find(name: str, data_dir: str | PathLike[str] | None) -> Path:
+    """Find the folder of the newest prepared version; done here, so that no builder can turn to the network."""
+    root = Path(_tfds().core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
+    versions = [path.parent for path in (root / name).glob("*.*.*/dataset_info.json")]
+    if not versions:
+        seen = f"data_dir {root} does not exist" if not root.is_dir() else f"data_dir {root} holds no prepared {name}"
+        raise ValueError(f"{seen}; give the TFDS data directory that holds it, or {_recipe(name, root)}.")
+    return max(versions, key=lambda path: [(len(part), part) for part in path.name.split(".")])
+
+
+def _read(name: str, folder: Path, split: str) -> _Encoded:
+    tfds = _tfds()
+    try:
+        builder = tfds.builder_from_directory(folder)
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        examples = sorted(source.__getitems__(range(len(source))), key=lambda example: example["id"])
+        labels = np.asarray([example["label"] for example in examples], np.int32)
+        return _Encoded([example["image"] for example in examples], labels, builder.info.features["image"])
+    except Exception as error:  # the readers below TFDS raise many kinds, RuntimeError and KeyError among them
+        raise _damaged(name, folder, error) from None
+
+
+def _decode(name: str, folder: Path, encoded: _Encoded, indices: np.ndarray) -> Arrays:
+    images = np.empty((len(indices), *_SHAPE), np.uint8)
+    try:
+        for row, index in enumerate(indices):
+            images[row] = encoded.image.decode_example_np(encoded.pngs[index])
+    except Exception as error:  # Pillow and OpenCV raise different kinds for a bad PNG
+        raise _damaged(name, folder, error) from None
+    return Arrays(images, encoded.labels[indices])
+
+
+def _damaged(name: str, folder: Path, error: Exception) -> ValueError:
+    reason = (str(error).splitlines() or [""])[0].strip(" .'\"")
+    remedy = f"remove that folder, or choose another data_dir, and {_recipe(name, folder.parents[1])}"
+    return ValueError(f"{folder} is no readable {name} in array_record format ({reason}); {remedy}.")
+
+
+def _recipe(name: str, root: Path) -> str:
+    call = f"tfds.builder('{name}', data_dir='{root}', file_format='array_record').download_and_prepare()"
+    return (
+        f'prepare it with: python -c "import tensorflow_datasets as tfds; {call}" '
+        "(preparing needs pip install tensorflow, reading does not)"
+    )
+
+
+def _tfds() -> Any:
+    """Import TFDS late, since it takes a while, and untyped, since its annotations contradict its decorators."""
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without TFDS's advice to install OpenCV."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

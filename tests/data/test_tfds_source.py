@@ -1,0 +1,220 @@
+"""CIFAR through TFDS: a tiny folder in TFDS's layout made here, and the whole of CIFAR-10 where it is at hand."""
+
+import io
+import json
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from qpsnn_jax.data import load
+from qpsnn_jax.data.dataset import balanced_order
+from qpsnn_jax.data.tfds_source import cifar
+
+SIZES = {"train": 60, "test": 20}
+SHARDS = 2
+FEATURES = "tensorflow_datasets.core.features"
+
+
+def features(classes):
+    image = {"shape": {"dimensions": ["32", "32", "3"]}, "dtype": "uint8"}
+    inner = {
+        "id": {"pythonClassName": f"{FEATURES}.text_feature.Text", "text": {}},
+        "image": {"pythonClassName": f"{FEATURES}.image_feature.Image", "image": image},
+        "label": {
+            "pythonClassName": f"{FEATURES}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": str(classes)},
+        },
+    }
+    return {
+        "pythonClassName": f"{FEATURES}.features_dict.FeaturesDict",
+        "featuresDict": {"features": inner},
+    }
+
+
+def example(name, image, label):
+    from PIL import Image
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    message = tf_example_pb2.Example()
+    feature = message.features.feature
+    feature["id"].bytes_list.value.append(name.encode())
+    feature["image"].bytes_list.value.append(stream.getvalue())
+    feature["label"].int64_list.value.append(int(label))
+    return message.SerializeToString()
+
+
+def prepare(folder, name, classes, file_format="array_record"):
+    """Write a small CIFAR in TFDS's layout; returns the images and labels of each split in order of id."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    truth, splits = {}, []
+    for split, size in SIZES.items():
+        images = rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8)
+        labels = np.arange(size) % classes
+        truth[split] = images, labels
+        stored = rng.permutation(size)
+        for shard, rows in enumerate(np.split(stored, SHARDS)):
+            file = folder / f"{name}-{split}.{file_format}-{shard:05d}-of-{SHARDS:05d}"
+            writer = ArrayRecordWriter(str(file), "group_size:1")
+            for row in rows:
+                writer.write(example(f"{split}_{row:05d}", images[row], labels[row]))
+            writer.close()
+        lengths = [str(size // SHARDS)] * SHARDS
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        splits.append({"name": split, "numBytes": "1", "shardLengths": lengths, "filepathTemplate": template})
+    info = {"name": name, "version": folder.name, "fileFormat": file_format, "splits": splits}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "features.json").write_text(json.dumps(features(classes)))
+    return truth
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    truth = {name: prepare(root / name / "3.0.2", name, k) for name, k in (("cifar10", 10), ("cifar100", 100))}
+    return root, truth
+
+
+@pytest.fixture
+def broken(small, tmp_path):
+    """Hand out a copy that a test may damage, and the file of its first test shard."""
+    shutil.copytree(small[0], tmp_path / "tfds")
+    return tmp_path / "tfds", tmp_path / "tfds" / "cifar10" / "3.0.2" / "cifar10-test.array_record-00000-of-00002"
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_reads_every_example_in_the_order_of_ids(small, name, classes):
+    root, truth = small
+    data = load(name, data_dir=root, seed=3)
+    assert (data.name, data.classes, len(data.mean), len(data.std)) == (name, classes, 3, 3)
+    for split in ("train", "test"):
+        images, labels = truth[name][split]
+        order = balanced_order(labels, 3)
+        got = getattr(data, split)
+        assert (got.images.dtype, got.labels.dtype) == (np.uint8, np.int32)
+        np.testing.assert_array_equal(got.images, images[order])
+        np.testing.assert_array_equal(got.labels, labels[order])
+
+
+def test_subsets_are_the_beginning_of_the_whole(small):
+    whole, few = load("cifar10", data_dir=small[0]), load("cifar10", data_dir=small[0], train_examples=20)
+    np.testing.assert_array_equal(few.train.images, whole.train.images[:20])
+    assert np.bincount(few.train.labels).tolist() == [2] * 10
+    assert len(few.test.images) == 20
+
+
+def test_newest_version_is_taken(small, broken):
+    root = broken[0]
+    shutil.copytree(root / "cifar10" / "3.0.2", root / "cifar10" / "3.0.10")
+    shutil.rmtree(root / "cifar10" / "3.0.2")
+    (root / "cifar10" / "3.0.2").mkdir()
+    (root / "cifar10" / "3.0.2" / "dataset_info.json").write_text("{")
+    assert len(load("cifar10", data_dir=root).train.images) == 60
+
+
+def test_leaves_the_log_level_as_it_was(small, caplog):
+    with caplog.at_level(logging.INFO, logger="absl"):
+        load("cifar10", data_dir=str(small[0]))
+        assert logging.getLogger("absl").level == logging.INFO
+    assert not caplog.records
+
+
+def test_too_many_examples_are_refused(small):
+    with pytest.raises(ValueError, match="train_examples must be a whole number from 1 to 60"):
+        load("cifar10", data_dir=small[0], train_examples=61)
+    with pytest.raises(ValueError, match="test_examples must be a whole number from 1 to 20"):
+        load("cifar10", data_dir=small[0], test_examples=0)
+
+
+def refusal(root, name="cifar10"):
+    with pytest.raises(ValueError) as caught:
+        load(name, data_dir=root)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"tfds.builder('{name}'" in message
+    assert "pip install tensorflow" in message
+    return message
+
+
+def test_missing_folder_is_refused(tmp_path):
+    assert f"{tmp_path / 'nowhere'} does not exist" in refusal(tmp_path / "nowhere")
+
+
+def test_folder_without_the_data_set_is_refused(tmp_path):
+    assert f"{tmp_path} holds no prepared cifar100" in refusal(tmp_path, "cifar100")
+
+
+def test_name_outside_the_family_is_refused():
+    with pytest.raises(ValueError, match="name must be one of cifar10, cifar100"):
+        cifar("mnist")
+
+
+@pytest.mark.parametrize("keep", [0, 1000, 65536])
+def test_truncated_shard_is_refused(broken, keep):
+    root, shard = broken
+    shard.write_bytes(shard.read_bytes()[:keep])
+    assert "is no readable cifar10" in refusal(root)
+
+
+def test_missing_shard_is_refused(broken):
+    root, shard = broken
+    shard.unlink()
+    assert "is no readable cifar10" in refusal(root)
+
+
+def test_changed_bytes_are_refused(broken):
+    root, shard = broken
+    content = bytearray(shard.read_bytes())
+    content[1000:1100] = bytes(100)
+    shard.write_bytes(content)
+    assert "is no readable cifar10" in refusal(root)
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_damaged_description_is_refused(broken, file):
+    root, shard = broken
+    (shard.parent / file).write_text("{")
+    assert "is no readable cifar10" in refusal(root)
+
+
+def test_other_file_format_is_refused(tmp_path):
+    prepare(tmp_path / "cifar10" / "3.0.2", "cifar10", 10, "tfrecord")
+    assert "array_record" in refusal(tmp_path)
+
+
+def test_the_real_cifar10(tfds_dir):
+    data = load("cifar10", data_dir=tfds_dir, train_examples=2000, test_examples=500)
+    assert (data.train.images.shape, data.test.images.shape) == ((2000, 32, 32, 3), (500, 32, 32, 3))
+    assert np.bincount(data.train.labels).tolist() == [200] * 10
+    assert np.bincount(data.test.labels).tolist() == [50] * 10
+    pixels = data.train.images / 255
+    np.testing.assert_allclose(pixels.mean((0, 1, 2)), data.mean, atol=0.01)
+    np.testing.assert_allclose(pixels.std((0, 1, 2)), data.std, atol=0.01)
+    assert len({image.tobytes() for image in data.train.images}) == 2000
+
+
+def test_the_real_cifar10_is_complete(tfds_dir):
+    with pytest.raises(ValueError, match="from 1 to 50000"):
+        load("cifar10", data_dir=tfds_dir, train_examples=50001)
+    with pytest.raises(ValueError, match="from 1 to 10000"):
+        load("cifar10", data_dir=tfds_dir, test_examples=10001)
+
+
+def test_a_truncated_shard_of_the_real_cifar10_is_refused(tfds_dir, tmp_path):
+    source = tfds_dir / "cifar10" / "3.0.2"
+    copy = tmp_path / "cifar10" / "3.0.2"
+    copy.mkdir(parents=True)
+    for file in source.iterdir():
+        os.symlink(file.resolve(), copy / file.name)
+    shard = copy / "cifar10-train.array_record-00000-of-00003"
+    content = shard.read_bytes()[:4_000_000]
+    shard.unlink()
+    shard.write_bytes(content)
+    assert "is no readable cifar10" in refusal(tmp_path)
