@@ -121,9 +121,7 @@ def lif_trace(
     return LIFTrace(*(jnp.moveaxis(x, 0, 1) for x in trace))
 
 
-def lif(
-    currents: Array, *, initial: Array | None = None, unroll: int | None = None, **cell: Unpack[Cell]
-) -> Array:
+def lif(currents: Array, *, initial: Array | None = None, unroll: int | None = None, **cell: Unpack[Cell]) -> Array:
     """Spikes of a layer of LIF neurons over time; :func:`lif_trace` without the membranes.
 
     Args:

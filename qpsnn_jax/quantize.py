@@ -1,16 +1,17 @@
 """Uniform weight quantization with ReScaW scaling and straight-through gradients.
 
-Invariant: ``Ŵ = scale · (2·code - s)`` with ``s = 2^b - 1``, codes in ``{0, …, s}`` and ``scale = γ / s``. Weights carry
-their output channel on the last axis (``h w i o`` for convolutions, ``i o`` for dense layers).
+Invariant: ``Ŵ = scale · (2·code - s)`` with ``s = 2^b - 1``, codes in ``{0, …, s}`` and ``scale = γ / s``. Weights
+carry their output channel on the last axis (``h w i o`` for convolutions, ``i o`` for dense layers).
 """
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 Per = Literal["layer", "channel"]
@@ -51,7 +52,7 @@ def gamma_of(weights: Array, bits: ArrayLike, gamma: Gamma = "mean", per: Per = 
     References:
         QP-SNN (ICLR 2025), Eq. 9-10 and section 4.1; per channel as in the released code.
     """
-    axes = _reduced_axes(weights, per)
+    axes, top = _reduced_axes(weights, per), _top(bits, weights)
     magnitude = jnp.abs(weights)
     if gamma == "none":
         return jnp.ones_like(jnp.max(magnitude, axis=axes, keepdims=True))
@@ -63,7 +64,7 @@ def gamma_of(weights: Array, bits: ArrayLike, gamma: Gamma = "mean", per: Per = 
     if gamma == "mean":
         return jnp.mean(magnitude, axis=axes, keepdims=True)
     if gamma == "mse":
-        return _mse_gamma(weights, _top(bits, weights), axes)
+        return _mse_gamma(weights, top, axes)
     raise ValueError(f"gamma must be none, max, percentile, mean, mse or an array, got {gamma!r}.")
 
 
@@ -108,7 +109,7 @@ def integer_weights(
     live = gamma > 0
     # An all-zero filter has γ = 0: its integers are then zero, and any positive γ leaves Ŵ = 0 and gradients finite.
     gamma = jnp.where(live, gamma, 1)
-    integers = _ste_integers(weights, gamma, top, ste)
+    integers: Any = _ste_integers(weights, gamma, top, ste)
     return jnp.where(live, integers, integers - jax.lax.stop_gradient(integers)), gamma / top
 
 
@@ -141,7 +142,8 @@ def quantize(
         gain: constant factor on a γ found by a rule.
 
     Returns:
-        Ŵ, of the shape and dtype of ``weights``. An all-zero filter gives zeros and finite gradients.
+        Ŵ, of the shape and dtype of ``weights``. Where γ is zero, that is where all the weights it covers are, Ŵ is
+        zero and the gradient finite; the grid itself has no zero.
 
     Raises:
         ValueError: unknown option, or bits outside 1 to 8.
@@ -216,7 +218,7 @@ def _ste_forward(weights: Array, gamma: Array, top: Array, ste: STE):
 def _ste_backward(ste: STE, saved, cotangent: Array):
     # integers ≈ s·W/γ, so the cotangent of Ŵ is cotangent·s/γ; each rule is stated for that one.
     weights, gamma, top = saved
-    upstream = cotangent * (top / gamma)
+    upstream = cotangent * top / gamma
     if ste == "clipped":
         upstream = jnp.where(jnp.abs(weights) <= gamma, upstream, 0)
     to_gamma = -_sum_to(upstream * weights / gamma, gamma.shape)
@@ -239,6 +241,7 @@ def _round_codes(weights: Array, gamma: Array, top: Array) -> Array:
     return jnp.round(top / 2 * (jnp.clip(weights / gamma, -1, 1) + 1))
 
 
+@partial(jax.jit, static_argnames="axes")
 def _mse_gamma(weights: Array, top: Array, axes: tuple[int, ...]) -> Array:
     """Grid search over (0, max|W|], one candidate at a time so that memory stays that of the weights."""
     largest = jnp.max(jnp.abs(weights), axis=axes, keepdims=True)
@@ -263,9 +266,9 @@ def _mse_gamma(weights: Array, top: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _top(bits: ArrayLike, like: Array) -> Array:
-    """s = 2^b - 1 as a number of the weights' dtype; by an integer shift, because exp2 need not be exact."""
-    if not isinstance(bits, jax.core.Tracer) and not np.all((np.asarray(bits) >= 1) & (np.asarray(bits) <= 8)):
-        raise ValueError(f"bits must be between 1 and 8, got {bits}.")
+    """The top level s = 2^b - 1 as a number of the weights' dtype, by an integer shift: exp2 need not be exact."""
+    if not isinstance(bits, Tracer) and not np.isin(bits, range(1, 9)).all():
+        raise ValueError(f"bits must be a whole number between 1 and 8, got {bits}.")
     return (jnp.left_shift(1, jnp.asarray(bits, jnp.int32)) - 1).astype(like.dtype)
 
 

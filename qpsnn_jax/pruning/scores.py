@@ -18,11 +18,19 @@ def singular_values(spikes: Array) -> Array:
     Returns:
         float32, shape ``b c min(h, w)``, in descending order.
 
+    Raises:
+        ValueError: ``spikes`` is not five-dimensional.
+
     References:
         QP-SNN (ICLR 2025), Eq. 11-12.
     """
+    if spikes.ndim != 5:
+        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
     rates = jnp.mean(spikes.astype(jnp.float32), axis=1)
-    return jnp.linalg.svd(jnp.moveaxis(rates, -1, 1), compute_uv=False)
+    maps = jnp.moveaxis(rates, -1, 1)
+    # On the CPU, JAX's batched SVD splits its batch over the very threads that run it, and two of them in one
+    # program can wait for each other for ever; one matrix at a time is safe and as fast.
+    return jax.lax.platform_dependent(maps, cpu=_svd_one_by_one, default=_svd)
 
 
 def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Threshold = "relative") -> Array:
@@ -46,8 +54,6 @@ def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Thresh
     References:
         QP-SNN (ICLR 2025), Eq. 11-13.
     """
-    if spikes.ndim != 5:
-        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
     return jnp.mean(_ranks(spikes, epsilon, threshold).astype(jnp.float32), axis=0)
 
 
@@ -63,8 +69,6 @@ def svs_ranks(spikes: Array, *, epsilon: float | None = None, threshold: Thresho
     Raises:
         ValueError: ``spikes`` is not five-dimensional, or ``threshold`` is unknown.
     """
-    if spikes.ndim != 5:
-        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
     return _ranks(spikes, epsilon, threshold)
 
 
@@ -107,6 +111,15 @@ def random_scores(key: Array, channels: int) -> Array:
         channels: how many.
     """
     return jax.random.uniform(key, (channels,))
+
+
+def _svd(maps: Array) -> Array:
+    return jnp.linalg.svd(maps, compute_uv=False)
+
+
+def _svd_one_by_one(maps: Array) -> Array:
+    b, c, h, w = maps.shape
+    return jax.lax.map(_svd, maps.reshape(b * c, h, w)).reshape(b, c, min(h, w))
 
 
 @jax.jit(static_argnames=("epsilon", "threshold"))
