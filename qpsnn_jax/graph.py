@@ -1,8 +1,8 @@
 """A network as data: a frozen, hashable graph of a few kinds of nodes, checked when it is built.
 
-Everything the project does (run, prune, cost, export) is a reading of a :class:`Graph` together with its variables. Nodes
-name their inputs; they stand in the order in which they are computed; the last one is the output. Shapes are those
-of one example at one time step, ``(h, w, c)`` or ``(features,)``.
+Everything the project does (run, prune, cost, export) is a reading of a :class:`Graph` together with its variables.
+Nodes name their inputs; they stand in the order in which they are computed; the last one is the output. Shapes are
+those of one example at one time step, ``(h, w, c)`` or ``(features,)``.
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ class Node:
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the nodes it reads."""
         return ()
 
 
@@ -58,6 +59,7 @@ class Unary(Node):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the nodes it reads."""
         return (self.input,)
 
 
@@ -179,6 +181,7 @@ class Add(Node):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Names of the nodes it reads."""
         return (self.first, self.second)
 
 
@@ -239,14 +242,17 @@ class Graph:
 
     @property
     def input(self) -> Input:
+        """The node that stands for the images."""
         return next(node for node in self.nodes if isinstance(node, Input))
 
     @property
     def output(self) -> Node:
+        """The last node."""
         return self.nodes[-1]
 
     @property
     def classes(self) -> int:
+        """Features of the output."""
         return self.values[self.output.name].shape[-1]
 
 
@@ -265,13 +271,13 @@ def from_json(text: str) -> Graph:
     try:
         document = json.loads(text)
         return Graph(tuple(_node(entry) for entry in document["nodes"]), document["timesteps"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the text does not describe a graph: {error!r}.") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the text does not describe a graph: {type(error).__name__}, {error}") from None
 
 
 def _node(entry: dict[str, Any]) -> Node:
     kind = KINDS[entry["kind"]]
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key != "kind"}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k != "kind"}
     if fields.get("quantizer") is not None:
         fields["quantizer"] = Quantizer(**fields["quantizer"])
     return kind(**fields)
@@ -280,17 +286,15 @@ def _node(entry: dict[str, Any]) -> Node:
 def _infer(node: Node, inputs: list[Value]) -> Value:
     match node:
         case Input():
-            _positive(shape=node.shape)
-            if len(node.shape) != 3:
-                raise ValueError(f"the input shape must be (h, w, c), got {node.shape}.")
+            _whole(3, shape=node.shape)
             return Value(node.shape, node.frames, spiking=False)
         case Conv():
-            _positive(features=(node.features,), kernel=node.kernel, strides=node.strides)
-            h, w, _ = _image(inputs[0])
-            size = _windows((h, w), node.kernel, node.strides, node.padding)
+            _whole(1, features=node.features)
+            _whole(2, kernel=node.kernel)
+            size = _windows(inputs[0], node.kernel, node.strides, node.padding)
             return Value((*size, node.features), inputs[0].timed, spiking=False)
         case Dense():
-            _positive(features=(node.features,))
+            _whole(1, features=node.features)
             if len(inputs[0].shape) != 1:
                 raise ValueError(f"needs a flat input, got the shape {inputs[0].shape}; put a Flatten before it.")
             return Value((node.features,), inputs[0].timed, spiking=False)
@@ -299,20 +303,19 @@ def _infer(node: Node, inputs: list[Value]) -> Value:
         case LIF():
             return Value(inputs[0].shape, timed=True, spiking=True)
         case MaxPool() | AveragePool():
-            _positive(window=node.window, strides=node.strides)
-            h, w, c = _image(inputs[0])
-            size = _windows((h, w), node.window, node.strides, (0, 0))
-            return Value((*size, c), inputs[0].timed, isinstance(node, MaxPool) and inputs[0].spiking)
+            size = _windows(inputs[0], node.window, node.strides, (0, 0))
+            channels = inputs[0].shape[-1]
+            return Value((*size, channels), inputs[0].timed, isinstance(node, MaxPool) and inputs[0].spiking)
         case GlobalAveragePool():
             return Value(_image(inputs[0])[2:], inputs[0].timed, spiking=False)
         case Flatten():
             h, w, c = _image(inputs[0])
             return inputs[0]._replace(shape=(h * w * c,))
         case Shortcut():
-            _positive(stride=(node.stride,))
+            _whole(1, stride=node.stride)
             h, w, c = _image(inputs[0])
-            if any(not -1 <= i < c for i in node.source):
-                raise ValueError(f"source names a channel outside the {c} that its input has.")
+            if not (isinstance(node.source, tuple) and node.source and set(node.source) <= {-1, *range(c)}):
+                raise ValueError(f"source must be a tuple of channels of its input, 0 to {c - 1}, or -1 for zeros.")
             size = (-(-h // node.stride), -(-w // node.stride), len(node.source))
             return inputs[0]._replace(shape=size)
         case Add():
@@ -330,19 +333,24 @@ def _image(value: Value) -> tuple[int, int, int]:
     return h, w, c
 
 
-def _windows(size: Pair, window: Pair, strides: Pair, padding: Pair) -> Pair:
-    if any(p < 0 for p in padding):
-        raise ValueError(f"padding must not be negative, got {padding}.")
+def _windows(value: Value, window: Pair, strides: Pair, padding: Pair) -> Pair:
+    _whole(2, window=window, strides=strides)
+    _whole(2, least=0, padding=padding)
+    size = _image(value)[:2]
     h, w = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, window, strides, padding, strict=True))
     if h < 1 or w < 1:
         raise ValueError(f"a window of {window} does not fit an input of {size[0]}×{size[1]} with padding {padding}.")
     return h, w
 
 
-def _positive(**fields: tuple[int, ...]) -> None:
-    for name, numbers in fields.items():
-        if any(n < 1 for n in numbers):
-            raise ValueError(f"{name} must be at least 1, got {numbers if len(numbers) > 1 else numbers[0]}.")
+def _whole(count: int, least: int = 1, **fields: Any) -> None:
+    """Refuses a field that is not ``count`` whole numbers of at least ``least``; one number stands without a tuple."""
+    wanted = "a whole number" if count == 1 else f"a tuple of {count} whole numbers"
+    for name, value in fields.items():
+        numbers = (value,) if count == 1 else value
+        fits = isinstance(numbers, tuple) and len(numbers) == count
+        if not (fits and all(isinstance(n, int) and n >= least for n in numbers)):
+            raise ValueError(f"{name} must be {wanted} of at least {least}, got {value!r}.")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

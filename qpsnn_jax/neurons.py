@@ -73,7 +73,7 @@ def lif_step(
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
     """
-    charged = tau * membrane + current
+    charged = jnp.asarray(tau * membrane + current)
     spikes = fire_step(charged - threshold, surrogate, fire)
     gate = jax.lax.stop_gradient(spikes) if detach_reset else spikes
     if reset == "hard":

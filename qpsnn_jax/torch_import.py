@@ -1,15 +1,20 @@
 """Checkpoints of the authors' PyTorch code, as a graph and variables."""
 
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.graph import LIF, AveragePool, BatchNorm, Conv, Dense, Graph, Quantizer
+from qpsnn_jax.graph import LIF, BatchNorm, Conv, Dense, Flatten, Graph, Quantizer
 from qpsnn_jax.quantize import STE, Per
 from qpsnn_jax.zoo.resnet20 import resnet20_of_widths
-from qpsnn_jax.zoo.vgg16 import vgg16_of_widths
+from qpsnn_jax.zoo.vgg16 import WIDTHS, vgg16_of_widths
+
+Tensors = Mapping[str, Any]
 
 # The released code fires strictly above the threshold.
 _RELEASED_LIF = LIF("", "", fire=">")
@@ -43,12 +48,12 @@ def import_torch(
         ``(graph, variables)`` for :class:`qpsnn_jax.SpikingNetwork`, with ``params``, ``batch_stats``, ``scales``.
 
     Raises:
-        ValueError: the names are those of no known network, a tensor is missing or its shape does not fit.
+        ValueError: the names are those of no known network, a tensor is missing, too many or of the wrong shape.
 
     References:
         QP-SNN (ICLR 2025), the released implementation.
     """
-    tensors = {key.removeprefix("module."): _array(value) for key, value in state_dict.items()}
+    tensors = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
     quantizer = Quantizer(bits, "mean", per, ste)
     if "layer1.0.conv1.weight" in tensors:
         graph, names = _resnet20(tensors, quantizer, timesteps, input_size)
@@ -60,15 +65,17 @@ def import_torch(
     return graph, _variables(graph, tensors, names)
 
 
-def _resnet20(tensors, quantizer: Quantizer, timesteps: int, input_size: int):
+def _resnet20(tensors: Tensors, quantizer: Quantizer, timesteps: int, input_size: int) -> tuple[Graph, dict[str, str]]:
     blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
+    _refuse_others(tensors, ("conv1", "bn1", "fc", *blocks))
+    stem, channels = _shape(tensors, "conv1.weight", 4)[:2]
     graph = resnet20_of_widths(
-        _outputs(tensors, "conv1.weight"),
-        tuple((_outputs(tensors, f"{b}.conv1.weight"), _outputs(tensors, f"{b}.conv2.weight")) for b in blocks),
+        stem,
+        tuple((_shape(tensors, f"{b}.conv1.weight", 4)[0], _shape(tensors, f"{b}.conv2.weight", 4)[0]) for b in blocks),
         quantizer,
         timesteps=timesteps,
-        classes=_outputs(tensors, "fc.module.weight"),
-        input_shape=(input_size, input_size, tensors["conv1.weight"].shape[1]),
+        classes=_shape(tensors, "fc.module.weight", 2)[0],
+        input_shape=(input_size, input_size, channels),
         lif=_RELEASED_LIF,
     )
     names = {node.name: node.name for node in graph.nodes if isinstance(node, Conv)}
@@ -76,72 +83,113 @@ def _resnet20(tensors, quantizer: Quantizer, timesteps: int, input_size: int):
     return graph, names | {"fc": "fc.module"}
 
 
-def _vgg16(tensors, quantizer: Quantizer, timesteps: int):
-    places = sorted({int(k.split(".")[1][6:]) for k in tensors if k.startswith("features.convbn")})
-    widths = tuple(_outputs(tensors, f"features.convbn{i}.layer.module.weight") for i in places)
-    if len(widths) != 13:
-        raise ValueError(f"state_dict has {len(widths)} VGG convolutions where 13 are needed.")
+def _vgg16(tensors: Tensors, quantizer: Quantizer, timesteps: int) -> tuple[Graph, dict[str, str]]:
+    places = [place for place, channels in enumerate(WIDTHS) if channels is not None]
+    _refuse_others(tensors, ("classifier", *(f"features.convbn{i}" for i in places)))
+    shapes = [_shape(tensors, f"features.convbn{i}.layer.module.weight", 4) for i in places]
     readout = "classifier.linear1.module"
-    classes, inputs = _get(tensors, f"{readout}.weight").shape
+    classes, inputs = _shape(tensors, f"{readout}.weight", 2)
     # Four max-pools and the average-pool leave size/32 positions a side.
-    size = 32 * round((inputs / widths[-1]) ** 0.5)
-    channels = tensors["features.convbn0.layer.module.weight"].shape[1]
-    shape = (size, size, channels)
+    size = 32 * max(1, round((inputs / shapes[-1][0]) ** 0.5))
     graph = vgg16_of_widths(
-        widths, quantizer, timesteps=timesteps, classes=classes, input_shape=shape, lif=_RELEASED_LIF
+        tuple(shape[0] for shape in shapes),
+        quantizer,
+        timesteps=timesteps,
+        classes=classes,
+        input_shape=(size, size, shapes[0][1]),
+        lif=_RELEASED_LIF,
     )
     names = {f"features.{i}.conv": f"features.convbn{i}.layer.module" for i in places}
     names |= {f"features.{i}.bn": f"features.convbn{i}.bn.bn" for i in places}
     return graph, names | {"fc": readout}
 
 
-def _variables(graph: Graph, tensors, names: Mapping[str, str]) -> dict[str, Any]:
+def _variables(graph: Graph, tensors: Tensors, names: Mapping[str, str]) -> dict[str, Any]:
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}, "scales": {}}
     for node in graph.nodes:
-        if isinstance(node, Conv | Dense):
-            kernel = _get(tensors, f"{names[node.name]}.weight")
-            leaves = {"kernel": _kernel(graph, node, kernel)}
-            if node.bias:
-                leaves["bias"] = _get(tensors, f"{names[node.name]}.bias")
-            variables["params"][node.name] = leaves
-            if node.quantizer is not None:
-                gains = node.features if node.quantizer.per == "channel" else 1
-                variables["scales"][node.name] = {"gain": np.ones(gains, np.float32)}
-        elif isinstance(node, BatchNorm):
-            leaves = {ours: _get(tensors, f"{names[node.name]}.{theirs}") for theirs, ours in _BATCH_NORM.items()}
-            variables["params"][node.name] = {k: leaves[k] for k in ("scale", "bias")}
-            variables["batch_stats"][node.name] = {k: leaves[k] for k in ("mean", "var")}
-    return {
-        collection: {name: {k: jnp.asarray(v) for k, v in leaves.items()} for name, leaves in nodes.items()}
-        for collection, nodes in variables.items()
-    }
+        features = graph.values[node.name].shape[-1:]
+        match node:
+            case Conv() | Dense():
+                leaves = {"kernel": _kernel(graph, node, tensors, f"{names[node.name]}.weight")}
+                if node.bias:
+                    leaves["bias"] = _array(tensors, f"{names[node.name]}.bias", features)
+                variables["params"][node.name] = leaves
+                if node.quantizer is not None:
+                    gains = features if node.quantizer.per == "channel" else (1,)
+                    variables["scales"][node.name] = {"gain": np.ones(gains, np.float32)}
+            case BatchNorm():
+                name = names[node.name]
+                leaves = {ours: _array(tensors, f"{name}.{theirs}", features) for theirs, ours in _BATCH_NORM.items()}
+                variables["params"][node.name] = {k: leaves[k] for k in ("scale", "bias")}
+                variables["batch_stats"][node.name] = {k: leaves[k] for k in ("mean", "var")}
+    # A copy: the arrays may share memory with a PyTorch model that goes on training.
+    return jax.tree.map(jnp.array, variables)
 
 
-def _kernel(graph: Graph, node: Conv | Dense, weight: np.ndarray) -> np.ndarray:
+def _kernel(graph: Graph, node: Conv | Dense, tensors: Tensors, name: str) -> np.ndarray:
     """O I H W to H W I O; the flattened features of a readout from channel-first to channel-last."""
+    inputs = graph.values[node.input].shape[-1]
     if isinstance(node, Conv):
-        expected = (node.features, graph.values[node.input].shape[-1], *node.kernel)
-        if weight.shape != expected:
-            raise ValueError(f"tensor of node {node.name!r} has the shape {weight.shape}, expected {expected}.")
-        return weight.transpose(2, 3, 1, 0)
-    pooled = next((n for n in graph.nodes if isinstance(n, AveragePool)), None)
-    h, w, c = (1, 1, graph.values[node.input].shape[0]) if pooled is None else graph.values[pooled.name].shape
-    if weight.shape != (node.features, h * w * c):
-        raise ValueError(
-            f"tensor of node {node.name!r} has the shape {weight.shape}, expected {(node.features, h * w * c)}."
-        )
-    return weight.reshape(node.features, c, h, w).transpose(2, 3, 1, 0).reshape(h * w * c, node.features)
+        return _array(tensors, name, (node.features, inputs, *node.kernel)).transpose(2, 3, 1, 0)
+    weight = _array(tensors, name, (node.features, inputs))
+    source = graph.by_name[node.input]
+    h, w, c = graph.values[source.input].shape if isinstance(source, Flatten) else (1, 1, inputs)
+    return weight.reshape(-1, c, h, w).transpose(2, 3, 1, 0).reshape(inputs, -1)
 
 
-def _outputs(tensors, name: str) -> int:
-    return _get(tensors, name).shape[0]
+def _refuse_others(tensors: Tensors, modules: tuple[str, ...]) -> None:
+    known = tuple(f"{module}{end}" for module in modules for end in (".", "_s."))
+    if others := [name for name in tensors if not name.startswith(known)]:
+        raise ValueError(f"state_dict has the tensor {others[0]!r}, which is not of the network its other names tell.")
 
 
-def _get(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+def _shape(tensors: Tensors, name: str, ndim: int) -> tuple[int, ...]:
+    array = _array(tensors, name)
+    if array.ndim != ndim:
+        raise ValueError(f"tensor {name!r} has the shape {array.shape}, expected {ndim} axes.")
+    return array.shape
+
+
+def _array(tensors: Tensors, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
     if name not in tensors:
         raise ValueError(f"state_dict lacks the tensor {name!r}.")
-    return tensors[name]
+    tensor = tensors[name]
+    array = np.asarray(tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor, np.float32)
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"tensor {name!r} has the shape {array.shape}, expected {shape}.")
+    return array
 
 
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """The tensors of a checkpoint file: what ``torch.save`` wrote (needs PyTorch), or an ``.npz`` of the state dict.
+
+    A dictionary that keeps the state dict under ``state_dict`` or ``model`` is opened.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: the file is missing or unreadable, or PyTorch is needed and not installed.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist.")
+    if path.suffix == ".npz":
+        try:
+            with np.load(path) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            raise ValueError(f"{path} is not a readable .npz file.") from None
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(f"reading {path} needs PyTorch; install torch, or save the state dict as .npz.") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        raise ValueError(f"{path} is not a readable PyTorch checkpoint of plain tensors.") from None
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(hasattr(value, "shape") for value in loaded.values()):
+        raise ValueError(f"{path} does not hold a state dict of tensors.")
+    return dict(loaded)

@@ -14,7 +14,14 @@ from qpsnn_jax.data.dataset import Arrays, DataSet, normalize
 from qpsnn_jax.data.digits import digits as _digits
 from qpsnn_jax.data.tfds_source import cifar as _cifar
 
-__all__ = ["Arrays", "Augmentation", "DataSet", "load", "normalize"]
+__all__ = ["SHAPES", "Arrays", "Augmentation", "DataSet", "load", "normalize"]
+
+# Image shape (h, w, c) and number of classes, known without reading anything.
+SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
+    "digits": ((8, 8, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+}
 
 
 def _embedded(data_dir: str | PathLike[str] | None, seed: int, **examples: int | None) -> DataSet:

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.graph import LIF, Add, BatchNorm, Conv, Dense, Flatten, Graph, Input, Node, Shortcut
+from qpsnn_jax.graph import LIF, Add, BatchNorm, Conv, Dense, Graph, Input, Node, Shortcut
 from qpsnn_jax.quantize import gamma_of
 
 Tree = TypeVar("Tree")
@@ -30,10 +30,11 @@ class Group(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """One axis of an array: it holds the channels of ``group``, ``repeats`` times over."""
+    """One axis of an array: it holds the ``size`` channels of ``group``, ``repeats`` times over."""
 
     axis: int
     group: str
+    size: int
     repeats: int
 
 
@@ -98,12 +99,12 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
 
     def cut(path: tuple, leaf: Any) -> Any:
         place = _place(path)
-        return leaf if place not in axes else _take(leaf, axes[place], kept, place, graph)
+        return _take(leaf, axes[place], kept, place) if place in axes else leaf
 
-    pruned = jax.tree_util.tree_map_with_path(cut, tree)
+    pruned: Any = jax.tree_util.tree_map_with_path(cut, tree)
     if isinstance(tree, Mapping) and "params" in tree and "scales" in tree:
-        pruned = {**pruned, "scales": _kept_scales(graph, tree, pruned, kept)}  # pyright: ignore
-    return smaller, pruned  # pyright: ignore[reportReturnType]
+        pruned = {**pruned, "scales": _kept_scales(graph, tree, pruned, kept)}
+    return smaller, pruned
 
 
 def _roots(graph: Graph) -> dict[str, str]:
@@ -125,36 +126,33 @@ def _roots(graph: Graph) -> dict[str, str]:
     return {name: find(name) for name in parent}
 
 
-def _group_of_nodes(graph: Graph) -> dict[str, str]:
-    return {member: group.name for group in channel_groups(graph).values() for member in group.members}
+def _group_of_nodes(graph: Graph) -> dict[str, Group]:
+    return {member: group for group in channel_groups(graph).values() for member in group.members}
 
 
 def _axes(graph: Graph) -> dict[tuple[str, str], list[_Axis]]:
     """The axes that hold channels of a group, for every array named by a node and a leaf."""
     group_of = _group_of_nodes(graph)
+
+    def channels(axis: int, name: str) -> list[_Axis]:
+        """The axis that holds the output of a node; a flattened image holds its channels at every position."""
+        if name not in group_of:
+            return []
+        group = group_of[name]
+        return [_Axis(axis, group.name, group.size, graph.values[name].shape[-1] // group.size)]
+
     table: dict[tuple[str, str], list[_Axis]] = {}
     for node in graph.nodes:
         match node:
             case Conv() | Dense():
-                repeats = 1
-                source = graph.by_name[node.input]
-                if isinstance(source, Flatten):
-                    h, w, _ = graph.values[source.input].shape
-                    repeats = h * w
                 last = 3 if isinstance(node, Conv) else 1
-                inputs, outputs = group_of.get(node.input), group_of.get(node.name)
-                table[node.name, "kernel"] = _named((last - 1, inputs, repeats), (last, outputs, 1))
-                table[node.name, "bias"] = _named((0, outputs, 1))
+                table[node.name, "kernel"] = channels(last - 1, node.input) + channels(last, node.name)
+                table[node.name, "bias"] = channels(0, node.name)
                 if node.quantizer is not None and node.quantizer.per == "channel":
-                    table[node.name, "gain"] = _named((0, outputs, 1))
+                    table[node.name, "gain"] = channels(0, node.name)
             case BatchNorm():
-                for leaf in ("scale", "bias", "mean", "var"):
-                    table[node.name, leaf] = _named((0, group_of.get(node.name), 1))
+                table |= {(node.name, leaf): channels(0, node.name) for leaf in ("scale", "bias", "mean", "var")}
     return table
-
-
-def _named(*entries: tuple[int, str | None, int]) -> list[_Axis]:
-    return [_Axis(axis, group, repeats) for axis, group, repeats in entries if group is not None]
 
 
 def _place(path: tuple) -> tuple[str, str] | None:
@@ -162,30 +160,24 @@ def _place(path: tuple) -> tuple[str, str] | None:
     return (keys[0], keys[1]) if len(keys) == 2 else None
 
 
-def _take(leaf: Any, axes: list[_Axis], kept: dict[str, np.ndarray], place: Any, graph: Graph) -> Any:
-    for axis, group, repeats in axes:
-        size = _size(graph, group)
-        if leaf.ndim <= axis or leaf.shape[axis] != size * repeats:
-            raise ValueError(f"array {place[0]}/{place[1]} of shape {leaf.shape} does not fit the graph.")
+def _take(leaf: Any, axes: list[_Axis], kept: dict[str, np.ndarray], place: tuple[str, str]) -> Any:
+    for axis, group, size, repeats in axes:
+        if np.ndim(leaf) <= axis or leaf.shape[axis] != size * repeats:
+            raise ValueError(f"array {place[0]}/{place[1]} of shape {np.shape(leaf)} does not fit the graph.")
         if group in kept and len(kept[group]) < size:
             index = (np.arange(repeats)[:, None] * size + kept[group]).ravel()
             leaf = leaf.take(index, axis=axis)
     return leaf
 
 
-def _size(graph: Graph, group: str) -> int:
-    return graph.values[group].shape[-1]
-
-
 def _smaller_graph(graph: Graph, kept: dict[str, np.ndarray]) -> Graph:
-    group_of = _group_of_nodes(graph)
+    left = {name: kept[group.name] for name, group in _group_of_nodes(graph).items() if group.name in kept}
 
     def shrink(node: Node) -> Node:
-        channels = kept.get(group_of.get(node.name, ""))
-        if isinstance(node, Conv | Dense) and channels is not None:
-            return dataclasses.replace(node, features=len(channels))
+        if isinstance(node, Conv | Dense) and node.name in left:
+            return dataclasses.replace(node, features=len(left[node.name]))
         if isinstance(node, Shortcut):
-            return dataclasses.replace(node, source=_remapped(node, channels, kept.get(group_of.get(node.input, ""))))
+            return dataclasses.replace(node, source=_remapped(node, left.get(node.name), left.get(node.input)))
         return node
 
     return Graph(tuple(shrink(node) for node in graph.nodes), graph.timesteps)
@@ -205,17 +197,14 @@ def _kept_scales(graph: Graph, whole: Any, pruned: Any, kept: dict[str, np.ndarr
     group_of = _group_of_nodes(graph)
     scales = dict(pruned["scales"])
     for name in whole["scales"]:
-        node = graph.by_name[name]
-        assert isinstance(node, Conv | Dense)
-        quantizer = node.quantizer
-        assert quantizer is not None
+        quantizer = cast(Conv | Dense, graph.by_name[name]).quantizer
         before, after = whole["params"][name]["kernel"], pruned["params"][name]["kernel"]
-        if before.shape == after.shape:
+        if quantizer is None or before.shape == after.shape:
             continue
         rule = (quantizer.bits, quantizer.gamma, quantizer.per)
         old, new = (gamma_of(kernel, *rule).ravel() for kernel in (before, after))
-        if quantizer.per == "channel" and group_of.get(name) in kept:
-            old = old[kept[group_of[name]]]
+        if quantizer.per == "channel" and after.shape[-1] < before.shape[-1]:
+            old = old[kept[group_of[name].name]]
         gain: Array = scales[name]["gain"]
         scales[name] = {"gain": gain * jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)}
     return scales

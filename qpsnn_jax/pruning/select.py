@@ -1,6 +1,7 @@
 """Scoring all channels of a network in one pass over data, and choosing which to keep."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,12 +34,13 @@ def score(graph: Graph, variables: Any, batches: Iterable[Array], criterion: Cri
     """Score of every channel of every group, in one pass over the batches, in evaluation mode.
 
     A group's score is the mean over its LIF layers and the batches; only the scores are ever stored, not the maps.
+    A group without a LIF layer gets none.
 
     Args:
         graph, variables: the network.
         batches: normalized images ``b h w c`` (or frames ``b t h w c``), each batch of the same size.
         criterion: from a :class:`LIFTrace` ``b t h w c`` to one score per channel: :func:`svs`, :func:`sca`, or any
-            function of that form.
+            function of that form. Where a layer is flat, its maps have the height 1.
 
     Returns:
         ``{group: scores}``, each of the group's size.
@@ -50,13 +52,13 @@ def score(graph: Graph, variables: Any, batches: Iterable[Array], criterion: Cri
         QP-SNN (ICLR 2025), Eq. 7 and 11-13.
     """
     groups = channel_groups(graph)
-    layers = {name: spiking_members(graph, group) for name, group in groups.items()}
-    capture = {layer: criterion for members in layers.values() for layer in members}
+    layers = {name: members for name, group in groups.items() if (members := spiking_members(graph, group))}
+    capture = {layer: partial(_score_maps, criterion, groups[name].size) for name in layers for layer in layers[name]}
 
     @jax.jit
     def batch_scores(variables: Any, images: Array) -> Scores:
-        _, captured = SpikingNetwork(graph).apply(variables, images, capture=capture)
-        return {name: sum(captured[layer] for layer in members) / len(members) for name, members in layers.items()}
+        captured: Any = SpikingNetwork(graph).apply(variables, images, capture=capture)[1]
+        return {name: jnp.mean(jnp.stack([captured[m] for m in members]), axis=0) for name, members in layers.items()}
 
     total: Scores | None = None
     count = 0
@@ -66,16 +68,17 @@ def score(graph: Graph, variables: Any, batches: Iterable[Array], criterion: Cri
         count += 1
     if total is None:
         raise ValueError("score needs at least one batch of images.")
-    return {name: scores / count for name, scores in total.items()}
+    return {name: total[name] / count for name in layers}
 
 
 def score_magnitude(graph: Graph, variables: Any) -> Scores:
     """L1 norm of the weights that make each channel, summed over the layers of its group; needs no data."""
     params = variables["params"]
-    return {
-        name: sum(magnitude_scores(params[m]["kernel"]) for m in group.members if "kernel" in params.get(m, {}))
+    kernels = {
+        name: [params[member]["kernel"] for member in group.members if "kernel" in params.get(member, {})]
         for name, group in channel_groups(graph).items()
     }
+    return {name: jnp.sum(jnp.stack([magnitude_scores(k) for k in own]), axis=0) for name, own in kernels.items()}
 
 
 def score_random(graph: Graph, key: Array) -> Scores:
@@ -113,6 +116,12 @@ def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] 
     return {name: _highest(group, scores, chosen.get(str(group.label), 0.0)) for name, group in groups.items()}
 
 
+def _score_maps(criterion: Criterion, channels: int, trace: LIFTrace) -> Array:
+    if trace.spikes.ndim == 3:
+        trace = LIFTrace(*(x.reshape(*x.shape[:2], 1, -1, channels) for x in trace))
+    return criterion(trace)
+
+
 def _highest(group: Group, scores: Mapping[str, Any], ratio: float) -> np.ndarray:
     try:
         kept = kept_channels(group.size, ratio)
@@ -120,7 +129,7 @@ def _highest(group: Group, scores: Mapping[str, Any], ratio: float) -> np.ndarra
         raise ValueError(f"ratio of {group.label!r} in group {group.name!r}: {error}") from None
     if group.name not in scores:
         raise ValueError(f"scores lack the group {group.name!r}.")
-    values = np.asarray(scores[group.name])
+    values = np.asarray(scores[group.name], np.float64)
     if values.shape != (group.size,) or not np.all(np.isfinite(values)):
         raise ValueError(f"scores of group {group.name!r} must be {group.size} finite numbers.")
     return np.sort(np.argsort(-values, kind="stable")[:kept])

@@ -6,7 +6,8 @@ from qpsnn_jax.graph import LIF, AveragePool, Dense, Flatten, Graph, Input, MaxP
 from qpsnn_jax.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron, quantizer_of, scaled
 
 LABELS = ("early", "late")
-_WIDTHS = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512)
+# By place in the released model: the channels of a convolution, or None for a max-pool.
+WIDTHS = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512)
 _EARLY = 7
 
 
@@ -42,7 +43,7 @@ def vgg16(
         QP-SNN (ICLR 2025), section 5 and table 9.
     """
     ratio = checked_ratios(ratios, LABELS)
-    full = [scaled(base, width) for base in _WIDTHS if base is not None]
+    full = [scaled(base, width) for base in WIDTHS if base is not None]
     labels = [_label(i) for i in range(len(full))]
     kept = tuple(kept_channels(n, ratio.get(label or "", 0.0)) for n, label in zip(full, labels, strict=True))
     return vgg16_of_widths(
@@ -66,7 +67,7 @@ def vgg16_of_widths(
     """
     nodes: list[Node] = [Input("image", input_shape)]
     tip, convolution = "image", 0
-    for place, base in enumerate(_WIDTHS):
+    for place, base in enumerate(WIDTHS):
         name = f"features.{place}"
         if base is None:
             nodes.append(MaxPool(f"{name}.pool", tip))
@@ -85,6 +86,6 @@ def vgg16_of_widths(
 
 def _label(convolution: int) -> str | None:
     """The last convolution feeds the readout and is never pruned."""
-    if convolution == sum(base is not None for base in _WIDTHS) - 1:
+    if convolution == sum(base is not None for base in WIDTHS) - 1:
         return None
     return "early" if convolution < _EARLY else "late"

@@ -1,0 +1,132 @@
+"""Checkpoints: arrays by Orbax, and beside them the graph and whatever else makes them restore by themselves.
+
+A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax) and ``meta.json``: the graph, the caller's notes and a
+CRC-32 of every array. It is written under a temporary name and renamed, so that a name without ``.tmp`` is always whole.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from qpsnn_jax.graph import Graph, from_json, to_json
+
+_KEPT = 2
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was found: its folder, step, graph and the caller's notes; the arrays are not read yet."""
+
+    path: Path
+    step: int
+    graph: Graph
+    notes: dict[str, Any]
+
+
+def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, Any]) -> Path:
+    """Write ``step_N`` into ``directory`` and delete all but the last two checkpoints there.
+
+    Args:
+        directory: made when missing.
+        step: N, 0 or more.
+        graph: of the network that ``state`` belongs to.
+        state: a pytree of arrays.
+        notes: plain values for JSON.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    final = directory / f"step_{step}"
+    temporary = directory / f"step_{step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    ocp.save(str(temporary.resolve() / "arrays"), state)
+    meta = {"step": step, "graph": json.loads(to_json(graph)), "notes": notes, "crc32": _checksums(state)}
+    (temporary / "meta.json").write_text(json.dumps(meta))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    for step in _steps(directory)[:-_KEPT]:
+        shutil.rmtree(directory / f"step_{step}")
+    return final
+
+
+def latest(directory: Path) -> Checkpoint | None:
+    """The checkpoint with the highest step in a directory, or None where there is none.
+
+    Raises:
+        ValueError: its description is damaged.
+    """
+    steps = _steps(directory)
+    return read(directory / f"step_{steps[-1]}") if steps else None
+
+
+def read(path: Path) -> Checkpoint:
+    """The description of the checkpoint in the folder ``path``.
+
+    Raises:
+        ValueError: there is no checkpoint or its description is damaged.
+    """
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        return Checkpoint(path, meta["step"], from_json(json.dumps(meta["graph"])), meta["notes"])
+    except FileNotFoundError:
+        raise ValueError(f"{path} is not a checkpoint: it has no meta.json.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged: its meta.json does not describe a network ({error})."
+        ) from None
+
+
+def restore(checkpoint: Checkpoint, like: Any) -> Any:
+    """The arrays of a checkpoint.
+
+    Args:
+        checkpoint: from :func:`latest` or :func:`read`.
+        like: a pytree of arrays or shapes of the same structure; what comes back has its structure, on its devices.
+
+    Returns:
+        The state that was saved, bit for bit.
+
+    Raises:
+        ValueError: the arrays are damaged, or are not of the shapes in ``like`` (another network's).
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = checkpoint.path
+    try:
+        state = ocp.load(str(path.resolve() / "arrays"), jax.tree.map(_abstract, like))
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint {path} cannot be read: it is damaged or belongs to another network or optimizer "
+            f"({_first_line(error)}); delete it to go on from an earlier one."
+        ) from None
+    if _checksums(state) != json.loads((path / "meta.json").read_text()).get("crc32"):
+        raise ValueError(f"checkpoint {path} is damaged: its arrays do not match their checksums.")
+    return state
+
+
+def _steps(directory: Path) -> list[int]:
+    names = (path.name.removeprefix("step_") for path in directory.glob("step_*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _checksums(state: Any) -> dict[str, int]:
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+    return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for path, leaf in leaves}
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:160]

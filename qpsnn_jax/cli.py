@@ -1,0 +1,291 @@
+"""The command line, ``qpsnn``. Anything heavy is imported by the command that needs it."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from qpsnn_jax.config import Config
+    from qpsnn_jax.pipeline import Stage
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one sentence, and which takes no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message[0].lower()}{message[1:]} (see {self.prog} --help).")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 2 for a wrong input, 1 for a run that failed, 130 when stopped."""
+    parser = _Parser(
+        prog="qpsnn",
+        description="Compress spiking neural networks: quantize, score, prune, fine-tune (QP-SNN, ICLR 2025).",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:13}{command.__doc__}" for name, command in COMMANDS.items())
+        + "\n\nqpsnn COMMAND --help tells more.",
+        usage="qpsnn COMMAND …",
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    try:
+        given = parser.parse_args(arguments)
+        COMMANDS[given.command](given.rest)
+    except KeyboardInterrupt:
+        print("qpsnn: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("QPSNN_TRACEBACK"):
+            raise
+        print(f"qpsnn: error: {_sentence(error)}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError) else 2
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    """Train, score, prune, fine-tune and report."""
+    parser = _config_parser("run", _run)
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="directory of the run, new or this run's"
+    )
+    parser.add_argument("--compare", action="store_true", help="also run the controls: baseline, random, from scratch")
+    given, config = _parse_config(parser, arguments)
+    from qpsnn_jax import pipeline, report
+
+    pipeline.check_run(given.out, config)
+    data = pipeline.load_data(config)
+    pipeline.open_run(given.out, config)
+    stages = pipeline.run(config, given.out, data)
+    controls = pipeline.run_controls(config, given.out, data) if given.compare else []
+    report.write_report(config, given.out, data, stages, controls)
+    print(report.table([*stages, *controls]))
+    print(f"\nreport: {given.out / 'report.md'}")
+
+
+def _train(arguments: list[str]) -> None:
+    """Only the first stage of a run: train the quantized network."""
+    parser = _config_parser("train", _train)
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="directory of the run, new or this run's"
+    )
+    given, config = _parse_config(parser, arguments)
+    from qpsnn_jax import pipeline
+
+    pipeline.check_run(given.out, config)
+    data = pipeline.load_data(config)
+    pipeline.open_run(given.out, config)
+    _print_stages([pipeline.train(config, given.out, data)])
+
+
+def _score(arguments: list[str]) -> None:
+    """Score the channels of a trained run."""
+    directory, config = _parse_run("score", _score, arguments)
+    from qpsnn_jax import pipeline
+
+    _require_stage(directory, "quantized", "qpsnn train")
+    scores = pipeline.score_channels(config, directory, pipeline.load_data(config))
+    for name, values in scores.items():
+        print(f"{name:20} {len(values):5} channels, scores {values.min():.4g} to {values.max():.4g}")
+    print(f"\nscores: {directory / 'pruned' / 'scores.npz'}")
+
+
+def _prune(arguments: list[str]) -> None:
+    """Remove the channels with the lowest scores from a trained run."""
+    directory, config = _parse_run("prune", _prune, arguments)
+    from qpsnn_jax import pipeline
+
+    _require_stage(directory, "quantized", "qpsnn train")
+    _print_stages([pipeline.prune_channels(config, directory, pipeline.load_data(config))])
+
+
+def _finetune(arguments: list[str]) -> None:
+    """Train a pruned run on, and report."""
+    directory, config = _parse_run("finetune", _finetune, arguments)
+    from qpsnn_jax import pipeline, report
+
+    _require_stage(directory, "pruned", "qpsnn prune")
+    data = pipeline.load_data(config)
+    stages = pipeline.run(config, directory, data)
+    report.write_report(config, directory, data, stages, [])
+    _print_stages(stages)
+
+
+def _evaluate(arguments: list[str]) -> None:
+    """Measure accuracy and cost of a run, one of its stages, or a checkpoint."""
+    parser = _Parser(prog="qpsnn evaluate", description=_evaluate.__doc__)
+    parser.add_argument("path", type=Path, metavar="PATH", help="directory of a run, a stage, or a checkpoint")
+    parser.add_argument("--data", help="data set; that of the run when left out")
+    parser.add_argument("--data-dir", help="TFDS data directory; that of the run when left out")
+    parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
+    given = parser.parse_args(arguments)
+    from qpsnn_jax import pipeline
+    from qpsnn_jax.data import load
+    from qpsnn_jax.train import evaluate
+
+    graph, variables = pipeline.load_network(given.path)
+    run = next((p for p in (given.path, *given.path.resolve().parents) if (p / "config.json").is_file()), None)
+    config = pipeline.read_config(run) if run else None
+    if given.data is None and config is None:
+        raise ValueError(f"{given.path} belongs to no run, so say which --data to evaluate on.")
+    chosen = {
+        "data_dir": given.data_dir or (config and config.data_dir),
+        "test_examples": given.test_examples or (config and config.test_examples),
+        "seed": config.seed if config else 0,
+        "train_examples": 1,
+    }
+    data = load(given.data or (config and config.data) or "", **chosen)
+    if data.test.images.shape[1:] != graph.input.shape or data.classes != graph.classes:
+        raise ValueError(
+            f"{given.path} takes images of shape {graph.input.shape} in {graph.classes} classes, and {data.name} has "
+            f"{data.test.images.shape[1:]} in {data.classes}; choose another --data."
+        )
+    result = evaluate(graph, variables, data.test, data)
+    whole = pipeline.build_graph(config) if config else graph
+    _print_stages([pipeline.measured(given.path.name, graph, whole, result, result.accuracy, 0.0)])
+
+
+def _cost(arguments: list[str]) -> None:
+    """Show parameters and size of every layer of a preset, a config or a run."""
+    parser = _config_parser("cost", _cost)
+    parser.add_argument("--pruned", action="store_true", help="at the widths that the ratios leave")
+    given, config = _parse_config(parser, arguments, runs=True)
+    from qpsnn_jax import pipeline
+    from qpsnn_jax.config import build_graph
+    from qpsnn_jax.cost import cost
+
+    if Path(given.config).is_dir() and not given.pruned:
+        graph, _ = pipeline.load_network(Path(given.config))
+    else:
+        graph = build_graph(config, ratios=config.ratios if given.pruned else None)
+    costs = cost(graph)
+    for node in costs.nodes:
+        if node.params:
+            size = f"{node.params:>12,} params {node.size_bits / 8000:>12,.3f} kB"
+            print(f"{node.name:20} {node.kind:10} {size} {node.dense:>15,} MACs")
+    dense = sum(node.dense for node in costs.nodes)
+    print(f"{'total':31} {costs.params:>12,} params {costs.size_bytes / 1000:>12,.3f} kB {dense:>15,} MACs")
+
+
+def _import_torch(arguments: list[str]) -> None:
+    """Convert a checkpoint of the authors' PyTorch code."""
+    parser = _Parser(prog="qpsnn import-torch", description=_import_torch.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a PyTorch checkpoint, or an .npz of its state dict")
+    parser.add_argument("--bits", type=int, required=True, help="bits of the quantized weights")
+    parser.add_argument("--timesteps", type=int, required=True, help="time steps T")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where to write the network; must be new"
+    )
+    given = parser.parse_args(arguments)
+    if given.out.exists():
+        raise ValueError(f"{given.out} exists; choose another --out.")
+    from qpsnn_jax import pipeline
+    from qpsnn_jax.cost import cost
+    from qpsnn_jax.torch_import import import_torch, read_state_dict
+
+    graph, variables = import_torch(read_state_dict(given.file), bits=given.bits, timesteps=given.timesteps)
+    pipeline.save_network(given.out, graph, variables, {"source": given.file.name})
+    print(f"{given.out}: {cost(graph).params:,} parameters, {graph.classes} classes, {given.bits} bits")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": _run,
+    "train": _train,
+    "score": _score,
+    "prune": _prune,
+    "finetune": _finetune,
+    "evaluate": _evaluate,
+    "cost": _cost,
+    "import-torch": _import_torch,
+}
+
+
+def _config_parser(name: str, command: Callable) -> _Parser:
+    from qpsnn_jax.config import Config
+    from qpsnn_jax.presets import PRESETS
+
+    parser = _Parser(
+        prog=f"qpsnn {name}",
+        description=f"{command.__doc__}\n\nPresets: {', '.join(PRESETS)}.",
+        epilog=f"settings, each as --setting value:\n\n{Config.__doc__}",
+        usage=f"qpsnn {name} PRESET_OR_CONFIG.py [options] [--setting value …]",
+    )
+    parser.add_argument("config", metavar="PRESET_OR_CONFIG.py", help="a preset's name or a file that defines `config`")
+    return parser
+
+
+def _parse_config(parser: _Parser, arguments: list[str], *, runs: bool = False) -> tuple[argparse.Namespace, "Config"]:
+    from qpsnn_jax.config import as_dict, from_dict, load_config
+    from qpsnn_jax.pipeline import read_config
+    from qpsnn_jax.presets import PRESETS
+
+    given, rest = parser.parse_known_args(arguments)
+    changes = _settings(rest)
+    path = Path(given.config)
+    if given.config in PRESETS:
+        config = PRESETS[given.config]
+    elif runs and path.is_dir():
+        config = read_config(path)
+    elif path.suffix == ".py":
+        config = load_config(path)
+    else:
+        raise ValueError(f"{given.config!r} is neither a preset ({', '.join(PRESETS)}) nor a .py file.")
+    return given, from_dict(as_dict(config) | changes)
+
+
+def _settings(rest: list[str]) -> dict[str, Any]:
+    """Pairs ``--field value`` or ``--field=value`` as typed values."""
+    from qpsnn_jax.config import field_types, parse_value
+
+    changes: dict[str, Any] = {}
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            raise ValueError(f"unexpected argument {word!r}; settings are given as --setting value.")
+        option, _, text = word[2:].partition("=")
+        name = option.replace("-", "_")
+        if name not in field_types():
+            near = difflib.get_close_matches(name, field_types(), n=1)
+            raise ValueError(f"there is no setting --{option}" + (f"; did you mean --{near[0]}?" if near else "."))
+        if "=" not in word and (text := next(words, None)) is None:
+            raise ValueError(f"--{option} needs a value.")
+        changes[name] = parse_value(name, text)
+    return changes
+
+
+def _parse_run(name: str, command: Callable, arguments: list[str]) -> tuple[Path, "Config"]:
+    parser = _Parser(prog=f"qpsnn {name}", description=command.__doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of the run")
+    given = parser.parse_args(arguments)
+    from qpsnn_jax.pipeline import read_config
+
+    return given.directory, read_config(given.directory)
+
+
+def _require_stage(directory: Path, stage: str, command: str) -> None:
+    from qpsnn_jax.pipeline import read_stage
+
+    if read_stage(directory, stage) is None:
+        raise ValueError(f"{directory} has no complete stage {stage!r} yet; run `{command}` first.")
+
+
+def _print_stages(stages: "list[Stage]") -> None:
+    from qpsnn_jax.report import table
+
+    print(table(stages))
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""What a network costs: parameters, bytes, operations and energy, per node and in total."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from qpsnn_jax.graph import LIF, BatchNorm, Conv, Dense, Graph
+from qpsnn_jax.network import Reducer
+from qpsnn_jax.neurons import LIFTrace
+
+_FULL_PRECISION_BITS = 32
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy of an operation in pJ; the default is float32 in 45 nm CMOS (Horowitz, ISSCC 2014)."""
+
+    mac_pj: float = 4.6
+    ac_pj: float = 0.9
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """Cost of one node for one image over all time steps.
+
+    ``params`` counts those of Eq. 16 and ``size_bits`` their bits; ``quantized`` those that are quantized. ``dense`` is
+    the number of multiply-accumulates a dense device makes (padding counts nothing). ``macs`` and ``acs`` are those with a
+    non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known.
+    """
+
+    name: str
+    kind: str
+    params: int
+    quantized: int
+    size_bits: int
+    dense: int
+    macs: float | None
+    acs: float | None
+    firing_rate: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Costs of all nodes that have any, and their totals for one image."""
+
+    nodes: tuple[NodeCost, ...]
+    timesteps: int
+    energy: Energy
+
+    @property
+    def params(self) -> int:
+        """Parameters of Eq. 16: weights, biases, batch-norm weight and bias."""
+        return sum(node.params for node in self.nodes)
+
+    @property
+    def quantized(self) -> int:
+        """Quantized weights among them; the ratio of two networks' is the connection ratio."""
+        return sum(node.quantized for node in self.nodes)
+
+    @property
+    def size_bytes(self) -> int:
+        """Model size of Eq. 16, rounded up to whole bytes."""
+        return -(-sum(node.size_bits for node in self.nodes) // 8)
+
+    @property
+    def sops_total(self) -> float | None:
+        """Synaptic operations: one for each spike at each synapse it reaches, over all time steps."""
+        return _total(node.acs for node in self.nodes)
+
+    @property
+    def sops_per_step(self) -> float | None:
+        """Synaptic operations divided by the number of time steps."""
+        return None if self.sops_total is None else self.sops_total / self.timesteps
+
+    @property
+    def macs_total(self) -> float | None:
+        """Multiply-accumulates on real-valued inputs, over all time steps; a static image's first layer once."""
+        return _total(node.macs for node in self.nodes)
+
+    @property
+    def energy_mj(self) -> float | None:
+        """Energy in mJ, ``mac_pj · MACs + ac_pj · SOPs``."""
+        if self.sops_total is None or self.macs_total is None:
+            return None
+        return 1e-9 * (self.energy.mac_pj * self.macs_total + self.energy.ac_pj * self.sops_total)
+
+    @property
+    def firing_rates(self) -> dict[str, float]:
+        """Mean spikes per neuron and step of every LIF layer whose activity is known."""
+        return {node.name: node.firing_rate for node in self.nodes if node.firing_rate is not None}
+
+
+def activity_reducers(graph: Graph) -> dict[str, Reducer]:
+    """Reducers for ``capture`` that measure what :func:`cost` needs: how often each value is not zero.
+
+    Each gives the mean over batch and time of (value ≠ 0), shape ``h w c`` or ``c``, for the inputs of the weighted
+    layers and for the LIF layers. Average the results over batches of equal size.
+    """
+    inputs = {node.input for node in graph.nodes if isinstance(node, Conv | Dense)} - {graph.input.name}
+    neurons = {node.name for node in graph.nodes if isinstance(node, LIF)}
+    return dict.fromkeys(sorted(inputs | neurons), _nonzero)
+
+
+def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Energy | None = None) -> Cost:
+    r"""Cost of a network for one image.
+
+    Size is Eq. 16, :math:`\sum q_i b_i + 32 \sum f_i` bits: quantized weights at b bits, everything else at 32; running
+    statistics and γ are not counted. A synaptic operation is one non-zero input at one synapse, exact at the borders.
+
+    Args:
+        graph: the network.
+        activity: as measured with :func:`activity_reducers`; without it, operations that depend on it are None.
+        energy: pJ per MAC and AC; 45 nm when left out.
+
+    Returns:
+        A :class:`Cost`.
+
+    Raises:
+        ValueError: an activity map whose shape is not that of its node.
+
+    References:
+        QP-SNN (ICLR 2025), Eq. 16 and section 5; operations as in NeuroBench (Yik et al., 2025).
+    """
+    activity = activity or {}
+    nodes = [
+        _node_cost(graph, node, activity) for node in graph.nodes if isinstance(node, Conv | Dense | BatchNorm | LIF)
+    ]
+    return Cost(tuple(nodes), graph.timesteps, energy or Energy())
+
+
+def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost:
+    kind, channels = type(node).__name__, graph.values[node.name].shape[-1]
+    if isinstance(node, LIF):
+        rate = float(np.mean(activity[node.name])) if node.name in activity else None
+        return NodeCost(node.name, kind, 0, 0, 0, 0, 0.0, 0.0, rate)
+    if isinstance(node, BatchNorm):
+        return NodeCost(node.name, kind, 2 * channels, 0, 2 * channels * _FULL_PRECISION_BITS, 0, 0.0, 0.0, None)
+    inputs = graph.values[node.input]
+    taps = node.kernel[0] * node.kernel[1] if isinstance(node, Conv) else 1
+    weights, biases = taps * inputs.shape[-1] * channels, channels if node.bias else 0
+    bits = node.quantizer.bits if node.quantizer else _FULL_PRECISION_BITS
+    reach = _reach(node, inputs.shape)
+    steps = graph.timesteps if inputs.timed else 1
+    dense = steps * int(reach.sum()) * inputs.shape[-1] * channels
+    effective = _effective(graph, node, activity, reach, steps)
+    return NodeCost(
+        node.name,
+        kind,
+        weights + biases,
+        weights if node.quantizer else 0,
+        weights * bits + biases * _FULL_PRECISION_BITS,
+        dense,
+        0.0 if inputs.spiking else effective,
+        effective if inputs.spiking else 0.0,
+        None,
+    )
+
+
+def _effective(
+    graph: Graph, node: Conv | Dense, activity: Mapping[str, Any], reach: np.ndarray, steps: int
+) -> float | None:
+    """Operations with a non-zero input; the image itself counts as non-zero everywhere."""
+    shape = graph.values[node.input].shape
+    if node.input == graph.input.name and not graph.input.frames:
+        nonzero = np.ones(shape)
+    elif node.input in activity:
+        nonzero = np.asarray(activity[node.input], np.float64)
+    else:
+        return None
+    if nonzero.shape != shape:
+        raise ValueError(f"activity of node {node.input!r} has the shape {nonzero.shape}, expected {shape}.")
+    return float(steps * node.features * np.sum(nonzero * reach[..., None] if reach.ndim else nonzero))
+
+
+def _reach(node: Conv | Dense, shape: tuple[int, ...]) -> np.ndarray:
+    """For every input position, how many (output position, kernel tap) pairs read it; ``h w``, or a scalar 1."""
+    if isinstance(node, Dense):
+        return np.ones(())
+    rows, columns = (
+        _reach_1d(n, k, s, p) for n, k, s, p in zip(shape[:2], node.kernel, node.strides, node.padding, strict=True)
+    )
+    return np.outer(rows, columns)
+
+
+def _reach_1d(size: int, kernel: int, stride: int, padding: int) -> np.ndarray:
+    outputs = (size + 2 * padding - kernel) // stride + 1
+    reads = np.arange(outputs)[:, None] * stride + np.arange(kernel) - padding
+    return np.bincount(reads[(reads >= 0) & (reads < size)], minlength=size)
+
+
+def _nonzero(value: Any) -> Any:
+    spikes = value.spikes if isinstance(value, LIFTrace) else value
+    timed = spikes.ndim in (3, 5)
+    return jnp.mean((spikes != 0).astype(jnp.float32), axis=(0, 1) if timed else 0)
+
+
+def _total(values: Any) -> float | None:
+    values = list(values)
+    return None if any(v is None for v in values) else float(sum(values))

@@ -1,0 +1,89 @@
+"""Optimizers and learning-rate schedules of the paper's set-ups, as Optax transformations."""
+
+from typing import Literal
+
+import jax
+import optax
+from jax.typing import ArrayLike
+
+OptimizerName = Literal["sgd", "adam"]
+
+
+def cosine_schedule(
+    learning_rate: float, *, epochs: int, steps_per_epoch: int, warmup_epochs: float = 0.0
+) -> optax.Schedule:
+    r"""Cosine decay to zero that changes once per epoch, after a linear warm-up that changes at every step.
+
+    .. math:: η(e) = \tfrac12 η_0 \big(1 + \cos(π\,e / E)\big), \quad e = \lfloor step / steps\_per\_epoch \rfloor
+
+    Args:
+        learning_rate: η₀.
+        epochs: E, all of them, warm-up included.
+        steps_per_epoch: optimizer steps in an epoch.
+        warmup_epochs: length of the linear rise from 0; may be a fraction.
+
+    Returns:
+        A function from the step to the learning rate.
+
+    Raises:
+        ValueError: a number out of range.
+
+    References:
+        QP-SNN (ICLR 2025), table 8; Loshchilov and Hutter, ICLR 2017.
+    """
+    if learning_rate <= 0 or epochs < 1 or steps_per_epoch < 1 or warmup_epochs < 0:
+        raise ValueError("learning_rate, epochs and steps_per_epoch must be positive, warmup_epochs not negative.")
+    decay = optax.cosine_decay_schedule(learning_rate, epochs)
+    warmup_steps = warmup_epochs * steps_per_epoch
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        step = jax.numpy.asarray(step)
+        rise = jax.numpy.minimum(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+        return jax.numpy.asarray(decay(step // steps_per_epoch) * rise)
+
+    return schedule
+
+
+def optimizer(
+    name: OptimizerName,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """SGD with momentum or Adam, L2 weight decay on convolution weights only, optional clipping by global norm.
+
+    The decay is added to the gradient before the optimizer sees it, as in the released code.
+
+    Args:
+        name: ``sgd`` or ``adam``.
+        learning_rate: a number or a schedule.
+        momentum, nesterov: of SGD.
+        weight_decay: λ of the term λ·W added to the gradient of convolution kernels ``h w i o``.
+        clip_norm: largest global norm of the gradient, taken before the decay; None leaves it.
+
+    Returns:
+        An Optax transformation.
+
+    Raises:
+        ValueError: unknown name, or a number out of range.
+    """
+    if weight_decay < 0 or (clip_norm is not None and clip_norm <= 0):
+        raise ValueError("weight_decay must not be negative, and clip_norm positive.")
+    if name == "sgd":
+        update = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
+    elif name == "adam":
+        update = optax.adam(learning_rate)
+    else:
+        raise ValueError(f"optimizer must be sgd or adam, got {name!r}.")
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
+        optax.add_decayed_weights(weight_decay, mask=_convolution_kernels),
+        update,
+    )
+
+
+def _convolution_kernels(params: optax.Params) -> optax.Params:
+    return jax.tree.map(lambda leaf: leaf.ndim == 4, params)

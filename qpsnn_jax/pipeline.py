@@ -1,0 +1,327 @@
+"""The stages of QP-SNN: train quantized, score, prune, fine-tune; each kept in the run's directory and never redone.
+
+A run's directory holds ``config.json`` and a folder per stage with ``stage.json`` (its record), ``final`` (its
+variables) and what training leaves. A stage whose ``stage.json`` is there is complete.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qpsnn_jax import checkpoint
+from qpsnn_jax.config import Config, as_dict, build_graph, from_dict
+from qpsnn_jax.cost import cost
+from qpsnn_jax.data import DataSet, load
+from qpsnn_jax.graph import Graph
+from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
+from qpsnn_jax.pruning.select import Scores
+from qpsnn_jax.steps import Variables, init_variables
+from qpsnn_jax.train import Evaluation, Plan, evaluate, fit, normalizer
+
+STAGES = ("quantized", "pruned", "finetuned")
+_PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Record of a complete stage; accuracies are fractions of the test set, operations and energy are per image."""
+
+    name: str
+    accuracy_last: float
+    accuracy_best: float
+    params: int
+    size_bytes: int
+    connection_ratio: float
+    firing_rates: dict[str, float]
+    sops_per_step: float
+    sops_total: float
+    energy_mj: float
+    seconds: float
+
+
+def check_run(directory: Path, config: Config) -> bool:
+    """Whether ``directory`` already holds this very run; nothing is written.
+
+    Raises:
+        ValueError: the directory holds something else, or another run.
+    """
+    if (directory / "config.json").exists():
+        other = read_config(directory)
+        if other != config:
+            name = next(n for n, value in as_dict(other).items() if value != as_dict(config)[n])
+            raise ValueError(
+                f"{directory} holds another run ({name} is {getattr(other, name)!r} there and "
+                f"{getattr(config, name)!r} here); choose another --out."
+            )
+        return True
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not the directory of a run; choose another --out.")
+    return False
+
+
+def open_run(directory: Path, config: Config) -> None:
+    """Make the directory of a run, or check that it is this run's, to go on with it.
+
+    Raises:
+        ValueError: the directory holds something else, or another run.
+    """
+    if not check_run(directory, config):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "config.json", {"config": as_dict(config), "versions": versions()})
+
+
+def read_config(directory: Path) -> Config:
+    """The config of the run in ``directory``.
+
+    Raises:
+        ValueError: there is no run, or its description is damaged.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} is not the directory of a run: it has no config.json.")
+    try:
+        return from_dict(json.loads(path.read_text())["config"])
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ValueError(f"{path} is damaged.") from None
+
+
+def load_data(config: Config) -> DataSet:
+    """The data set of a config."""
+    return load(
+        config.data,
+        data_dir=config.data_dir,
+        seed=config.seed,
+        train_examples=config.train_examples,
+        test_examples=config.test_examples,
+    )
+
+
+def train(config: Config, directory: Path, data: DataSet) -> Stage:
+    """Stage 1: train the quantized network from scratch. Returns its record; a complete stage is only read."""
+    graph = build_graph(config)
+    variables = init_variables(graph, jax.random.key(config.seed))
+    return _trained(config, directory, "quantized", data, graph, variables, _training(config, config.epochs))
+
+
+def score_channels(config: Config, directory: Path, data: DataSet, *, source: Path | None = None) -> Scores:
+    """Stage 2a: score the channels of the trained network by the config's criterion; kept as ``scores.npz``.
+
+    ``source`` is the stage that holds the trained network, the run's own when left out.
+    """
+    path = directory / "pruned" / "scores.npz"
+    if path.exists():
+        with np.load(path) as stored:
+            return {name: jnp.asarray(values) for name, values in stored.items()}
+    graph, variables = load_network(source or directory / "quantized")
+    scores = _scores(config, graph, variables, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, allow_pickle=False, **{name: np.asarray(values) for name, values in scores.items()})
+    os.replace(temporary, path)
+    return scores
+
+
+def prune_channels(config: Config, directory: Path, data: DataSet, *, source: Path | None = None) -> Stage:
+    """Stage 2b: remove the channels with the lowest scores. Returns its record; a complete stage is only read.
+
+    ``source`` is the stage that holds the trained network, the run's own when left out.
+    """
+    if stage := read_stage(directory, "pruned"):
+        return stage
+    started = time.monotonic()
+    graph, variables = load_network(source or directory / "quantized")
+    keep = select(graph, score_channels(config, directory, data, source=source), config.ratios)
+    smaller, _ = prune(graph, {}, keep)
+    # Under one jit, because hundreds of small gathers would each be compiled by themselves.
+    variables = jax.jit(lambda tree: prune(graph, tree, keep)[1])(variables)
+    notes = {"keep": {name: channels.tolist() for name, channels in keep.items()}}
+    result = evaluate(smaller, variables, data.test, data)
+    return _finish(config, directory, "pruned", smaller, variables, result, [], time.monotonic() - started, notes)
+
+
+def finetune(config: Config, directory: Path, data: DataSet) -> Stage:
+    """Stage 3: train the pruned network on. Returns its record; a complete stage is only read."""
+    graph, variables = load_network(directory / "pruned")
+    plan = Plan(
+        config, config.finetune_epochs, config.finetune_optimizer, config.finetune_learning_rate, config.seed + 1
+    )
+    return _trained(config, directory, "finetuned", data, graph, variables, plan)
+
+
+def run(config: Config, directory: Path, data: DataSet) -> list[Stage]:
+    """All stages in the paper's order (quantize first, then prune), going on where an earlier call was stopped."""
+    return [stage(config, directory, data) for stage in (train, prune_channels, finetune)]
+
+
+def run_controls(config: Config, directory: Path, data: DataSet) -> list[Stage]:
+    """The controls of a finished run, each in a directory of its own below ``controls``.
+
+    ``baseline``: the paper's, vanilla quantization and SCA, trained and fine-tuned alike. ``random``: the run's own
+    quantized network with random channels removed, fine-tuned alike. ``scratch``: the pruned widths trained from fresh
+    weights for as many epochs as training and fine-tuning together.
+
+    Returns:
+        One record per control, named after it.
+    """
+    return [control(config, directory, data) for control in (_baseline, _random, _scratch)]
+
+
+def load_network(path: Path) -> tuple[Graph, Variables]:
+    """The network in a run's directory (its last complete stage), a stage's, or a checkpoint's.
+
+    Args:
+        path: such a directory.
+
+    Returns:
+        ``(graph, variables)`` for :class:`qpsnn_jax.SpikingNetwork`.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    stages = [path / name for name in reversed(STAGES) if (path / name / "stage.json").exists()]
+    for place in (path, path / "final", *(stage / "final" for stage in stages[:1])):
+        found = checkpoint.read(place) if (place / "meta.json").exists() else checkpoint.latest(place)
+        if found is not None and found.notes.get("variables"):
+            shapes = jax.eval_shape(lambda key, graph=found.graph: init_variables(graph, key), jax.random.key(0))
+            return found.graph, checkpoint.restore(found, shapes)
+    raise ValueError(f"{path} holds no finished network; it must be the directory of a run, a stage or a checkpoint.")
+
+
+def save_network(path: Path, graph: Graph, variables: Variables, notes: dict[str, Any]) -> None:
+    """Write a network so that :func:`load_network` finds it in ``path``."""
+    checkpoint.save(path, 0, graph, variables, notes | {"variables": True})
+
+
+def read_stage(directory: Path, name: str) -> Stage | None:
+    """The record of a stage, or None where it is not complete.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = directory / name / "stage.json"
+    if not path.exists():
+        return None
+    try:
+        return Stage(**json.loads(path.read_text())["stage"])
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ValueError(f"{path} is damaged; delete the folder {path.parent} to redo the stage.") from None
+
+
+def measured(name: str, graph: Graph, whole: Graph, result: Evaluation, best: float, seconds: float) -> Stage:
+    """The record of a network: ``result`` on the test set, costs of ``graph`` beside the ``whole`` network's."""
+    costs = cost(graph, result.activity)
+    assert costs.sops_total is not None
+    assert costs.sops_per_step is not None
+    assert costs.energy_mj is not None
+    return Stage(
+        name,
+        result.accuracy,
+        best,
+        costs.params,
+        costs.size_bytes,
+        costs.quantized / max(1, cost(whole).quantized),
+        costs.firing_rates,
+        costs.sops_per_step,
+        costs.sops_total,
+        costs.energy_mj,
+        seconds,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write JSON under a temporary name, then rename."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _training(config: Config, epochs: int) -> Plan:
+    return Plan(config, epochs, config.optimizer, config.learning_rate, config.seed)
+
+
+def _trained(
+    config: Config, directory: Path, name: str, data: DataSet, graph: Graph, variables: Variables, plan: Plan
+) -> Stage:
+    if stage := read_stage(directory, name):
+        return stage
+    done = fit(graph, variables, data, plan, directory / name, name)
+    return _finish(config, directory, name, graph, done.variables, done.result, done.epochs, done.seconds, {})
+
+
+def _finish(
+    config: Config,
+    directory: Path,
+    name: str,
+    graph: Graph,
+    variables: Variables,
+    result: Evaluation,
+    epochs: list[dict[str, float]],
+    seconds: float,
+    notes: dict[str, Any],
+) -> Stage:
+    best = max([result.accuracy, *(epoch["test_accuracy"] for epoch in epochs)])
+    stage = measured(name, graph, build_graph(config), result, best, seconds)
+    save_network(directory / name / "final", graph, variables, notes)
+    write_json(directory / name / "stage.json", {"stage": dataclasses.asdict(stage), "epochs": epochs, **notes})
+    return stage
+
+
+def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -> Scores:
+    if config.criterion == "magnitude":
+        return score_magnitude(graph, variables)
+    if config.criterion == "random":
+        return score_random(graph, jax.random.key(config.seed))
+    size = min(config.score_batch_size, len(data.train.labels))
+    count = min(config.score_batches, len(data.train.labels) // size)
+    normalized = normalizer(data)
+    batches = (normalized(jnp.asarray(data.train.images[i * size : (i + 1) * size])) for i in range(count))
+    return score(graph, variables, batches, {"svs": svs, "sca": sca}[config.criterion])
+
+
+def _baseline(config: Config, directory: Path, data: DataSet) -> Stage:
+    changed = dataclasses.replace(config, gamma="none", criterion="sca")
+    place = directory / "controls" / "baseline"
+    open_run(place, changed)
+    return _control("baseline", run(changed, place, data))
+
+
+def _random(config: Config, directory: Path, data: DataSet) -> Stage:
+    changed = dataclasses.replace(config, criterion="random")
+    place = directory / "controls" / "random"
+    open_run(place, changed)
+    trained = train(config, directory, data)
+    pruned = prune_channels(changed, place, data, source=directory / "quantized")
+    return _control("random", [trained, pruned, finetune(changed, place, data)])
+
+
+def _scratch(config: Config, directory: Path, data: DataSet) -> Stage:
+    graph = build_graph(config, ratios=config.ratios)
+    variables = init_variables(graph, jax.random.key(config.seed + 2))
+    plan = _training(config, config.epochs + config.finetune_epochs)
+    place = directory / "controls" / "scratch"
+    return _control("scratch", [_trained(config, place, "quantized", data, graph, variables, plan)])
+
+
+def _control(name: str, stages: list[Stage]) -> Stage:
+    return dataclasses.replace(stages[-1], name=name, seconds=sum(stage.seconds for stage in stages))

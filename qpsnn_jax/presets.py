@@ -1,0 +1,25 @@
+"""Runs that have a name."""
+
+from qpsnn_jax.config import Config
+
+PRESETS: dict[str, Config] = {
+    "digits": Config(
+        data="digits",
+        width=0.125,
+        timesteps=2,
+        ste="plain",
+        degrees=10.0,
+        scale=0.1,
+        translate=0.08,
+        epochs=40,
+        batch_size=32,
+        optimizer="adam",
+        learning_rate=0.01,
+        warmup_epochs=1.0,
+        ratios={"stem": 0.1, "outputs": 0.3, "first": 0.3, "middle": 0.5},
+        finetune_epochs=25,
+        finetune_optimizer="adam",
+        finetune_learning_rate=0.005,
+        checkpoint_epochs=10,
+    ),
+}

@@ -1,0 +1,59 @@
+"""Progress of long work: a bar on a terminal and in a notebook, plain lines in a pipe."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Where long work reports to."""
+
+    def advance(self, steps: int, note: str) -> None:
+        """Count steps done; ``note`` stands beside the bar."""
+        ...
+
+    def line(self, text: str) -> None:
+        """Say something that stays."""
+        ...
+
+
+class _Bar:
+    def __init__(self, bar) -> None:
+        self._bar = bar
+
+    def advance(self, steps: int, note: str) -> None:
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(steps)
+
+    def line(self, text: str) -> None:
+        """The bar already shows it."""
+
+
+class _Lines:
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def advance(self, steps: int, note: str) -> None:
+        """A pipe gets whole lines only."""
+
+    def line(self, text: str) -> None:
+        print(f"{self._title}: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, *, total: int, done: int = 0) -> Iterator[Progress]:
+    """Progress over ``total`` steps of which ``done`` lie behind.
+
+    Args:
+        title: what is being done.
+        total: steps in all.
+        done: steps behind us, when work is resumed.
+    """
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        yield _Lines(title)
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, initial=done, desc=title, unit="step", dynamic_ncols=True) as bar:
+        yield _Bar(bar)

@@ -1,0 +1,147 @@
+"""Pure step functions of training and evaluation; whoever drives them jits, shards and donates."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from qpsnn_jax.graph import Graph
+from qpsnn_jax.losses import cross_entropy
+from qpsnn_jax.network import Capture, SpikingNetwork
+
+Variables = dict[str, Any]
+Metrics = dict[str, Array]
+Loss = Callable[[Array, Array], Array]
+Prepare = Callable[[Array, Array], Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that training carries from step to step.
+
+    ``step`` counts updates; ``variables`` are those of the network; ``opt_state`` is Optax's; ``average`` is the moving
+    average of params and batch statistics, or None; ``key`` is the random key of the whole run, from which each
+    step derives its own by folding in its number.
+    """
+
+    step: Array
+    variables: Variables
+    opt_state: optax.OptState
+    average: Variables | None
+    key: Array
+
+
+def init_variables(graph: Graph, key: Array) -> Variables:
+    """Fresh variables of a graph: ``params``, ``batch_stats`` and ``scales``."""
+    lead = (1, graph.timesteps) if graph.input.frames else (1,)
+
+    def init(key: Array) -> Any:
+        return SpikingNetwork(graph).init(key, jnp.zeros((*lead, *graph.input.shape)))
+
+    return {"params": {}, "batch_stats": {}, "scales": {}} | dict(jax.jit(init)(key))
+
+
+def init_state(
+    variables: Variables, tx: optax.GradientTransformation, key: Array, *, average: bool = False
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        variables: of the network.
+        tx: the optimizer.
+        key: random key of the run, as raw key data or a typed key.
+        average: keep a moving average of the weights.
+    """
+    averaged = {name: variables[name] for name in ("params", "batch_stats")} if average else None
+    return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]), averaged, key)
+
+
+def evaluation_variables(state: TrainState) -> Variables:
+    """The variables to evaluate: the averaged ones where an average is kept."""
+    return state.variables | (state.average or {})
+
+
+def make_train_step(
+    graph: Graph,
+    tx: optax.GradientTransformation,
+    *,
+    loss: Loss = cross_entropy,
+    prepare: Prepare = lambda key, images: images,
+    decay: float = 0.999,
+) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
+    """One update of spatio-temporal back-propagation, as a pure function.
+
+    Args:
+        graph: the network.
+        tx: the optimizer.
+        loss: from currents ``b t classes`` and labels ``b`` to one loss per example.
+        prepare: from a key and raw images to normalized, augmented ones.
+        decay: of the moving average, used where the state keeps one.
+
+    Returns:
+        ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch.
+    """
+    network = SpikingNetwork(graph)
+
+    def step(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        images = prepare(key, images)
+
+        def objective(params: Any) -> tuple[Array, tuple[Array, Any]]:
+            variables = state.variables | {"params": params}
+            currents, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+            return jnp.mean(loss(currents, labels)), (currents, updates)
+
+        (value, (currents, updates)), gradients = jax.value_and_grad(objective, has_aux=True)(state.variables["params"])
+        changes, opt_state = tx.update(gradients, state.opt_state, state.variables["params"])
+        params = optax.apply_updates(state.variables["params"], changes)
+        variables = state.variables | {"params": params} | dict(updates)
+        average = state.average and _averaged(state.average, variables, decay)
+        metrics = {"loss": value, "accuracy": jnp.mean(_correct(currents, labels))}
+        return TrainState(state.step + 1, variables, opt_state, average, state.key), metrics
+
+    return step
+
+
+def make_eval_step(
+    graph: Graph,
+    *,
+    loss: Loss = cross_entropy,
+    prepare: Callable[[Array], Array] = lambda images: images,
+    capture: Capture | None = None,
+) -> Callable[[Variables, Array, Array, Array], tuple[Metrics, dict[str, Any]]]:
+    """Sums over a batch in evaluation mode, as a pure function.
+
+    Args:
+        graph: the network.
+        loss: as in :func:`make_train_step`.
+        prepare: from raw images to normalized ones.
+        capture: as in :class:`SpikingNetwork`; it sees padding examples too.
+
+    Returns:
+        ``step(variables, images, labels, weights) -> (sums, captured)`` with the sums ``loss``, ``correct`` and
+        ``count`` over the examples, weighted by ``weights`` (1 for an example, 0 for padding).
+    """
+
+    def step(variables: Variables, images: Array, labels: Array, weights: Array) -> tuple[Metrics, dict[str, Any]]:
+        output: Any = SpikingNetwork(graph).apply(variables, prepare(images), capture=capture or {})
+        currents, captured = output
+        sums = {
+            "loss": jnp.sum(weights * loss(currents, labels)),
+            "correct": jnp.sum(weights * _correct(currents, labels)),
+            "count": jnp.sum(weights),
+        }
+        return sums, captured
+
+    return step
+
+
+def _correct(currents: Array, labels: Array) -> Array:
+    return (jnp.argmax(jnp.mean(currents, axis=1), axis=-1) == labels).astype(currents.dtype)
+
+
+def _averaged(average: Variables, variables: Variables, decay: float) -> Variables:
+    fresh = {name: variables[name] for name in average}
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, fresh)

@@ -1,0 +1,259 @@
+"""The training loop: drives the pure steps over a data set, logs, saves, and resumes where it was killed."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from qpsnn_jax import checkpoint
+from qpsnn_jax.config import Config, LossName, augmentation
+from qpsnn_jax.cost import activity_reducers
+from qpsnn_jax.data import Arrays, Augmentation, DataSet, normalize
+from qpsnn_jax.data.augment import augment
+from qpsnn_jax.graph import Graph
+from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
+from qpsnn_jax.network import Capture
+from qpsnn_jax.optim import OptimizerName, cosine_schedule, optimizer
+from qpsnn_jax.progress import progress
+from qpsnn_jax.steps import (
+    Loss,
+    TrainState,
+    Variables,
+    evaluation_variables,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
+
+_EVALUATION_BATCH = 500
+_LOSSES: dict[LossName, Callable[..., Array]] = {"cross_entropy": cross_entropy, "tet": temporal_cross_entropy}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One course of training: how long, with which optimizer, from which seed; the rest is in ``config``."""
+
+    config: Config
+    epochs: int
+    optimizer: OptimizerName
+    learning_rate: float
+    seed: int
+
+
+class Evaluation(NamedTuple):
+    """Accuracy (a fraction) and mean loss (nats) on a set, and the activity that ``cost`` needs."""
+
+    accuracy: float
+    loss: float
+    activity: dict[str, np.ndarray]
+
+
+class Trained(NamedTuple):
+    """Result of :func:`fit`: the variables to use, their evaluation, a record per epoch, and the seconds it took."""
+
+    variables: Variables
+    result: Evaluation
+    epochs: list[dict[str, float]]
+    seconds: float
+
+
+def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory: Path, title: str) -> Trained:
+    """Train a network, or go on where an earlier call with the same arguments was stopped.
+
+    Every epoch visits the training set in an order drawn from the seed and the epoch's number, in whole batches. Each
+    step's random key comes from the seed and the step's number. So a run that was killed and started again ends with
+    the same bits as one that was not. ``directory`` gets ``metrics.jsonl`` and checkpoints every ``checkpoint_epochs``.
+
+    Args:
+        graph, variables: the network to start from.
+        data: training and test sets; the test accuracy is recorded each epoch and decides nothing.
+        plan: what to do.
+        directory: of this course of training.
+        title: for the progress display.
+
+    Returns:
+        :class:`Trained`.
+
+    Raises:
+        ValueError: the batch is larger than the training set, or a checkpoint in ``directory`` cannot be read.
+        FloatingPointError: the loss or a weight is no longer finite; the last good checkpoint stays.
+    """
+    config = plan.config
+    steps_per_epoch = len(data.train.labels) // config.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(f"batch_size {config.batch_size} is larger than the {len(data.train.labels)} training images.")
+    tx = optimizer(
+        plan.optimizer,
+        cosine_schedule(
+            plan.learning_rate,
+            epochs=max(1, plan.epochs),
+            steps_per_epoch=steps_per_epoch,
+            warmup_epochs=config.warmup_epochs,
+        ),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+    key = jax.random.key_data(jax.random.key(plan.seed))
+    initial = jax.jit(partial(init_state, tx=tx, average=config.average is not None))(variables, key=key)
+    state, epochs, seconds = _resume(initial, graph, directory)
+    started = time.monotonic() - seconds
+    step = jax.jit(
+        make_train_step(
+            graph, tx, loss=_loss(config), prepare=_prepare(data, augmentation(config)), decay=config.average or 0.0
+        ),
+        donate_argnums=0,
+    )
+    eval_step = _eval_step(graph, data, activity_reducers(graph))
+    result = None
+    metrics = _Metrics(directory / "metrics.jsonl", keep=int(state.step))
+    total = plan.epochs * steps_per_epoch
+    with progress(title, total=total, done=int(state.step)) as shown:
+        for epoch in range(int(state.step) // steps_per_epoch, plan.epochs):
+            for images, labels in _batches(data.train, config.batch_size, plan.seed, epoch):
+                state, values = step(state, images, labels)
+                shown.advance(1, metrics.record(values))
+            metrics.flush()
+            result = _evaluate(eval_step, evaluation_variables(state), data.test)
+            epochs.append({"epoch": epoch + 1, "train_loss": metrics.epoch_loss(), "test_accuracy": result.accuracy})
+            last = epoch + 1 == plan.epochs
+            if last or (epoch + 1) % config.checkpoint_epochs == 0:
+                _save(directory, graph, state, epochs, time.monotonic() - started)
+            shown.line(
+                f"epoch {epoch + 1}/{plan.epochs}, train loss {epochs[-1]['train_loss']:.3f}, "
+                f"test accuracy {100 * result.accuracy:.2f} %"
+            )
+    metrics.close()
+    result = result or _evaluate(eval_step, evaluation_variables(state), data.test)
+    return Trained(evaluation_variables(state), result, epochs, time.monotonic() - started)
+
+
+def evaluate(
+    graph: Graph, variables: Variables, arrays: Arrays, data: DataSet, *, capture: Capture | None = None
+) -> Evaluation:
+    """Accuracy, loss and activity of a network on labelled images.
+
+    Args:
+        graph, variables: the network.
+        arrays: the images and labels.
+        data: the data set whose statistics normalize them.
+        capture: what to measure besides; the activity that ``cost`` needs when left out.
+
+    Returns:
+        :class:`Evaluation`. The activity is the mean over the full batches.
+    """
+    reducers = activity_reducers(graph) if capture is None else capture
+    return _evaluate(_eval_step(graph, data, reducers), variables, arrays)
+
+
+def normalizer(data: DataSet) -> Callable[[Array], Array]:
+    """The normalization of a data set, from uint8 pixels to floating images."""
+    return partial(normalize, mean=data.mean, std=data.std)
+
+
+def _eval_step(graph: Graph, data: DataSet, capture: Capture) -> Callable:
+    return jax.jit(make_eval_step(graph, prepare=normalizer(data), capture=capture))
+
+
+def _evaluate(step: Callable, variables: Variables, arrays: Arrays) -> Evaluation:
+    count = len(arrays.labels)
+    batch = min(_EVALUATION_BATCH, count)
+    sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+    activity: dict[str, np.ndarray] = {}
+    for start in range(0, count, batch):
+        index = np.arange(start, start + batch)
+        weights = (index < count).astype(np.float32)
+        index = np.minimum(index, count - 1)
+        partial_sums, captured = step(variables, arrays.images[index], arrays.labels[index], weights)
+        sums = {name: value + float(partial_sums[name]) for name, value in sums.items()}
+        if weights.all():
+            activity = {name: activity.get(name, 0) + np.asarray(x, np.float64) for name, x in captured.items()}
+    activity = {name: total / (count // batch) for name, total in activity.items()}
+    return Evaluation(sums["correct"] / sums["count"], sums["loss"] / sums["count"], activity)
+
+
+def _loss(config: Config) -> Loss:
+    return partial(_LOSSES[config.loss], label_smoothing=config.label_smoothing)
+
+
+def _prepare(data: DataSet, augmentation: Augmentation) -> Callable[[Array, Array], Array]:
+    normalized = normalizer(data)
+    return lambda key, images: augment(key, normalized(images), augmentation)
+
+
+def _batches(arrays: Arrays, size: int, seed: int, epoch: int) -> Iterator[Arrays]:
+    """Whole batches of one epoch, in an order that depends on nothing but the seed and the epoch."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(arrays.labels))
+    for start in range(0, len(order) - size + 1, size):
+        index = order[start : start + size]
+        yield Arrays(arrays.images[index], arrays.labels[index])
+
+
+def _resume(state: TrainState, graph: Graph, directory: Path) -> tuple[TrainState, list[dict[str, float]], float]:
+    found = checkpoint.latest(directory)
+    if found is None:
+        return state, [], 0.0
+    if found.graph != graph:
+        raise ValueError(f"checkpoint {found.path} is of another network than this run's; choose another directory.")
+    return checkpoint.restore(found, state), found.notes["epochs"], found.notes["seconds"]
+
+
+def _save(directory: Path, graph: Graph, state: TrainState, epochs: list[dict[str, float]], seconds: float) -> None:
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.variables))):
+        raise FloatingPointError(f"a weight is not finite after step {int(state.step)}; see the checkpoints before it.")
+    checkpoint.save(directory, int(state.step), graph, state, {"epochs": epochs, "seconds": seconds})
+
+
+class _Metrics:
+    """Writes one JSON line per step, a step late, so that the device never waits to be read."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = path.read_text().splitlines()[:keep] if path.exists() else []
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, path)
+        self._path, self._file = path, path.open("a")
+        self._step, self._pending = keep, None
+        self._losses: list[float] = []
+        self._note = ""
+
+    def record(self, values: dict[str, Array]) -> str:
+        """Take a step's metrics, write those of the step before, and return them as text."""
+        self.flush()
+        self._pending = values
+        return self._note
+
+    def flush(self) -> None:
+        """Write the metrics still pending."""
+        if self._pending is None:
+            return
+        values = {name: float(value) for name, value in self._pending.items()}
+        self._step, self._pending = self._step + 1, None
+        if not math.isfinite(values["loss"]):
+            self._file.flush()
+            raise FloatingPointError(
+                f"the loss is {values['loss']} at step {self._step}; the last good checkpoint stays in "
+                f"{self._path.parent}. Try a lower learning_rate or a clip_norm."
+            )
+        self._file.write(json.dumps({"step": self._step, **values}) + "\n")
+        self._losses.append(values["loss"])
+        self._note = f"loss {values['loss']:.3f}"
+
+    def epoch_loss(self) -> float:
+        """Mean loss since the last call."""
+        losses, self._losses = self._losses, []
+        self._file.flush()
+        return float(np.mean(losses))
+
+    def close(self) -> None:
+        self._file.close()
