@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qpsnn_jax.config import Config
-    from qpsnn_jax.cost import Cost, Energy, activity_reducers, cost
+    from qpsnn_jax.costs import Cost, Energy, activity_reducers, cost
     from qpsnn_jax.graph import Graph, Quantizer
     from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
     from qpsnn_jax.network import SpikingNetwork
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
         svs_ranks,
         svs_scores,
     )
-    from qpsnn_jax.quantize import Codes, codes, dequantize, gamma_of, integer_weights, quantize
+    from qpsnn_jax.quantization import Codes, codes, dequantize, gamma_of, integer_weights, quantize
     from qpsnn_jax.steps import TrainState, init_state, init_variables, make_eval_step, make_train_step
     from qpsnn_jax.surrogate import arctan, fire_step, rectangular, sigmoid, triangular
     from qpsnn_jax.torch_import import import_torch
 
 _HOMES = {
     "config": ("Config",),
-    "cost": ("Cost", "Energy", "activity_reducers", "cost"),
+    "costs": ("Cost", "Energy", "activity_reducers", "cost"),
     "graph": ("Graph", "Quantizer"),
     "losses": ("cross_entropy", "temporal_cross_entropy"),
     "network": ("SpikingNetwork",),
@@ -50,7 +50,7 @@ _HOMES = {
         "svs_ranks",
         "svs_scores",
     ),
-    "quantize": ("Codes", "codes", "dequantize", "gamma_of", "integer_weights", "quantize"),
+    "quantization": ("Codes", "codes", "dequantize", "gamma_of", "integer_weights", "quantize"),
     "steps": ("TrainState", "init_state", "init_variables", "make_eval_step", "make_train_step"),
     "surrogate": ("arctan", "fire_step", "rectangular", "sigmoid", "triangular"),
     "torch_import": ("import_torch",),

@@ -158,7 +158,7 @@ def _cost(arguments: list[str]) -> None:
     given, config = _parse_config(parser, arguments, runs=True)
     from qpsnn_jax import pipeline
     from qpsnn_jax.config import build_graph
-    from qpsnn_jax.cost import cost
+    from qpsnn_jax.costs import cost
 
     if Path(given.config).is_dir() and not given.pruned:
         graph, _ = pipeline.load_network(Path(given.config))
@@ -186,7 +186,7 @@ def _import_torch(arguments: list[str]) -> None:
     if given.out.exists():
         raise ValueError(f"{given.out} exists; choose another --out.")
     from qpsnn_jax import pipeline
-    from qpsnn_jax.cost import cost
+    from qpsnn_jax.costs import cost
     from qpsnn_jax.torch_import import import_torch, read_state_dict
 
     graph, variables = import_torch(read_state_dict(given.file), bits=given.bits, timesteps=given.timesteps)

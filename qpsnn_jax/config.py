@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from qpsnn_jax.data import SHAPES, Augmentation
 from qpsnn_jax.graph import LIF, Graph, Quantizer
 from qpsnn_jax.optim import OptimizerName
-from qpsnn_jax.quantize import STE, Gamma, Per
+from qpsnn_jax.quantization import STE, Gamma, Per
 from qpsnn_jax.surrogate import Fire
 from qpsnn_jax.zoo import NETWORKS
 

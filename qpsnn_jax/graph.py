@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from qpsnn_jax.neurons import Reset
-from qpsnn_jax.quantize import STE, Gamma, Per
+from qpsnn_jax.quantization import STE, Gamma, Per
 from qpsnn_jax.surrogate import SURROGATES, Fire
 
 Pair = tuple[int, int]

@@ -26,7 +26,7 @@ from qpsnn_jax.graph import (
     Shortcut,
 )
 from qpsnn_jax.neurons import LIFTrace, lif_trace
-from qpsnn_jax.quantize import integer_weights
+from qpsnn_jax.quantization import integer_weights
 from qpsnn_jax.surrogate import SURROGATES
 
 Leaves = dict[str, Array]

@@ -20,11 +20,11 @@ import numpy as np
 
 from qpsnn_jax import checkpoint
 from qpsnn_jax.config import Config, as_dict, build_graph, from_dict
-from qpsnn_jax.cost import cost
+from qpsnn_jax.costs import cost
 from qpsnn_jax.data import DataSet, load
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
-from qpsnn_jax.pruning.select import Scores
+from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.steps import Variables, init_variables
 from qpsnn_jax.train import Evaluation, Plan, evaluate, fit, normalizer
 

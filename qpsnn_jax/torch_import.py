@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.graph import LIF, BatchNorm, Conv, Dense, Flatten, Graph, Quantizer
-from qpsnn_jax.quantize import STE, Per
+from qpsnn_jax.quantization import STE, Per
 from qpsnn_jax.zoo.resnet20 import resnet20_of_widths
 from qpsnn_jax.zoo.vgg16 import WIDTHS, vgg16_of_widths
 

@@ -16,7 +16,7 @@ from jax import Array
 
 from qpsnn_jax import checkpoint
 from qpsnn_jax.config import Config, LossName, augmentation
-from qpsnn_jax.cost import activity_reducers
+from qpsnn_jax.costs import activity_reducers
 from qpsnn_jax.data import Arrays, Augmentation, DataSet, normalize
 from qpsnn_jax.data.augment import augment
 from qpsnn_jax.graph import Graph

@@ -9,7 +9,7 @@ from qpsnn_jax.pruning.scores import (
     svs_ranks,
     svs_scores,
 )
-from qpsnn_jax.pruning.select import sca, score, score_magnitude, score_random, select, svs
+from qpsnn_jax.pruning.selection import sca, score, score_magnitude, score_random, select, svs
 
 __all__ = [
     "Group",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.graph import LIF, Add, BatchNorm, Conv, Dense, Graph, Input, Node, Shortcut
-from qpsnn_jax.quantize import gamma_of
+from qpsnn_jax.graph import LIF, Add, BatchNorm, Conv, Dense, Graph, Input, Node, Quantizer, Shortcut
+from qpsnn_jax.quantization import gamma_of
 
 Tree = TypeVar("Tree")
 Keep = Mapping[str, Sequence[int] | np.ndarray]
@@ -196,18 +197,22 @@ def _kept_scales(graph: Graph, whole: Any, pruned: Any, kept: dict[str, np.ndarr
     """Gains that leave γ as it was, for the layers that lost channels; γ of a rule depends on all the weights."""
     group_of = _group_of_nodes(graph)
     scales = dict(pruned["scales"])
-    for name in whole["scales"]:
-        quantizer = cast(Conv | Dense, graph.by_name[name]).quantizer
+    for name in scales:
+        node = cast(Conv | Dense, graph.by_name[name])
         before, after = whole["params"][name]["kernel"], pruned["params"][name]["kernel"]
-        if quantizer is None or before.shape == after.shape:
-            continue
-        rule = (quantizer.bits, quantizer.gamma, quantizer.per)
-        old, new = (gamma_of(kernel, *rule).ravel() for kernel in (before, after))
-        if quantizer.per == "channel" and after.shape[-1] < before.shape[-1]:
-            old = old[kept[group_of[name].name]]
-        gain: Array = scales[name]["gain"]
-        scales[name] = {"gain": gain * jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)}
+        if node.quantizer is not None and before.shape != after.shape:
+            channels = kept.get(group_of[name].name) if name in group_of else None
+            channels = np.arange(node.features) if channels is None else channels
+            scales[name] = {"gain": _kept_gain(node.quantizer, scales[name]["gain"], before, after, channels)}
     return scales
+
+
+@partial(jax.jit, static_argnames="quantizer")
+def _kept_gain(quantizer: Quantizer, gain: Array, before: Array, after: Array, channels: np.ndarray) -> Array:
+    rule = (quantizer.bits, quantizer.gamma, quantizer.per)
+    old, new = (gamma_of(kernel, *rule).ravel() for kernel in (before, after))
+    old = old[channels] if quantizer.per == "channel" else old
+    return gain * jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)
 
 
 def _checked(name: str, group: Group, keep: Keep) -> np.ndarray:

@@ -1,5 +1,7 @@
 """ResNet20 and VGG-16 with recorded weights against the outputs of the authors' PyTorch implementation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 import qpsnn_jax.network as network
 from qpsnn_jax.losses import cross_entropy
 from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.quantize import gamma_of, quantize
+from qpsnn_jax.quantization import gamma_of, quantize
 from qpsnn_jax.torch_import import import_torch
 
+# Every network runs once, so that quick compilation is worth more than quick code.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 RECORDED = {"resnet20": {"bits": 2, "timesteps": 2}, "vgg16": {"bits": 4, "timesteps": 4}}
 
 
@@ -53,7 +57,7 @@ def released_arithmetic(monkeypatch):
 
 def test_currents_in_evaluation(recording):
     graph, variables = recording.state()
-    currents = SpikingNetwork(graph).apply(variables, recording.images)
+    currents = jit(SpikingNetwork(graph).apply)(variables, recording.images)
     np.testing.assert_allclose(currents, recording.arrays["eval_logits"], atol=1e-3)
 
 
@@ -67,7 +71,7 @@ def test_training_step(recording, monkeypatch):
         )
         return cross_entropy(currents, recording.labels).mean(), (currents, updates["batch_stats"])
 
-    (loss, (currents, stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
+    (loss, (currents, stats)), gradients = jit(jax.value_and_grad(loss_of, has_aux=True))(variables["params"])
     np.testing.assert_allclose(currents, recording.arrays["train_logits"], atol=1e-3)
     np.testing.assert_allclose(loss, recording.arrays["loss"], atol=1e-4)
     _, expected = recording.state(updated_by="grad")
@@ -84,6 +88,6 @@ def test_training_step(recording, monkeypatch):
 
 def test_exact_arithmetic_differs_by_at_most_one_flip(recording):
     graph, variables = recording.state()
-    currents, _ = SpikingNetwork(graph).apply(variables, recording.images, train=True, mutable=["batch_stats"])
+    currents = jit(partial(SpikingNetwork(graph).apply, train=True))(variables, recording.images)
     assert jnp.abs(currents - recording.arrays["train_logits"]).max() < 0.05
     np.testing.assert_allclose(cross_entropy(currents, recording.labels).mean(), recording.arrays["loss"], atol=2e-4)

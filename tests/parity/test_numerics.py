@@ -9,7 +9,7 @@ import pytest
 
 from qpsnn_jax.neurons import lif
 from qpsnn_jax.pruning.scores import svs_ranks, svs_scores
-from qpsnn_jax.quantize import codes, integer_weights, quantize
+from qpsnn_jax.quantization import codes, integer_weights, quantize
 
 over = pytest.mark.parametrize
 released = {"per": "channel", "ste": "scaled"}

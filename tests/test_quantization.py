@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qpsnn_jax.quantize import Codes, codes, dequantize, gamma_of, integer_weights, quantize
+from qpsnn_jax.quantization import Codes, codes, dequantize, gamma_of, integer_weights, quantize
 
 over = pytest.mark.parametrize
 RULES, PERS, STES = ("none", "max", "percentile", "mean", "mse"), ("layer", "channel"), ("clipped", "plain", "scaled")
