@@ -134,18 +134,20 @@ class LIF(Unary):
 
 @dataclass(frozen=True)
 class MaxPool(Unary):
-    """Maximum over windows; of spikes, their OR."""
+    """Maximum over windows; of spikes, their OR. Padding never wins."""
 
     window: Pair = (2, 2)
     strides: Pair = (2, 2)
+    padding: Pair = (0, 0)
 
 
 @dataclass(frozen=True)
 class AveragePool(Unary):
-    """Mean over windows."""
+    """Mean over windows; padding counts as zeros."""
 
     window: Pair = (2, 2)
     strides: Pair = (2, 2)
+    padding: Pair = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,30 @@ class Add(Node):
         return (self.first, self.second)
 
 
+@dataclass(frozen=True)
+class Attention(Node):
+    """Spiking self-attention without softmax, ``factor · (Q Kᵀ) V`` in each head, over the positions of ``h w c``.
+
+    Args:
+        query, key, value: nodes of equal shape; channels fall into heads of ``head_features``, one after the other.
+        head_features: channels of a head.
+        factor: constant on the result.
+
+    References:
+        Zhou et al., Spikformer, ICLR 2023.
+    """
+
+    query: str
+    key: str
+    value: str
+    head_features: int
+    factor: float = 0.125
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.query, self.key, self.value)
+
+
 class Value(NamedTuple):
     """What a node yields: shape of one example at one step, whether it has a time axis, whether it is 0 or 1."""
 
@@ -195,7 +221,20 @@ class Value(NamedTuple):
 
 KINDS: dict[str, type[Node]] = {
     kind.__name__: kind
-    for kind in (Input, Conv, Dense, BatchNorm, LIF, MaxPool, AveragePool, GlobalAveragePool, Flatten, Shortcut, Add)
+    for kind in (
+        Input,
+        Conv,
+        Dense,
+        BatchNorm,
+        LIF,
+        MaxPool,
+        AveragePool,
+        GlobalAveragePool,
+        Flatten,
+        Shortcut,
+        Add,
+        Attention,
+    )
 }
 
 
@@ -303,7 +342,7 @@ def _infer(node: Node, inputs: list[Value]) -> Value:
         case LIF():
             return Value(inputs[0].shape, timed=True, spiking=True)
         case MaxPool() | AveragePool():
-            size = _windows(inputs[0], node.window, node.strides, (0, 0))
+            size = _windows(inputs[0], node.window, node.strides, node.padding)
             channels = inputs[0].shape[-1]
             return Value((*size, channels), inputs[0].timed, isinstance(node, MaxPool) and inputs[0].spiking)
         case GlobalAveragePool():
@@ -323,6 +362,15 @@ def _infer(node: Node, inputs: list[Value]) -> Value:
             if first.shape != second.shape:
                 raise ValueError(f"adds {node.first!r} of shape {first.shape} to {node.second!r} of {second.shape}.")
             return Value(first.shape, first.timed or second.timed, spiking=False)
+        case Attention():
+            _whole(1, head_features=node.head_features)
+            shapes = {value.shape for value in inputs}
+            if len(shapes) != 1 or _image(inputs[0])[-1] % node.head_features:
+                raise ValueError(
+                    f"needs query, key and value of one shape whose channels fall into heads of {node.head_features}, "
+                    f"got {', '.join(str(value.shape) for value in inputs)}."
+                )
+            return Value(inputs[0].shape, any(value.timed for value in inputs), spiking=False)
     raise ValueError(f"unknown kind {type(node).__name__}.")
 
 

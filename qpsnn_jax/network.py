@@ -12,6 +12,7 @@ from jax import Array
 from qpsnn_jax.graph import (
     LIF,
     Add,
+    Attention,
     AveragePool,
     BatchNorm,
     Conv,
@@ -112,7 +113,7 @@ class SpikingNetwork(nn.Module):
                 timed = inputs[0] if graph.values[node.input].timed else _repeat(inputs[0], graph.timesteps)
                 return run_lif(node, timed)
         timed = [graph.values[name].timed for name in node.inputs]
-        if isinstance(node, Add) and timed[0] != timed[1]:
+        if any(timed) and not all(timed):
             inputs = [x if t else _repeat(x, graph.timesteps) for x, t in zip(inputs, timed, strict=True)]
         return run_stateless(node, inputs)
 
@@ -177,6 +178,8 @@ def run_stateless(node: Node, inputs: list[Array]) -> Array:
             return shortcut(x, node)
         case Add():
             return x + inputs[1]
+        case Attention():
+            return attention(*inputs, node)
     raise ValueError(f"node {node.name!r}: unknown kind {type(node).__name__}.")
 
 
@@ -189,10 +192,20 @@ def shortcut(x: Array, node: Shortcut) -> Array:
     return jnp.where(source.reshape((1,) * (x.ndim - 1) + (-1,)) >= 0, x[..., source], 0)
 
 
+def attention(query: Array, key: Array, value: Array, node: Attention) -> Array:
+    """``factor · (Q Kᵀ) V`` per head on ``… h w c``; without a softmax the product may as well begin with Kᵀ V."""
+    shape = query.shape
+    heads = (*shape[:-3], shape[-3] * shape[-2], shape[-1] // node.head_features, node.head_features)
+    q, k, v = (x.reshape(heads) for x in (query, key, value))
+    memory = jnp.einsum("...nhd,...nhe->...hde", k, v)
+    return node.factor * jnp.einsum("...nhd,...hde->...nhe", q, memory).reshape(shape)
+
+
 def _pool(x: Array, node: MaxPool | AveragePool, start: float, combine: Callable) -> Array:
     lead = (1,) * (x.ndim - 3)
     window, strides = (*lead, *node.window, 1), (*lead, *node.strides, 1)
-    return jax.lax.reduce_window(x, np.asarray(start, x.dtype), combine, window, strides, "VALID")
+    padding = (*((0, 0) for _ in lead), *((p, p) for p in node.padding), (0, 0))
+    return jax.lax.reduce_window(x, np.asarray(start, x.dtype), combine, window, strides, padding)
 
 
 def _repeat(x: Array, timesteps: int) -> Array:

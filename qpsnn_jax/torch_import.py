@@ -12,7 +12,7 @@ import numpy as np
 from qpsnn_jax.graph import LIF, BatchNorm, Conv, Dense, Flatten, Graph, Quantizer
 from qpsnn_jax.quantization import STE, Per
 from qpsnn_jax.zoo.resnet20 import resnet20_of_widths
-from qpsnn_jax.zoo.vgg16 import WIDTHS, vgg16_of_widths
+from qpsnn_jax.zoo.vgg import VGG16, vgg_of_widths
 
 Tensors = Mapping[str, Any]
 
@@ -84,21 +84,15 @@ def _resnet20(tensors: Tensors, quantizer: Quantizer, timesteps: int, input_size
 
 
 def _vgg16(tensors: Tensors, quantizer: Quantizer, timesteps: int) -> tuple[Graph, dict[str, str]]:
-    places = [place for place, channels in enumerate(WIDTHS) if channels is not None]
+    places = [place for place, channels in enumerate(VGG16.places) if channels is not None]
     _refuse_others(tensors, ("classifier", *(f"features.convbn{i}" for i in places)))
     shapes = [_shape(tensors, f"features.convbn{i}.layer.module.weight", 4) for i in places]
     readout = "classifier.linear1.module"
     classes, inputs = _shape(tensors, f"{readout}.weight", 2)
     # Four max-pools and the average-pool leave size/32 positions a side.
     size = 32 * max(1, round((inputs / shapes[-1][0]) ** 0.5))
-    graph = vgg16_of_widths(
-        tuple(shape[0] for shape in shapes),
-        quantizer,
-        timesteps=timesteps,
-        classes=classes,
-        input_shape=(size, size, shapes[0][1]),
-        lif=_RELEASED_LIF,
-    )
+    widths, image = tuple(shape[0] for shape in shapes), (size, size, shapes[0][1])
+    graph = vgg_of_widths(VGG16, widths, quantizer, timesteps, classes, image, _RELEASED_LIF)
     names = {f"features.{i}.conv": f"features.convbn{i}.layer.module" for i in places}
     names |= {f"features.{i}.bn": f"features.convbn{i}.bn.bn" for i in places}
     return graph, names | {"fc": readout}

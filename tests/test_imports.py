@@ -16,7 +16,7 @@ LAYERS = [
     {"data"},
     {"graph"},
     {"zoo.blocks", "network"},
-    {"zoo.resnet20", "zoo.vgg16"},
+    {"zoo.resnet20", "zoo.sew_resnet18", "zoo.spikingformer", "zoo.vgg"},
     {"zoo", "pruning.channels"},
     {"pruning.selection", "torch_import", "costs"},
     {"pruning", "optim", "steps"},

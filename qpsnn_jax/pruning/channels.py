@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.graph import LIF, Add, BatchNorm, Conv, Dense, Graph, Input, Node, Quantizer, Shortcut
+from qpsnn_jax.graph import LIF, Attention, BatchNorm, Conv, Dense, Graph, Input, Node, Quantizer, Shortcut
 from qpsnn_jax.quantization import gamma_of
 
 Tree = TypeVar("Tree")
@@ -21,13 +21,15 @@ class Group(NamedTuple):
     """Channels that stand and fall together.
 
     ``name`` is that of the first convolution or dense layer that makes them, ``size`` their number, ``label`` the
-    pruning ratio they go by (None: kept), ``members`` all the nodes that yield them, in graph order.
+    pruning ratio they go by (None: kept), ``members`` all the nodes that yield them, in graph order. Channels are
+    removed ``unit`` at a time: one by one, or head by head where they feed an attention.
     """
 
     name: str
     size: int
     label: str | None
     members: tuple[str, ...]
+    unit: int = 1
 
 
 class _Axis(NamedTuple):
@@ -43,7 +45,8 @@ def channel_groups(graph: Graph) -> dict[str, Group]:
     """The groups of channels that can be removed, by name, found by union-find over the edges.
 
     Convolutions and dense layers start a group; batch-norm, LIF, pooling and flattening pass it on; an addition joins
-    its two operands'. A :class:`Shortcut` starts one too, because it can carry any subset of its input's channels.
+    its two operands', an attention its query, key and value, whose channels fall into whole heads. A
+    :class:`Shortcut` starts one too, because it can carry any subset of its input's channels.
     The input and the output are in no group.
 
     Args:
@@ -65,7 +68,9 @@ def channel_groups(graph: Graph) -> dict[str, Group]:
             continue
         labels = {node.label for node in makers}
         label = makers[0].label if len(labels) == 1 else None
-        groups[makers[0].name] = Group(makers[0].name, makers[0].features, label, tuple(n.name for n in members))
+        unit = max((node.head_features for node in members if isinstance(node, Attention)), default=1)
+        names = tuple(node.name for node in members)
+        groups[makers[0].name] = Group(makers[0].name, makers[0].features, label, names, unit)
     return groups
 
 
@@ -120,9 +125,9 @@ def _roots(graph: Graph) -> dict[str, str]:
     for node in graph.nodes:
         starts = isinstance(node, Input | Conv | Dense | Shortcut)
         parent[node.name] = node.name if starts else find(node.inputs[0])
-        if isinstance(node, Add):
+        for other in node.inputs[1:]:
             # The earlier node stands for both, so that names follow graph order.
-            first, second = sorted((find(node.first), find(node.second)), key=list(parent).index)
+            first, second = sorted((find(node.inputs[0]), find(other)), key=list(parent).index)
             parent[second] = first
     return {name: find(name) for name in parent}
 
@@ -223,6 +228,10 @@ def _checked(name: str, group: Group, keep: Keep) -> np.ndarray:
         raise ValueError(f"keep[{name!r}] names a channel outside the {group.size} that the group has.")
     if len(np.unique(channels)) != channels.size:
         raise ValueError(f"keep[{name!r}] names a channel twice.")
+    if np.any(np.bincount(channels // group.unit, minlength=1) % group.unit):
+        raise ValueError(
+            f"keep[{name!r}] breaks up an attention head of {group.unit} channels; keep or remove it whole."
+        )
     return np.sort(channels)
 
 

@@ -91,7 +91,8 @@ def score_random(graph: Graph, key: Array) -> Scores:
 def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] | float) -> dict[str, np.ndarray]:
     """The channels to keep in every group: the int(n·(1 - r)) with the highest scores, in ascending order.
 
-    Among equal scores the channel with the lower number is kept, so that the result does not depend on the machine.
+    Channels that feed an attention are counted, scored (by their mean) and removed in whole heads. Among equal scores
+    the channel with the lower number is kept, so that the result does not depend on the machine.
 
     Args:
         graph: the network.
@@ -124,7 +125,7 @@ def _score_maps(criterion: Criterion, channels: int, trace: LIFTrace) -> Array:
 
 def _highest(group: Group, scores: Mapping[str, Any], ratio: float) -> np.ndarray:
     try:
-        kept = kept_channels(group.size, ratio)
+        kept = kept_channels(group.size // group.unit, ratio)
     except ValueError as error:
         raise ValueError(f"ratio of {group.label!r} in group {group.name!r}: {error}") from None
     if group.name not in scores:
@@ -132,4 +133,6 @@ def _highest(group: Group, scores: Mapping[str, Any], ratio: float) -> np.ndarra
     values = np.asarray(scores[group.name], np.float64)
     if values.shape != (group.size,) or not np.all(np.isfinite(values)):
         raise ValueError(f"scores of group {group.name!r} must be {group.size} finite numbers.")
-    return np.sort(np.argsort(-values, kind="stable")[:kept])
+    # Attention heads are kept or removed whole, by the mean score of their channels.
+    units = np.sort(np.argsort(-values.reshape(-1, group.unit).mean(axis=1), kind="stable")[:kept])
+    return (units[:, None] * group.unit + np.arange(group.unit)).ravel()

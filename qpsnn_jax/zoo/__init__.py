@@ -1,8 +1,16 @@
 """Networks, each a function that returns a :class:`qpsnn_jax.Graph`."""
 
 from qpsnn_jax.zoo.resnet20 import resnet20
-from qpsnn_jax.zoo.vgg16 import vgg16
+from qpsnn_jax.zoo.sew_resnet18 import sew_resnet18
+from qpsnn_jax.zoo.spikingformer import spikingformer
+from qpsnn_jax.zoo.vgg import vgg16, vggsnn
 
-__all__ = ["NETWORKS", "resnet20", "vgg16"]
+__all__ = ["NETWORKS", "resnet20", "sew_resnet18", "spikingformer", "vgg16", "vggsnn"]
 
-NETWORKS = {"resnet20": resnet20, "vgg16": vgg16}
+NETWORKS = {
+    "resnet20": resnet20,
+    "vgg16": vgg16,
+    "vggsnn": vggsnn,
+    "sew_resnet18": sew_resnet18,
+    "spikingformer": spikingformer,
+}
