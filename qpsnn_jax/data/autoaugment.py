@@ -1,0 +1,261 @@
+r"""The CIFAR-10 policy of AutoAugment inside jit, equal to Pillow's result.
+
+Every operation of the policy is one pass of the same three steps with its own parameters, which are constants in
+a table of 101 rows, so that nothing branches under vmap:
+
+1. an affine map, nearest pixel, in Pillow's 16-bit fixed point (shear, translate, rotate);
+2. a table of 256 values for each channel (invert, solarize, posterize, brightness, contrast, autocontrast, equalize);
+3. a blend with the grey or the smoothed image (color, sharpness).
+
+A step that an operation does not use has the parameters that change nothing. Pixels stay uint8: it comes before
+:func:`qpsnn_jax.data.normalize`.
+"""
+
+import math
+from functools import cache
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Name = Literal[
+    "identity",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "invert",
+    "solarize",
+    "posterize",
+    "brightness",
+    "contrast",
+    "autocontrast",
+    "equalize",
+    "color",
+    "sharpness",
+]
+
+# The 25 sub-policies: two operations each, with probability and magnitude in {0, …, 9}.
+CIFAR10_POLICY: tuple[tuple[tuple[Name, float, int], tuple[Name, float, int]], ...] = (
+    (("invert", 0.1, 7), ("contrast", 0.2, 6)),
+    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
+    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.5, 8), ("equalize", 0.9, 2)),
+    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+    (("color", 0.4, 3), ("brightness", 0.6, 7)),
+    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+    (("equalize", 0.6, 5), ("equalize", 0.5, 1)),
+    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
+    (("equalize", 0.3, 7), ("autocontrast", 0.4, 8)),
+    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
+    (("brightness", 0.9, 6), ("color", 0.2, 8)),
+    (("solarize", 0.5, 2), ("invert", 0.0, 3)),
+    (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
+    (("equalize", 0.2, 8), ("equalize", 0.6, 4)),
+    (("color", 0.9, 9), ("equalize", 0.6, 6)),
+    (("autocontrast", 0.8, 4), ("solarize", 0.2, 8)),
+    (("brightness", 0.1, 3), ("color", 0.7, 0)),
+    (("solarize", 0.4, 5), ("autocontrast", 0.9, 3)),
+    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.9, 2), ("solarize", 0.8, 3)),
+    (("equalize", 0.8, 8), ("invert", 0.1, 3)),
+    (("translate_y", 0.7, 9), ("autocontrast", 0.9, 1)),
+)
+
+_TABLES = ("fixed", "contrast", "autocontrast", "equalize")  # how the table of step 2 comes about
+_FILL = 128  # what an affine map uncovers
+
+
+class Operation(NamedTuple):
+    """Parameters of one operation, or of many with a leading axis.
+
+    Attributes:
+        affine: ``x = (a_0·col + a_1·row + a_2) >> 16`` and ``y`` likewise from the last three, int32 of shape ``… 6``.
+        values: the new value of each of the 256 old ones, uint8 of shape ``… 256``; where ``table`` is 0.
+        table: 0 for ``values``, else 1 contrast, 2 autocontrast, 3 equalize, which depend on the image; int32.
+        tenths: ten times the factor of the blend in step 3, or of the contrast; int32. 10 changes nothing.
+        smooth: blend with the smoothed image rather than the grey one; bool.
+    """
+
+    affine: np.ndarray | Array
+    values: np.ndarray | Array
+    table: np.ndarray | Array
+    tenths: np.ndarray | Array
+    smooth: np.ndarray | Array
+
+
+def autoaugment(key: Array, images: Array) -> Array:
+    """Apply one of the 25 sub-policies to each image: two operations, each with its probability and a random sign.
+
+    Magnitudes run as in the usual PyTorch versions: shear to 0.3, translation to 150/331 of the side, rotation to 30°,
+    enhancement factors 1 ± 0.9. What a map uncovers is grey (128).
+
+    Args:
+        key: a JAX random key.
+        images: pixels, uint8, shape ``b h w 3``.
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Raises:
+        ValueError: images that are not uint8 ``b h w 3``.
+
+    References:
+        Cubuk, Zoph, Mané, Vasudevan and Le, AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019.
+    """
+    if images.ndim != 4 or images.dtype != jnp.uint8 or images.shape[-1] != 3:
+        raise ValueError(f"images must be uint8 b h w 3 (before they are normalized), got {images.dtype} {images.shape}.")
+    batch, height, width, _ = images.shape
+    policy_key, chance_key, sign_key = jax.random.split(key, 3)
+    policies = jax.random.randint(policy_key, (batch,), 0, len(CIFAR10_POLICY))
+    probabilities = np.asarray([[p for _, p, _ in pair] for pair in CIFAR10_POLICY], np.float32)
+    applied = jax.random.uniform(chance_key, (batch, 2), jnp.float32) < jnp.asarray(probabilities)[policies]
+    signs = jax.random.randint(sign_key, (batch, 2), 0, 2)
+    rows = jnp.where(applied, 1 + (policies[:, None] * 2 + jnp.arange(2)[None]) * 2 + signs, 0)
+    table = jax.tree.map(jnp.asarray, _policy_table(height, width))
+    for slot in range(2):
+        images = apply(images, jax.tree.map(lambda leaf, slot=slot: leaf[rows[:, slot]], table))
+    return images
+
+
+def operation(name: Name, level: int, sign: int, height: int, width: int) -> Operation:
+    """Parameters of an operation.
+
+    Args:
+        name: one of :data:`Name`.
+        level: magnitude in {0, …, 9}; invert, autocontrast and equalize have none.
+        sign: 1 or -1, for the operations that have two directions.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+
+    Returns:
+        The parameters, as NumPy arrays.
+    """
+    amount = sign * level / 9
+    old = np.arange(256)
+    tenths = 10 + sign * level  # factors 1 ± 0.9·level/9
+    values = {
+        "invert": 255 - old,
+        "solarize": np.where(old < 256 * (1 - level / 9), old, 255 - old),
+        "posterize": old & -(1 << 8 - round(8 - 4 * level / 9)),
+        "brightness": np.minimum(tenths * old // 10, 255),
+    }.get(name, old)
+    return Operation(
+        affine=_affine(name, amount, height, width),
+        values=values.astype(np.uint8),
+        table=np.int32(_TABLES.index(name) if name in _TABLES else 0),
+        tenths=np.int32(tenths if name in ("contrast", "color", "sharpness") else 10),
+        smooth=np.bool_(name == "sharpness"),
+    )
+
+
+def apply(images: Array, operations: Operation) -> Array:
+    """Apply its own operation to each image.
+
+    Args:
+        images: uint8, shape ``b h w 3``.
+        operations: the parameters, with a leading axis ``b``.
+
+    Returns:
+        Images of the same shape and dtype. They equal Pillow's, except that autocontrast may be one higher where the
+        exact quotient is a whole number that Pillow's floating point just misses.
+    """
+    return jax.vmap(_apply)(images, operations)
+
+
+def _apply(image: Array, operation: Operation) -> Array:
+    image = _move(image, jnp.asarray(operation.affine))
+    grey = _grey(image)
+    tables = jnp.stack(_image_tables(image, grey, operation))
+    image = tables[operation.table][image.astype(jnp.int32), jnp.arange(3)[None, None]]
+    other = jnp.where(operation.smooth, _smoothed(image), _grey(image)[..., None])
+    # Contrast blends inside its table already.
+    tenths = jnp.where(operation.table == 0, operation.tenths, 10)
+    return _blend(other, image.astype(jnp.int32), tenths).astype(jnp.uint8)
+
+
+def _move(image: Array, affine: Array) -> Array:
+    height, width, _ = image.shape
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    x, y = ((a[0] * columns + a[1] * rows + a[2]) >> 16 for a in (affine[:3], affine[3:]))
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    moved = image[jnp.clip(y, 0, height - 1), jnp.clip(x, 0, width - 1)]
+    return jnp.where(inside[..., None], moved, jnp.uint8(_FILL))
+
+
+def _image_tables(image: Array, grey: Array, operation: Operation) -> list[Array]:
+    """Make the four tables of :data:`_TABLES`, int32 of shape ``256 3``."""
+    old = jnp.arange(256)[:, None]
+    counts = jnp.zeros((256, 3), jnp.int32).at[image.astype(jnp.int32), jnp.arange(3)[None, None]].add(1)
+    fixed = jnp.broadcast_to(jnp.asarray(operation.values).astype(jnp.int32)[:, None], (256, 3))
+    mean = (2 * jnp.sum(grey) + grey.size) // (2 * grey.size)
+    contrast = jnp.broadcast_to(_blend(mean, old, jnp.asarray(operation.tenths)), (256, 3))
+
+    low = jnp.argmax(counts > 0, axis=0)[None]
+    high = 255 - jnp.argmax(counts[::-1] > 0, axis=0)[None]
+    span = jnp.maximum(high - low, 1)
+    stretched = jnp.where(high > low, jnp.clip((old - low) * 255 // span, 0, 255), old)
+
+    # The brightest value's own count does not enter the step, which spreads the others over 255 values.
+    step = (grey.size - jnp.take_along_axis(counts, high, axis=0)) // 255
+    below = jnp.cumsum(counts, axis=0) - counts
+    level = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
+    equalized = jnp.where((step > 0) & (high > low), level, old)
+    return [fixed, contrast, stretched, equalized]
+
+
+def _grey(image: Array) -> Array:
+    """Luma in 16-bit fixed point, int32 of shape ``h w``."""
+    weights = jnp.asarray([19595, 38470, 7471])
+    return (jnp.sum(image.astype(jnp.int32) * weights[None, None], axis=-1) + 0x8000) >> 16
+
+
+def _smoothed(image: Array) -> Array:
+    """Smooth with 3×3 weights of 1 and 5 in the middle over 13, rounded; the border stays as it is."""
+    x = image.astype(jnp.int32)
+    height, width, _ = x.shape
+    if height < 3 or width < 3:
+        return x
+    columns = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
+    total = columns[:-2] + columns[1:-1] + columns[2:] + 4 * x[1:-1, 1:-1]
+    return x.at[1:-1, 1:-1].set((2 * total + 13) // 26)
+
+
+def _blend(zero: Array, one: Array, tenths: Array) -> Array:
+    """``zero + factor·(one - zero)``, truncated and clipped to a pixel; in integers, so no compiler rounds otherwise."""
+    return jnp.clip((10 * zero + tenths * (one - zero)) // 10, 0, 255)
+
+
+def _affine(name: Name, amount: float, height: int, width: int) -> np.ndarray:
+    """Where each output pixel comes from, about its centre and in 16-bit fixed point."""
+    matrix = np.asarray([[1.0, 0, 0], [0, 1, 0]])
+    if name == "shear_x":
+        matrix[0, 1] = 0.3 * amount
+    elif name == "shear_y":
+        matrix[1, 0] = 0.3 * amount
+    elif name == "translate_x":
+        matrix[0, 2] = 150 / 331 * width * amount
+    elif name == "translate_y":
+        matrix[1, 2] = 150 / 331 * height * amount
+    elif name == "rotate":
+        cos, sin = (f(math.radians(30 * amount)) for f in (math.cos, math.sin))
+        turn = np.asarray([[cos, -sin], [sin, cos]])
+        center = np.asarray([width / 2, height / 2])
+        matrix = np.column_stack([turn, center - turn @ center])
+    matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2
+    return np.floor(matrix * 65536 + 0.5).astype(np.int32).reshape(6)
+
+
+@cache
+def _policy_table(height: int, width: int) -> Operation:
+    """Row 0 changes nothing; then for each sub-policy and slot the positive and the negative sign."""
+    operations = [operation("identity", 0, 1, height, width)]
+    for pair in CIFAR10_POLICY:
+        for name, _, level in pair:
+            operations += [operation(name, level, sign, height, width) for sign in (1, -1)]
+    return Operation(*(np.stack(leaves) for leaves in zip(*operations, strict=True)))
