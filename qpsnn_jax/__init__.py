@@ -57,9 +57,7 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604 (the table above is the one list)
-    *_HOME_OF
-]
+__all__ = [*_HOME_OF]
 
 
 def __getattr__(name: str) -> object:

@@ -1,7 +1,8 @@
 """Checkpoints: arrays by Orbax, and beside them the graph and whatever else makes them restore by themselves.
 
 A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax) and ``meta.json``: the graph, the caller's notes and a
-CRC-32 of every array. It is written under a temporary name and renamed, so that a name without ``.tmp`` is always whole.
+CRC-32 of every array. It is written under a temporary name and renamed, so that a name without ``.tmp`` is always
+whole.
 """
 
 import json

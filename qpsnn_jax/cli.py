@@ -136,7 +136,7 @@ def _evaluate(arguments: list[str]) -> None:
         raise ValueError(f"{given.path} belongs to no run, so say which --data to evaluate on.")
     chosen = {
         "data_dir": given.data_dir or (config and config.data_dir),
-        "test_examples": given.test_examples or (config and config.test_examples),
+        "test_examples": given.test_examples if given.test_examples is not None else config and config.test_examples,
         "seed": config.seed if config else 0,
         "train_examples": 1,
     }
@@ -231,6 +231,8 @@ def _parse_config(parser: _Parser, arguments: list[str], *, runs: bool = False) 
     if given.config in PRESETS:
         config = PRESETS[given.config]
     elif runs and path.is_dir():
+        if changes:
+            raise ValueError(f"{path} is a finished run, so --{next(iter(changes))} cannot be set.")
         config = read_config(path)
     elif path.suffix == ".py":
         config = load_config(path)

@@ -1,8 +1,8 @@
 """The settings of a run as one frozen record, and the objects it describes."""
 
 import dataclasses
-import math
 import runpy
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,6 +105,7 @@ class Config:
             _require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1", getattr(self, name))
         _require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or none", self.clip_norm)
         _require("average", self.average is None or 0 < self.average < 1, "between 0 and 1, or none", self.average)
+        _require("seed", self.seed < 2**31, "below 2**31", self.seed)
         augmentation(self)
         build_graph(self)
 
@@ -168,10 +169,11 @@ def load_config(path: Path) -> Config:
     try:
         namespace = runpy.run_path(str(path))
     except SyntaxError as error:
-        raise ValueError(f"config file {path} has a syntax error in line {error.lineno}: {error.msg}.") from None
+        place = f" in line {error.lineno}" if error.lineno else ""
+        raise ValueError(f"config file {path} has a syntax error{place}: {error.msg}.") from None
     except ValueError as error:
         raise ValueError(f"config file {path}: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"config file {path} fails with {type(error).__name__}: {error}.") from None
     if not isinstance(namespace.get("config"), Config):
         raise ValueError(f"config file {path} must define `config = qpsnn_jax.Config(…)`.")
@@ -212,7 +214,7 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
             if value in choices:
                 return value
         elif kind is float:
-            if isinstance(value, int | float) and _is_number(value) and math.isfinite(value):
+            if _is_number(value):
                 return float(value)
         elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
             return value
@@ -230,7 +232,7 @@ def _describe(hint: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _plain(value: Any) -> Any:

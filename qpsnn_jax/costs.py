@@ -27,8 +27,8 @@ class NodeCost:
     """Cost of one node for one image over all time steps.
 
     ``params`` counts those of Eq. 16 and ``size_bits`` their bits; ``quantized`` those that are quantized. ``dense`` is
-    the number of multiply-accumulates a dense device makes (padding counts nothing). ``macs`` and ``acs`` are those with a
-    non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known.
+    the number of multiply-accumulates a dense device makes (padding counts nothing). ``macs`` and ``acs`` are those
+    with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known.
     """
 
     name: str
@@ -99,7 +99,8 @@ def activity_reducers(graph: Graph) -> dict[str, Reducer]:
     Each gives the mean over batch and time of (value ≠ 0), shape ``h w c`` or ``c``, for the inputs of the weighted
     layers and for the LIF layers. Average the results over batches of equal size.
     """
-    inputs = {node.input for node in graph.nodes if isinstance(node, Conv | Dense)} - {graph.input.name}
+    known = set() if graph.input.frames else {graph.input.name}
+    inputs = {node.input for node in graph.nodes if isinstance(node, Conv | Dense)} - known
     neurons = {node.name for node in graph.nodes if isinstance(node, LIF)}
     return dict.fromkeys(sorted(inputs | neurons), _nonzero)
 
@@ -134,7 +135,8 @@ def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Ene
 def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost:
     kind, channels = type(node).__name__, graph.values[node.name].shape[-1]
     if isinstance(node, LIF):
-        rate = float(np.mean(activity[node.name])) if node.name in activity else None
+        nonzero = _measured(graph, node.name, activity)
+        rate = None if nonzero is None else float(np.mean(nonzero))
         return NodeCost(node.name, kind, 0, 0, 0, 0, 0.0, 0.0, rate)
     if isinstance(node, BatchNorm):
         return NodeCost(node.name, kind, 2 * channels, 0, 2 * channels * _FULL_PRECISION_BITS, 0, 0.0, 0.0, None)
@@ -163,16 +165,21 @@ def _effective(
     graph: Graph, node: Conv | Dense, activity: Mapping[str, Any], reach: np.ndarray, steps: int
 ) -> float | None:
     """Operations with a non-zero input; the image itself counts as non-zero everywhere."""
-    shape = graph.values[node.input].shape
     if node.input == graph.input.name and not graph.input.frames:
-        nonzero = np.ones(shape)
-    elif node.input in activity:
-        nonzero = np.asarray(activity[node.input], np.float64)
-    else:
+        nonzero = np.ones(graph.input.shape)
+    elif (nonzero := _measured(graph, node.input, activity)) is None:
         return None
-    if nonzero.shape != shape:
-        raise ValueError(f"activity of node {node.input!r} has the shape {nonzero.shape}, expected {shape}.")
     return float(steps * node.features * np.sum(nonzero * reach[..., None] if reach.ndim else nonzero))
+
+
+def _measured(graph: Graph, name: str, activity: Mapping[str, Any]) -> np.ndarray | None:
+    """The activity of a node, or None where it was not measured."""
+    if name not in activity:
+        return None
+    nonzero, shape = np.asarray(activity[name], np.float64), graph.values[name].shape
+    if nonzero.shape != shape:
+        raise ValueError(f"activity of node {name!r} has the shape {nonzero.shape}, expected {shape}.")
+    return nonzero
 
 
 def _reach(node: Conv | Dense, shape: tuple[int, ...]) -> np.ndarray:

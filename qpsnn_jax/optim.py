@@ -1,10 +1,10 @@
 """Optimizers and learning-rate schedules of the paper's set-ups, as Optax transformations."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 OptimizerName = Literal["sgd", "adam"]
 
@@ -31,15 +31,15 @@ def cosine_schedule(
     References:
         QP-SNN (ICLR 2025), table 8; Loshchilov and Hutter, ICLR 2017.
     """
-    if learning_rate <= 0 or epochs < 1 or steps_per_epoch < 1 or warmup_epochs < 0:
+    if not learning_rate > 0 or epochs < 1 or steps_per_epoch < 1 or warmup_epochs < 0:
         raise ValueError("learning_rate, epochs and steps_per_epoch must be positive, warmup_epochs not negative.")
     decay = optax.cosine_decay_schedule(learning_rate, epochs)
     warmup_steps = warmup_epochs * steps_per_epoch
 
-    def schedule(step: ArrayLike) -> jax.Array:
-        step = jax.numpy.asarray(step)
-        rise = jax.numpy.minimum(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-        return jax.numpy.asarray(decay(step // steps_per_epoch) * rise)
+    def schedule(step: Any) -> Any:
+        epoch, count = (jnp.asarray(n, jnp.float32) for n in (step // steps_per_epoch, step + 1))
+        rise = jnp.minimum(1.0, count / warmup_steps) if warmup_steps else 1.0
+        return decay(epoch) * rise
 
     return schedule
 
@@ -75,7 +75,7 @@ def optimizer(
     if name == "sgd":
         update = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
     elif name == "adam":
-        update = optax.adam(learning_rate)
+        update = _unstrict(optax.adam(learning_rate))
     else:
         raise ValueError(f"optimizer must be sgd or adam, got {name!r}.")
     return optax.chain(
@@ -83,6 +83,16 @@ def optimizer(
         optax.add_decayed_weights(weight_decay, mask=_convolution_kernels),
         update,
     )
+
+
+def _unstrict(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Optax's Adam raises a float to an integer count, which strict dtype promotion refuses."""
+
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _convolution_kernels(params: optax.Params) -> optax.Params:

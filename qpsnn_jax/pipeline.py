@@ -10,6 +10,8 @@ import json
 import os
 import platform
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from qpsnn_jax.graph import Graph
 from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
 from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.steps import Variables, init_variables
-from qpsnn_jax.train import Evaluation, Plan, evaluate, fit, normalizer
+from qpsnn_jax.train import Evaluation, Plan, evaluate, fit, normalizer, whole_batches
 
 STAGES = ("quantized", "pruned", "finetuned")
 _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -64,7 +66,8 @@ def check_run(directory: Path, config: Config) -> bool:
                 f"{getattr(config, name)!r} here); choose another --out."
             )
         return True
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    # A run killed at its very start leaves a temporary config.json and nothing else.
+    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - {"config.tmp"}):
         raise ValueError(f"{directory} exists and is not the directory of a run; choose another --out.")
     return False
 
@@ -91,23 +94,31 @@ def read_config(directory: Path) -> Config:
         raise ValueError(f"{directory} is not the directory of a run: it has no config.json.")
     try:
         return from_dict(json.loads(path.read_text())["config"])
-    except (KeyError, TypeError, json.JSONDecodeError):
-        raise ValueError(f"{path} is damaged.") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}).") from None
 
 
 def load_data(config: Config) -> DataSet:
-    """The data set of a config."""
-    return load(
+    """The data set of a config.
+
+    Raises:
+        ValueError: the data are missing, or too few for a batch.
+    """
+    data = load(
         config.data,
         data_dir=config.data_dir,
         seed=config.seed,
         train_examples=config.train_examples,
         test_examples=config.test_examples,
     )
+    whole_batches(config, data)
+    return data
 
 
 def train(config: Config, directory: Path, data: DataSet) -> Stage:
     """Stage 1: train the quantized network from scratch. Returns its record; a complete stage is only read."""
+    if stage := read_stage(directory, "quantized"):
+        return stage
     graph = build_graph(config)
     variables = init_variables(graph, jax.random.key(config.seed))
     return _trained(config, directory, "quantized", data, graph, variables, _training(config, config.epochs))
@@ -120,9 +131,8 @@ def score_channels(config: Config, directory: Path, data: DataSet, *, source: Pa
     """
     path = directory / "pruned" / "scores.npz"
     if path.exists():
-        with np.load(path) as stored:
-            return {name: jnp.asarray(values) for name, values in stored.items()}
-    graph, variables = load_network(source or directory / "quantized")
+        return _stored_scores(path)
+    graph, variables = _trained_network(config, source or directory / "quantized")
     scores = _scores(config, graph, variables, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npz")
@@ -139,7 +149,7 @@ def prune_channels(config: Config, directory: Path, data: DataSet, *, source: Pa
     if stage := read_stage(directory, "pruned"):
         return stage
     started = time.monotonic()
-    graph, variables = load_network(source or directory / "quantized")
+    graph, variables = _trained_network(config, source or directory / "quantized")
     keep = select(graph, score_channels(config, directory, data, source=source), config.ratios)
     smaller, _ = prune(graph, {}, keep)
     # Under one jit, because hundreds of small gathers would each be compiled by themselves.
@@ -151,6 +161,8 @@ def prune_channels(config: Config, directory: Path, data: DataSet, *, source: Pa
 
 def finetune(config: Config, directory: Path, data: DataSet) -> Stage:
     """Stage 3: train the pruned network on. Returns its record; a complete stage is only read."""
+    if stage := read_stage(directory, "finetuned"):
+        return stage
     graph, variables = load_network(directory / "pruned")
     plan = Plan(
         config, config.finetune_epochs, config.finetune_optimizer, config.finetune_learning_rate, config.seed + 1
@@ -213,7 +225,7 @@ def read_stage(directory: Path, name: str) -> Stage | None:
         return None
     try:
         return Stage(**json.loads(path.read_text())["stage"])
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path} is damaged; delete the folder {path.parent} to redo the stage.") from None
 
 
@@ -263,8 +275,6 @@ def _training(config: Config, epochs: int) -> Plan:
 def _trained(
     config: Config, directory: Path, name: str, data: DataSet, graph: Graph, variables: Variables, plan: Plan
 ) -> Stage:
-    if stage := read_stage(directory, name):
-        return stage
     done = fit(graph, variables, data, plan, directory / name, name)
     return _finish(config, directory, name, graph, done.variables, done.result, done.epochs, done.seconds, {})
 
@@ -287,6 +297,21 @@ def _finish(
     return stage
 
 
+def _trained_network(config: Config, place: Path) -> tuple[Graph, Variables]:
+    graph, variables = load_network(place)
+    if graph != build_graph(config):
+        raise ValueError(f"{place} holds another network than the run's config describes.")
+    return graph, variables
+
+
+def _stored_scores(path: Path) -> Scores:
+    try:
+        with np.load(path) as stored:
+            return {name: jnp.asarray(values) for name, values in stored.items()}
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
+        raise ValueError(f"{path} is damaged; delete it to score again.") from None
+
+
 def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -> Scores:
     if config.criterion == "magnitude":
         return score_magnitude(graph, variables)
@@ -294,7 +319,7 @@ def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -
         return score_random(graph, jax.random.key(config.seed))
     size = min(config.score_batch_size, len(data.train.labels))
     count = min(config.score_batches, len(data.train.labels) // size)
-    normalized = normalizer(data)
+    normalized = jax.jit(normalizer(data))
     batches = (normalized(jnp.asarray(data.train.images[i * size : (i + 1) * size])) for i in range(count))
     return score(graph, variables, batches, {"svs": svs, "sca": sca}[config.criterion])
 
@@ -316,11 +341,13 @@ def _random(config: Config, directory: Path, data: DataSet) -> Stage:
 
 
 def _scratch(config: Config, directory: Path, data: DataSet) -> Stage:
-    graph = build_graph(config, ratios=config.ratios)
-    variables = init_variables(graph, jax.random.key(config.seed + 2))
-    plan = _training(config, config.epochs + config.finetune_epochs)
     place = directory / "controls" / "scratch"
-    return _control("scratch", [_trained(config, place, "quantized", data, graph, variables, plan)])
+    if (stage := read_stage(place, "quantized")) is None:
+        graph = build_graph(config, ratios=config.ratios)
+        variables = init_variables(graph, jax.random.key(config.seed + 2))
+        plan = _training(config, config.epochs + config.finetune_epochs)
+        stage = _trained(config, place, "quantized", data, graph, variables, plan)
+    return _control("scratch", [stage])
 
 
 def _control(name: str, stages: list[Stage]) -> Stage:

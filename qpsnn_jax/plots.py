@@ -10,19 +10,20 @@ import numpy as np
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.graph import LIF, Conv, Graph
 from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.pipeline import load_network
+from qpsnn_jax.pipeline import STAGES, Stage, load_network
 from qpsnn_jax.steps import Variables
 from qpsnn_jax.train import normalizer
 
 _RASTER_NEURONS = 64
 
 
-def draw_all(directory: Path, data: DataSet) -> list[Path]:
+def draw_all(directory: Path, data: DataSet, records: list[Stage]) -> list[Path]:
     """Draw every plot of a run into ``plots`` below its directory.
 
     Args:
         directory: of a run whose stages are complete.
         data: its data set; the raster shows the first test image.
+        records: of the stages and controls, for the summary.
 
     Returns:
         Paths of the PNG files.
@@ -32,6 +33,7 @@ def draw_all(directory: Path, data: DataSet) -> list[Path]:
     with np.load(directory / "pruned" / "scores.npz") as stored:
         scores = dict(stored)
     figures = {
+        "summary": _summary(records),
         "training": _training(directory),
         "scores": _scores(scores, keep),
         "channels": _channels(scores, keep),
@@ -55,6 +57,24 @@ def _write(figure: Any, path: Path) -> Path:
     figure.savefig(temporary, dpi=110, format="png")
     temporary.replace(path)
     return path
+
+
+def _summary(records: list[Stage]) -> Any:
+    panels = {
+        "test accuracy, last epoch (%)": [100 * record.accuracy_last for record in records],
+        "size (kB)": [record.size_bytes / 1000 for record in records],
+        "SOPs per image (million)": [record.sops_total / 1e6 for record in records],
+    }
+    figure, axes = _figure(1, len(panels), 10, 0.35 * len(records) + 1.1)
+    names = [record.name for record in records]
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        bars = axis.barh(names, values, color=["tab:blue" if name in STAGES else "tab:gray" for name in names])
+        axis.bar_label(bars, fmt="%.4g", padding=2, fontsize=8)
+        axis.set_title(title, fontsize=9)
+        axis.margins(x=0.22)
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=8, labelleft=axis is axes[0])
+    return figure
 
 
 def _training(directory: Path) -> Any:

@@ -20,7 +20,7 @@ Gamma = Literal["none", "max", "percentile", "mean", "mse"]
 
 _PERCENTILE = 99.0
 _MSE_GRID = 64
-_MSE_ROUNDS = 2
+_MSE_ROUNDS = 8
 
 
 class Codes(NamedTuple):
@@ -35,7 +35,7 @@ def gamma_of(weights: Array, bits: ArrayLike, gamma: Gamma = "mean", per: Per = 
 
     ``none``: 1 (vanilla quantizer); ``max``: max|W|; ``percentile``: max(|P₁(W)|, |P₉₉(W)|); ``mean``: mean|W|, the
     paper's default; ``mse``: the γ that minimizes :math:`\|W - Ŵ\|^2`, found by a grid search over ``(0, max|W|]``
-    refined around its best point.
+    and least squares from its best point.
 
     Args:
         weights: W, shape ``… o``, floating.
@@ -243,26 +243,34 @@ def _round_codes(weights: Array, gamma: Array, top: Array) -> Array:
 
 @partial(jax.jit, static_argnames="axes")
 def _mse_gamma(weights: Array, top: Array, axes: tuple[int, ...]) -> Array:
-    """Grid search over (0, max|W|], one candidate at a time so that memory stays that of the weights."""
+    """Best of a grid over (0, max|W|], of a finer one about it, then least squares for γ and the codes in turn (Lloyd).
+
+    The least squares make γ a quotient of sums over fixed codes; ever finer grids would stop anywhere in a flat
+    minimum, at another point in each compilation. One candidate at a time, so that memory stays that of the weights.
+    """
     largest = jnp.max(jnp.abs(weights), axis=axes, keepdims=True)
 
+    def levels(gamma: Array) -> Array:
+        return (2 * _round_codes(weights, jnp.where(gamma > 0, gamma, 1), top) - top) / top
+
+    def total(x: Array) -> Array:
+        return jnp.sum(x, axis=axes, keepdims=True)
+
     def error(gamma: Array) -> Array:
-        positive = jnp.where(gamma > 0, gamma, 1)
-        rounded = positive / top * (2 * _round_codes(weights, positive, top) - top)
-        return jnp.sum(jnp.square(weights - rounded), axis=axes, keepdims=True)
+        return total(jnp.square(weights - gamma * levels(gamma)))
 
-    low, high = jnp.zeros_like(largest), largest
-    best = largest
-    for _ in range(1 + _MSE_ROUNDS):
+    def best(low: Array, high: Array) -> Array:
         step = (high - low) / _MSE_GRID
+        errors = jax.lax.map(lambda k: error(low + step * k), jnp.arange(1, _MSE_GRID + 1, dtype=weights.dtype))
+        return low + step * (1 + jnp.argmin(errors, axis=0)).astype(weights.dtype)
 
-        def candidate(k: Array, low: Array = low, step: Array = step) -> Array:
-            return error(low + step * k)
-
-        errors = jax.lax.map(candidate, jnp.arange(1, _MSE_GRID + 1, dtype=weights.dtype))
-        best = low + step * (1 + jnp.argmin(errors, axis=0)).astype(weights.dtype)
-        low, high = jnp.maximum(best - step, 0), jnp.minimum(best + step, largest)
-    return best
+    gamma = best(jnp.zeros_like(largest), largest)
+    step = largest / _MSE_GRID
+    gamma = best(jnp.maximum(gamma - step, 0), jnp.minimum(gamma + step, largest))
+    for _ in range(_MSE_ROUNDS):
+        level = levels(gamma)
+        gamma = total(weights * level) / total(jnp.square(level))
+    return gamma
 
 
 def _top(bits: ArrayLike, like: Array) -> Array:

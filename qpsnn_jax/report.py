@@ -43,9 +43,10 @@ def write_report(config: Config, directory: Path, data: DataSet, stages: list[St
         "config": as_dict(config),
         "versions": versions(),
         "stages": [dataclasses.asdict(stage) for stage in stages],
-        "controls": [dataclasses.asdict(stage) for stage in controls],
     }
-    pictures = plots.draw_all(directory, data)
+    if controls:
+        document["controls"] = [dataclasses.asdict(stage) for stage in controls]
+    pictures = plots.draw_all(directory, data, [*stages, *controls])
     text = _markdown(document, stages, controls, pictures)
     temporary = directory / "report.md.tmp"
     temporary.write_text(text)
@@ -89,7 +90,8 @@ def _markdown(document: dict[str, Any], stages: list[Stage], controls: list[Stag
         "Accuracy is measured on the test set: at the last epoch, which is the result, and at the best epoch, which is "
         "shown for comparison with papers that report it and chooses nothing. Size is Eq. 16 (1 kB = 1000 bytes). "
         "Connections are the quantized weights left. The firing rate is the mean over layers of spikes per neuron and "
-        "step. SOPs and energy (45 nm: 4.6 pJ per MAC, 0.9 pJ per AC) are per image. Time is that of the stage, compilation included.",
+        "step. SOPs and energy (45 nm: 4.6 pJ per MAC, 0.9 pJ per AC) are per image. Time is that of the "
+        "stage, compilation included.",
         *(f"- `{stage.name}`: {_CONTROLS[stage.name]}." for stage in controls),
         *(f"![{picture.stem}]({picture.parent.name}/{picture.name})" for picture in pictures),
         "## Firing rates",

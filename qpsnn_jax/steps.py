@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.losses import cross_entropy
@@ -37,10 +38,14 @@ def init_variables(graph: Graph, key: Array) -> Variables:
     """Fresh variables of a graph: ``params``, ``batch_stats`` and ``scales``."""
     lead = (1, graph.timesteps) if graph.input.frames else (1,)
 
-    def init(key: Array) -> Any:
-        return SpikingNetwork(graph).init(key, jnp.zeros((*lead, *graph.input.shape)))
+    def init(key: Array) -> Variables:
+        variables: Any = SpikingNetwork(graph).init(key, jnp.zeros((*lead, *graph.input.shape)))
+        return {"params": {}, "batch_stats": {}, "scales": {}} | dict(variables)
 
-    return {"params": {}, "batch_stats": {}, "scales": {}} | dict(jax.jit(init)(key))
+    if isinstance(key, Tracer):
+        return init(key)
+    # Every initializer is a kernel that runs once: optimizing them takes seconds and saves microseconds.
+    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(key)
 
 
 def init_state(
@@ -54,6 +59,8 @@ def init_state(
         key: random key of the run, as raw key data or a typed key.
         average: keep a moving average of the weights.
     """
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
     averaged = {name: variables[name] for name in ("params", "batch_stats")} if average else None
     return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]), averaged, key)
 

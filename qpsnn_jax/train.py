@@ -1,14 +1,16 @@
 """The training loop: drives the pure steps over a data set, logs, saves, and resumes where it was killed."""
 
+import importlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -88,9 +90,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
         FloatingPointError: the loss or a weight is no longer finite; the last good checkpoint stays.
     """
     config = plan.config
-    steps_per_epoch = len(data.train.labels) // config.batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(f"batch_size {config.batch_size} is larger than the {len(data.train.labels)} training images.")
+    steps_per_epoch = whole_batches(config, data)
     tx = optimizer(
         plan.optimizer,
         cosine_schedule(
@@ -113,26 +113,23 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
         ),
         donate_argnums=0,
     )
-    eval_step = _eval_step(graph, data, activity_reducers(graph))
-    result = None
-    metrics = _Metrics(directory / "metrics.jsonl", keep=int(state.step))
-    total = plan.epochs * steps_per_epoch
-    with progress(title, total=total, done=int(state.step)) as shown:
-        for epoch in range(int(state.step) // steps_per_epoch, plan.epochs):
+    eval_step = _activity_step(graph, data.mean, data.std)
+    result, done, total = None, int(state.step), plan.epochs * steps_per_epoch
+    with closing(_Metrics(directory, keep=done)) as metrics, progress(title, total=total, done=done) as shown:
+        for epoch in range(done // steps_per_epoch, plan.epochs):
             for images, labels in _batches(data.train, config.batch_size, plan.seed, epoch):
                 state, values = step(state, images, labels)
                 shown.advance(1, metrics.record(values))
             metrics.flush()
             result = _evaluate(eval_step, evaluation_variables(state), data.test)
-            epochs.append({"epoch": epoch + 1, "train_loss": metrics.epoch_loss(), "test_accuracy": result.accuracy})
+            loss = metrics.end_epoch(result.accuracy)
+            epochs.append({"epoch": epoch + 1, "train_loss": loss, "test_accuracy": result.accuracy})
             last = epoch + 1 == plan.epochs
             if last or (epoch + 1) % config.checkpoint_epochs == 0:
                 _save(directory, graph, state, epochs, time.monotonic() - started)
             shown.line(
-                f"epoch {epoch + 1}/{plan.epochs}, train loss {epochs[-1]['train_loss']:.3f}, "
-                f"test accuracy {100 * result.accuracy:.2f} %"
+                f"epoch {epoch + 1}/{plan.epochs}, train loss {loss:.3f}, test accuracy {100 * result.accuracy:.2f} %"
             )
-    metrics.close()
     result = result or _evaluate(eval_step, evaluation_variables(state), data.test)
     return Trained(evaluation_variables(state), result, epochs, time.monotonic() - started)
 
@@ -151,8 +148,21 @@ def evaluate(
     Returns:
         :class:`Evaluation`. The activity is the mean over the full batches.
     """
-    reducers = activity_reducers(graph) if capture is None else capture
-    return _evaluate(_eval_step(graph, data, reducers), variables, arrays)
+    if capture is None:
+        return _evaluate(_activity_step(graph, data.mean, data.std), variables, arrays)
+    return _evaluate(jax.jit(make_eval_step(graph, prepare=normalizer(data), capture=capture)), variables, arrays)
+
+
+def whole_batches(config: Config, data: DataSet) -> int:
+    """Batches in an epoch; what is left over waits for the next one.
+
+    Raises:
+        ValueError: the batch is larger than the training set.
+    """
+    batches = len(data.train.labels) // config.batch_size
+    if batches == 0:
+        raise ValueError(f"batch_size {config.batch_size} is larger than the {len(data.train.labels)} training images.")
+    return batches
 
 
 def normalizer(data: DataSet) -> Callable[[Array], Array]:
@@ -160,8 +170,11 @@ def normalizer(data: DataSet) -> Callable[[Array], Array]:
     return partial(normalize, mean=data.mean, std=data.std)
 
 
-def _eval_step(graph: Graph, data: DataSet, capture: Capture) -> Callable:
-    return jax.jit(make_eval_step(graph, prepare=normalizer(data), capture=capture))
+@lru_cache(maxsize=4)
+def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable:
+    """Kept, because fine-tuning evaluates the network that pruning has just evaluated, and compiling takes seconds."""
+    prepare = partial(normalize, mean=mean, std=std)
+    return jax.jit(make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph)))
 
 
 def _evaluate(step: Callable, variables: Variables, arrays: Arrays) -> Evaluation:
@@ -202,7 +215,7 @@ def _resume(state: TrainState, graph: Graph, directory: Path) -> tuple[TrainStat
     found = checkpoint.latest(directory)
     if found is None:
         return state, [], 0.0
-    if found.graph != graph:
+    if found.graph != graph or "epochs" not in found.notes:
         raise ValueError(f"checkpoint {found.path} is of another network than this run's; choose another directory.")
     return checkpoint.restore(found, state), found.notes["epochs"], found.notes["seconds"]
 
@@ -214,15 +227,19 @@ def _save(directory: Path, graph: Graph, state: TrainState, epochs: list[dict[st
 
 
 class _Metrics:
-    """Writes one JSON line per step, a step late, so that the device never waits to be read."""
+    """Writes one JSON line per step, a step late, so that the device never waits to be read.
 
-    def __init__(self, path: Path, keep: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    Where tensorboardX is installed, the same numbers go to ``tensorboard`` beside it.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
         kept = path.read_text().splitlines()[:keep] if path.exists() else []
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
-        self._path, self._file = path, path.open("a")
+        self._directory, self._file, self._board = directory, path.open("a"), _tensorboard(directory, keep)
         self._step, self._pending = keep, None
         self._losses: list[float] = []
         self._note = ""
@@ -240,20 +257,38 @@ class _Metrics:
         values = {name: float(value) for name, value in self._pending.items()}
         self._step, self._pending = self._step + 1, None
         if not math.isfinite(values["loss"]):
-            self._file.flush()
             raise FloatingPointError(
                 f"the loss is {values['loss']} at step {self._step}; the last good checkpoint stays in "
-                f"{self._path.parent}. Try a lower learning_rate or a clip_norm."
+                f"{self._directory}. Try a lower learning_rate or a clip_norm."
             )
         self._file.write(json.dumps({"step": self._step, **values}) + "\n")
+        self._show("train", values)
         self._losses.append(values["loss"])
         self._note = f"loss {values['loss']:.3f}"
 
-    def epoch_loss(self) -> float:
-        """Mean loss since the last call."""
+    def end_epoch(self, test_accuracy: float) -> float:
+        """Put everything on disk and return the mean loss of the epoch."""
         losses, self._losses = self._losses, []
         self._file.flush()
+        self._show("test", {"accuracy": test_accuracy})
         return float(np.mean(losses))
 
     def close(self) -> None:
+        """Close the files, whatever happened."""
         self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _show(self, group: str, values: dict[str, float]) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, self._step)
+
+
+def _tensorboard(directory: Path, step: int) -> Any:
+    """A writer that forgets what an interrupted run wrote after ``step``, or None without tensorboardX."""
+    try:
+        tensorboard = importlib.import_module("tensorboardX")
+    except ImportError:
+        return None
+    return tensorboard.SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)

@@ -1,6 +1,8 @@
-"""Strict JAX for the whole suite, and where the optional recorded data lie."""
+"""Strict JAX for the whole suite, a finished run to look at, and where the optional recorded data lie."""
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,3 +32,45 @@ def vectors() -> Path:
 def tfds_dir() -> Path:
     """TFDS data directory that holds a prepared CIFAR-10."""
     return _present(SHARED / "data" / "tfds")
+
+
+@pytest.fixture(scope="session")
+def small_network() -> Iterator[str]:
+    """Name of a network in the zoo that compiles in a second, so that whole runs fit in a test."""
+    from small_runs import small
+
+    from qpsnn_jax.zoo import NETWORKS
+
+    NETWORKS["small"] = small
+    yield "small"
+    del NETWORKS["small"]
+
+
+@pytest.fixture(scope="session")
+def small_config(small_network: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config file of a run that takes seconds."""
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(
+        "from qpsnn_jax import Config\n"
+        f"config = Config(network={small_network!r}, data='digits', train_examples=320, test_examples=100, epochs=4,\n"
+        "                batch_size=32, optimizer='adam', learning_rate=0.02, ratios={'stem': 0.3, 'middle': 0.55},\n"
+        "                finetune_epochs=2, finetune_learning_rate=0.01, score_batches=2, score_batch_size=100,\n"
+        "                shift=1, checkpoint_epochs=1)\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_run(small_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished run of that config. Not to be changed; copy it."""
+    from qpsnn_jax.cli import main
+
+    directory = tmp_path_factory.mktemp("runs") / "small"
+    assert main(["run", str(small_config), "--out", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture(scope="session")
+def small_report(small_run: Path) -> dict:
+    """Its ``report.json``."""
+    return json.loads((small_run / "report.json").read_text())

@@ -17,5 +17,7 @@ CHECKS = {
 @pytest.mark.parametrize("name", CHECKS)
 def test_clean(name):
     pytest.importorskip(CHECKS[name][0])
-    result = subprocess.run([sys.executable, "-m", *CHECKS[name]], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", *CHECKS[name]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stdout + result.stderr

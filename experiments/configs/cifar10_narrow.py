@@ -1,4 +1,4 @@
-"""A quarter-width 2-bit ResNet20 on part of CIFAR-10: all stages on real images on a laptop's CPU.
+"""A narrow (width 1/8) 2-bit ResNet20 on part of CIFAR-10: all stages on real images on a laptop's CPU.
 
 Command: qpsnn run experiments/configs/cifar10_narrow.py --data_dir TFDS_DIR --out runs/cifar10_narrow
 """
@@ -12,17 +12,17 @@ config = Config(
     timesteps=2,
     ste="plain",
     data="cifar10",
-    train_examples=4000,
+    train_examples=3000,
     test_examples=1000,
     shift=4,
     flip=True,
-    epochs=15,
+    epochs=12,
     batch_size=64,
     optimizer="adam",
     learning_rate=0.01,
     warmup_epochs=1.0,
     ratios={"stem": 0.1, "outputs": 0.3, "first": 0.3, "middle": 0.5},
-    finetune_epochs=8,
+    finetune_epochs=6,
     finetune_learning_rate=0.005,
     checkpoint_epochs=1,
 )

@@ -68,6 +68,7 @@ CIFAR10_POLICY: tuple[tuple[tuple[Name, float, int], tuple[Name, float, int]], .
 )
 
 _TABLES = ("fixed", "contrast", "autocontrast", "equalize")  # how the table of step 2 comes about
+_DIFFERENCES = np.arange(-255, 256).astype(np.float32)
 _FILL = 128  # what an affine map uncovers
 
 
@@ -78,14 +79,15 @@ class Operation(NamedTuple):
         affine: ``x = (a_0·col + a_1·row + a_2) >> 16`` and ``y`` likewise from the last three, int32 of shape ``… 6``.
         values: the new value of each of the 256 old ones, uint8 of shape ``… 256``; where ``table`` is 0.
         table: 0 for ``values``, else 1 contrast, 2 autocontrast, 3 equalize, which depend on the image; int32.
-        tenths: ten times the factor of the blend in step 3, or of the contrast; int32. 10 changes nothing.
+        products: factor times -255, …, 255, for the blend in step 3 or the contrast; float32 of shape ``… 511``.
+            Products from a table cannot be fused with the sum that follows, so they round as Pillow's do.
         smooth: blend with the smoothed image rather than the grey one; bool.
     """
 
     affine: np.ndarray | Array
     values: np.ndarray | Array
     table: np.ndarray | Array
-    tenths: np.ndarray | Array
+    products: np.ndarray | Array
     smooth: np.ndarray | Array
 
 
@@ -138,18 +140,18 @@ def operation(name: Name, level: int, sign: int, height: int, width: int) -> Ope
     """
     amount = sign * level / 9
     old = np.arange(256)
-    tenths = 10 + sign * level  # factors 1 ± 0.9·level/9
+    enhanced = np.float32(1 + 0.9 * amount)
     values = {
         "invert": 255 - old,
         "solarize": np.where(old < 256 * (1 - level / 9), old, 255 - old),
         "posterize": old & -(1 << 8 - round(8 - 4 * level / 9)),
-        "brightness": np.minimum(tenths * old // 10, 255),
+        "brightness": np.minimum(enhanced * old.astype(np.float32), 255),
     }.get(name, old)
     return Operation(
         affine=_affine(name, amount, height, width),
         values=values.astype(np.uint8),
         table=np.int32(_TABLES.index(name) if name in _TABLES else 0),
-        tenths=np.int32(tenths if name in ("contrast", "color", "sharpness") else 10),
+        products=_DIFFERENCES * (enhanced if name in ("contrast", "color", "sharpness") else np.float32(1)),
         smooth=np.bool_(name == "sharpness"),
     )
 
@@ -175,8 +177,8 @@ def _apply(image: Array, operation: Operation) -> Array:
     image = tables[operation.table][image.astype(jnp.int32), jnp.arange(3)[None, None]]
     other = jnp.where(operation.smooth, _smoothed(image), _grey(image)[..., None])
     # Contrast blends inside its table already.
-    tenths = jnp.where(operation.table == 0, operation.tenths, 10)
-    return _blend(other, image.astype(jnp.int32), tenths).astype(jnp.uint8)
+    products = jnp.where(operation.table == 0, operation.products, jnp.asarray(_DIFFERENCES))
+    return _blend(other, image.astype(jnp.int32), products).astype(jnp.uint8)
 
 
 def _move(image: Array, affine: Array) -> Array:
@@ -194,7 +196,7 @@ def _image_tables(image: Array, grey: Array, operation: Operation) -> list[Array
     counts = jnp.zeros((256, 3), jnp.int32).at[image.astype(jnp.int32), jnp.arange(3)[None, None]].add(1)
     fixed = jnp.broadcast_to(jnp.asarray(operation.values).astype(jnp.int32)[:, None], (256, 3))
     mean = (2 * jnp.sum(grey) + grey.size) // (2 * grey.size)
-    contrast = jnp.broadcast_to(_blend(mean, old, jnp.asarray(operation.tenths)), (256, 3))
+    contrast = jnp.broadcast_to(_blend(mean, old, jnp.asarray(operation.products)), (256, 3))
 
     low = jnp.argmax(counts > 0, axis=0)[None]
     high = 255 - jnp.argmax(counts[::-1] > 0, axis=0)[None]
@@ -226,9 +228,9 @@ def _smoothed(image: Array) -> Array:
     return x.at[1:-1, 1:-1].set((2 * total + 13) // 26)
 
 
-def _blend(zero: Array, one: Array, tenths: Array) -> Array:
-    """``zero + factor·(one - zero)``, truncated and clipped to a pixel; in integers, so no compiler rounds otherwise."""
-    return jnp.clip((10 * zero + tenths * (one - zero)) // 10, 0, 255)
+def _blend(zero: Array, one: Array, products: Array) -> Array:
+    """``zero + factor·(one - zero)``, truncated and clipped to a pixel."""
+    return jnp.clip(zero.astype(jnp.float32) + products[one - zero + 255], 0, 255).astype(jnp.int32)
 
 
 def _affine(name: Name, amount: float, height: int, width: int) -> np.ndarray:

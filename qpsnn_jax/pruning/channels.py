@@ -78,9 +78,9 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
     """The network without some of its channels: a smaller graph and smaller arrays.
 
     Every array named by a node is cut along the axes that hold removed channels, wherever in ``tree`` it stands: so
-    the function serves variables and optimizer states alike. For a mapping that holds both ``params`` and ``scales``,
-    the gain of each cut layer is set so that γ, and with it every quantized weight that stays, is what it was; the
-    result computes what the whole network computes when the removed channels are silent.
+    the function serves variables, optimizer states and training states alike. In every mapping that holds both
+    ``params`` and ``scales``, the gain of each cut layer is set so that γ, and with it every quantized weight that
+    stays, is what it was; the result computes what the whole network computes when the removed channels are silent.
 
     Args:
         graph: the network.
@@ -107,10 +107,11 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
         place = _place(path)
         return _take(leaf, axes[place], kept, place) if place in axes else leaf
 
-    pruned: Any = jax.tree_util.tree_map_with_path(cut, tree)
-    if isinstance(tree, Mapping) and "params" in tree and "scales" in tree:
-        pruned = {**pruned, "scales": _kept_scales(graph, tree, pruned, kept)}
-    return smaller, pruned
+    def with_scales(whole: Any, pruned: Any) -> Any:
+        return {**pruned, "scales": _kept_scales(graph, whole, pruned, kept)} if _has_scales(whole) else pruned
+
+    pruned = jax.tree_util.tree_map_with_path(cut, tree)
+    return smaller, jax.tree.map(with_scales, tree, pruned, is_leaf=_has_scales)
 
 
 def _roots(graph: Graph) -> dict[str, str]:
@@ -126,9 +127,7 @@ def _roots(graph: Graph) -> dict[str, str]:
         starts = isinstance(node, Input | Conv | Dense | Shortcut)
         parent[node.name] = node.name if starts else find(node.inputs[0])
         for other in node.inputs[1:]:
-            # The earlier node stands for both, so that names follow graph order.
-            first, second = sorted((find(node.inputs[0]), find(other)), key=list(parent).index)
-            parent[second] = first
+            parent[find(other)] = find(node.inputs[0])
     return {name: find(name) for name in parent}
 
 
@@ -196,6 +195,10 @@ def _remapped(node: Shortcut, outputs: np.ndarray | None, inputs: np.ndarray | N
         return tuple(source)
     place = {int(channel): i for i, channel in enumerate(inputs)}
     return tuple(place.get(channel, -1) for channel in source)
+
+
+def _has_scales(tree: Any) -> bool:
+    return isinstance(tree, Mapping) and "params" in tree and "scales" in tree
 
 
 def _kept_scales(graph: Graph, whole: Any, pruned: Any, kept: dict[str, np.ndarray]) -> dict[str, Any]:

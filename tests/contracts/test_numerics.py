@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax import losses, neurons, quantize, surrogate
+from qpsnn_jax import losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import scores
 
 DRAW = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def neuron_table() -> list[Contract]:
 
 
 def quantizer_table() -> list[Contract]:
-    q, per_channel = quantize, {"per": "channel"}
+    q, per_channel = quantization, {"per": "channel"}
     return [
         Contract("quantize", lambda w: q.quantize(w, 3), WEIGHTS),
         Contract("quantize-scaled", lambda w: q.quantize(w, 8, ste="scaled", gamma="max", **per_channel), WEIGHTS),
@@ -124,7 +124,7 @@ def total(contract: Contract) -> Callable:
 
 
 def test_every_public_function_has_a_contract():
-    modules = (surrogate, neurons, quantize, losses, scores)
+    modules = (surrogate, neurons, quantization, losses, scores)
     wanted = set.union(*map(public_functions, modules))
     assert {"lif", "quantize", "svs_scores", "fire_step"} <= wanted
     assert wanted == {contract.name.split("-")[0] for contract in TABLE}

@@ -77,7 +77,7 @@ def test_each_operation_is_pillows(name, height, width):
 
 def test_smoothing_is_pillows():
     images = pictures(32, 32)
-    zero = operation("sharpness", 9, -1, 32, 32)._replace(tenths=np.int32(0))
+    zero = operation("sharpness", 9, -1, 32, 32)._replace(products=np.zeros(511, np.float32))
     result = JITTED(jnp.asarray(images), jax.tree.map(lambda leaf: jnp.stack([leaf] * len(images)), zero))
     expected = np.stack([Image.fromarray(image).filter(ImageFilter.SMOOTH) for image in images])
     np.testing.assert_array_equal(result, expected)

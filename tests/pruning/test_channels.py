@@ -1,0 +1,407 @@
+"""Pruning against the whole network with the same channels silenced by masks on its spikes."""
+
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_networks import images_of, random_variables, residual_graph
+
+from qpsnn_jax import network
+from qpsnn_jax.graph import LIF, Add, Conv, Dense, Flatten, Graph, Input, Quantizer, Shortcut
+from qpsnn_jax.losses import cross_entropy
+from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.pruning import Group, channel_groups, prune
+from qpsnn_jax.quantization import codes
+from qpsnn_jax.zoo import resnet20, vgg16
+
+over = pytest.mark.parametrize
+RULES = [(gamma, per) for gamma in ("none", "max", "percentile", "mean") for per in ("layer", "channel")]
+RULES += [("mse", "channel")]
+# These networks run once, so that code which compiles twice as fast is worth more than fast code.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+GRAPH = residual_graph(Quantizer(3))
+GROUPS, VARIABLES = channel_groups(GRAPH), random_variables(GRAPH)
+KEEP = {"stem": [0, 2, 5], "conv1": [7, 1, 2, 4], "conv2": [1, 2, 6, 7, 8], "conv3": [3, 4], "hidden": [0, 1, 4]}
+
+
+def same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def close(tree, other, atol=1e-5):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=atol), tree, other)
+
+
+def silenced(graph: Graph, keep) -> dict[str, np.ndarray]:
+    """For every LIF node 0 at the channels that go and 1 at those that stay."""
+    masks = {}
+    for group in channel_groups(graph).values():
+        mask = np.isin(np.arange(group.size), keep.get(group.name, range(group.size))).astype(np.float32)
+        masks |= {name: mask for name in group.members if isinstance(graph.by_name[name], LIF)}
+    return masks
+
+
+def masked(masks):
+    """LIF layers whose spikes are multiplied by masks; the whole network is otherwise what it is."""
+    run_lif = network.run_lif
+
+    def run(node, currents):
+        trace = run_lif(node, currents)
+        mask = masks.get(node.name, np.ones(currents.shape[-1], np.float32))
+        return trace._replace(spikes=trace.spikes * mask.reshape((1,) * (currents.ndim - 1) + (-1,)))
+
+    return mock.patch.object(network, "run_lif", run)
+
+
+@partial(jit, static_argnames="graph")
+def evaluate(graph, variables, images, masks):
+    with masked(masks):
+        return SpikingNetwork(graph).apply(variables, images)
+
+
+@partial(jit, static_argnames="graph")
+def evaluate_and_train(graph, variables, images, masks):
+    """Currents in evaluation; loss, params and batch_stats after one SGD step."""
+    run = SpikingNetwork(graph).apply
+
+    def loss_of(params):
+        currents, updates = run(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return cross_entropy(currents, jnp.arange(len(images)) % 3).mean(), updates["batch_stats"]
+
+    with masked(masks):
+        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
+        currents = run(variables, images)
+    params = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradients)
+    return currents, loss, {"params": params, "batch_stats": stats}
+
+
+def some(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+    """Three quarters of every group, in random order (odd widths take twice as long to compile)."""
+    draw = np.random.default_rng(seed)
+    return {g.name: draw.permutation(g.size)[: g.size * 3 // 4] for g in channel_groups(graph).values()}
+
+
+NETWORKS = {
+    "resnet20": partial(resnet20, width=1 / 8, input_shape=(8, 8, 3)),
+    "vgg16": partial(vgg16, width=1 / 8, timesteps=2),
+}
+CASES = [
+    ("resnet20", Quantizer(2, "max")),
+    ("resnet20", Quantizer(4, "mean", "channel", "scaled")),
+    ("resnet20", None),
+    ("vgg16", Quantizer(4, "percentile")),
+    ("vgg16", Quantizer(2, "none", "channel", "plain")),
+    ("vgg16", None),
+]
+
+
+@over(("name", "quantizer"), CASES, ids=str)
+def test_pruning_equals_silencing(name: str, quantizer: Quantizer | None):
+    graph = NETWORKS[name](bits=quantizer)
+    variables, images, keep = random_variables(graph), images_of(graph, batch=4), some(graph)
+    smaller, pruned = prune(graph, variables, keep)
+    currents, loss, after = evaluate_and_train(graph, variables, images, silenced(graph, keep))
+    pruned_currents, pruned_loss, pruned_after = evaluate_and_train(smaller, pruned, images, {})
+    np.testing.assert_allclose(pruned_currents, currents, atol=1e-4)
+    np.testing.assert_allclose(pruned_loss, loss, rtol=1e-4)
+    close(pruned_after, prune(graph, jax.device_get(after), keep)[1], atol=1e-4)
+    assert jax.tree.map(jnp.shape, pruned) == jax.tree.map(jnp.shape, random_variables(smaller))
+    # The test could not fail on a network that is silent, or that does not mind the loss of its channels.
+    assert np.ptp(currents, axis=0).max() > 0.01
+    whole, *_ = evaluate_and_train(graph, variables, images, silenced(graph, {}))
+    assert np.abs(whole - currents).max() > 0.01
+
+
+def test_groups_of_residual():
+    expected = [
+        Group("stem", 6, "stem", ("stem", "bn0", "lif0")),
+        Group("conv1", 8, "middle", ("conv1", "bn1", "lif1")),
+        Group(
+            "conv2",
+            9,
+            "outputs",
+            ("conv2", "bn2", "shortcut", "add2", "lif2", "conv4", "bn4", "add4", "lif4", "pool", "flatten"),
+        ),
+        Group("conv3", 7, "middle", ("conv3", "bn3", "lif3")),
+        Group("hidden", 5, "hidden", ("hidden", "bn5", "lif5")),
+    ]
+    assert list(channel_groups(residual_graph()).items()) == [(g.name, g) for g in expected]
+
+
+def test_groups_of_resnet20():
+    groups = channel_groups(resnet20())
+    sizes = {"conv1": (64, "stem"), "layer1.0.conv1": (128, "first")}
+    for stage, width in ((1, 128), (2, 256), (3, 512)):
+        sizes |= {f"layer{stage}.{block}.conv1": (width, "middle") for block in range(stage == 1, 3)}
+        sizes[f"layer{stage}.0.conv2"] = (width, None if stage == 3 else "outputs")
+        outputs = set(groups[f"layer{stage}.0.conv2"].members) - {"pool"}
+        ends = ("conv2", "bn2", "add", "lif2")
+        assert outputs == {f"layer{stage}.{b}.{n}" for b in range(3) for n in ends} | {f"layer{stage}.0.shortcut"}
+    assert {g.name: (g.size, g.label) for g in groups.values()} == sizes
+    assert groups["conv1"].members == ("conv1", "bn1", "lif1")
+
+
+def test_groups_of_vgg16():
+    groups = channel_groups(vgg16())
+    assert [g.size for g in groups.values()] == [64, 64, 128, 128, 256, 256, 256] + [512] * 6
+    assert [g.label for g in groups.values()] == ["early"] * 7 + ["late"] * 5 + [None]
+    for place, after in ((0, ()), (1, ("features.2.pool",)), (16, ("pool", "flatten"))):
+        layers = tuple(f"features.{place}.{kind}" for kind in ("conv", "bn", "lif"))
+        assert groups[layers[0]].members == layers + after
+
+
+def test_what_meets_the_input_or_the_output_stays():
+    nodes = (
+        Input("image", (4, 4, 3)),
+        Conv("joined", "image", 3, label="a"),
+        Add("sum", "joined", "image"),
+        Conv("mixed", "sum", 3, label="a"),
+        Conv("other", "sum", 3, label="b"),
+        Add("both", "mixed", "other"),
+        Flatten("flatten", "both"),
+        Dense("out", "flatten", 2, label="a"),
+    )
+    assert list(channel_groups(Graph(nodes)).values()) == [
+        Group("mixed", 3, None, ("mixed", "other", "both", "flatten"))
+    ]
+
+
+@over("keep", [{}, {"stem": range(6), "conv2": np.arange(9)}, {"conv2": [8, 0, 1, 2, 7, 6, 5, 4, 3]}])
+def test_pruning_nothing_changes_nothing(keep):
+    graph = residual_graph(Quantizer(2))
+    variables = random_variables(graph)
+    smaller, pruned = prune(graph, variables, keep)
+    assert smaller == graph
+    same(pruned, variables)
+
+
+def test_what_stays_by_hand():
+    graph = residual_graph(Quantizer(2, per="channel"))
+    variables = random_variables(graph)
+    smaller, pruned = prune(graph, variables, KEEP)
+    before, after, keep = variables["params"], pruned["params"], {k: sorted(v) for k, v in KEEP.items()}
+    # Stem channels 0, 2, 5 are now 0, 1, 2; outputs 1, 2, 6, 7, 8 carried stem channels 0, 1, 5, none, 0.
+    assert smaller.by_name["shortcut"] == Shortcut("shortcut", "lif0", (0, -1, 2, -1, 0), 2)
+    widths = {n.name: n.features for n in smaller.nodes if isinstance(n, Conv | Dense)}
+    assert widths == {"stem": 3, "conv1": 4, "conv2": 5, "conv3": 2, "conv4": 5, "hidden": 3, "fc": 3}
+    rows = [place * 9 + channel for place in range(4) for channel in keep["conv2"]]
+    cut = {
+        ("stem", "kernel"): before["stem"]["kernel"][..., keep["stem"]],
+        ("stem", "bias"): before["stem"]["bias"][np.array(keep["stem"])],
+        ("conv1", "kernel"): before["conv1"]["kernel"][:, :, keep["stem"]][..., keep["conv1"]],
+        ("conv3", "kernel"): before["conv3"]["kernel"][:, :, keep["conv2"]][..., keep["conv3"]],
+        ("conv4", "kernel"): before["conv4"]["kernel"][:, :, keep["conv3"]][..., keep["conv2"]],
+        ("hidden", "kernel"): before["hidden"]["kernel"][np.array(rows)][:, keep["hidden"]],
+        ("bn4", "scale"): before["bn4"]["scale"][np.array(keep["conv2"])],
+        ("fc", "kernel"): before["fc"]["kernel"][np.array(keep["hidden"])],
+        ("fc", "bias"): before["fc"]["bias"],
+    }
+    for (node, leaf), expected in cut.items():
+        np.testing.assert_array_equal(after[node][leaf], expected, err_msg=f"{node}/{leaf}")
+    for leaf in ("mean", "var"):
+        expected = variables["batch_stats"]["bn2"][leaf][np.array(keep["conv2"])]
+        np.testing.assert_array_equal(pruned["batch_stats"]["bn2"][leaf], expected)
+
+
+@over(("gamma", "per"), RULES)
+def test_weights_that_stay_are_quantized_as_before(gamma: str, per: str):
+    graph = residual_graph(Quantizer(3, gamma, per))
+    variables = random_variables(graph)
+    _, pruned = prune(graph, variables, KEEP)
+
+    @jit
+    def quantized(variables):
+        kernels = {name: variables["params"][name]["kernel"] for name in variables["scales"]}
+        gains = {
+            name: variables["scales"][name]["gain"].reshape((1,) * (k.ndim - 1) + (-1,)) for name, k in kernels.items()
+        }
+        pairs = {name: codes(k, 3, gamma=gamma, per=per, gain=gains[name]) for name, k in kernels.items()}
+        return [{n: {"kernel": jnp.broadcast_to(x[i], x.values.shape)} for n, x in pairs.items()} for i in (0, 1)]
+
+    # The grid search for the least error may stop at a neighbouring point when it is compiled with other code.
+    flips, rtol = (1, 1e-3) if gamma == "mse" else (0, 1e-5)
+    values, scale = jax.device_get(quantized(pruned))
+    kept_values, kept_scale = (prune(graph, x, KEEP)[1] for x in jax.device_get(quantized(variables)))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=flips), values, kept_values)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol), scale, kept_scale)
+
+
+@over(("gamma", "per"), RULES)
+@over("dead", [(..., 4), (slice(None), slice(None), np.array([0, 2, 5]))], ids=["filter", "inputs"])
+def test_silent_weights_stay_finite(dead: tuple, gamma: str, per: str):
+    graph = residual_graph(Quantizer(2, gamma, per))
+    variables = random_variables(graph)
+    variables["params"]["conv1"]["kernel"][dead] = 0
+    smaller, pruned = prune(graph, variables, KEEP)
+    assert jnp.isfinite(pruned["scales"]["conv1"]["gain"]).all()
+    if (gamma, per) == ("mean", "channel"):
+        currents, loss, after = evaluate_and_train(smaller, pruned, images_of(graph), {})
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((currents, loss, after)))
+
+
+def test_pruning_twice_is_pruning_once():
+    graph, variables = GRAPH, VARIABLES
+    first = {k: np.sort(v) for k, v in some(graph).items()}
+    between, halfway = prune(graph, variables, first)
+    second = some(between, seed=1)
+    smaller, pruned = prune(between, halfway, second)
+    at_once = prune(graph, variables, {k: first[k][np.sort(second[k])] for k in first})
+    assert smaller == at_once[0]
+    assert smaller != between
+    for kind in ("params", "batch_stats"):
+        same(pruned[kind], at_once[1][kind])
+    close(pruned["scales"], at_once[1]["scales"])
+
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "adam": optax.adam(1e-2),
+    "chain": optax.chain(optax.clip(0.05), optax.add_decayed_weights(1e-3), optax.adam(optax.constant_schedule(0.1))),
+    "masked": optax.masked(optax.adam(1e-2), lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+    "partition": optax.partition(
+        {"weights": optax.adam(1e-2), "others": optax.sgd(0.1, momentum=0.5)},
+        lambda params: jax.tree.map(lambda p: "weights" if p.ndim > 1 else "others", params),
+    ),
+}
+
+
+@pytest.fixture
+def optax_promotion():
+    """Optax multiplies numbers by step counts, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@over("name", OPTIMIZERS)
+@pytest.mark.usefixtures("optax_promotion")
+def test_optimizer_state(name: str):
+    """The pruned state is the state of the pruned parameters: an update commutes with pruning."""
+    graph, optimizer = residual_graph(Quantizer(2)), OPTIMIZERS[name]
+    params = random_variables(graph)["params"]
+    gradients = [random_variables(graph, seed)["params"] for seed in (1, 2, 3)]
+
+    @jit
+    def step(state, gradient):
+        params, inner = state
+        updates, inner = optimizer.update(gradient, inner, params)
+        return optax.apply_updates(params, updates), inner
+
+    def cut(tree):
+        return prune(graph, jax.device_get(tree), KEEP)[1]
+
+    halfway = step((params, optimizer.init(params)), gradients[0])
+    state, fresh = cut(halfway), cut(params)
+    assert jax.tree.structure(state[1]) == jax.tree.structure(optimizer.init(fresh))
+    assert jax.tree.map(jnp.shape, state[1]) == jax.tree.map(jnp.shape, optimizer.init(fresh))
+    for gradient in gradients[1:]:
+        halfway, state = step(halfway, gradient), step(state, cut(gradient))
+    close(state, cut(halfway))
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_step_with_pruned_optimizer_state():
+    graph, optimizer = residual_graph(Quantizer(2)), optax.adam(0.05)
+    variables, images = random_variables(graph), images_of(graph)
+    state = optimizer.init(variables["params"])
+    alone = prune(graph, variables, KEEP)[1]
+    smaller, (variables, state) = prune(graph, (variables, state), KEEP)
+    same(variables, alone)
+
+    @jit
+    def step(params, state):
+        def loss(params):
+            return cross_entropy(
+                SpikingNetwork(smaller).apply(variables | {"params": params}, images, train=True), jnp.arange(2)
+            ).mean()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, value
+
+    params, losses = variables["params"], []
+    for _ in range(20):
+        params, state, value = step(params, state)
+        losses.append(value)
+    assert losses[-1] < losses[0]
+
+
+@st.composite
+def keeps(draw) -> dict[str, list[int]]:
+    chosen = draw(st.lists(st.sampled_from(sorted(GROUPS)), unique=True, min_size=1))
+    return {
+        name: draw(st.lists(st.integers(0, GROUPS[name].size - 1), unique=True, min_size=1)) for name in sorted(chosen)
+    }
+
+
+@settings(max_examples=30, deadline=None)
+@given(keeps(), st.randoms(use_true_random=False))
+def test_sizes_and_order(keep, random):
+    arrays = {kind: VARIABLES[kind] for kind in ("params", "batch_stats")}
+    smaller, pruned = prune(GRAPH, arrays, keep)
+    sizes = {name: len(keep.get(name, range(group.size))) for name, group in GROUPS.items()}
+    assert {name: group.size for name, group in channel_groups(smaller).items()} == sizes
+    assert {g.name: g.members for g in channel_groups(smaller).values()} == {g.name: g.members for g in GROUPS.values()}
+    shapes = jax.eval_shape(SpikingNetwork(smaller).init, jax.random.key(0), images_of(smaller))
+    assert jax.tree.map(jnp.shape, pruned) == {kind: jax.tree.map(jnp.shape, shapes[kind]) for kind in pruned}
+    shuffled = {name: random.sample(channels, len(channels)) for name, channels in reversed(keep.items())}
+    again, same_again = prune(GRAPH, arrays, shuffled)
+    assert again == smaller
+    same(same_again, pruned)
+    # A shortcut still joins the channels that it joined: follow each through both numberings.
+    inputs, outputs = (sorted(keep.get(name, range(GROUPS[name].size))) for name in ("stem", "conv2"))
+    whole, cut = (graph.by_name["shortcut"].source for graph in (GRAPH, smaller))
+    for to, source in enumerate(cut):
+        wanted = whole[outputs[to]]
+        assert (inputs[source] if source >= 0 else -1) == (wanted if wanted in inputs else -1)
+
+
+@settings(max_examples=6, deadline=None)
+@given(keeps())
+def test_any_pruning_equals_silencing(keep):
+    images = images_of(GRAPH, batch=3)
+    smaller, pruned = prune(GRAPH, VARIABLES, keep)
+    expected = evaluate(GRAPH, VARIABLES, images, silenced(GRAPH, keep))
+    np.testing.assert_allclose(evaluate(smaller, pruned, images, {}), expected, atol=1e-5)
+
+
+@over(
+    ("keep", "message"),
+    [
+        ({"conv9": [0]}, "keep names 'conv9', which is no group"),
+        ({"conv4": [0]}, "keep names 'conv4', which is no group"),
+        ({"fc": [0]}, "keep names 'fc', which is no group"),
+        ({"stem": []}, r"keep\['stem'\] must be a non-empty list"),
+        ({"stem": [0.0, 1.0]}, r"keep\['stem'\] must be a non-empty list of channel numbers"),
+        ({"stem": np.ones(6, bool)}, r"keep\['stem'\] must be a non-empty list of channel numbers"),
+        ({"stem": [[0, 1]]}, r"keep\['stem'\] must be"),
+        ({"conv1": [0, 1, 0]}, r"keep\['conv1'\] names a channel twice"),
+        ({"conv1": [0, 8]}, r"keep\['conv1'\] names a channel outside the 8"),
+        ({"conv1": [-1]}, r"keep\['conv1'\] names a channel outside the 8"),
+    ],
+)
+def test_keep_that_makes_no_sense(keep, message: str):
+    with pytest.raises(ValueError, match=message):
+        prune(GRAPH, VARIABLES, keep)
+
+
+@over(
+    ("node", "leaf", "shape"),
+    [
+        ("conv1", "kernel", (3, 3, 6, 7)),
+        ("bn1", "scale", (6,)),
+        ("hidden", "kernel", (9, 5)),
+        ("conv2", "kernel", (9,)),
+    ],
+)
+def test_array_that_does_not_fit(node: str, leaf: str, shape: tuple):
+    params = {**VARIABLES["params"], node: VARIABLES["params"][node] | {leaf: jnp.zeros(shape)}}
+    with pytest.raises(ValueError, match=f"array {node}/{leaf} of shape .* does not fit the graph"):
+        prune(GRAPH, VARIABLES | {"params": params}, KEEP)

@@ -1,0 +1,191 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_networks import images_of, random_variables, residual_graph
+
+from qpsnn_jax.graph import LIF, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Graph, Input, Quantizer
+from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.pruning import channel_groups, sca, score, score_magnitude, score_random, select, svs
+from qpsnn_jax.zoo import resnet20, vgg16
+
+over = pytest.mark.parametrize
+GRAPH = residual_graph(Quantizer(2))
+LAYERS = {"stem": ["lif0"], "conv1": ["lif1"], "conv2": ["lif2", "lif4"], "conv3": ["lif3"], "hidden": ["lif5"]}
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """Variables, three batches, and what every layer did on each of them."""
+    variables, names = random_variables(GRAPH), [name for layers in LAYERS.values() for name in layers]
+    run = jax.jit(lambda images: SpikingNetwork(GRAPH).apply(variables, images, capture=names)[1])
+    batches = [images_of(GRAPH, 4, seed) for seed in range(3)]
+    return variables, batches, [jax.tree.map(np.asarray, run(images)) for images in batches]
+
+
+def ranks(trace) -> np.ndarray:
+    """Mean rank of the maps of the time's sum, with NumPy; a flat layer has maps of one pixel."""
+    spikes = trace.spikes if trace.spikes.ndim == 5 else trace.spikes[:, :, None, None]
+    return np.mean(np.linalg.matrix_rank(np.moveaxis(spikes.sum(1), -1, 1).astype(np.float64)), axis=0)
+
+
+def activity(trace) -> np.ndarray:
+    return np.abs(trace.membranes).sum(axis=tuple(range(2, trace.membranes.ndim - 1))).mean((0, 1))
+
+
+def rate(trace) -> np.ndarray:
+    return trace.spikes.mean(axis=tuple(range(trace.spikes.ndim - 1)))
+
+
+@over(("criterion", "expected"), [(svs, ranks), (sca, activity), (rate, rate)])
+def test_score_is_the_mean_over_batches_and_layers(recorded, criterion, expected):
+    variables, batches, traces = recorded
+    seen = []
+
+    def stream():
+        for images in batches:
+            seen.append(images)
+            yield images
+
+    scores = score(GRAPH, variables, stream(), criterion)
+    assert len(seen) == len(batches)
+    assert list(scores) == list(LAYERS)
+    for group, layers in LAYERS.items():
+        wanted = np.mean([expected(trace[layer]) for trace in traces for layer in layers], axis=0)
+        assert scores[group].shape == (channel_groups(GRAPH)[group].size,)
+        np.testing.assert_allclose(scores[group], wanted, rtol=1e-5, err_msg=group)
+        assert np.ptp(wanted) > 0
+
+
+def test_svs_is_the_default(recorded):
+    variables, batches, _ = recorded
+    jax.tree.map(np.testing.assert_array_equal, *(score(GRAPH, variables, batches[:1], *c) for c in ([], [svs])))
+
+
+def test_the_criterion_is_traced_once_for_each_layer(recorded):
+    variables, batches, _ = recorded
+    shapes = []
+
+    def criterion(trace):
+        shapes.append(trace.spikes.shape)
+        return rate(trace)
+
+    score(GRAPH, variables, batches, criterion)
+    assert sorted(shapes) == sorted(
+        [(4, 2, 6, 6, 6), (4, 2, 3, 3, 8), *[(4, 2, 3, 3, 9)] * 2, (4, 2, 3, 3, 7), (4, 2, 1, 1, 5)]
+    )
+
+
+def test_score_without_batches(recorded):
+    with pytest.raises(ValueError, match="at least one batch"):
+        score(GRAPH, recorded[0], [])
+
+
+def test_a_group_without_neurons_gets_no_score():
+    nodes = (Input("image", (4, 4, 2)), Conv("a", "image", 3), Conv("b", "a", 4), LIF("lif", "b"))
+    graph = Graph((*nodes, GlobalAveragePool("mean", "lif"), Dense("fc", "mean", 2)))
+    scores = score(graph, random_variables(graph), [images_of(graph)], rate)
+    assert {name: s.shape for name, s in scores.items()} == {"b": (4,)}
+
+
+def test_neurons_after_flattening():
+    nodes = (Input("image", (4, 3, 2)), Conv("a", "image", 5), BatchNorm("bn", "a"), Flatten("flat", "bn"))
+    graph = Graph((*nodes, LIF("lif", "flat"), Dense("fc", "lif", 2)))
+    variables, images = random_variables(graph), images_of(graph)
+    flat = SpikingNetwork(graph).apply(variables, images, capture=["lif"])[1]["lif"].spikes
+    wanted = flat.reshape(2, 2, 12, 5).mean((0, 1, 2))
+    np.testing.assert_allclose(score(graph, variables, [images], rate)["a"], wanted, rtol=1e-6)
+
+
+def test_magnitude():
+    variables = random_variables(GRAPH)
+    scores = score_magnitude(GRAPH, variables)
+    norms = {
+        name: np.abs(leaves["kernel"]).reshape(-1, leaves["kernel"].shape[-1]).sum(0)
+        for name, leaves in variables["params"].items()
+        if "kernel" in leaves
+    }
+    wanted = {name: norms[name] for name in LAYERS} | {"conv2": norms["conv2"] + norms["conv4"]}
+    assert list(scores) == list(LAYERS)
+    for name, values in scores.items():
+        np.testing.assert_allclose(values, wanted[name], rtol=1e-5)
+
+
+def test_random():
+    scores, again, other = (score_random(GRAPH, jax.random.key(k)) for k in (0, 0, 1))
+    assert {name: s.shape for name, s in scores.items()} == {n: (g.size,) for n, g in channel_groups(GRAPH).items()}
+    jax.tree.map(np.testing.assert_array_equal, scores, again)
+    values, others = (np.concatenate(jax.tree.leaves(s)) for s in (scores, other))
+    assert len(set(values)) == len(values)
+    assert not set(values) & set(others)
+
+
+FLAT = {name: np.zeros(group.size) for name, group in channel_groups(GRAPH).items()}
+
+
+@over("ratio", [0.0, 0.1, 0.3, 0.5, 0.7])
+def test_how_many_stay(ratio: float):
+    scores = score_random(GRAPH, jax.random.key(0))
+    keep = select(GRAPH, scores, ratio)
+    assert {name: len(channels) for name, channels in keep.items()} == {
+        name: int(group.size * (1 - ratio)) for name, group in channel_groups(GRAPH).items()
+    }
+    for name, channels in keep.items():
+        gone = np.setdiff1d(np.arange(FLAT[name].size), channels)
+        assert list(channels) == sorted(channels)
+        assert gone.size == 0 or scores[name][channels].min() > scores[name][gone].max()
+
+
+@over("dtype", [np.float32, np.uint8, int, jnp.bfloat16, list])
+def test_the_lower_of_equals_stays(dtype):
+    values = [2, 7, 7, 1, 7, 2]
+    stem = values if dtype is list else np.asarray(values).astype(dtype)
+    for ratio, wanted in [(0.1, [0, 1, 2, 4, 5]), (0.3, [0, 1, 2, 4]), (0.5, [1, 2, 4]), (0.6, [1, 2]), (0.8, [1])]:
+        assert list(select(GRAPH, FLAT | {"stem": stem}, {"stem": ratio})["stem"]) == wanted
+
+
+def test_ratios_by_label():
+    keep = select(GRAPH, FLAT, {"middle": 0.5, "outputs": 0.25})
+    assert {name: len(channels) for name, channels in keep.items()} == {
+        "stem": 6,
+        "conv1": 4,
+        "conv2": 6,
+        "conv3": 3,
+        "hidden": 5,
+    }
+
+
+@over("network", [resnet20, vgg16])
+def test_groups_without_a_label_are_never_pruned(network):
+    graph = network(width=1 / 8)
+    last = {name for name, group in channel_groups(graph).items() if group.label is None}
+    assert len(last) == 1
+    keep = select(graph, score_random(graph, jax.random.key(0)), 0.5)
+    assert set(keep) == set(channel_groups(graph)) - last
+
+
+@over(
+    ("ratios", "message"),
+    [
+        ({"stem": 1.0}, "ratio of 'stem' in group 'stem': a pruning ratio must be at least 0 and below 1, got 1.0"),
+        ({"middle": -0.1}, "ratio of 'middle' in group 'conv1': .* got -0.1"),
+        ({"stem": float("nan")}, "ratio of 'stem' in group 'stem': .* got nan"),
+        ({"stem": 0.9}, "ratio of 'stem' in group 'stem': .* leaves none of 6 channels"),
+        (1.0, "below 1, got 1.0"),
+        ({"output": 0.1}, "ratios name 'output'; this network has hidden, middle, outputs, stem"),
+    ],
+)
+def test_ratios_that_make_no_sense(ratios, message: str):
+    with pytest.raises(ValueError, match=message):
+        select(GRAPH, FLAT, ratios)
+
+
+@over("values", [np.full(8, np.nan), [np.inf, *range(7)], np.zeros(7), np.zeros((8, 1)), 1.0])
+def test_scores_that_make_no_sense(values):
+    with pytest.raises(ValueError, match="scores of group 'conv1' must be 8 finite numbers"):
+        select(GRAPH, FLAT | {"conv1": values}, 0.5)
+
+
+def test_missing_scores():
+    with pytest.raises(ValueError, match="scores lack the group 'conv3'"):
+        select(GRAPH, {name: values for name, values in FLAT.items() if name != "conv3"}, 0.5)

@@ -1,0 +1,54 @@
+"""A small network that stands in the zoo during the tests, and what they read from a run's directory."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from qpsnn_jax.graph import LIF, Add, Dense, GlobalAveragePool, Graph, Input, Quantizer, Shortcut
+from qpsnn_jax.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron, scaled
+
+
+def small(
+    *,
+    bits: Quantizer | None,
+    timesteps: int,
+    classes: int,
+    input_shape: tuple[int, int, int],
+    width: float,
+    ratios: Mapping[str, float] | None,
+    lif: LIF,
+) -> Graph:
+    """A stem of 10 channels and one strided residual block with 20 in its middle."""
+    ratio = checked_ratios(ratios, ("stem", "middle"))
+    stem, middle = (kept_channels(scaled(n, width), ratio[label]) for n, label in ((10, "stem"), (20, "middle")))
+    outputs = scaled(16, width)
+    source = tuple(i if i < stem else -1 for i in range(outputs))
+    nodes = (
+        Input("image", input_shape),
+        *conv_bn("image", "conv1", "bn1", stem, label="stem"),
+        neuron("lif1", "bn1", lif),
+        *conv_bn("lif1", "conv2", "bn2", middle, strides=(2, 2), quantizer=bits, label="middle"),
+        neuron("lif2", "bn2", lif),
+        *conv_bn("lif2", "conv3", "bn3", outputs, quantizer=bits),
+        Shortcut("shortcut", "lif1", source, 2),
+        Add("add", "bn3", "shortcut"),
+        neuron("lif3", "add", lif),
+        GlobalAveragePool("pool", "lif3"),
+        Dense("fc", "pool", classes),
+    )
+    return Graph(nodes, timesteps)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory."""
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def checksums(stage: Path) -> dict[str, dict[str, int]]:
+    """CRC-32 of every array in every checkpoint of a stage, by the checkpoint's name."""
+    return {str(p.parent.relative_to(stage)): json.loads(p.read_text())["crc32"] for p in stage.rglob("meta.json")}
+
+
+def records(report: dict) -> list[dict]:
+    """The stages of a report without their seconds."""
+    return [{name: value for name, value in stage.items() if name != "seconds"} for stage in report["stages"]]

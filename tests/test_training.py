@@ -1,0 +1,324 @@
+"""The training loop, up to a real process that is killed and started again."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_runs import checksums, records
+
+from qpsnn_jax import checkpoint, train
+from qpsnn_jax.config import Config, build_graph
+from qpsnn_jax.pipeline import load_data
+from qpsnn_jax.steps import init_variables
+from qpsnn_jax.train import Plan, evaluate, fit
+
+
+def plan_of(small_network, **changes):
+    settings = {
+        "train_examples": 160,
+        "test_examples": 70,
+        "batch_size": 32,
+        "optimizer": "adam",
+        "checkpoint_epochs": 2,
+    }
+    config = Config(network=small_network, data="digits", **settings | changes)
+    return Plan(config, config.epochs, config.optimizer, config.learning_rate, config.seed)
+
+
+def fitted(plan, directory):
+    graph, data = build_graph(plan.config), load_data(plan.config)
+    return fit(graph, init_variables(graph, jax.random.key(0)), data, plan, directory, "test")
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_saved(directory):
+    return sorted(path.name for path in directory.glob("step_*"))
+
+
+def same(tree, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), tree, expected)
+
+
+@pytest.fixture(scope="module")
+def plan(small_network):
+    return plan_of(small_network, epochs=5, learning_rate=0.02, shift=1)
+
+
+@pytest.fixture(scope="module")
+def whole(plan, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    return fitted(plan, directory), directory
+
+
+def test_training_learns_and_logs_every_step(whole):
+    trained, directory = whole
+    logged = lines(directory)
+    assert [line["step"] for line in logged] == list(range(1, 26))
+    assert all(set(line) == {"step", "loss", "accuracy"} for line in logged)
+    losses = [line["loss"] for line in logged]
+    assert losses[0] == pytest.approx(math.log(10), rel=0.3)
+    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+    assert [epoch["epoch"] for epoch in trained.epochs] == [1, 2, 3, 4, 5]
+    for i, epoch in enumerate(trained.epochs):
+        assert epoch["train_loss"] == pytest.approx(np.mean(losses[5 * i : 5 * i + 5]))
+    assert trained.epochs[-1]["test_accuracy"] == trained.result.accuracy
+    assert trained.result.accuracy > 0.2
+    assert trained.seconds > 0
+    assert steps_saved(directory) == ["step_20", "step_25"]
+
+
+def test_evaluation_counts_every_image_once(plan, whole):
+    trained, _ = whole
+    data, graph = load_data(plan.config), build_graph(plan.config)
+    alone = evaluate(graph, trained.variables, data.test, data)
+    assert alone.accuracy == trained.result.accuracy
+    assert alone.accuracy * 70 == pytest.approx(round(alone.accuracy * 70))
+
+
+def test_evaluation_pads_the_last_batch(plan, whole, monkeypatch):
+    trained, _ = whole
+    data, graph = load_data(plan.config), build_graph(plan.config)
+    expected = evaluate(graph, trained.variables, data.test, data)
+    monkeypatch.setattr(train, "_EVALUATION_BATCH", 32)
+    padded = evaluate(graph, trained.variables, data.test, data)
+    assert (padded.accuracy, padded.loss) == pytest.approx((expected.accuracy, expected.loss), rel=1e-5)
+    first = evaluate(graph, trained.variables, type(data.test)(*(x[:64] for x in data.test)), data)
+    for name, activity in first.activity.items():
+        np.testing.assert_allclose(padded.activity[name], activity, rtol=1e-5)
+
+
+def test_evaluation_can_measure_something_else(plan, whole):
+    trained, _ = whole
+    data, graph = load_data(plan.config), build_graph(plan.config)
+    capture = {"lif1": lambda trace: trace.spikes.mean()}
+    rate = evaluate(graph, trained.variables, data.test, data, capture=capture).activity
+    usual = evaluate(graph, trained.variables, data.test, data).activity["lif1"]
+    assert set(rate) == {"lif1"}
+    assert float(rate["lif1"]) == pytest.approx(float(usual.mean()), rel=1e-5)
+
+
+def test_a_finished_training_is_only_read(plan, whole, tmp_path):
+    trained, directory = whole
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    again = fitted(plan, copy)
+    same(again.variables, trained.variables)
+    assert again.epochs == trained.epochs
+    assert again.result.accuracy == trained.result.accuracy
+    assert lines(copy) == lines(directory)
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_path, monkeypatch):
+    trained, directory = whole
+    real, calls = train._evaluate, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "_evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(plan, tmp_path / "new")
+    assert steps_saved(tmp_path / "new") == ["step_10"]
+    assert len(lines(tmp_path / "new")) == 20
+    with (tmp_path / "new" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "lo')
+    monkeypatch.undo()
+    same(fitted(plan, tmp_path / "new").variables, trained.variables)
+    assert lines(tmp_path / "new") == lines(directory)
+    assert checksums(tmp_path / "new") == checksums(directory)
+
+
+def test_the_seed_decides(small_network, tmp_path):
+    settings = {"epochs": 1, "learning_rate": 0.02, "shift": 1}
+    first, again, other = (
+        fitted(plan_of(small_network, seed=seed, **settings), tmp_path / name)
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    same(first.variables, again.variables)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b") != lines(tmp_path / "c")
+    assert first.epochs != other.epochs
+
+
+def test_batches_visit_every_image_once_in_a_new_order_each_epoch():
+    arrays = train.Arrays(np.arange(10)[:, None], np.arange(10))
+    seen = [np.concatenate([b.labels for b in train._batches(arrays, 3, seed=0, epoch=epoch)]) for epoch in (0, 1, 0)]
+    assert all(len(set(order)) == len(order) == 9 for order in seen)
+    assert (seen[0] == seen[2]).all()
+    assert (seen[0] != seen[1]).any()
+
+
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_the_callers_variables_survive_donation(small_network, tmp_path, average):
+    plan = plan_of(small_network, epochs=1, average=average)
+    graph = build_graph(plan.config)
+    variables = init_variables(graph, jax.random.key(0))
+    before = jax.tree.map(np.array, variables)
+    fit(graph, variables, load_data(plan.config), plan, tmp_path, "test")
+    same(variables, before)
+
+
+def test_an_average_is_kept_evaluated_and_returned(small_network, tmp_path):
+    plain, averaged = (
+        fitted(plan_of(small_network, epochs=2, learning_rate=0.02, average=average), tmp_path / str(average))
+        for average in (None, 0.9)
+    )
+    assert lines(tmp_path / "None") == lines(tmp_path / "0.9")
+    found = checkpoint.latest(tmp_path / "0.9")
+    assert found is not None
+    meta = json.loads((found.path / "meta.json").read_text())["crc32"]
+    assert meta[".average['params']['conv2']['kernel']"] != meta[".variables['params']['conv2']['kernel']"]
+    kernels = [trained.variables["params"]["conv2"]["kernel"] for trained in (plain, averaged)]
+    assert float(jnp.abs(kernels[0] - kernels[1]).max()) > 1e-3
+    assert averaged.epochs[-1]["test_accuracy"] == averaged.result.accuracy
+
+
+def test_a_batch_larger_than_the_data_is_refused(small_network, tmp_path):
+    plan = plan_of(small_network, batch_size=161)
+    with pytest.raises(ValueError, match="batch_size 161 is larger than the 160 training images"):
+        load_data(plan.config)
+    graph, data = build_graph(plan.config), load_data(plan_of(small_network).config)
+    with pytest.raises(ValueError, match="batch_size 161 is larger"):
+        fit(graph, init_variables(graph, jax.random.key(0)), data, plan, tmp_path / "new", "test")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(plan, whole, small_network, tmp_path):
+    copy = shutil.copytree(whole[1], tmp_path / "copy")
+    other = plan_of(small_network, width=2.0)
+    with pytest.raises(ValueError, match="is of another network than this run's"):
+        fitted(other, copy)
+    assert lines(copy) == lines(whole[1])
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(plan, whole, tmp_path, monkeypatch):
+    real = train.make_train_step
+
+    def poisoned(*arguments, **options):
+        step = real(*arguments, **options)
+
+        def bad(state, images, labels):
+            state, metrics = step(state, images, labels)
+            return state, metrics | {"loss": jnp.where(state.step == 13, jnp.nan, metrics["loss"])}
+
+        return bad
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 13; the last good checkpoint stays in"):
+        fitted(plan, tmp_path)
+    assert steps_saved(tmp_path) == ["step_10"]
+    assert lines(tmp_path) == lines(whole[1])[:12]
+    monkeypatch.undo()
+    same(fitted(plan, tmp_path).variables, whole[0].variables)
+
+
+def test_weights_that_are_not_finite_are_never_saved(plan, tmp_path, monkeypatch):
+    real = train.make_train_step
+
+    def poisoned(*arguments, **options):
+        step = real(*arguments, **options)
+
+        def bad(state, images, labels):
+            after, metrics = step(state, images, labels)
+            bias = after.variables["params"]["fc"]["bias"]
+            bias = jnp.where(after.step == 20, jnp.inf, bias)
+            params = after.variables["params"] | {"fc": after.variables["params"]["fc"] | {"bias": bias}}
+            return after._replace(variables=after.variables | {"params": params}), metrics
+
+        return bad
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    with pytest.raises(FloatingPointError, match="a weight is not finite after step 20"):
+        fitted(plan, tmp_path)
+    assert steps_saved(tmp_path) == ["step_10"]
+
+
+def test_tensorboard_gets_the_numbers_where_it_is_installed(plan, whole, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, logdir, purge_step):
+            written.append((Path(logdir), purge_step))
+
+        def add_scalar(self, tag, value, step):
+            written.append((tag, value, step))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", type(sys)("tensorboardX"))
+    monkeypatch.setattr(sys.modules["tensorboardX"], "SummaryWriter", SummaryWriter, raising=False)
+    fitted(plan, tmp_path)
+    assert written[0] == (tmp_path / "tensorboard", 1)
+    assert written[-1] == "closed"
+    assert [w for w in written[1:-1] if w[0] == "train/loss"] == [
+        ("train/loss", line["loss"], line["step"]) for line in lines(tmp_path)
+    ]
+    accuracies = [(value, step) for tag, value, step in written[1:-1] if tag == "test/accuracy"]
+    assert accuracies == [(e["test_accuracy"], 5 * e["epoch"]) for e in whole[0].epochs]
+
+
+RESNET20 = ["digits", "--width", "0.0625", "--train-examples", "192", "--test-examples", "60", "--batch-size", "32"]
+RESNET20 += ["--epochs", "6", "--finetune-epochs", "6", "--checkpoint-epochs", "1", "--score-batches", "1"]
+
+
+def started(directory: Path, cache: Path) -> subprocess.Popen:
+    # The cache only spares the later processes the compilation: the programs they load are the first one's.
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "qpsnn_jax", "run", *RESNET20, "--out", str(directory)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def killed_when(process: subprocess.Popen, happened) -> None:
+    deadline = time.monotonic() + 240
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    """ResNet20 on the digits, killed while it trains and while it fine-tunes, in all three stages."""
+    cache, whole, broken = (tmp_path / name for name in ("cache", "whole", "broken"))
+    process = started(whole, cache)
+    assert process.wait() == 0, process.communicate()
+    process.communicate()
+
+    def saved(stage):
+        return any(name.isdigit() for name in (p.name.removeprefix("step_") for p in (broken / stage).glob("step_*")))
+
+    killed_when(started(broken, cache), lambda: saved("quantized"))
+    assert not (broken / "quantized" / "stage.json").exists()
+    killed_when(started(broken, cache), lambda: saved("finetuned"))
+    assert (broken / "pruned" / "stage.json").exists()
+    assert not (broken / "finetuned" / "stage.json").exists()
+    process = started(broken, cache)
+    assert process.wait() == 0, process.communicate()
+    process.communicate()
+
+    for stage in ("quantized", "pruned", "finetuned"):
+        assert checksums(broken / stage) == checksums(whole / stage)
+        assert checksums(whole / stage)["final/step_0"]
+    for stage in ("quantized", "finetuned"):
+        assert lines(broken / stage) == lines(whole / stage)
+        assert len(lines(whole / stage)) == 36
+    reports = [json.loads((directory / "report.json").read_text()) for directory in (whole, broken)]
+    assert records(reports[0]) == records(reports[1])
+    assert reports[0]["stages"][-1]["connection_ratio"] < 0.5
