@@ -1,6 +1,8 @@
 """The sizes of the paper's Table 1, computed from the graphs and held against the printed ones.
 
-Command: python -m experiments.table1_sizes [--honest]; exits with 1 unless all 39 CIFAR, TinyImageNet and DVS cells agree.
+Command: python -m experiments.table1_sizes [--honest]
+
+Exits with 1 unless all 39 CIFAR, TinyImageNet and DVS cells agree.
 """
 
 import argparse

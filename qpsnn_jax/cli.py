@@ -139,9 +139,11 @@ def _evaluate(arguments: list[str]) -> None:
         "test_examples": given.test_examples if given.test_examples is not None else config and config.test_examples,
         "seed": config.seed if config else 0,
         "train_examples": 1,
+        "timesteps": graph.timesteps,
+        "size": graph.input.shape[0],
     }
     data = load(given.data or (config and config.data) or "", **chosen)
-    if data.test.images.shape[1:] != graph.input.shape or data.classes != graph.classes:
+    if data.test.images.shape[-3:] != graph.input.shape or data.test.images.ndim != 4 + graph.input.frames or data.classes != graph.classes:
         raise ValueError(
             f"{given.path} takes images of shape {graph.input.shape} in {graph.classes} classes, and {data.name} has "
             f"{data.test.images.shape[1:]} in {data.classes}; choose another --data."

@@ -3,12 +3,16 @@
 import dataclasses
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from qpsnn_jax.data import SHAPES, Augmentation
+from jax import Array
+
+from qpsnn_jax.data import EVENTS, SHAPES, Augmentation
+from qpsnn_jax.data.augment import augment
+from qpsnn_jax.data.event_augment import EventAugmentation, augment_frames
 from qpsnn_jax.graph import LIF, Graph, Quantizer
 from qpsnn_jax.optim import OptimizerName
 from qpsnn_jax.quantization import STE, Gamma, Per
@@ -27,8 +31,8 @@ class Config:
     (None: full precision), ``gamma``, ``per``, ``ste`` (see :class:`qpsnn_jax.Quantizer`), ``fire``, ``surrogate`` (see
     :func:`qpsnn_jax.lif`).
 
-    Data: ``data`` set, ``data_dir`` of TFDS, ``train_examples`` and ``test_examples`` (None: all); augmentation
-    ``shift``, ``flip``, ``cutout``, ``degrees``, ``scale``, ``translate`` (see :class:`qpsnn_jax.data.Augmentation`).
+    Data: ``data`` set, ``data_dir`` of TFDS or of the recordings, ``train_examples`` and ``test_examples`` (None: all);
+    ``size``, height and width of event frames (None: the usual ones); augmentation ``shift`` (for frames, a roll), ``flip``, ``cutout``, ``degrees``, ``scale``, ``translate`` (see :class:`qpsnn_jax.data.Augmentation`).
 
     Training: ``epochs``, ``batch_size``, ``optimizer``, ``learning_rate``, ``momentum``, ``weight_decay`` (on
     convolutions), ``warmup_epochs``, ``clip_norm``, ``loss``, ``label_smoothing``, ``average`` (decay of a moving
@@ -59,8 +63,10 @@ class Config:
     data_dir: str | None = None
     train_examples: int | None = None
     test_examples: int | None = None
+    size: int | None = None
     shift: int = 0
     flip: bool = False
+    autoaugment: bool = False
     cutout: int = 0
     degrees: float = 0.0
     scale: float = 0.0
@@ -106,7 +112,8 @@ class Config:
         _require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or none", self.clip_norm)
         _require("average", self.average is None or 0 < self.average < 1, "between 0 and 1, or none", self.average)
         _require("seed", self.seed < 2**31, "below 2**31", self.seed)
-        augmentation(self)
+        _require("size", self.size is None or self.data in EVENTS, "none for still images", self.size)
+        augmenter(self)
         build_graph(self)
 
 
@@ -117,6 +124,8 @@ def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) ->
         ValueError: the network cannot be built, naming the setting or the node at fault.
     """
     shape, classes = SHAPES[config.data]
+    if config.size is not None:
+        shape = (config.size, config.size, shape[2])
     quantizer = None if config.bits is None else Quantizer(config.bits, config.gamma, config.per, config.ste)
     build = NETWORKS[config.network]
     settings = {
@@ -127,14 +136,25 @@ def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) ->
         "width": config.width,
         "lif": LIF("", "", fire=config.fire, surrogate=config.surrogate),
     }
-    build(**settings, ratios=config.ratios)
+    if build(**settings, ratios=config.ratios).input.frames != (config.data in EVENTS):
+        kind = "recordings of events" if config.data in EVENTS else "still images"
+        raise ValueError(f"network {config.network} does not take {kind}, which {config.data} holds.")
     return build(**settings, ratios=ratios)
 
 
-def augmentation(config: Config) -> Augmentation:
-    """The training-time augmentation of a config."""
-    names = (f.name for f in dataclasses.fields(Augmentation))
-    return Augmentation(**{name: getattr(config, name) for name in names})
+def augmenter(config: Config) -> Callable[[Array, Array], Array]:
+    """The training-time augmentation of a config, a function of a key and normalized images or frames.
+
+    Raises:
+        ValueError: a setting out of range, or one that event frames do not have.
+    """
+    if config.data not in EVENTS:
+        chosen = Augmentation(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Augmentation)})
+        return lambda key, images: augment(key, images, chosen)
+    for name in ("autoaugment", "cutout", "scale", "translate"):
+        _require(name, not getattr(config, name), "off for recordings of events", getattr(config, name))
+    rolled = EventAugmentation(flip=config.flip, roll=config.shift, degrees=config.degrees)
+    return lambda key, frames: augment_frames(key, frames, rolled)
 
 
 def field_types() -> dict[str, Any]:
@@ -159,13 +179,14 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 
 def load_config(path: Path) -> Config:
-    """The ``config`` that a Python file defines.
+    """The ``config`` that a Python file defines; the file may import its neighbours, as any script may.
 
     Raises:
         ValueError: the file is missing, fails to run, or defines no ``config`` of type :class:`Config`.
     """
     if not path.is_file():
         raise ValueError(f"config file {path} does not exist.")
+    sys.path.insert(0, str(path.resolve().parent))
     try:
         namespace = runpy.run_path(str(path))
     except SyntaxError as error:
@@ -175,6 +196,8 @@ def load_config(path: Path) -> Config:
         raise ValueError(f"config file {path}: {error}") from None
     except (Exception, SystemExit) as error:
         raise ValueError(f"config file {path} fails with {type(error).__name__}: {error}.") from None
+    finally:
+        sys.path.pop(0)
     if not isinstance(namespace.get("config"), Config):
         raise ValueError(f"config file {path} must define `config = qpsnn_jax.Config(…)`.")
     return namespace["config"]

@@ -110,6 +110,8 @@ def load_data(config: Config) -> DataSet:
         seed=config.seed,
         train_examples=config.train_examples,
         test_examples=config.test_examples,
+        timesteps=config.timesteps,
+        size=config.size,
     )
     whole_batches(config, data)
     return data

@@ -17,10 +17,9 @@ import numpy as np
 from jax import Array
 
 from qpsnn_jax import checkpoint
-from qpsnn_jax.config import Config, LossName, augmentation
+from qpsnn_jax.config import Config, LossName, augmenter
 from qpsnn_jax.costs import activity_reducers
-from qpsnn_jax.data import Arrays, Augmentation, DataSet, normalize
-from qpsnn_jax.data.augment import augment
+from qpsnn_jax.data import Arrays, DataSet, normalize
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.network import Capture
@@ -109,7 +108,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     started = time.monotonic() - seconds
     step = jax.jit(
         make_train_step(
-            graph, tx, loss=_loss(config), prepare=_prepare(data, augmentation(config)), decay=config.average or 0.0
+            graph, tx, loss=_loss(config), prepare=_prepare(data, config), decay=config.average or 0.0
         ),
         donate_argnums=0,
     )
@@ -198,9 +197,10 @@ def _loss(config: Config) -> Loss:
     return partial(_LOSSES[config.loss], label_smoothing=config.label_smoothing)
 
 
-def _prepare(data: DataSet, augmentation: Augmentation) -> Callable[[Array, Array], Array]:
+def _prepare(data: DataSet, config: Config) -> Callable[[Array, Array], Array]:
     normalized = normalizer(data)
-    return lambda key, images: augment(key, normalized(images), augmentation)
+    augmented = augmenter(config)
+    return lambda key, images: augmented(key, normalized(images))
 
 
 def _batches(arrays: Arrays, size: int, seed: int, epoch: int) -> Iterator[Arrays]:

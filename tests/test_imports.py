@@ -11,8 +11,8 @@ PACKAGE = Path(qpsnn_jax.__file__).parent
 
 # From bottom to top; a module may import from the layers below its own, and from its own layer.
 LAYERS = [
-    {"surrogate", "losses", "data.dataset", "data.augment", "progress"},
-    {"neurons", "quantization", "pruning.scores", "data.digits", "data.tfds_source"},
+    {"surrogate", "losses", "data.dataset", "data.augment", "data.events", "data.frames", "progress"},
+    {"neurons", "quantization", "pruning.scores", "data.digits", "data.tfds_source", "data.recordings", "data.event_augment"},
     {"data"},
     {"graph"},
     {"zoo.blocks", "network"},

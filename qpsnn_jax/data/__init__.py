@@ -12,16 +12,22 @@ from os import PathLike
 from qpsnn_jax.data.augment import Augmentation
 from qpsnn_jax.data.dataset import Arrays, DataSet, normalize
 from qpsnn_jax.data.digits import digits as _digits
+from qpsnn_jax.data.recordings import cifar10_dvs as _cifar10_dvs
+from qpsnn_jax.data.recordings import nmnist as _nmnist
 from qpsnn_jax.data.tfds_source import cifar as _cifar
 
-__all__ = ["SHAPES", "Arrays", "Augmentation", "DataSet", "load", "normalize"]
+__all__ = ["EVENTS", "SHAPES", "Arrays", "Augmentation", "DataSet", "load", "normalize"]
 
 # Image shape (h, w, c) and number of classes, known without reading anything.
 SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
     "digits": ((8, 8, 1), 10),
     "cifar10": ((32, 32, 3), 10),
     "cifar100": ((32, 32, 3), 100),
+    "nmnist": ((34, 34, 2), 10),
+    "cifar10_dvs": ((48, 48, 2), 10),
 }
+# Recordings of events, which become frames of a size and number to choose.
+EVENTS = {"nmnist": _nmnist, "cifar10_dvs": _cifar10_dvs}
 
 
 def _embedded(data_dir: str | PathLike[str] | None, seed: int, **examples: int | None) -> DataSet:
@@ -43,6 +49,8 @@ def load(
     seed: int = 0,
     train_examples: int | None = None,
     test_examples: int | None = None,
+    timesteps: int | None = None,
+    size: int | None = None,
 ) -> DataSet:
     """Load a data set by name, as arrays in host memory.
 
@@ -51,11 +59,14 @@ def load(
 
     Args:
         name: ``digits`` (embedded, 1,437 + 360 images of 8×8×1), ``cifar10`` or ``cifar100`` (50,000 + 10,000 images of
-            32×32×3, from TFDS).
-        data_dir: the TFDS data directory of the CIFARs; None for TFDS's own. The digits do not use it.
+            32×32×3, from TFDS), ``nmnist`` or ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``).
+        data_dir: the TFDS data directory of the CIFARs, None for TFDS's own; the folder of event recordings. The
+            digits do not use it.
         seed: chooses the order, hence the subsets, and for the digits the split; 0 or more.
         train_examples: number of training examples, None for all.
         test_examples: number of test examples, None for all.
+        timesteps: frames per recording, each of as many events; for event recordings only, which need it.
+        size: height and width of the frames, None for the usual ones; for event recordings only.
 
     Returns:
         The data set; its mean and std are those of the whole training set.
@@ -63,6 +74,12 @@ def load(
     Raises:
         ValueError: unknown name, a number of examples that is not there, or data that are missing or damaged.
     """
-    if name not in _LOADERS:
-        raise ValueError(f"name must be one of {', '.join(_LOADERS)}, got {name!r}.")
+    if name not in SHAPES:
+        raise ValueError(f"name must be one of {', '.join(SHAPES)}, got {name!r}.")
+    if name in EVENTS:
+        if data_dir is None or timesteps is None:
+            raise ValueError(f"{name} is read from a folder of recordings; give data_dir and timesteps.")
+        frame = (size, size) if size is not None else SHAPES[name][0][:2]
+        counts = {"train_examples": train_examples, "test_examples": test_examples}
+        return EVENTS[name](data_dir, seed, timesteps=timesteps, size=frame, **counts)
     return _LOADERS[name](data_dir, seed, train_examples=train_examples, test_examples=test_examples)

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
 
+from qpsnn_jax.data.autoaugment import autoaugment
+from qpsnn_jax.data.dataset import normalize
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -24,6 +27,7 @@ class Augmentation:
         degrees: largest rotation, of :func:`random_affine`, in degrees.
         scale: largest relative change of size, below 1.
         translate: largest fractional-pixel translation, in pixels.
+        autoaugment: the CIFAR-10 policy of AutoAugment, on uint8 pixels: :func:`normalize_and_augment` applies it.
 
     Raises:
         ValueError: a value that is negative, not finite, or too large.
@@ -35,17 +39,42 @@ class Augmentation:
     degrees: float = 0.0
     scale: float = 0.0
     translate: float = 0.0
+    autoaugment: bool = False
 
     def __post_init__(self):
         _check_pixels("shift", self.shift)
         _check_pixels("cutout", self.cutout)
         _check_affine(self.degrees, self.scale, self.translate)
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"flip must be True or False, got {self.flip!r}.")
+        for name in ("flip", "autoaugment"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+
+
+def normalize_and_augment(
+    key: Array, images: Array, augmentation: Augmentation, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Array:
+    """Turn pixels into augmented, normalized images: AutoAugment if it is on, then normalize, then :func:`augment`.
+
+    Args:
+        key: a JAX random key.
+        images: pixels, uint8, shape ``b h w c``; three channels for AutoAugment.
+        augmentation: what to apply; static under jit.
+        mean: mean of each channel on the [0, 1] scale.
+        std: standard deviation of each channel on the [0, 1] scale.
+
+    Returns:
+        float32 images of the same shape.
+
+    Raises:
+        ValueError: images that are not uint8 pixels of the right shape.
+    """
+    if augmentation.autoaugment:
+        images = autoaugment(jax.random.fold_in(key, 1), images)  # the others draw as they do without it
+    return augment(key, normalize(images, mean, std), augmentation)
 
 
 def augment(key: Array, images: Array, augmentation: Augmentation) -> Array:
-    """Apply what is on, in a fixed order: affine, shift, flip, cutout.
+    """Apply what is on for normalized images, in a fixed order: affine, shift, flip, cutout (not AutoAugment).
 
     Cutout comes last so that its square is not moved out of the image. Each kind has its own key, so turning one on or
     off does not change what the others draw.

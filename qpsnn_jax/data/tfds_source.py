@@ -1,8 +1,8 @@
-"""CIFAR-10 and CIFAR-100 from a folder that TensorFlow Datasets prepared, read without TensorFlow.
+"""Data sets from a folder that TensorFlow Datasets prepared, read without TensorFlow.
 
 TFDS stores the examples as ArrayRecord; ``as_data_source`` reads them with NumPy alone. Only preparing the folder
 (download, unpack, encode) needs TensorFlow. All of a split's labels are read, but only the images asked for are
-decoded. TFDS is imported when it is first needed, and no other file imports it.
+decoded. TFDS is imported when it is first needed.
 """
 
 import logging
@@ -16,19 +16,20 @@ import numpy as np
 
 from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order, example_count
 
-_SHAPE = (32, 32, 3)
 
+class Facts(NamedTuple):
+    """What is known of a data set: image shape, number of classes, mean and std of the training set on [0, 1]."""
 
-class _Facts(NamedTuple):
+    shape: tuple[int, int, int]
     classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
-# Over the 50,000 training images, pixels scaled to [0, 1].
-_FACTS = {
-    "cifar10": _Facts(10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": _Facts(100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+FACTS = {
+    "cifar10": Facts((32, 32, 3), 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Facts((32, 32, 3), 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "tiny_imagenet": Facts((64, 64, 3), 200, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
 }
 
 
@@ -69,11 +70,23 @@ def cifar(
     References:
         Krizhevsky, Learning multiple layers of features from tiny images, 2009.
     """
-    if name not in _FACTS:
-        raise ValueError(f"name must be one of {', '.join(_FACTS)}, got {name!r}.")
-    facts = _FACTS[name]
+    if name not in ("cifar10", "cifar100"):
+        raise ValueError(f"name must be one of cifar10, cifar100, got {name!r}.")
+    return prepared(name, data_dir, seed, train_examples=train_examples, test_examples=test_examples)
+
+
+def prepared(
+    name: str,
+    data_dir: str | PathLike[str] | None = None,
+    seed: int = 0,
+    *,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+) -> DataSet:
+    """Read one of :data:`FACTS` as arrays; arguments, result and errors are those of :func:`cifar`."""
+    facts = FACTS[name]
     with _quiet():
-        folder = _find(name, data_dir)
+        folder = find(name, data_dir)
         train, test = (_read(name, folder, split) for split in ("train", "test"))
         train_examples = example_count("train_examples", train_examples, len(train.labels))
         test_examples = example_count("test_examples", test_examples, len(test.labels))
@@ -87,8 +100,52 @@ def cifar(
         )
 
 
-def _find(name: str, data_dir: str | PathLike[str] | None) -> Path:
-    """Find the folder of the newest prepared version; done here, so that no builder can turn to the network."""
+def source(name: str, split: str, data_dir: str | PathLike[str] | None = None) -> Any:
+    """A split as a random-access sequence that a :func:`~qpsnn_jax.data.stream.stream` can read; nothing is decoded.
+
+    Args:
+        name: any data set that TFDS prepared in array_record format, such as ``imagenet2012``.
+        split: its split, such as ``train``.
+        data_dir: the TFDS data directory; None for TFDS's own.
+
+    Returns:
+        A sequence of dictionaries with ``image`` (encoded bytes), ``label``, and what else there is.
+
+    Raises:
+        ValueError: no prepared data in the folder, damaged data, or an unknown split.
+    """
+    with _quiet():
+        folder = find(name, data_dir)
+        try:
+            builder = _tfds().builder_from_directory(folder)
+            return builder.as_data_source(split, decoders={"image": _tfds().decode.SkipDecoding()})
+        except Exception as error:  # as in _read
+            raise _damaged(name, folder, error) from None
+
+
+def read_chunks(
+    name: str, split: str, data_dir: str | PathLike[str] | None, size: int = 256
+) -> Iterator[list[tuple[bytes, int]]]:
+    """Read a whole split in lists of encoded images and labels, so that it need not fit in memory.
+
+    Raises:
+        ValueError: no prepared data in the folder, or damaged data.
+    """
+    examples = source(name, split, data_dir)
+    for first in range(0, len(examples), size):
+        try:
+            chunk = examples.__getitems__(range(first, min(first + size, len(examples))))
+        except Exception as error:  # as in _read
+            raise _damaged(name, find(name, data_dir), error) from None
+        yield [(example["image"], int(example["label"])) for example in chunk]
+
+
+def find(name: str, data_dir: str | PathLike[str] | None) -> Path:
+    """Find the folder of the newest prepared version; done here, so that no builder can turn to the network.
+
+    Raises:
+        ValueError: nothing is prepared there; the message tells how to prepare it.
+    """
     root = Path(_tfds().core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
     versions = [path.parent for path in (root / name).glob("*.*.*/dataset_info.json")]
     if not versions:
@@ -110,7 +167,7 @@ def _read(name: str, folder: Path, split: str) -> _Encoded:
 
 
 def _decode(name: str, folder: Path, encoded: _Encoded, indices: np.ndarray) -> Arrays:
-    images = np.empty((len(indices), *_SHAPE), np.uint8)
+    images = np.empty((len(indices), *FACTS[name].shape), np.uint8)
     try:
         for row, index in enumerate(indices):
             images[row] = encoded.image.decode_example_np(encoded.pngs[index])

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from qpsnn_jax.data.autoaugment import CIFAR10_POLICY, apply, autoaugment, operation
+from qpsnn_jax.data import Augmentation, normalize
+from qpsnn_jax.data.augment import augment, normalize_and_augment
+from qpsnn_jax.data.autoaugment import CIFAR10_POLICY, autoaugment
+from qpsnn_jax.data.image_operations import apply, operation
 
 KEY = jax.random.key(0)
 SIZES = [(32, 32), (20, 27)]
@@ -139,3 +142,18 @@ def test_tiny_images_survive():
 def test_other_images_are_refused(images):
     with pytest.raises(ValueError, match="images must be uint8 b h w 3"):
         autoaugment(KEY, images)
+
+
+def test_comes_before_normalizing_and_leaves_the_other_draws_alone():
+    images, mean, std = jnp.asarray(pictures(32, 32)), (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    both, others = Augmentation(flip=True, cutout=8, autoaugment=True), Augmentation(flip=True, cutout=8)
+    run = jax.jit(normalize_and_augment, static_argnums=(2, 3, 4))
+    before = autoaugment(jax.random.fold_in(KEY, 1), images)
+    np.testing.assert_allclose(
+        run(KEY, images, both, mean, std), augment(KEY, normalize(before, mean, std), others), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        run(KEY, images, others, mean, std), augment(KEY, normalize(images, mean, std), others), atol=1e-5
+    )
+    with pytest.raises(ValueError, match="autoaugment must be True or False"):
+        Augmentation(autoaugment=1)

@@ -1,0 +1,26 @@
+"""A narrow 2-bit VGGSNN on the N-MNIST recordings that are at hand: the event pipeline on a laptop's CPU.
+
+Command: qpsnn run experiments/configs/nmnist_vggsnn.py --data_dir NMNIST_DIR --out runs/nmnist_vggsnn
+"""
+
+from qpsnn_jax import Config
+
+config = Config(
+    network="vggsnn",
+    width=0.125,
+    bits=2,
+    timesteps=5,
+    ste="plain",
+    data="nmnist",
+    shift=2,
+    epochs=30,
+    batch_size=25,
+    optimizer="adam",
+    learning_rate=0.005,
+    warmup_epochs=1.0,
+    ratios={"early": 0.3, "late": 0.4},
+    score_batch_size=100,
+    finetune_epochs=15,
+    finetune_learning_rate=0.003,
+    checkpoint_epochs=5,
+)

@@ -1,0 +1,110 @@
+"""Batches of a data set that does not fit on the device, through Grain.
+
+Batch k is a function of the seed, k and the number of hosts alone: neither worker processes nor a restart change it.
+The state of the iterator is a small dictionary for the checkpoint; setting it continues with the very next batch.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+# Reading threads in each process and batches they may be ahead; Pillow decodes without holding Python's lock.
+_THREADS = 4
+_AHEAD = 4
+
+
+class Source(Protocol):
+    """A random-access sequence of examples, such as :func:`qpsnn_jax.data.tfds_source.source` gives."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Batches(Protocol):
+    """An iterator over batches that can be put where another one was."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the iterator is; it can be written as JSON."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue where ``get_state`` was called, on a stream made with the same arguments."""
+        ...
+
+
+def stream(
+    source: Source,
+    batch_size: int,
+    seed: int,
+    *,
+    workers: int = 0,
+    shard_by_process: bool = True,
+    transform: Callable[[Any, np.random.Generator], Any] | None = None,
+    epochs: int | None = None,
+    shuffle: bool = True,
+) -> Batches:
+    """Read a source in batches, shuffled anew in every epoch.
+
+    An epoch is shuffled as a whole, then dealt out to the hosts; what does not fill a batch on every host is left out
+    of that epoch, and others in the next.
+
+    Args:
+        source: the examples; pickled to the workers, if any.
+        batch_size: examples in a batch of this host.
+        seed: chooses the order and the transform's draws, 0 to 2³²-1; the same on every host.
+        workers: worker processes that read ahead; 0 reads within this process, with a few threads.
+        shard_by_process: give each JAX process its own part of every epoch; else all read everything.
+        transform: maps an example and its own random generator to a pytree of arrays of fixed shapes, for instance
+            :class:`~qpsnn_jax.data.host_crop.TrainCrop`.
+        epochs: passes over the source, None for no end.
+        shuffle: False keeps the order of the source, for evaluation.
+
+    Returns:
+        An iterator over stacked examples, whose state can be saved and set in the middle of an epoch.
+
+    Raises:
+        ValueError: a number out of its range, or a source with less than one batch for each host.
+    """
+    import grain
+
+    _check_whole("batch_size", batch_size, 1)
+    _check_whole("seed", seed, 0)
+    _check_whole("workers", workers, 0)
+    if epochs is not None:
+        _check_whole("epochs", epochs, 1)
+    hosts = grain.sharding.ShardByJaxProcess() if shard_by_process else grain.sharding.NoSharding()
+    share = len(source) // hosts.shard_count
+    if share < batch_size:
+        held = f"{len(source)} examples for {hosts.shard_count} host(s)"
+        raise ValueError(f"batch_size must be at most the examples of one host, got {batch_size} with {held}.")
+    data = grain.MapDataset.source(source).seed(seed)
+    if shuffle:
+        data = data.shuffle()
+    data = data[hosts.shard_index : share * hosts.shard_count : hosts.shard_count]
+    if transform is not None:
+        data = data.random_map(transform)
+    data = data.batch(batch_size, drop_remainder=True).repeat(epochs)
+    batches = data.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
+    if workers:
+        _settle_flags()
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(batches)
+
+
+def _settle_flags() -> None:
+    """Let Grain read its absl flags at their defaults in a program that does not parse any; its workers need them."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
+        raise ValueError(f"{name} must be a whole number, {least} or more and below 2³², got {value!r}.")
