@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qpsnn_jax.config import Config
-    from qpsnn_jax.costs import Cost, Energy, activity_reducers, cost
+    from qpsnn_jax.costs import Cost, Energy, activity_reducers, cost, sops_reducers
     from qpsnn_jax.graph import Graph, Quantizer
     from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
     from qpsnn_jax.network import SpikingNetwork
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "config": ("Config",),
-    "costs": ("Cost", "Energy", "activity_reducers", "cost"),
+    "costs": ("Cost", "Energy", "activity_reducers", "cost", "sops_reducers"),
     "graph": ("Graph", "Quantizer"),
     "losses": ("cross_entropy", "temporal_cross_entropy"),
     "network": ("SpikingNetwork",),

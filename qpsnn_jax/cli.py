@@ -143,7 +143,11 @@ def _evaluate(arguments: list[str]) -> None:
         "size": graph.input.shape[0],
     }
     data = load(given.data or (config and config.data) or "", **chosen)
-    if data.test.images.shape[-3:] != graph.input.shape or data.test.images.ndim != 4 + graph.input.frames or data.classes != graph.classes:
+    if (
+        data.test.images.shape[-3:] != graph.input.shape
+        or data.test.images.ndim != 4 + graph.input.frames
+        or data.classes != graph.classes
+    ):
         raise ValueError(
             f"{given.path} takes images of shape {graph.input.shape} in {graph.classes} classes, and {data.name} has "
             f"{data.test.images.shape[1:]} in {data.classes}; choose another --data."
@@ -196,6 +200,26 @@ def _import_torch(arguments: list[str]) -> None:
     print(f"{given.out}: {cost(graph).params:,} parameters, {graph.classes} classes, {given.bits} bits")
 
 
+def _data(arguments: list[str]) -> None:
+    """Prepare a data set, or check one: counts, class balance, mean and std."""
+    parser = _Parser(prog="qpsnn data", description=_data.__doc__)
+    parser.add_argument("action", choices=("prepare", "check"), help="what to do")
+    parser.add_argument("name", metavar="NAME", help="data set")
+    parser.add_argument("--data-dir", "--data_dir", required=True, help="TFDS data directory")
+    given = parser.parse_args(arguments)
+    if given.action == "prepare":
+        from qpsnn_jax.data.prepare import prepare
+
+        print(f"prepared: {prepare(given.name, given.data_dir)}")
+        return
+    from qpsnn_jax.data.inspection import check, format_report
+
+    report = check(given.name, given.data_dir)
+    print(format_report(report))
+    if report.problems:
+        raise ValueError(f"{given.name} in {given.data_dir} is not what it should be: {report.problems[0]}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": _run,
     "train": _train,
@@ -205,6 +229,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "cost": _cost,
     "import-torch": _import_torch,
+    "data": _data,
 }
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from jax import Array
 
-from qpsnn_jax.data import EVENTS, SHAPES, Augmentation
-from qpsnn_jax.data.augment import augment
+from qpsnn_jax.data import EVENTS, SHAPES, Augmentation, normalize
+from qpsnn_jax.data.augment import normalize_and_augment
 from qpsnn_jax.data.event_augment import EventAugmentation, augment_frames
 from qpsnn_jax.graph import LIF, Graph, Quantizer
 from qpsnn_jax.optim import OptimizerName
@@ -142,19 +142,22 @@ def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) ->
     return build(**settings, ratios=ratios)
 
 
-def augmenter(config: Config) -> Callable[[Array, Array], Array]:
-    """The training-time augmentation of a config, a function of a key and normalized images or frames.
+Augmenter = Callable[[Array, Array, tuple[float, ...], tuple[float, ...]], Array]
+
+
+def augmenter(config: Config) -> Augmenter:
+    """Normalization and augmentation in training: a function of a key, uint8 images or frames, mean and std.
 
     Raises:
         ValueError: a setting out of range, or one that event frames do not have.
     """
     if config.data not in EVENTS:
         chosen = Augmentation(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Augmentation)})
-        return lambda key, images: augment(key, images, chosen)
+        return lambda key, pixels, mean, std: normalize_and_augment(key, pixels, chosen, mean, std)
     for name in ("autoaugment", "cutout", "scale", "translate"):
         _require(name, not getattr(config, name), "off for recordings of events", getattr(config, name))
     rolled = EventAugmentation(flip=config.flip, roll=config.shift, degrees=config.degrees)
-    return lambda key, frames: augment_frames(key, frames, rolled)
+    return lambda key, pixels, mean, std: augment_frames(key, normalize(pixels, mean, std), rolled)
 
 
 def field_types() -> dict[str, Any]:

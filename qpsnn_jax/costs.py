@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.graph import LIF, BatchNorm, Conv, Dense, Graph
+from qpsnn_jax.graph import LIF, Attention, BatchNorm, Conv, Dense, Graph
 from qpsnn_jax.network import Reducer
 from qpsnn_jax.neurons import LIFTrace
 
@@ -16,10 +17,15 @@ _FULL_PRECISION_BITS = 32
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy of an operation in pJ; the default is float32 in 45 nm CMOS (Horowitz, ISSCC 2014)."""
+    """Energy of an operation in pJ; the default is float32 in 45 nm CMOS (Horowitz, ISSCC 2014).
+
+    ``memory_pj_per_byte`` prices the bytes of :attr:`Cost.traffic_bytes`; 0, the default, leaves memory out as the paper
+    does.
+    """
 
     mac_pj: float = 4.6
     ac_pj: float = 0.9
+    memory_pj_per_byte: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,10 @@ class NodeCost:
 
     ``params`` counts those of Eq. 16 and ``size_bits`` their bits; ``quantized`` those that are quantized. ``dense`` is
     the number of multiply-accumulates a dense device makes (padding counts nothing). ``macs`` and ``acs`` are those
-    with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known.
+    with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known. The
+    products of an :class:`~qpsnn_jax.graph.Attention` are in ``dense`` only: rates alone do not tell how often spikes of
+    query, key and value meet. ``updates`` counts neuron updates, ``traffic_bits`` what is moved: every weight once
+    a step, a 32-bit membrane in and out for every update.
     """
 
     name: str
@@ -39,7 +48,9 @@ class NodeCost:
     dense: int
     macs: float | None
     acs: float | None
-    firing_rate: float | None
+    firing_rate: float | None = None
+    updates: int = 0
+    traffic_bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,11 +92,22 @@ class Cost:
         return _total(node.macs for node in self.nodes)
 
     @property
+    def neuron_updates(self) -> int:
+        """Membrane updates: neurons times time steps."""
+        return sum(node.updates for node in self.nodes)
+
+    @property
+    def traffic_bytes(self) -> float:
+        """Bytes of weights and membranes moved: each weight once a step, each membrane in and out at each update."""
+        return sum(node.traffic_bits for node in self.nodes) / 8
+
+    @property
     def energy_mj(self) -> float | None:
-        """Energy in mJ, ``mac_pj · MACs + ac_pj · SOPs``."""
+        """Energy in mJ, ``mac_pj · MACs + ac_pj · SOPs``, and ``memory_pj_per_byte · bytes`` where that is priced."""
         if self.sops_total is None or self.macs_total is None:
             return None
-        return 1e-9 * (self.energy.mac_pj * self.macs_total + self.energy.ac_pj * self.sops_total)
+        moved = self.energy.memory_pj_per_byte * self.traffic_bytes
+        return 1e-9 * (self.energy.mac_pj * self.macs_total + self.energy.ac_pj * self.sops_total + moved)
 
     @property
     def firing_rates(self) -> dict[str, float]:
@@ -127,9 +149,38 @@ def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Ene
     """
     activity = activity or {}
     nodes = [
-        _node_cost(graph, node, activity) for node in graph.nodes if isinstance(node, Conv | Dense | BatchNorm | LIF)
+        _node_cost(graph, node, activity)
+        for node in graph.nodes
+        if isinstance(node, Conv | Dense | BatchNorm | LIF | Attention)
     ]
     return Cost(tuple(nodes), graph.timesteps, energy or Energy())
+
+
+def sops_reducers(graph: Graph) -> dict[str, Reducer]:
+    r"""Reducers for ``capture`` whose sum is the number of synaptic operations per image, as a differentiable penalty.
+
+    Each gives :math:`\frac1B \sum_{b,t,h,w,c} S\, n_{h,w}` with n the synapses that a spike at a position reaches in
+    all the layers that read it; gradients flow through the surrogate.
+
+    Args:
+        graph: the network.
+
+    Returns:
+        Reducers by the name of the spiking node, for the ``penalty`` of :func:`qpsnn_jax.make_train_step`.
+    """
+    synapses: dict[str, np.ndarray] = {}
+    for node in graph.nodes:
+        if isinstance(node, Conv | Dense) and graph.values[node.input].spiking:
+            reached = node.features * _reach(node, graph.values[node.input].shape).astype(np.float32)
+            synapses[node.input] = synapses.get(node.input, 0) + reached
+    return {name: partial(_synaptic_operations, reached=reached) for name, reached in synapses.items()}
+
+
+def _synaptic_operations(value: Any, reached: np.ndarray) -> Any:
+    spikes = value.spikes if isinstance(value, LIFTrace) else value
+    per_position = jnp.sum(spikes, axis=-1)
+    lead = (1,) * (per_position.ndim - reached.ndim)
+    return jnp.sum(per_position * reached.reshape(lead + reached.shape)) / spikes.shape[0]
 
 
 def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost:
@@ -137,9 +188,13 @@ def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost
     if isinstance(node, LIF):
         nonzero = _measured(graph, node.name, activity)
         rate = None if nonzero is None else float(np.mean(nonzero))
-        return NodeCost(node.name, kind, 0, 0, 0, 0, 0.0, 0.0, rate)
+        updates = graph.timesteps * int(np.prod(graph.values[node.name].shape))
+        return NodeCost(node.name, kind, 0, 0, 0, 0, 0.0, 0.0, rate, updates, 64 * updates)
     if isinstance(node, BatchNorm):
-        return NodeCost(node.name, kind, 2 * channels, 0, 2 * channels * _FULL_PRECISION_BITS, 0, 0.0, 0.0, None)
+        return NodeCost(node.name, kind, 2 * channels, 0, 2 * channels * _FULL_PRECISION_BITS, 0, 0.0, 0.0)
+    if isinstance(node, Attention):
+        h, w, _ = graph.values[node.name].shape
+        return NodeCost(node.name, kind, 0, 0, 0, 2 * graph.timesteps * (h * w) ** 2 * channels, 0.0, 0.0)
     inputs = graph.values[node.input]
     taps = node.kernel[0] * node.kernel[1] if isinstance(node, Conv) else 1
     weights, biases = taps * inputs.shape[-1] * channels, channels if node.bias else 0
@@ -157,7 +212,7 @@ def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost
         dense,
         0.0 if inputs.spiking else effective,
         effective if inputs.spiking else 0.0,
-        None,
+        traffic_bits=steps * (weights * bits + biases * _FULL_PRECISION_BITS),
     )
 
 

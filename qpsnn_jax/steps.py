@@ -1,6 +1,6 @@
 """Pure step functions of training and evaluation; whoever drives them jits, shards and donates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.losses import cross_entropy
-from qpsnn_jax.network import Capture, SpikingNetwork
+from qpsnn_jax.network import Capture, Reducer, SpikingNetwork
 
 Variables = dict[str, Any]
 Metrics = dict[str, Array]
@@ -77,6 +77,7 @@ def make_train_step(
     loss: Loss = cross_entropy,
     prepare: Prepare = lambda key, images: images,
     decay: float = 0.999,
+    penalty: Mapping[str, Reducer] | None = None,
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """One update of spatio-temporal back-propagation, as a pure function.
 
@@ -86,6 +87,8 @@ def make_train_step(
         loss: from currents ``b t classes`` and labels ``b`` to one loss per example.
         prepare: from a key and raw images to normalized, augmented ones.
         decay: of the moving average, used where the state keeps one.
+        penalty: reducers for ``capture`` whose scalar results are added to the loss, such as
+            :func:`qpsnn_jax.sops_reducers` scaled by what an operation may cost.
 
     Returns:
         ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch.
@@ -98,8 +101,11 @@ def make_train_step(
 
         def objective(params: Any) -> tuple[Array, tuple[Array, Any]]:
             variables = state.variables | {"params": params}
-            currents, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
-            return jnp.mean(loss(currents, labels)), (currents, updates)
+            output, updates = network.apply(
+                variables, images, train=True, mutable=["batch_stats"], capture=penalty or {}
+            )
+            currents, costs = output
+            return sum(costs.values(), jnp.mean(loss(currents, labels))), (currents, updates)
 
         (value, (currents, updates)), gradients = jax.value_and_grad(objective, has_aux=True)(state.variables["params"])
         changes, opt_state = tx.update(gradients, state.opt_state, state.variables["params"])

@@ -107,9 +107,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     state, epochs, seconds = _resume(initial, graph, directory)
     started = time.monotonic() - seconds
     step = jax.jit(
-        make_train_step(
-            graph, tx, loss=_loss(config), prepare=_prepare(data, config), decay=config.average or 0.0
-        ),
+        make_train_step(graph, tx, loss=_loss(config), prepare=_prepare(data, config), decay=config.average or 0.0),
         donate_argnums=0,
     )
     eval_step = _activity_step(graph, data.mean, data.std)
@@ -198,9 +196,8 @@ def _loss(config: Config) -> Loss:
 
 
 def _prepare(data: DataSet, config: Config) -> Callable[[Array, Array], Array]:
-    normalized = normalizer(data)
     augmented = augmenter(config)
-    return lambda key, images: augmented(key, normalized(images))
+    return lambda key, pixels: augmented(key, pixels, data.mean, data.std)
 
 
 def _batches(arrays: Arrays, size: int, seed: int, epoch: int) -> Iterator[Arrays]:

@@ -11,8 +11,31 @@ PACKAGE = Path(qpsnn_jax.__file__).parent
 
 # From bottom to top; a module may import from the layers below its own, and from its own layer.
 LAYERS = [
-    {"surrogate", "losses", "data.dataset", "data.augment", "data.events", "data.frames", "progress"},
-    {"neurons", "quantization", "pruning.scores", "data.digits", "data.tfds_source", "data.recordings", "data.event_augment"},
+    {
+        "surrogate",
+        "losses",
+        "data.dataset",
+        "data.image_operations",
+        "data.events",
+        "data.frames",
+        "data.host_crop",
+        "data.stream",
+        "progress",
+    },
+    {"data.autoaugment", "data.resized_crop"},
+    {"data.augment"},
+    {
+        "neurons",
+        "quantization",
+        "pruning.scores",
+        "data.digits",
+        "data.tfds_source",
+        "data.recordings",
+        "data.event_augment",
+    },
+    {"data.tiny_imagenet_builder"},
+    {"data.tiny_imagenet"},
+    {"data.prepare", "data.inspection"},
     {"data"},
     {"graph"},
     {"zoo.blocks", "network"},
@@ -33,7 +56,8 @@ ONLY_IN = {
     "flax": {"network"},
     "optax": {"losses", "optim", "steps"},
     "orbax": {"checkpoint"},
-    "tensorflow_datasets": {"data.tfds_source"},
+    "tensorflow_datasets": {"data.tfds_source", "data.tiny_imagenet_builder", "data.prepare"},
+    "grain": {"data.stream"},
     "matplotlib": {"plots"},
     "argparse": {"cli"},
 }

@@ -24,7 +24,7 @@ _IMAGES: dict[str, Any] = {
 
 def cifar(data: str, network: str, timesteps: int, ratios: Mapping[str, float]) -> Config:
     """CIFAR-10 or CIFAR-100 at 32×32: pad-crop, flip, AutoAugment, Cutout 16."""
-    return Config(data=data, network=network, timesteps=timesteps, ratios=ratios, **_IMAGES)
+    return Config(data=data, network=network, timesteps=timesteps, ratios=ratios, autoaugment=True, **_IMAGES)
 
 
 def tiny_imagenet(network: str, ratios: Mapping[str, float]) -> Config:

@@ -15,6 +15,7 @@ from qpsnn_jax.data.digits import digits as _digits
 from qpsnn_jax.data.recordings import cifar10_dvs as _cifar10_dvs
 from qpsnn_jax.data.recordings import nmnist as _nmnist
 from qpsnn_jax.data.tfds_source import cifar as _cifar
+from qpsnn_jax.data.tiny_imagenet import tiny_imagenet as _tiny_imagenet
 
 __all__ = ["EVENTS", "SHAPES", "Arrays", "Augmentation", "DataSet", "load", "normalize"]
 
@@ -23,6 +24,8 @@ SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
     "digits": ((8, 8, 1), 10),
     "cifar10": ((32, 32, 3), 10),
     "cifar100": ((32, 32, 3), 100),
+    "tiny_imagenet": ((64, 64, 3), 200),
+    "imagenet2012": ((224, 224, 3), 1000),
     "nmnist": ((34, 34, 2), 10),
     "cifar10_dvs": ((48, 48, 2), 10),
 }
@@ -39,6 +42,7 @@ _LOADERS: dict[str, Callable[..., DataSet]] = {
     "digits": _embedded,
     "cifar10": partial(_cifar, "cifar10"),
     "cifar100": partial(_cifar, "cifar100"),
+    "tiny_imagenet": _tiny_imagenet,
 }
 
 
@@ -59,7 +63,7 @@ def load(
 
     Args:
         name: ``digits`` (embedded, 1,437 + 360 images of 8×8×1), ``cifar10`` or ``cifar100`` (50,000 + 10,000 images of
-            32×32×3, from TFDS), ``nmnist`` or ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``).
+            32×32×3, from TFDS), ``tiny_imagenet`` (100,000 + 10,000 of 64×64×3), ``nmnist`` or ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``).
         data_dir: the TFDS data directory of the CIFARs, None for TFDS's own; the folder of event recordings. The
             digits do not use it.
         seed: chooses the order, hence the subsets, and for the digits the split; 0 or more.
@@ -82,4 +86,6 @@ def load(
         frame = (size, size) if size is not None else SHAPES[name][0][:2]
         counts = {"train_examples": train_examples, "test_examples": test_examples}
         return EVENTS[name](data_dir, seed, timesteps=timesteps, size=frame, **counts)
+    if name not in _LOADERS:
+        raise ValueError(f"{name} is too large for memory; feed your training step from qpsnn_jax.data.stream.")
     return _LOADERS[name](data_dir, seed, train_examples=train_examples, test_examples=test_examples)

@@ -83,9 +83,9 @@ def operation(name: Name, level: int, sign: int, height: int, width: int) -> Ope
     return Operation(
         affine=_affine(name, amount, height, width),
         values=values.astype(np.uint8),
-        table=np.int32(_TABLES.index(name) if name in _TABLES else 0),
+        table=np.asarray(_TABLES.index(name) if name in _TABLES else 0, np.int32),
         products=_DIFFERENCES * (enhanced if name in ("contrast", "color", "sharpness") else np.float32(1)),
-        smooth=np.bool_(name == "sharpness"),
+        smooth=np.asarray(name == "sharpness"),
     )
 
 

@@ -1,59 +1,14 @@
-"""Preparing data sets on disk, and checking what is there: ``qpsnn data prepare`` and ``qpsnn data check``."""
+"""Preparing data sets on disk: ``qpsnn data prepare``."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
+from qpsnn_jax.data.inspection import check_name
+from qpsnn_jax.data.tfds_source import find, is_prepared
+from qpsnn_jax.data.tiny_imagenet import find_folder
 
-from qpsnn_jax.data.digits import digits
-from qpsnn_jax.data.host_crop import open_image
-from qpsnn_jax.data.tfds_source import FACTS, find, read_chunks
-from qpsnn_jax.data.tiny_imagenet import find_folder, list_folder, read_image
-
-# Splits and their sizes.
-SPLITS: dict[str, dict[str, int]] = {
-    "digits": {"train": 1437, "test": 360},
-    "cifar10": {"train": 50_000, "test": 10_000},
-    "cifar100": {"train": 50_000, "test": 10_000},
-    "tiny_imagenet": {"train": 100_000, "test": 10_000},
-    "imagenet2012": {"train": 1_281_167, "validation": 50_000},
-}
 _IMAGENET = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")  # behind a registration, so TFDS cannot fetch them
-_TOLERANCE = 1e-3  # of mean and std against the published ones
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """What one split holds.
-
-    Attributes:
-        name: of the split.
-        counts: number of examples of each class that occurs, by label.
-        mean: exact mean of each channel, pixels scaled to [0, 1].
-        std: exact standard deviation of each channel, on the same scale.
-    """
-
-    name: str
-    counts: dict[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def examples(self) -> int:
-        """Number of examples."""
-        return sum(self.counts.values())
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a data set holds, and what is wrong with it: one sentence each, none when all is well."""
-
-    name: str
-    splits: tuple[SplitReport, ...]
-    problems: tuple[str, ...]
 
 
 def prepare(name: str, data_dir: str | PathLike[str]) -> Path:
@@ -70,11 +25,11 @@ def prepare(name: str, data_dir: str | PathLike[str]) -> Path:
     Raises:
         ValueError: unknown name, TensorFlow or the files are missing, or a download that failed.
     """
-    _check_name(name)
+    check_name(name)
     root = Path(data_dir).expanduser()
     if name == "digits":
         raise ValueError("digits travel with the package; there is nothing to prepare.")
-    if any((root / name).glob("*.*.*/dataset_info.json")):
+    if is_prepared(name, root):
         return find(name, root)
     if name == "tiny_imagenet":
         folder = find_folder(root)
@@ -83,92 +38,14 @@ def prepare(name: str, data_dir: str | PathLike[str]) -> Path:
         return build(folder, root)
     if find_spec("tensorflow") is None:
         raise ValueError(
-            f"Preparing {name} needs TensorFlow, whose tar and image code TFDS uses to unpack and encode it: pip install "
-            "tensorflow, prepare, and uninstall it if you like, since reading the prepared data does not need it."
+            f"Preparing {name} needs TensorFlow, whose tar and image code TFDS uses to unpack and encode it: "
+            "pip install tensorflow (reading the prepared data does not need it)."
         )
     manual = root / "downloads" / "manual"
     for file in _IMAGENET if name == "imagenet2012" else ():
         if not (manual / file).is_file():
             raise ValueError(f"{manual / file} is missing; download it from https://image-net.org after registering.")
     return _download(name, root)
-
-
-def check(name: str, data_dir: str | PathLike[str] | None = None) -> Report:
-    """Read a whole data set and count; no more than a few hundred images are in memory at a time.
-
-    Args:
-        name: one of :data:`SPLITS`.
-        data_dir: the TFDS data directory, or for ``tiny_imagenet`` the folder that holds the official one.
-
-    Returns:
-        Exact counts and statistics, and what differs from the published ones.
-
-    Raises:
-        ValueError: unknown name, or data that are missing or damaged.
-    """
-    _check_name(name)
-    splits = tuple(measure(split, _chunks(name, split, data_dir)) for split in SPLITS[name])
-    return Report(name, splits, tuple(_problems(name, splits)))
-
-
-def measure(name: str, chunks: Iterable[tuple[list[np.ndarray], list[int]]]) -> SplitReport:
-    """Count the classes of a split, and take mean and std exactly, in whole numbers until the last division.
-
-    Args:
-        name: of the split.
-        chunks: lists of images, uint8 ``h w c`` of any size, with lists of their labels; at least one image in all.
-
-    Returns:
-        The counts and statistics.
-
-    Raises:
-        ValueError: no image at all.
-    """
-    counts: dict[int, int] = {}
-    pixels, total, squares = 0, 0, 0
-    for images, labels in chunks:
-        for label in labels:
-            counts[label] = counts.get(label, 0) + 1
-        for image in images:
-            flat = image.reshape(-1, image.shape[-1])
-            pixels += len(flat)
-            # Python's integers, as objects, since the squares of ImageNet would come near the end of int64.
-            total = total + flat.sum(axis=0, dtype=np.int64).astype(object)
-            squares = squares + np.square(flat, dtype=np.int64).sum(axis=0).astype(object)
-    if not pixels:
-        raise ValueError(f"{name} holds no images.")
-    sums = list(zip(np.atleast_1d(total), np.atleast_1d(squares), strict=True))
-    mean = tuple(float(s / (255 * pixels)) for s, _ in sums)
-    std = tuple(float(((pixels * q - s * s) / (255 * pixels) ** 2) ** 0.5) for s, q in sums)
-    return SplitReport(name, dict(sorted(counts.items())), mean, std)
-
-
-def format_report(report: Report) -> str:
-    """Lay a report out as lines of text.
-
-    Args:
-        report: from :func:`check`.
-
-    Returns:
-        One line for each split, then one for each problem, or ``ok``.
-    """
-    lines = [report.name]
-    for split in report.splits:
-        fewest, most = min(split.counts.values()), max(split.counts.values())
-        each = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (split.mean, split.std))
-        classes = f"{len(split.counts):,} classes of {each}"
-        lines.append(f"  {split.name}: {split.examples:,} images, {classes}, mean {mean}, std {std}")
-    return "\n".join([*lines, *(f"  problem: {problem}" for problem in report.problems or ())] + _verdict(report))
-
-
-def _verdict(report: Report) -> list[str]:
-    return [] if report.problems else ["  ok"]
-
-
-def _check_name(name: str) -> None:
-    if name not in SPLITS:
-        raise ValueError(f"name must be one of {', '.join(SPLITS)}, got {name!r}.")
 
 
 def _download(name: str, root: Path) -> Path:
@@ -181,41 +58,3 @@ def _download(name: str, root: Path) -> Path:
         reason = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
         raise ValueError(f"{name} could not be prepared in {root} ({reason}).") from error
     return find(name, root)
-
-
-def _chunks(
-    name: str, split: str, data_dir: str | PathLike[str] | None
-) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    if name == "digits":
-        arrays = getattr(digits(), split)
-        yield list(arrays.images), arrays.labels.tolist()
-    elif name == "tiny_imagenet" and not _is_prepared(name, data_dir):
-        if data_dir is None:
-            raise ValueError("data_dir must be given: the folder that holds tiny-imagenet-200 or its prepared copy.")
-        listing = list_folder(find_folder(data_dir))[split == "test"]
-        for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
-            yield [read_image(path)], [label]
-    else:
-        for chunk in read_chunks(name, split, data_dir):
-            yield [np.asarray(open_image(image)) for image, _ in chunk], [label for _, label in chunk]
-
-
-def _is_prepared(name: str, data_dir: str | PathLike[str] | None) -> bool:
-    return data_dir is not None and any((Path(data_dir).expanduser() / name).glob("*.*.*/dataset_info.json"))
-
-
-def _problems(name: str, splits: tuple[SplitReport, ...]) -> Iterator[str]:
-    classes = {"digits": 10, "imagenet2012": 1000}.get(name) or FACTS[name].classes
-    for split in splits:
-        expected = SPLITS[name][split.name]
-        if split.examples != expected:
-            yield f"{split.name} holds {split.examples:,} images where {expected:,} are expected."
-        if sorted(split.counts) != list(range(classes)):
-            yield f"{split.name} holds {len(split.counts):,} classes where {classes:,} are expected."
-        if name in FACTS and len(set(split.counts.values())) > 1:
-            yield f"{split.name} holds classes of unequal size."
-    if name in FACTS:
-        facts, train = FACTS[name], splits[0]
-        for what, ours, theirs in (("mean", train.mean, facts.mean), ("std", train.std, facts.std)):
-            if not np.allclose(ours, theirs, rtol=0, atol=_TOLERANCE):
-                yield f"{what} of train is {tuple(round(x, 4) for x in ours)} where {theirs} is published."

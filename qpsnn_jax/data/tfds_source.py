@@ -140,6 +140,11 @@ def read_chunks(
         yield [(example["image"], int(example["label"])) for example in chunk]
 
 
+def is_prepared(name: str, data_dir: str | PathLike[str] | None) -> bool:
+    """Whether a data directory holds a prepared version; nothing is read."""
+    return data_dir is not None and any((Path(data_dir).expanduser() / name).glob("*.*.*/dataset_info.json"))
+
+
 def find(name: str, data_dir: str | PathLike[str] | None) -> Path:
     """Find the folder of the newest prepared version; done here, so that no builder can turn to the network.
 

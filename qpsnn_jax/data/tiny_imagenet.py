@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order, example_count
-from qpsnn_jax.data.tfds_source import FACTS, prepared
+from qpsnn_jax.data.tfds_source import FACTS, is_prepared, prepared
 
 NAME = "tiny_imagenet"
 _FOLDER = "tiny-imagenet-200"
@@ -53,7 +53,7 @@ def tiny_imagenet(
     """
     if data_dir is None:
         raise ValueError(f"data_dir must be given: {_SOURCE}.")
-    if any((Path(data_dir).expanduser() / NAME).glob("*.*.*/dataset_info.json")):
+    if is_prepared(NAME, data_dir):
         return prepared(NAME, data_dir, seed, train_examples=train_examples, test_examples=test_examples)
     train, test = list_folder(find_folder(data_dir))
     train_examples = example_count("train_examples", train_examples, len(train.paths))

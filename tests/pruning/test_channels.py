@@ -16,9 +16,9 @@ from qpsnn_jax import network
 from qpsnn_jax.graph import LIF, Add, Conv, Dense, Flatten, Graph, Input, Quantizer, Shortcut
 from qpsnn_jax.losses import cross_entropy
 from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.pruning import Group, channel_groups, prune
+from qpsnn_jax.pruning import Group, channel_groups, prune, select
 from qpsnn_jax.quantization import codes
-from qpsnn_jax.zoo import resnet20, vgg16
+from qpsnn_jax.zoo import resnet20, sew_resnet18, spikingformer, vgg16, vggsnn
 
 over = pytest.mark.parametrize
 RULES = [(gamma, per) for gamma in ("none", "max", "percentile", "mean") for per in ("layer", "channel")]
@@ -84,14 +84,23 @@ def evaluate_and_train(graph, variables, images, masks):
 
 
 def some(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
-    """Three quarters of every group, in random order (odd widths take twice as long to compile)."""
+    """Three quarters of every group, whole heads, in random order (odd widths take twice as long to compile)."""
     draw = np.random.default_rng(seed)
-    return {g.name: draw.permutation(g.size)[: g.size * 3 // 4] for g in channel_groups(graph).values()}
+
+    def units(group: Group) -> np.ndarray:
+        count = group.size // group.unit
+        return draw.permutation(count)[: max(1, count * 3 // 4)]
+
+    groups = channel_groups(graph).values()
+    return {g.name: (units(g)[:, None] * g.unit + np.arange(g.unit)).ravel() for g in groups}
 
 
 NETWORKS = {
     "resnet20": partial(resnet20, width=1 / 8, input_shape=(8, 8, 3)),
     "vgg16": partial(vgg16, width=1 / 8, timesteps=2),
+    "vggsnn": partial(vggsnn, width=1 / 16, timesteps=2, input_shape=(16, 16, 2)),
+    "sew_resnet18": partial(sew_resnet18, width=1 / 16, timesteps=2, classes=3, input_shape=(16, 16, 3)),
+    "spikingformer": partial(spikingformer, width=1 / 3, timesteps=2, blocks=1, classes=3, input_shape=(8, 8, 3)),
 }
 CASES = [
     ("resnet20", Quantizer(2, "max")),
@@ -100,6 +109,9 @@ CASES = [
     ("vgg16", Quantizer(4, "percentile")),
     ("vgg16", Quantizer(2, "none", "channel", "plain")),
     ("vgg16", None),
+    ("vggsnn", Quantizer(2)),
+    ("sew_resnet18", Quantizer(4)),
+    ("spikingformer", Quantizer(2, "max", "channel")),
 ]
 
 
@@ -147,6 +159,21 @@ def test_groups_of_resnet20():
         assert outputs == {f"layer{stage}.{b}.{n}" for b in range(3) for n in ends} | {f"layer{stage}.0.shortcut"}
     assert {g.name: (g.size, g.label) for g in groups.values()} == sizes
     assert groups["conv1"].members == ("conv1", "bn1", "lif1")
+
+
+def test_attention_heads_stay_whole():
+    graph = NETWORKS["spikingformer"](bits=2)
+    groups = channel_groups(graph)
+    heads = groups["block0.attn.query.conv"]
+    assert (heads.size, heads.unit, heads.label) == (128, 32, "attention")
+    for part in ("query", "key", "value"):
+        assert f"block0.attn.{part}.lif" in heads.members
+    assert groups["patch3.conv"].label == "stream"
+    assert "block0.mlp.add" in groups["patch3.conv"].members
+    scores = {name: np.arange(group.size) for name, group in groups.items()}
+    np.testing.assert_array_equal(select(graph, scores, {"attention": 0.5})[heads.name], np.arange(64, 128))
+    with pytest.raises(ValueError, match="breaks up an attention head"):
+        prune(graph, {}, {heads.name: range(1, 33)})
 
 
 def test_groups_of_vgg16():

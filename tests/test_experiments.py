@@ -1,0 +1,77 @@
+"""The experiments: every config builds, trains a step and prunes; the paper's tables come out."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from small_networks import images_of, random_variables
+
+from experiments import table1_sizes, table6_energy
+from qpsnn_jax import channel_groups, init_state, make_train_step, prune, score, select
+from qpsnn_jax.config import build_graph, load_config
+from qpsnn_jax.costs import cost
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(path for path in (ROOT / "experiments" / "configs").glob("*.py") if path.name != "setups.py")
+TABLE_1 = [path for path in CONFIGS if path.stem not in ("cifar10_narrow", "nmnist_vggsnn")]
+
+
+def test_every_row_of_table_1_has_a_config():
+    sizes = sorted(f"{cost(build_graph(c, ratios=c.ratios)).size_bytes}" for c in map(load_config, TABLE_1))
+    rows = [row.build(bits=8 if row.network == "sew_resnet18" else 2, ratios=row.ratios) for row in table1_sizes.ROWS]
+    assert sizes == sorted(f"{cost(graph).size_bytes}" for graph in rows)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_names_its_command_and_its_result(path):
+    text = path.read_text()
+    assert f"qpsnn run experiments/configs/{path.name}" in text
+    assert "Ours" in text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_trains_and_prunes_at_reduced_width(path):
+    config = load_config(path)
+    full = build_graph(config)
+    narrow = dataclasses.replace(config, width=1 / 8 if config.network == "vggsnn" else 1 / 16, timesteps=1)
+    graph = build_graph(narrow)
+    variables, images = random_variables(graph), images_of(graph, batch=1)
+    tx = optax.sgd(0.01)
+    step = jax.jit(make_train_step(graph, tx), compiler_options={"xla_backend_optimization_level": 0})
+    state, metrics = step(init_state(variables, tx, jax.random.key(0)), images, np.zeros(1, np.int32))
+    assert np.isfinite(metrics["loss"])
+    scores = score(graph, state.variables, [images], lambda trace: trace.spikes.mean((0, 1, 2, 3)))
+    smaller, _ = prune(graph, state.variables, select(graph, scores, config.ratios))
+    for name, group in channel_groups(graph).items():
+        ratio = config.ratios.get(group.label or "", 0.0)
+        assert channel_groups(smaller)[name].size == int(group.size * (1 - ratio))
+    assert [node.name for node in full.nodes] == [node.name for node in smaller.nodes]
+
+
+def test_table_1_agrees_to_the_printed_digit():
+    assert table1_sizes.mismatches() == []
+    assert sum(row.checked for row in table1_sizes.ROWS) * 3 == 39
+
+
+def test_table_1_fails_when_a_size_is_wrong(monkeypatch):
+    wrong = dataclasses.replace(table1_sizes.ROWS[0], ratios={"stem": 0.2})
+    monkeypatch.setattr(table1_sizes, "ROWS", (wrong, *table1_sizes.ROWS[1:]))
+    assert len(table1_sizes.mismatches()) == 3
+
+
+@pytest.mark.parametrize("row", table6_energy.ROWS, ids=lambda row: row.name)
+def test_table_6_agrees(row):
+    assert table6_energy.energy_mj(row) == pytest.approx(row.published_mj, abs=0.001)
+
+
+def test_tables_print():
+    for name in ("table1_sizes", "table6_energy"):
+        command = [sys.executable, "-m", f"experiments.{name}"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert "| vgg16" in result.stdout or "vgg16" in result.stdout
