@@ -306,7 +306,7 @@ def _trained_network(config: Config, place: Path) -> tuple[Graph, Variables]:
 
 def _stored_scores(path: Path) -> Scores:
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             return {name: jnp.asarray(values) for name, values in stored.items()}
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
         raise ValueError(f"{path} is damaged; delete it to score again.") from None
