@@ -58,7 +58,7 @@ def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, 
         "crc32": _checksums(state),
         "files": _file_checksums(temporary / "arrays"),
     }
-    (temporary / "meta.json").write_text(json.dumps(meta))
+    (temporary / "meta.json").write_text(json.dumps(meta | {"crc32_meta": _checksum(meta)}))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
     for step in _steps(directory)[:-_KEPT]:
@@ -84,10 +84,12 @@ def read(path: Path) -> Checkpoint:
     """
     try:
         meta = json.loads((path / "meta.json").read_text())
+        if meta.pop("crc32_meta") != _checksum(meta):
+            raise ValueError("it does not match its checksum")
         return Checkpoint(path, meta["step"], from_json(json.dumps(meta["graph"])), meta["notes"])
     except FileNotFoundError:
         raise ValueError(f"{path} is not a checkpoint: it has no meta.json.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"checkpoint {path} is damaged: its meta.json does not describe a network ({error})."
         ) from None
@@ -124,6 +126,10 @@ def restore(checkpoint: Checkpoint, like: Any) -> Any:
     if _checksums(state) != meta.get("crc32"):
         raise ValueError(f"checkpoint {path} is damaged: its arrays do not match their checksums; {_ADVICE}.")
     return state
+
+
+def _checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _steps(directory: Path) -> list[int]:

@@ -17,7 +17,6 @@ from qpsnn_jax.graph import LIF, Quantizer
 from qpsnn_jax.pipeline import load_network
 from qpsnn_jax.zoo import resnet20
 
-pytestmark = pytest.mark.xdist_group("small_run")
 RUN = ["run", "digits", "--out", "new"]
 
 WRONG = {
@@ -44,6 +43,7 @@ WRONG = {
     "missing data": ([*RUN, "--data", "cifar10", "--data-dir", "nowhere"], "download_and_prepare"),
     "missing config": (["run", "absent.py", "--out", "new"], "config file absent.py does not exist."),
     "syntax error": (["run", "broken.py", "--out", "new"], "config file broken.py has a syntax error in line 2:"),
+    "config that talks": (["run", "talks.py", "--out", "new"], "config file talks.py: one"),
     "no config": (["run", "empty.py", "--out", "new"], "must define `config = qpsnn_jax.Config(…)`."),
     "out is a file": (["run", "digits", "--out", "empty.py"], "exists and is not the directory of a run"),
     "out is foreign": (["run", "digits", "--out", "foreign"], "foreign exists and is not the directory of a run"),
@@ -75,6 +75,7 @@ WRONG = {
 def place(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("x = 1\nconfig = Config(\n")
     (tmp_path / "empty.py").write_text("x = 1\n")
+    (tmp_path / "talks.py").write_text("raise ValueError('one\\ntwo')\n")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("years of work")
     monkeypatch.chdir(tmp_path)

@@ -19,9 +19,6 @@ from qpsnn_jax.pruning import select
 from qpsnn_jax.steps import init_variables
 from qpsnn_jax.train import evaluate
 
-# One worker runs them all, and so the run that they look at is made once.
-pytestmark = pytest.mark.xdist_group("small_run")
-
 
 @pytest.fixture
 def copy(small_run, tmp_path):

@@ -12,7 +12,6 @@ from qpsnn_jax.config import from_dict, load_config
 from qpsnn_jax.pipeline import STAGES, Stage
 from qpsnn_jax.report import table
 
-pytestmark = pytest.mark.xdist_group("small_run")
 FIELDS = {
     "name": str,
     "accuracy_last": float,
