@@ -1,8 +1,8 @@
 """Checkpoints: arrays by Orbax, and beside them the graph and whatever else makes them restore by themselves.
 
-A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax) and ``meta.json``: the graph, the caller's notes and a
-CRC-32 of every array. It is written under a temporary name and renamed, so that a name without ``.tmp`` is always
-whole.
+A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax) and ``meta.json``: the graph, the caller's notes, shape and
+CRC-32 of every array, and the CRC-32 of every file. It is written under a temporary name and renamed, so that a name
+without ``.tmp`` is always whole.
 """
 
 import json
@@ -18,6 +18,7 @@ import numpy as np
 from qpsnn_jax.graph import Graph, from_json, to_json
 
 _KEPT = 2
+_ADVICE = "delete it to go on from an earlier one"
 
 
 class Checkpoint(NamedTuple):
@@ -49,8 +50,15 @@ def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, 
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     ocp.save(str(temporary.resolve() / "arrays"), state)
-    meta = {"step": step, "graph": json.loads(to_json(graph)), "notes": notes, "crc32": _checksums(state)}
-    (temporary / "meta.json").write_text(json.dumps(meta))
+    meta = {
+        "step": step,
+        "graph": json.loads(to_json(graph)),
+        "notes": notes,
+        "shapes": _shapes(state),
+        "crc32": _checksums(state),
+        "files": _file_checksums(temporary / "arrays"),
+    }
+    (temporary / "meta.json").write_text(json.dumps(meta | {"crc32_meta": _checksum(meta)}))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
     for step in _steps(directory)[:-_KEPT]:
@@ -76,10 +84,12 @@ def read(path: Path) -> Checkpoint:
     """
     try:
         meta = json.loads((path / "meta.json").read_text())
+        if meta.pop("crc32_meta") != _checksum(meta):
+            raise ValueError("it does not match its checksum")
         return Checkpoint(path, meta["step"], from_json(json.dumps(meta["graph"])), meta["notes"])
     except FileNotFoundError:
         raise ValueError(f"{path} is not a checkpoint: it has no meta.json.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"checkpoint {path} is damaged: its meta.json does not describe a network ({error})."
         ) from None
@@ -101,16 +111,25 @@ def restore(checkpoint: Checkpoint, like: Any) -> Any:
     from orbax.checkpoint import v1 as ocp
 
     path = checkpoint.path
+    meta = json.loads((path / "meta.json").read_text())
+    # Before Orbax sees them, because its reading threads print tracebacks of their own when something does not fit.
+    if _shapes(like) != meta.get("shapes"):
+        raise ValueError(f"checkpoint {path} belongs to another network or optimizer than is needed here.")
+    if _file_checksums(path / "arrays") != meta.get("files"):
+        raise ValueError(f"checkpoint {path} is damaged: its files do not match their checksums; {_ADVICE}.")
     try:
         state = ocp.load(str(path.resolve() / "arrays"), jax.tree.map(_abstract, like))
     except Exception as error:
         raise ValueError(
-            f"checkpoint {path} cannot be read: it is damaged or belongs to another network or optimizer "
-            f"({_first_line(error)}); delete it to go on from an earlier one."
+            f"checkpoint {path} cannot be read, it may be damaged ({_first_line(error)}); {_ADVICE}."
         ) from None
-    if _checksums(state) != json.loads((path / "meta.json").read_text()).get("crc32"):
-        raise ValueError(f"checkpoint {path} is damaged: its arrays do not match their checksums.")
+    if _checksums(state) != meta.get("crc32"):
+        raise ValueError(f"checkpoint {path} is damaged: its arrays do not match their checksums; {_ADVICE}.")
     return state
+
+
+def _checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _steps(directory: Path) -> list[int]:
@@ -123,9 +142,19 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+def _shapes(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
 def _checksums(state: Any) -> dict[str, int]:
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
     return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for path, leaf in leaves}
+
+
+def _file_checksums(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
 
 
 def _first_line(error: Exception) -> str:

@@ -63,7 +63,9 @@ def _run(arguments: list[str]) -> None:
     data = pipeline.load_data(config)
     pipeline.open_run(given.out, config)
     stages = pipeline.run(config, given.out, data)
-    controls = pipeline.run_controls(config, given.out, data) if given.compare else []
+    if given.compare:
+        pipeline.run_controls(config, given.out, data)
+    controls = pipeline.read_controls(given.out)
     report.write_report(config, given.out, data, stages, controls)
     print(report.table([*stages, *controls]))
     print(f"\nreport: {given.out / 'report.md'}")
@@ -113,14 +115,14 @@ def _finetune(arguments: list[str]) -> None:
     _require_stage(directory, "pruned", "qpsnn prune")
     data = pipeline.load_data(config)
     stages = pipeline.run(config, directory, data)
-    report.write_report(config, directory, data, stages, [])
+    report.write_report(config, directory, data, stages, pipeline.read_controls(directory))
     _print_stages(stages)
 
 
 def _evaluate(arguments: list[str]) -> None:
     """Measure accuracy and cost of a run, one of its stages, or a checkpoint."""
     parser = _Parser(prog="qpsnn evaluate", description=_evaluate.__doc__)
-    parser.add_argument("path", type=Path, metavar="PATH", help="directory of a run, a stage, or a checkpoint")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a run, a complete stage, or an imported network")
     parser.add_argument("--data", help="data set; that of the run when left out")
     parser.add_argument("--data-dir", help="TFDS data directory; that of the run when left out")
     parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
@@ -158,7 +160,7 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _cost(arguments: list[str]) -> None:
-    """Show parameters and size of every layer of a preset, a config or a run."""
+    """Show parameters, size and MACs per image of every layer of a preset, a config or a run."""
     parser = _config_parser("cost", _cost)
     parser.add_argument("--pruned", action="store_true", help="at the widths that the ratios leave")
     given, config = _parse_config(parser, arguments, runs=True)
@@ -185,6 +187,7 @@ def _import_torch(arguments: list[str]) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a PyTorch checkpoint, or an .npz of its state dict")
     parser.add_argument("--bits", type=int, required=True, help="bits of the quantized weights")
     parser.add_argument("--timesteps", type=int, required=True, help="time steps T")
+    parser.add_argument("--input-size", type=int, default=32, help="height and width of a ResNet20's images, 32")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="where to write the network; must be new"
     )
@@ -195,7 +198,8 @@ def _import_torch(arguments: list[str]) -> None:
     from qpsnn_jax.costs import cost
     from qpsnn_jax.torch_import import import_torch, read_state_dict
 
-    graph, variables = import_torch(read_state_dict(given.file), bits=given.bits, timesteps=given.timesteps)
+    options = {"bits": given.bits, "timesteps": given.timesteps, "input_size": given.input_size}
+    graph, variables = import_torch(read_state_dict(given.file), **options)
     pipeline.save_network(given.out, graph, variables, {"source": given.file.name})
     print(f"{given.out}: {cost(graph).params:,} parameters, {graph.classes} classes, {given.bits} bits")
 

@@ -49,6 +49,7 @@ class NodeCost:
     macs: float | None
     acs: float | None
     firing_rate: float | None = None
+    connections: int = 0
     updates: int = 0
     traffic_bits: int = 0
 
@@ -68,8 +69,13 @@ class Cost:
 
     @property
     def quantized(self) -> int:
-        """Quantized weights among them; the ratio of two networks' is the connection ratio."""
+        """Quantized weights among them."""
         return sum(node.quantized for node in self.nodes)
+
+    @property
+    def connections(self) -> int:
+        """Weights of all convolutions but those that read the image, the ones a quantized network quantizes."""
+        return sum(node.connections for node in self.nodes)
 
     @property
     def size_bytes(self) -> int:
@@ -189,7 +195,7 @@ def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost
         nonzero = _measured(graph, node.name, activity)
         rate = None if nonzero is None else float(np.mean(nonzero))
         updates = graph.timesteps * int(np.prod(graph.values[node.name].shape))
-        return NodeCost(node.name, kind, 0, 0, 0, 0, 0.0, 0.0, rate, updates, 64 * updates)
+        return NodeCost(node.name, kind, 0, 0, 0, 0, 0.0, 0.0, rate, updates=updates, traffic_bits=64 * updates)
     if isinstance(node, BatchNorm):
         return NodeCost(node.name, kind, 2 * channels, 0, 2 * channels * _FULL_PRECISION_BITS, 0, 0.0, 0.0)
     if isinstance(node, Attention):
@@ -210,8 +216,11 @@ def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost
         weights if node.quantizer else 0,
         weights * bits + biases * _FULL_PRECISION_BITS,
         dense,
+        # NeuroBench's rule: whatever is not 0 or 1 costs a MAC, the averages that the readout takes among them. The
+        # paper's energies leave the readout out.
         0.0 if inputs.spiking else effective,
         effective if inputs.spiking else 0.0,
+        connections=weights if isinstance(node, Conv) and node.input != graph.input.name else 0,
         traffic_bits=steps * (weights * bits + biases * _FULL_PRECISION_BITS),
     )
 

@@ -127,6 +127,10 @@ class LIF(Unary):
     surrogate: str = "triangular"
 
     def __post_init__(self) -> None:
+        for name in ("tau", "threshold"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}.")
         _one_of("fire", self.fire, (">=", ">"))
         _one_of("reset", self.reset, ("hard", "soft"))
         _one_of("surrogate", self.surrogate, tuple(SURROGATES))
@@ -323,6 +327,8 @@ def _node(entry: dict[str, Any]) -> Node:
 
 
 def _infer(node: Node, inputs: list[Value]) -> Value:
+    if isinstance(node, Conv | Dense) and not isinstance(node.quantizer, Quantizer | None):
+        raise ValueError(f"quantizer must be a Quantizer or None, got {node.quantizer!r}.")
     match node:
         case Input():
             _whole(3, shape=node.shape)

@@ -31,6 +31,8 @@ from qpsnn_jax.steps import Variables, init_variables
 from qpsnn_jax.train import Evaluation, Plan, evaluate, fit, normalizer, whole_batches
 
 STAGES = ("quantized", "pruned", "finetuned")
+CONTROLS = ("baseline", "random", "scratch")
+_CRITERIA = {"svs": svs, "sca": sca}
 _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -133,7 +135,7 @@ def score_channels(config: Config, directory: Path, data: DataSet, *, source: Pa
     """
     path = directory / "pruned" / "scores.npz"
     if path.exists():
-        return _stored_scores(path)
+        return stored_scores(path)
     graph, variables = _trained_network(config, source or directory / "quantized")
     scores = _scores(config, graph, variables, data)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,11 +189,20 @@ def run_controls(config: Config, directory: Path, data: DataSet) -> list[Stage]:
     Returns:
         One record per control, named after it.
     """
-    return [control(config, directory, data) for control in (_baseline, _random, _scratch)]
+    for control in (_baseline, _random, _scratch):
+        stage = control(config, directory, data)
+        write_json(directory / "controls" / f"{stage.name}.json", {"stage": dataclasses.asdict(stage)})
+    return read_controls(directory)
+
+
+def read_controls(directory: Path) -> list[Stage]:
+    """Records of the controls that were run, in the order of :func:`run_controls`; none where there are none."""
+    paths = (directory / "controls" / f"{name}.json" for name in CONTROLS)
+    return [_read_record(path) for path in paths if path.exists()]
 
 
 def load_network(path: Path) -> tuple[Graph, Variables]:
-    """The network in a run's directory (its last complete stage), a stage's, or a checkpoint's.
+    """The network in a run's directory (its last complete stage), a complete stage's, or an imported one's.
 
     Args:
         path: such a directory.
@@ -208,7 +219,9 @@ def load_network(path: Path) -> tuple[Graph, Variables]:
         if found is not None and found.notes.get("variables"):
             shapes = jax.eval_shape(lambda key, graph=found.graph: init_variables(graph, key), jax.random.key(0))
             return found.graph, checkpoint.restore(found, shapes)
-    raise ValueError(f"{path} holds no finished network; it must be the directory of a run, a stage or a checkpoint.")
+    raise ValueError(
+        f"{path} holds no finished network; give a run or a stage that is complete, or an imported network."
+    )
 
 
 def save_network(path: Path, graph: Graph, variables: Variables, notes: dict[str, Any]) -> None:
@@ -223,12 +236,31 @@ def read_stage(directory: Path, name: str) -> Stage | None:
         ValueError: the record is damaged.
     """
     path = directory / name / "stage.json"
-    if not path.exists():
-        return None
+    return _read_record(path) if path.exists() else None
+
+
+def read_notes(directory: Path, name: str, key: str) -> Any:
+    """What a complete stage noted beside its record: ``epochs``, or for the stage ``pruned`` the channels to ``keep``.
+
+    Raises:
+        ValueError: the notes are damaged.
+    """
+    path = directory / name / "stage.json"
+    try:
+        return json.loads(path.read_text())[key]
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path) from None
+
+
+def _read_record(path: Path) -> Stage:
     try:
         return Stage(**json.loads(path.read_text())["stage"])
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} is damaged; delete the folder {path.parent} to redo the stage.") from None
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path} is damaged; delete the folder {path.parent} to redo the stage.")
 
 
 def measured(name: str, graph: Graph, whole: Graph, result: Evaluation, best: float, seconds: float) -> Stage:
@@ -243,7 +275,7 @@ def measured(name: str, graph: Graph, whole: Graph, result: Evaluation, best: fl
         best,
         costs.params,
         costs.size_bytes,
-        costs.quantized / max(1, cost(whole).quantized),
+        costs.connections / max(1, cost(whole).connections),
         costs.firing_rates,
         costs.sops_per_step,
         costs.sops_total,
@@ -277,7 +309,8 @@ def _training(config: Config, epochs: int) -> Plan:
 def _trained(
     config: Config, directory: Path, name: str, data: DataSet, graph: Graph, variables: Variables, plan: Plan
 ) -> Stage:
-    done = fit(graph, variables, data, plan, directory / name, name)
+    title = f"{directory.name}, {name}" if directory.parent.name == "controls" else name
+    done = fit(graph, variables, data, plan, directory / name, title)
     return _finish(config, directory, name, graph, done.variables, done.result, done.epochs, done.seconds, {})
 
 
@@ -306,9 +339,14 @@ def _trained_network(config: Config, place: Path) -> tuple[Graph, Variables]:
     return graph, variables
 
 
-def _stored_scores(path: Path) -> Scores:
+def stored_scores(path: Path) -> Scores:
+    """The scores that a run stored.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             return {name: jnp.asarray(values) for name, values in stored.items()}
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
         raise ValueError(f"{path} is damaged; delete it to score again.") from None
@@ -323,7 +361,7 @@ def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -
     count = min(config.score_batches, len(data.train.labels) // size)
     normalized = jax.jit(normalizer(data))
     batches = (normalized(jnp.asarray(data.train.images[i * size : (i + 1) * size])) for i in range(count))
-    return score(graph, variables, batches, {"svs": svs, "sca": sca}[config.criterion])
+    return score(graph, variables, batches, _CRITERIA[config.criterion])
 
 
 def _baseline(config: Config, directory: Path, data: DataSet) -> Stage:

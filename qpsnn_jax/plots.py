@@ -1,6 +1,5 @@
 """PNG plots of a finished run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.graph import LIF, Conv, Graph
 from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.pipeline import STAGES, Stage, load_network
+from qpsnn_jax.pipeline import STAGES, Stage, load_network, read_notes, stored_scores
 from qpsnn_jax.steps import Variables
 from qpsnn_jax.train import normalizer
 
@@ -29,9 +28,9 @@ def draw_all(directory: Path, data: DataSet, records: list[Stage]) -> list[Path]
         Paths of the PNG files.
     """
     whole, final = load_network(directory / "quantized"), load_network(directory / "finetuned")
-    keep = json.loads((directory / "pruned" / "stage.json").read_text())["keep"]
-    with np.load(directory / "pruned" / "scores.npz") as stored:
-        scores = dict(stored)
+    keep = read_notes(directory, "pruned", "keep")
+    stored = stored_scores(directory / "pruned" / "scores.npz")
+    scores = {name: np.asarray(values) for name, values in stored.items()}
     figures = {
         "summary": _summary(records),
         "training": _training(directory),
@@ -81,7 +80,7 @@ def _training(directory: Path) -> Any:
     figure, (loss, accuracy) = _figure(1, 2, 9, 3.2)
     done = 0
     for name in ("quantized", "finetuned"):
-        epochs = json.loads((directory / name / "stage.json").read_text())["epochs"]
+        epochs = read_notes(directory, name, "epochs")
         x = [done + epoch["epoch"] for epoch in epochs]
         loss.plot(x, [epoch["train_loss"] for epoch in epochs], label=name)
         accuracy.plot(x, [100 * epoch["test_accuracy"] for epoch in epochs], label=name)
@@ -123,7 +122,7 @@ def _channels(scores: dict[str, np.ndarray], keep: dict[str, list[int]]) -> Any:
 
 
 def _weights(whole: tuple[Graph, Variables], final: tuple[Graph, Variables]) -> Any:
-    names = [node.name for node in whole[0].nodes if isinstance(node, Conv) and node.quantizer is not None]
+    names = [node.name for node in whole[0].nodes if isinstance(node, Conv) and node.input != whole[0].input.name]
     shown = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, 6).astype(int))]
     figure, axes = _figure(2, 3, 9, 4.4)
     for axis, name in zip(axes, shown, strict=False):

@@ -27,7 +27,7 @@ class _Bar:
         self._bar.update(steps)
 
     def line(self, text: str) -> None:
-        """The bar already shows it."""
+        self._bar.write(text)
 
 
 class _Lines:

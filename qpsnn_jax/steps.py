@@ -53,6 +53,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step.
 
+    It holds the arrays of ``variables`` themselves: a step that is jitted with the state donated deletes them.
+
     Args:
         variables: of the network.
         tx: the optimizer.
@@ -61,7 +63,10 @@ def init_state(
     """
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
-    averaged = {name: variables[name] for name in ("params", "batch_stats")} if average else None
+    averaged = None
+    if average:
+        # Copies, because a step that donates its state must not be given the same buffer twice.
+        averaged = jax.tree.map(jnp.copy, {name: variables[name] for name in ("params", "batch_stats")})
     return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]), averaged, key)
 
 

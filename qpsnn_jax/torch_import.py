@@ -1,6 +1,7 @@
 """Checkpoints of the authors' PyTorch code, as a graph and variables."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         try:
             with np.load(path) as arrays:
                 return dict(arrays)
-        except (OSError, ValueError, zipfile.BadZipFile):
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
             raise ValueError(f"{path} is not a readable .npz file.") from None
     try:
         import torch  # pyright: ignore[reportMissingImports]

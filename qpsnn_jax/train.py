@@ -176,7 +176,7 @@ def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]
 
 def _evaluate(step: Callable, variables: Variables, arrays: Arrays) -> Evaluation:
     count = len(arrays.labels)
-    batch = min(_EVALUATION_BATCH, count)
+    batch = -(-count // -(-count // _EVALUATION_BATCH))
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     activity: dict[str, np.ndarray] = {}
     for start in range(0, count, batch):
@@ -219,7 +219,7 @@ def _resume(state: TrainState, graph: Graph, directory: Path) -> tuple[TrainStat
 
 def _save(directory: Path, graph: Graph, state: TrainState, epochs: list[dict[str, float]], seconds: float) -> None:
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.variables))):
-        raise FloatingPointError(f"a weight is not finite after step {int(state.step)}; see the checkpoints before it.")
+        raise FloatingPointError(f"a weight is not finite after step {int(state.step)}; try a lower learning_rate.")
     checkpoint.save(directory, int(state.step), graph, state, {"epochs": epochs, "seconds": seconds})
 
 
@@ -255,8 +255,8 @@ class _Metrics:
         self._step, self._pending = self._step + 1, None
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
-                f"the loss is {values['loss']} at step {self._step}; the last good checkpoint stays in "
-                f"{self._directory}. Try a lower learning_rate or a clip_norm."
+                f"the loss is {values['loss']} at step {self._step}; the checkpoints before it stay in "
+                f"{self._directory}. Try a lower learning_rate or a clip_norm, in a new --out."
             )
         self._file.write(json.dumps({"step": self._step, **values}) + "\n")
         self._show("train", values)

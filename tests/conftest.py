@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,17 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(os.environ.get("QPSNN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache of compiled programs for this session, which its workers inherit."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    cache = {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="qpsnn-jax-tests-")}
+    config.add_cleanup(lambda: shutil.rmtree(cache["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True))
+    os.environ |= cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    jax.config.update("jax_compilation_cache_dir", cache["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def _present(path: Path) -> Path:

@@ -172,10 +172,13 @@ def test_a_missing_description_is_found(copy):
 
 def test_changed_checksums_are_found(copy):
     path = copy / "step_12" / "meta.json"
-    meta = json.loads(path.read_text())
-    meta["crc32"][next(iter(meta["crc32"]))] += 1
-    path.write_text(json.dumps(meta))
-    refused(copy, "arrays do not match their checksums")
+    for kind, what in (("crc32", "arrays"), ("files", "files")):
+        before = path.read_text()
+        meta = json.loads(before)
+        meta[kind][next(iter(meta[kind]))] += 1
+        path.write_text(json.dumps(meta))
+        refused(copy, f"its {what} do not match their checksums")
+        path.write_text(before)
 
 
 def test_a_checkpoint_of_another_network_or_optimizer_is_refused(copy):

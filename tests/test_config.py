@@ -196,11 +196,11 @@ def test_a_wrong_config_file_is_refused(tmp_path, text, message):
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "wrong.py"
     path.write_bytes(bytes(range(256)))
-    with pytest.raises(ValueError, match="wrong.py") as caught:
+    with pytest.raises(ValueError, match=r"wrong\.py") as caught:
         load_config(path)
     assert "None" not in str(caught.value)
 
 
 def test_a_missing_config_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="absent.py does not exist"):
+    with pytest.raises(ValueError, match=r"absent\.py does not exist"):
         load_config(tmp_path / "absent.py")

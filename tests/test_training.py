@@ -54,7 +54,7 @@ def same(tree, expected):
 
 @pytest.fixture(scope="module")
 def plan(small_network):
-    return plan_of(small_network, epochs=5, learning_rate=0.02, shift=1)
+    return plan_of(small_network, epochs=5, learning_rate=0.05, ste="plain")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_training_learns_and_logs_every_step(whole):
     assert all(set(line) == {"step", "loss", "accuracy"} for line in logged)
     losses = [line["loss"] for line in logged]
     assert losses[0] == pytest.approx(math.log(10), rel=0.3)
-    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert [epoch["epoch"] for epoch in trained.epochs] == [1, 2, 3, 4, 5]
     for i, epoch in enumerate(trained.epochs):
         assert epoch["train_loss"] == pytest.approx(np.mean(losses[5 * i : 5 * i + 5]))
