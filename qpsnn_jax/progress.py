@@ -27,7 +27,7 @@ class _Bar:
         self._bar.update(steps)
 
     def line(self, text: str) -> None:
-        self._bar.write(text)
+        self._bar.write(text, file=sys.stderr)  # where the bar is; stdout is for the result
 
 
 class _Lines:

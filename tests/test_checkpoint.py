@@ -177,6 +177,9 @@ def test_changed_checksums_are_found(copy):
         meta = json.loads(before)
         meta[kind][next(iter(meta[kind]))] += 1
         path.write_text(json.dumps(meta))
+        refused(copy, "its meta.json does not describe a network .it does not match its checksum")
+        del meta["crc32_meta"]
+        path.write_text(json.dumps(meta | {"crc32_meta": checkpoint._checksum(meta)}))
         refused(copy, f"its {what} do not match their checksums")
         path.write_text(before)
 

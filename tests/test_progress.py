@@ -22,17 +22,18 @@ def test_a_pipe_gets_whole_lines(capsys):
     assert captured.err == "training: epoch 1/2\n"
 
 
-def test_a_terminal_gets_a_bar_that_starts_where_the_work_does(monkeypatch):
+def test_a_terminal_gets_a_bar_that_starts_where_the_work_does(monkeypatch, capsys):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with progress("training", total=10, done=4) as shown:
         shown.advance(6, "loss 0.5")
-        shown.line("not shown")
+        shown.line("epoch 1/2")
     text = terminal.getvalue()
     assert "40%" in text
     assert "10/10" in text
     assert "loss 0.5" in text
-    assert "not shown" not in text
+    assert "epoch 1/2\n" in text
+    assert capsys.readouterr().out == ""
 
 
 def test_the_bar_is_closed_when_the_work_fails(monkeypatch):

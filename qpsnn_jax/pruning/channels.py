@@ -80,8 +80,9 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
     Every array named by a node is cut along the axes that hold removed channels, wherever in ``tree`` it stands: so
     the function serves variables, optimizer states and training states alike. In every mapping that holds both
     ``params`` and ``scales``, the gain of each cut layer is set so that γ, and with it every quantized weight that
-    stays, is what it was; the result computes what the whole network computes when the removed channels are silent. (In a training state the gains
-    are those of the weights themselves; a moving average beside them keeps its γ to about their difference.)
+    stays, is what it was; the result computes what the whole network computes when the removed channels are silent.
+    (In a training state the gains are those of the weights themselves; a moving average beside them has nearly the
+    same γ.)
 
     Args:
         graph: the network.
