@@ -32,7 +32,9 @@ class Config:
     :func:`qpsnn_jax.lif`).
 
     Data: ``data`` set, ``data_dir`` of TFDS or of the recordings, ``train_examples`` and ``test_examples`` (None: all);
-    ``size``, height and width of event frames (None: the usual ones); augmentation ``shift`` (for frames, a roll), ``flip``, ``cutout``, ``degrees``, ``scale``, ``translate`` (see :class:`qpsnn_jax.data.Augmentation`).
+    ``size``, height and width of event frames (None: the usual ones); augmentation ``shift`` (for frames, a roll),
+    ``flip``, ``autoaugment``, ``cutout``, ``degrees``, ``scale``, ``translate`` (see
+    :class:`qpsnn_jax.data.Augmentation`).
 
     Training: ``epochs``, ``batch_size``, ``optimizer``, ``learning_rate``, ``momentum``, ``weight_decay`` (on
     convolutions), ``warmup_epochs``, ``clip_norm``, ``loss``, ``label_smoothing``, ``average`` (decay of a moving

@@ -19,8 +19,8 @@ _FULL_PRECISION_BITS = 32
 class Energy:
     """Energy of an operation in pJ; the default is float32 in 45 nm CMOS (Horowitz, ISSCC 2014).
 
-    ``memory_pj_per_byte`` prices the bytes of :attr:`Cost.traffic_bytes`; 0, the default, leaves memory out as the paper
-    does.
+    ``memory_pj_per_byte`` prices the bytes of :attr:`Cost.traffic_bytes`; 0, the default, leaves memory out as the
+    paper does.
     """
 
     mac_pj: float = 4.6
@@ -35,8 +35,8 @@ class NodeCost:
     ``params`` counts those of Eq. 16 and ``size_bits`` their bits; ``quantized`` those that are quantized. ``dense`` is
     the number of multiply-accumulates a dense device makes (padding counts nothing). ``macs`` and ``acs`` are those
     with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known. The
-    products of an :class:`~qpsnn_jax.graph.Attention` are in ``dense`` only: rates alone do not tell how often spikes of
-    query, key and value meet. ``updates`` counts neuron updates, ``traffic_bits`` what is moved: every weight once
+    products of an :class:`~qpsnn_jax.graph.Attention` are in ``dense`` only: rates alone do not tell how often spikes
+    of query, key and value meet. ``updates`` counts neuron updates, ``traffic_bits`` what is moved: every weight once
     a step, a 32-bit membrane in and out for every update.
     """
 

@@ -212,6 +212,7 @@ class Attention(Node):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """The names of query, key and value."""
         return (self.query, self.key, self.value)
 
 

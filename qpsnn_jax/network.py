@@ -179,7 +179,7 @@ def run_stateless(node: Node, inputs: list[Array]) -> Array:
         case Add():
             return x + inputs[1]
         case Attention():
-            return attention(*inputs, node)
+            return attention(x, inputs[1], inputs[2], node)
     raise ValueError(f"node {node.name!r}: unknown kind {type(node).__name__}.")
 
 

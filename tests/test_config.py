@@ -3,18 +3,22 @@
 import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from qpsnn_jax.config import (
     Config,
     as_dict,
-    augmentation,
+    augmenter,
     build_graph,
     field_types,
     from_dict,
     load_config,
     parse_value,
 )
+from qpsnn_jax.data import Augmentation, normalize
+from qpsnn_jax.data.augment import normalize_and_augment
 from qpsnn_jax.graph import LIF, Conv, Quantizer
 from qpsnn_jax.presets import PRESETS
 
@@ -115,8 +119,23 @@ def test_the_graph_follows_the_settings():
 
 
 def test_the_augmentation_follows_the_settings():
-    on = augmentation(Config(shift=4, flip=True, cutout=8, degrees=5, scale=0.1, translate=0.5))
-    assert dataclasses.astuple(on) == (4, True, 8, 5.0, 0.1, 0.5)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    key, mean, std = jax.random.key(0), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)
+    expected = normalize_and_augment(key, pixels, Augmentation(shift=2, flip=True, cutout=3), mean, std)
+    np.testing.assert_array_equal(augmenter(Config(shift=2, flip=True, cutout=3))(key, pixels, mean, std), expected)
+    np.testing.assert_array_equal(augmenter(Config())(key, pixels, mean, std), normalize(pixels, mean, std))
+
+
+def test_frames_are_rolled_and_take_no_cutout():
+    frames = np.random.default_rng(0).integers(0, 9, (2, 3, 34, 34, 2), np.uint8)
+    config = Config(data="nmnist", network="vggsnn", timesteps=3, shift=2)
+    rolled = augmenter(config)(jax.random.key(0), frames, (0.0, 0.0), (1 / 255, 1 / 255))
+    np.testing.assert_allclose(rolled.sum((2, 3)), frames.sum((2, 3)), rtol=1e-5)
+    assert not np.array_equal(rolled, frames)
+    with pytest.raises(ValueError, match="cutout must be off for recordings of events"):
+        Config(data="nmnist", network="vggsnn", cutout=3)
+    with pytest.raises(ValueError, match="resnet20 does not take recordings of events"):
+        Config(data="nmnist")
 
 
 @pytest.mark.parametrize(

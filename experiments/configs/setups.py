@@ -29,12 +29,12 @@ def cifar(data: str, network: str, timesteps: int, ratios: Mapping[str, float]) 
 
 def tiny_imagenet(network: str, ratios: Mapping[str, float]) -> Config:
     """TinyImageNet at 64×64, T = 4."""
-    return Config(data="tiny_imagenet", network=network, timesteps=4, ratios=ratios, **_IMAGES | {"cutout": 0})
+    return Config(data="tiny_imagenet", network=network, timesteps=4, ratios=ratios, **{**_IMAGES, "cutout": 0})
 
 
 def imagenet(network: str, ratios: Mapping[str, float]) -> Config:
     """ImageNet at 224×224, T = 4: 320 epochs, then 200 of fine-tuning with SGD 0.05."""
-    changes = {
+    changes: dict[str, Any] = {
         "epochs": 320,
         "finetune_epochs": 200,
         "finetune_optimizer": "sgd",
@@ -42,10 +42,10 @@ def imagenet(network: str, ratios: Mapping[str, float]) -> Config:
         "shift": 0,
         "cutout": 0,
     }
-    return Config(data="imagenet2012", network=network, timesteps=4, ratios=ratios, **_IMAGES | changes)
+    return Config(data="imagenet2012", network=network, timesteps=4, ratios=ratios, **{**_IMAGES, **changes})
 
 
 def dvs(ratios: Mapping[str, float]) -> Config:
     """CIFAR10-DVS at 48×48, T = 10, batch 64."""
-    changes = {"batch_size": 64, "shift": 0, "cutout": 0}
-    return Config(data="cifar10_dvs", network="vggsnn", timesteps=10, ratios=ratios, **_IMAGES | changes)
+    changes: dict[str, Any] = {"batch_size": 64, "shift": 0, "cutout": 0}
+    return Config(data="cifar10_dvs", network="vggsnn", timesteps=10, ratios=ratios, **{**_IMAGES, **changes})

@@ -63,7 +63,8 @@ def load(
 
     Args:
         name: ``digits`` (embedded, 1,437 + 360 images of 8×8×1), ``cifar10`` or ``cifar100`` (50,000 + 10,000 images of
-            32×32×3, from TFDS), ``tiny_imagenet`` (100,000 + 10,000 of 64×64×3), ``nmnist`` or ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``).
+            32×32×3, from TFDS), ``tiny_imagenet`` (100,000 + 10,000 of 64×64×3), ``nmnist`` or
+            ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``).
         data_dir: the TFDS data directory of the CIFARs, None for TFDS's own; the folder of event recordings. The
             digits do not use it.
         seed: chooses the order, hence the subsets, and for the digits the split; 0 or more.
@@ -84,8 +85,15 @@ def load(
         if data_dir is None or timesteps is None:
             raise ValueError(f"{name} is read from a folder of recordings; give data_dir and timesteps.")
         frame = (size, size) if size is not None else SHAPES[name][0][:2]
-        counts = {"train_examples": train_examples, "test_examples": test_examples}
-        return EVENTS[name](data_dir, seed, timesteps=timesteps, size=frame, **counts)
+        read = EVENTS[name]
+        return read(
+            data_dir,
+            seed,
+            timesteps=timesteps,
+            size=frame,
+            train_examples=train_examples,
+            test_examples=test_examples,
+        )
     if name not in _LOADERS:
         raise ValueError(f"{name} is too large for memory; feed your training step from qpsnn_jax.data.stream.")
     return _LOADERS[name](data_dir, seed, train_examples=train_examples, test_examples=test_examples)

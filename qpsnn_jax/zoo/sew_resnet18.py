@@ -22,9 +22,9 @@ def sew_resnet18(
 ) -> Graph:
     """Spike-element-wise ResNet18 with the ADD connection: a block's spikes are added to those it was given.
 
-    A 7×7 full-precision stem with stride 2 and a 3×3 max-pool, four stages of two basic blocks QConv-BN-LIF-QConv-BN-LIF,
-    ADD, a full-precision readout. Where a stage changes width, the shortcut is a quantized 1×1 convolution with
-    batch-norm and LIF. The sums are small whole numbers, not 0 and 1.
+    A 7×7 full-precision stem with stride 2 and a 3×3 max-pool, four stages of two basic blocks
+    QConv-BN-LIF-QConv-BN-LIF, ADD, a full-precision readout. Where a stage changes width, the
+    shortcut is a quantized 1×1 convolution with batch-norm and LIF. The sums are small whole numbers, not 0 and 1.
 
     Args:
         bits: of every convolution but the stem; a :class:`Quantizer` for other options; None for full precision.

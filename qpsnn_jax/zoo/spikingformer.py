@@ -23,8 +23,8 @@ def spikingformer(
 ) -> Graph:
     """Spikingformer-4-384: a convolutional patch stem and four blocks of spiking self-attention and MLP.
 
-    The residual stream is real-valued; every block begins with neurons that turn it into spikes (pre-activation), so that
-    every quantized layer reads spikes. Linear layers are 1×1 convolutions over the 8×8 positions. The stem is
+    The residual stream is real-valued; every block begins with neurons that turn it into spikes (pre-activation), so
+    that every quantized layer reads spikes. Linear layers are 1×1 convolutions over the 8×8 positions. The stem is
     Conv-BN (full precision), three times LIF-QConv-BN with max-pools after the last two, and a residual LIF-QConv-BN
     as position code.
 
@@ -87,8 +87,8 @@ def _attention(name: str, source: str, features: int, stream: int, quantizer: Qu
         options = {"kernel": (1, 1), "padding": (0, 0), "quantizer": quantizer, "label": "attention"}
         nodes += conv_bn(f"{name}.lif", f"{name}.{part}.conv", f"{name}.{part}.bn", features, **options)
         nodes.append(neuron(f"{name}.{part}.lif", f"{name}.{part}.bn", lif))
-    parts = [f"{name}.{part}.lif" for part in ("query", "key", "value")]
-    nodes.append(Attention(f"{name}.product", *parts, _HEAD_FEATURES))
+    query, key, value = (f"{name}.{part}.lif" for part in ("query", "key", "value"))
+    nodes.append(Attention(f"{name}.product", query, key, value, _HEAD_FEATURES))
     nodes += _spiking_conv(f"{name}.out", f"{name}.product", stream, quantizer, "stream", lif)
     return [*nodes, Add(f"{name}.add", source, f"{name}.out.bn")]
 
