@@ -23,6 +23,8 @@ from qpsnn_jax.graph import LIF, Conv, Quantizer
 from qpsnn_jax.presets import PRESETS
 
 WRONG = {
+    "size": [16, "8", 2.5],
+    "autoaugment": [1, "yes", None],
     "network": [3, None, "alexnet"],
     "width": ["1", None, 0, -1.0, float("nan"), float("inf"), 0.001, True],
     "timesteps": [0, 2.0, "2", True, None],
