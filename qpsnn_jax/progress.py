@@ -50,10 +50,16 @@ def progress(title: str, *, total: int, done: int = 0) -> Iterator[Progress]:
         total: steps in all.
         done: steps behind us, when work is resumed.
     """
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    if not (sys.stderr.isatty() or _in_notebook()):
         yield _Lines(title)
         return
     from tqdm.auto import tqdm
 
     with tqdm(total=total, initial=done, desc=title, unit="step", dynamic_ncols=True) as bar:
         yield _Bar(bar)
+
+
+def _in_notebook() -> bool:
+    """Whether this very process serves a notebook; that ipykernel is imported does not tell."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
