@@ -198,8 +198,8 @@ def test_a_config_file_defines_config(tmp_path):
         ("raise SystemExit('bye')\n", "fails with SystemExit: bye."),
         ("from qpsnn_jax import Config\nconfig = Config(bits=9)\n", ": bits must be between 1 and 8, got 9."),
         (
-            "from qpsnn_jax import Config\nconfig = Config(bitz=2)\n",
-            "fails with TypeError: Config.__init__() got an unexpected keyword argument 'bitz'.",
+            "from qpsnn_jax import Config\nconfig = Config(zzqx=2)\n",
+            "fails with TypeError: Config.__init__() got an unexpected keyword argument 'zzqx'.",
         ),
         ("x = 1\n", "must define `config = qpsnn_jax.Config(…)`."),
         ("config = {'bits': 2}\n", "must define `config = qpsnn_jax.Config(…)`."),
