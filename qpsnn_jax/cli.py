@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,10 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         + "\n\nqpsnn COMMAND --help tells more.",
         usage="qpsnn COMMAND …",
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     try:
         given = parser.parse_args(arguments)
+        if given.command is None:
+            parser.error(f"give a COMMAND, one of {', '.join(COMMANDS)}")
         COMMANDS[given.command](given.rest)
     except KeyboardInterrupt:
         print("qpsnn: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
@@ -120,7 +123,7 @@ def _finetune(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    """Measure accuracy and cost of a run, one of its stages, or a checkpoint."""
+    """Measure accuracy and cost of a run, one of its stages, or an imported network."""
     parser = _Parser(prog="qpsnn evaluate", description=_evaluate.__doc__)
     parser.add_argument("path", type=Path, metavar="PATH", help="a run, a complete stage, or an imported network")
     parser.add_argument("--data", help="data set; that of the run when left out")
@@ -154,23 +157,29 @@ def _evaluate(arguments: list[str]) -> None:
             f"{given.path} takes images of shape {graph.input.shape} in {graph.classes} classes, and {data.name} has "
             f"{data.test.images.shape[1:]} in {data.classes}; choose another --data."
         )
+    started = time.monotonic()
     result = evaluate(graph, variables, data.test, data)
+    seconds = time.monotonic() - started
     whole = pipeline.build_graph(config) if config else graph
-    _print_stages([pipeline.measured(given.path.name, graph, whole, result, result.accuracy, 0.0)])
+    _print_stages([pipeline.measured(given.path.name, graph, whole, result, None, seconds)])
 
 
 def _cost(arguments: list[str]) -> None:
-    """Show parameters, size and MACs per image of every layer of a preset, a config or a run."""
+    """Show parameters, size and MACs of every layer of a preset, a config, a run or a stage."""
     parser = _config_parser("cost", _cost)
     parser.add_argument("--pruned", action="store_true", help="at the widths that the ratios leave")
-    given, config = _parse_config(parser, arguments, runs=True)
+    given, rest = parser.parse_known_args(arguments)
     from qpsnn_jax import pipeline
     from qpsnn_jax.config import build_graph
     from qpsnn_jax.costs import cost
 
-    if Path(given.config).is_dir() and not given.pruned:
+    if Path(given.config).is_dir():
+        if given.pruned or rest:
+            word = "--pruned" if given.pruned else rest[0]
+            raise ValueError(f"{given.config} holds a network as it is, so {word} cannot be set.")
         graph, _ = pipeline.load_network(Path(given.config))
     else:
+        config = _chosen(given.config, rest)
         graph = build_graph(config, ratios=config.ratios if given.pruned else None)
     costs = cost(graph)
     for node in costs.nodes:
@@ -251,25 +260,26 @@ def _config_parser(name: str, command: Callable) -> _Parser:
     return parser
 
 
-def _parse_config(parser: _Parser, arguments: list[str], *, runs: bool = False) -> tuple[argparse.Namespace, "Config"]:
+def _parse_config(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace, "Config"]:
+    given, rest = parser.parse_known_args(arguments)
+    return given, _chosen(given.config, rest)
+
+
+def _chosen(name: str, rest: list[str]) -> "Config":
+    """The config of a preset or a file, with the settings given after it."""
     from qpsnn_jax.config import as_dict, from_dict, load_config
-    from qpsnn_jax.pipeline import read_config
     from qpsnn_jax.presets import PRESETS
 
-    given, rest = parser.parse_known_args(arguments)
     changes = _settings(rest)
-    path = Path(given.config)
-    if given.config in PRESETS:
-        config = PRESETS[given.config]
-    elif runs and path.is_dir():
-        if changes:
-            raise ValueError(f"{path} is a finished run, so --{next(iter(changes))} cannot be set.")
-        config = read_config(path)
-    elif path.suffix == ".py":
-        config = load_config(path)
+    if name in PRESETS:
+        config = PRESETS[name]
+    elif name.endswith(".py"):
+        config = load_config(Path(name))
     else:
-        raise ValueError(f"{given.config!r} is neither a preset ({', '.join(PRESETS)}) nor a .py file.")
-    return given, from_dict(as_dict(config) | changes)
+        raise ValueError(
+            f"{name!r} is neither a preset ({', '.join(PRESETS)}) nor a .py file; it comes first, then the settings."
+        )
+    return from_dict(as_dict(config) | changes)
 
 
 def _settings(rest: list[str]) -> dict[str, Any]:

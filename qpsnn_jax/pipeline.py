@@ -38,11 +38,14 @@ _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 @dataclass(frozen=True)
 class Stage:
-    """Record of a complete stage; accuracies are fractions of the test set, operations and energy are per image."""
+    """Record of a complete stage; accuracies are fractions of the test set, operations and energy are per image.
+
+    ``accuracy_best`` is that of the best epoch, None where there was nothing to choose from.
+    """
 
     name: str
     accuracy_last: float
-    accuracy_best: float
+    accuracy_best: float | None
     params: int
     size_bytes: int
     connection_ratio: float
@@ -260,10 +263,11 @@ def _read_record(path: Path) -> Stage:
 
 
 def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{path} is damaged; delete the folder {path.parent} to redo the stage.")
+    place = f"the folder {path.parent}" if path.name == "stage.json" else "it"
+    return ValueError(f"{path} is damaged; delete {place} to redo the stage.")
 
 
-def measured(name: str, graph: Graph, whole: Graph, result: Evaluation, best: float, seconds: float) -> Stage:
+def measured(name: str, graph: Graph, whole: Graph, result: Evaluation, best: float | None, seconds: float) -> Stage:
     """The record of a network: ``result`` on the test set, costs of ``graph`` beside the ``whole`` network's."""
     costs = cost(graph, result.activity)
     assert costs.sops_total is not None

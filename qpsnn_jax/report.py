@@ -69,7 +69,7 @@ def _cells(stage: Stage) -> tuple[str, ...]:
     rates = stage.firing_rates.values()
     return (
         f"{100 * stage.accuracy_last:.2f} %",
-        f"{100 * stage.accuracy_best:.2f} %",
+        "–" if stage.accuracy_best is None else f"{100 * stage.accuracy_best:.2f} %",
         f"{stage.params:,}",
         f"{stage.size_bytes / 1000:,.1f} kB",
         f"{100 * stage.connection_ratio:.1f} %",

@@ -20,11 +20,11 @@ from qpsnn_jax.zoo import resnet20
 RUN = ["run", "digits", "--out", "new"]
 
 WRONG = {
-    "no command": ([], "the following arguments are required: COMMAND"),
+    "no command": ([], "give a COMMAND, one of run, train"),
     "unknown command": (["rum"], "argument COMMAND: invalid choice: 'rum'"),
     "no preset": (["run", "--out", "new"], "the following arguments are required: PRESET_OR_CONFIG.py"),
     "no directory": (["run", "digits"], "the following arguments are required: --out"),
-    "unknown preset": (["run", "digit", "--out", "new"], "'digit' is neither a preset (digits) nor a .py file."),
+    "unknown preset": (["run", "digit", "--out", "new"], "'digit' is neither a preset (digits) nor a .py file;"),
     "unknown setting": ([*RUN, "--epoch", "3"], "there is no setting --epoch; did you mean --epochs?"),
     "hopeless setting": ([*RUN, "--zzz", "3"], "there is no setting --zzz."),
     "setting without value": ([*RUN, "--epochs"], "--epochs needs a value."),
@@ -53,8 +53,8 @@ WRONG = {
     "finetune nothing": (["finetune", "absent"], "absent is not the directory of a run: it has no config.json."),
     "evaluate nothing": (["evaluate", "absent"], "absent holds no finished network"),
     "evaluate no number": (["evaluate", "absent", "--test-examples", "x"], "argument --test-examples: invalid int"),
-    "cost of nothing": (["cost", "foreign"], "foreign is not the directory of a run: it has no config.json."),
-    "cost of no preset": (["cost", "absent"], "'absent' is neither a preset (digits) nor a .py file."),
+    "cost of nothing": (["cost", "foreign"], "foreign holds no finished network; give a run"),
+    "cost of no preset": (["cost", "absent"], "'absent' is neither a preset (digits) nor a .py file;"),
     "import nothing": (
         ["import-torch", "absent.npz", "--bits", "2", "--timesteps", "2", "--out", "new"],
         "absent.npz",

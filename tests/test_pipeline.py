@@ -152,7 +152,7 @@ def test_cost_gives_the_numbers_of_the_report(small_config, small_run, small_rep
         (["cost", str(small_config)], whole),
         (["cost", str(small_config), "--pruned"], final),
         (["cost", str(small_run)], final),
-        (["cost", str(small_run), "--pruned"], final),
+        (["cost", str(small_run / "quantized")], whole),
     ):
         assert main(arguments) == 0
         total = capsys.readouterr().out.splitlines()[-1].split()
@@ -160,7 +160,7 @@ def test_cost_gives_the_numbers_of_the_report(small_config, small_run, small_rep
         assert float(total[3].replace(",", "")) * 1000 == stage["size_bytes"]
     assert main(["cost", str(small_config), "--width", "2"]) == 0
     assert int(capsys.readouterr().out.splitlines()[-1].split()[1].replace(",", "")) > 2 * whole["params"]
-    failed(capsys, ["cost", small_run, "--width", "2"], "is a finished run, so --width cannot be set")
+    failed(capsys, ["cost", small_run, "--width", "2"], "holds a network as it is, so --width cannot be set")
 
 
 def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, capsys, monkeypatch):
@@ -241,6 +241,13 @@ def test_a_damaged_record_is_refused(small_config, copy, capsys, data):
     before = contents(copy)
     failed(capsys, ["run", small_config, "--out", copy], "stage.json is damaged; delete the folder")
     assert contents(copy) == before
+
+
+def test_a_damaged_record_of_a_control_costs_no_more_than_itself(copy):
+    (copy / "controls").mkdir()
+    (copy / "controls" / "random.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"random\.json is damaged; delete it to redo the stage"):
+        pipeline.read_controls(copy)
 
 
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])

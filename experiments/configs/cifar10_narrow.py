@@ -1,8 +1,8 @@
 """A narrow (width 1/8) 2-bit ResNet20 on part of CIFAR-10: all stages on real images on a laptop's CPU.
 
 Command: qpsnn run experiments/configs/cifar10_narrow.py --data_dir TFDS_DIR --out runs/cifar10_narrow
-Hardware and time: 2 CPU cores, minutes.
-Ours: in experiments/README.md.
+Hardware and time: 2 CPU cores, 6 minutes.
+Ours, last / best epoch: quantized 34.90 / 34.90 %, fine-tuned 37.10 / 37.60 % at 45.4 % of the weights (seed 0).
 """
 
 from qpsnn_jax import Config
