@@ -132,6 +132,7 @@ def _evaluate(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     from qpsnn_jax import pipeline
     from qpsnn_jax.data import load
+    from qpsnn_jax.data.feed import first
     from qpsnn_jax.train import evaluate
 
     graph, variables = pipeline.load_network(given.path)
@@ -148,14 +149,11 @@ def _evaluate(arguments: list[str]) -> None:
         "size": graph.input.shape[0],
     }
     data = load(given.data or (config and config.data) or "", **chosen)
-    if (
-        data.test.images.shape[-3:] != graph.input.shape
-        or data.test.images.ndim != 4 + graph.input.frames
-        or data.classes != graph.classes
-    ):
+    shape = first(data.test).images.shape[1:]
+    if shape[-3:] != graph.input.shape or len(shape) != 3 + graph.input.frames or data.classes != graph.classes:
         raise ValueError(
             f"{given.path} takes images of shape {graph.input.shape} in {graph.classes} classes, and {data.name} has "
-            f"{data.test.images.shape[1:]} in {data.classes}; choose another --data."
+            f"{shape} in {data.classes}; choose another --data."
         )
     started = time.monotonic()
     result = evaluate(graph, variables, data.test, data)

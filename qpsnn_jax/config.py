@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeGuard, get_args, get_type_hints
 
 from jax import Array
 
-from qpsnn_jax.data import EVENTS, SHAPES, Augmentation, normalize
+from qpsnn_jax.data import EVENTS, SHAPES, SIZED, Augmentation, normalize
 from qpsnn_jax.data.augment import normalize_and_augment
 from qpsnn_jax.data.event_augment import EventAugmentation, augment_frames
 from qpsnn_jax.graph import LIF, Graph, Quantizer
@@ -32,9 +32,9 @@ class Config:
     :func:`qpsnn_jax.lif`).
 
     Data: ``data`` set, ``data_dir`` of TFDS or of the recordings, ``train_examples`` and ``test_examples`` (None: all);
-    ``size``, height and width of event frames (None: the usual ones); augmentation ``shift`` (for frames, a roll),
-    ``flip``, ``autoaugment``, ``cutout``, ``degrees``, ``scale``, ``translate`` (see
-    :class:`qpsnn_jax.data.Augmentation`).
+    ``size``, height and width of event frames or of ImageNet's crops (None: the usual ones); ``workers``, processes
+    that read and decode files (0: none); augmentation ``shift`` (for frames, a roll), ``flip``, ``autoaugment``,
+    ``cutout``, ``degrees``, ``scale``, ``translate`` (see :class:`qpsnn_jax.data.Augmentation`).
 
     Training: ``epochs``, ``batch_size``, ``optimizer``, ``learning_rate``, ``momentum``, ``weight_decay`` (on
     convolutions), ``warmup_epochs``, ``clip_norm``, ``loss``, ``label_smoothing``, ``average`` (decay of a moving
@@ -45,7 +45,8 @@ class Config:
 
     Fine-tuning: ``finetune_epochs``, ``finetune_optimizer``, ``finetune_learning_rate``; the rest as in training.
 
-    Run: ``seed``; ``checkpoint_epochs``, how many epochs lie between checkpoints.
+    Run: ``seed``; ``checkpoint_epochs``, how many epochs lie between checkpoints; ``checkpoint_steps``, how many steps
+    lie between those within an epoch (None: there are none).
 
     Raises:
         ValueError: a field of the wrong type or out of range, naming it.
@@ -66,6 +67,7 @@ class Config:
     train_examples: int | None = None
     test_examples: int | None = None
     size: int | None = None
+    workers: int = 0
     shift: int = 0
     flip: bool = False
     autoaugment: bool = False
@@ -97,6 +99,7 @@ class Config:
 
     seed: int = 0
     checkpoint_epochs: int = 5
+    checkpoint_steps: int | None = None
 
     def __post_init__(self) -> None:
         for name, hint in field_types().items():
@@ -107,14 +110,16 @@ class Config:
             _require(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name in ("width", "learning_rate", "finetune_learning_rate"):
             _require(name, getattr(self, name) > 0, "positive", getattr(self, name))
-        for name in ("weight_decay", "warmup_epochs", "finetune_epochs", "seed"):
+        for name in ("weight_decay", "warmup_epochs", "finetune_epochs", "seed", "workers"):
             _require(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
         for name in ("momentum", "label_smoothing"):
             _require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1", getattr(self, name))
         _require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or none", self.clip_norm)
         _require("average", self.average is None or 0 < self.average < 1, "between 0 and 1, or none", self.average)
         _require("seed", self.seed < 2**31, "below 2**31", self.seed)
-        _require("size", self.size is None or self.data in EVENTS, "none for still images", self.size)
+        _require("size", self.size is None or self.data in SIZED, "none for images of one size", self.size)
+        steps = self.checkpoint_steps
+        _require("checkpoint_steps", steps is None or steps >= 1, "at least 1, or none", steps)
         augmenter(self)
         build_graph(self)
 

@@ -24,6 +24,7 @@ from qpsnn_jax import checkpoint
 from qpsnn_jax.config import Config, as_dict, build_graph, from_dict
 from qpsnn_jax.costs import cost
 from qpsnn_jax.data import DataSet, load
+from qpsnn_jax.data.feed import sample
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
 from qpsnn_jax.pruning.selection import Scores
@@ -361,11 +362,9 @@ def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -
         return score_magnitude(graph, variables)
     if config.criterion == "random":
         return score_random(graph, jax.random.key(config.seed))
-    size = min(config.score_batch_size, len(data.train.labels))
-    count = min(config.score_batches, len(data.train.labels) // size)
     normalized = jax.jit(normalizer(data))
-    batches = (normalized(jnp.asarray(data.train.images[i * size : (i + 1) * size])) for i in range(count))
-    return score(graph, variables, batches, _CRITERIA[config.criterion])
+    images = sample(data.train, config.score_batch_size, config.score_batches, config.seed)
+    return score(graph, variables, map(normalized, images), _CRITERIA[config.criterion])
 
 
 def _baseline(config: Config, directory: Path, data: DataSet) -> Stage:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from qpsnn_jax.data import DataSet
+from qpsnn_jax.data.feed import first
 from qpsnn_jax.graph import LIF, Conv, Graph
 from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.pipeline import STAGES, Stage, load_network, read_notes, stored_scores
@@ -143,13 +144,13 @@ def _weights(whole: tuple[Graph, Variables], final: tuple[Graph, Variables]) -> 
 def _raster(network: tuple[Graph, Variables], data: DataSet) -> Any:
     graph, variables = network
     layers = [node.name for node in graph.nodes if isinstance(node, LIF)]
-    image = data.test.images[:1]
+    image, labels = first(data.test)
     apply = jax.jit(lambda x: SpikingNetwork(graph).apply(variables, normalizer(data)(x), capture=layers))
     _, traces = apply(image)
     figure, (picture, axis) = _figure(1, 2, 10, 0.28 * len(layers) + 1.6)
     frame = image[0] if image.ndim == 4 else image[0].max(0)
     picture.imshow(frame[..., 0] if frame.shape[-1] != 3 else frame, cmap="gray")
-    picture.set_title(f"test image, class {int(data.test.labels[0])}", fontsize=9)
+    picture.set_title(f"test image, class {int(labels[0])}", fontsize=9)
     picture.axis("off")
     for row, layer in enumerate(layers):
         spikes = np.asarray(traces[layer].spikes)[0].reshape(graph.timesteps, -1)

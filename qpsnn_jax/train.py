@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -19,7 +19,9 @@ from jax import Array
 from qpsnn_jax import checkpoint
 from qpsnn_jax.config import Config, LossName, augmenter
 from qpsnn_jax.costs import activity_reducers
-from qpsnn_jax.data import Arrays, DataSet, normalize
+from qpsnn_jax.data import DataSet, normalize
+from qpsnn_jax.data.dataset import Examples
+from qpsnn_jax.data.feed import Feed, count, evaluation_batches, feed
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.network import Capture
@@ -35,7 +37,6 @@ from qpsnn_jax.steps import (
     make_train_step,
 )
 
-_EVALUATION_BATCH = 500
 _LOSSES: dict[LossName, Callable[..., Array]] = {"cross_entropy": cross_entropy, "tet": temporal_cross_entropy}
 
 
@@ -72,7 +73,8 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
 
     Every epoch visits the training set in an order drawn from the seed and the epoch's number, in whole batches. Each
     step's random key comes from the seed and the step's number. So a run that was killed and started again ends with
-    the same bits as one that was not. ``directory`` gets ``metrics.jsonl`` and checkpoints every ``checkpoint_epochs``.
+    the same bits as one that was not. ``directory`` gets ``metrics.jsonl`` and checkpoints, every ``checkpoint_epochs``
+    and within an epoch every ``checkpoint_steps``.
 
     Args:
         graph, variables: the network to start from.
@@ -104,7 +106,8 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     )
     key = jax.random.key_data(jax.random.key(plan.seed))
     initial = jax.jit(partial(init_state, tx=tx, average=config.average is not None))(variables, key=key)
-    state, epochs, seconds = _resume(initial, graph, directory)
+    batches = feed(data.train, config.batch_size, plan.seed, workers=config.workers)
+    state, epochs, seconds = _resume(initial, graph, directory, batches)
     started = time.monotonic() - seconds
     step = jax.jit(
         make_train_step(graph, tx, loss=_loss(config), prepare=_prepare(data, config), decay=config.average or 0.0),
@@ -112,33 +115,35 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     )
     eval_step = _activity_step(graph, data.mean, data.std)
     result, done, total = None, int(state.step), plan.epochs * steps_per_epoch
-    with closing(_Metrics(directory, keep=done)) as metrics, progress(title, total=total, done=done) as shown:
-        for epoch in range(done // steps_per_epoch, plan.epochs):
-            for images, labels in _batches(data.train, config.batch_size, plan.seed, epoch):
-                state, values = step(state, images, labels)
-                shown.advance(1, metrics.record(values))
-            metrics.flush()
-            result = _evaluate(eval_step, evaluation_variables(state), data.test)
-            loss = metrics.end_epoch(result.accuracy)
-            epochs.append({"epoch": epoch + 1, "train_loss": loss, "test_accuracy": result.accuracy})
-            last = epoch + 1 == plan.epochs
-            if last or (epoch + 1) % config.checkpoint_epochs == 0:
-                _save(directory, graph, state, epochs, time.monotonic() - started)
-            shown.line(
-                f"epoch {epoch + 1}/{plan.epochs}, train loss {loss:.3f}, test accuracy {100 * result.accuracy:.2f} %"
-            )
+    metrics = _Metrics(directory, keep=done, within_epoch=done % steps_per_epoch)
+    with closing(metrics), progress(title, total=total, done=done) as shown:
+        for number in range(done + 1, total + 1):
+            state, values = step(state, *next(batches))
+            shown.advance(1, metrics.record(values))
+            epoch, within = divmod(number, steps_per_epoch)
+            if within == 0:
+                metrics.flush()
+                result = _evaluate(eval_step, evaluation_variables(state), data.test)
+                loss = metrics.end_epoch(result.accuracy)
+                epochs.append({"epoch": epoch, "train_loss": loss, "test_accuracy": result.accuracy})
+                shown.line(
+                    f"epoch {epoch}/{plan.epochs}, train loss {loss:.3f}, test accuracy {100 * result.accuracy:.2f} %"
+                )
+            if _due(config, epoch, within) or number == total:
+                metrics.sync()
+                _save(directory, graph, state, epochs, time.monotonic() - started, batches)
     result = result or _evaluate(eval_step, evaluation_variables(state), data.test)
     return Trained(evaluation_variables(state), result, epochs, time.monotonic() - started)
 
 
 def evaluate(
-    graph: Graph, variables: Variables, arrays: Arrays, data: DataSet, *, capture: Capture | None = None
+    graph: Graph, variables: Variables, examples: Examples, data: DataSet, *, capture: Capture | None = None
 ) -> Evaluation:
     """Accuracy, loss and activity of a network on labelled images.
 
     Args:
         graph, variables: the network.
-        arrays: the images and labels.
+        examples: the images and labels.
         data: the data set whose statistics normalize them.
         capture: what to measure besides; the activity that ``cost`` needs when left out.
 
@@ -146,8 +151,8 @@ def evaluate(
         :class:`Evaluation`. The activity is the mean over the full batches.
     """
     if capture is None:
-        return _evaluate(_activity_step(graph, data.mean, data.std), variables, arrays)
-    return _evaluate(jax.jit(make_eval_step(graph, prepare=normalizer(data), capture=capture)), variables, arrays)
+        return _evaluate(_activity_step(graph, data.mean, data.std), variables, examples)
+    return _evaluate(jax.jit(make_eval_step(graph, prepare=normalizer(data), capture=capture)), variables, examples)
 
 
 def whole_batches(config: Config, data: DataSet) -> int:
@@ -156,10 +161,10 @@ def whole_batches(config: Config, data: DataSet) -> int:
     Raises:
         ValueError: the batch is larger than the training set.
     """
-    batches = len(data.train.labels) // config.batch_size
-    if batches == 0:
-        raise ValueError(f"batch_size {config.batch_size} is larger than the {len(data.train.labels)} training images.")
-    return batches
+    total = count(data.train)
+    if total < config.batch_size:
+        raise ValueError(f"batch_size {config.batch_size} is larger than the {total} training images.")
+    return total // config.batch_size
 
 
 def normalizer(data: DataSet) -> Callable[[Array], Array]:
@@ -174,20 +179,17 @@ def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]
     return jax.jit(make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph)))
 
 
-def _evaluate(step: Callable, variables: Variables, arrays: Arrays) -> Evaluation:
-    count = len(arrays.labels)
-    batch = -(-count // -(-count // _EVALUATION_BATCH))
+def _evaluate(step: Callable, variables: Variables, examples: Examples) -> Evaluation:
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     activity: dict[str, np.ndarray] = {}
-    for start in range(0, count, batch):
-        index = np.arange(start, start + batch)
-        weights = (index < count).astype(np.float32)
-        index = np.minimum(index, count - 1)
-        partial_sums, captured = step(variables, arrays.images[index], arrays.labels[index], weights)
+    full = 0
+    for batch in evaluation_batches(examples):
+        partial_sums, captured = step(variables, *batch)
         sums = {name: value + float(partial_sums[name]) for name, value in sums.items()}
-        if weights.all():
+        if batch.weights.all():
+            full += 1
             activity = {name: activity.get(name, 0) + np.asarray(x, np.float64) for name, x in captured.items()}
-    activity = {name: total / (count // batch) for name, total in activity.items()}
+    activity = {name: total / full for name, total in activity.items()}
     return Evaluation(sums["correct"] / sums["count"], sums["loss"] / sums["count"], activity)
 
 
@@ -200,27 +202,37 @@ def _prepare(data: DataSet, config: Config) -> Callable[[Array, Array], Array]:
     return lambda key, pixels: augmented(key, pixels, data.mean, data.std)
 
 
-def _batches(arrays: Arrays, size: int, seed: int, epoch: int) -> Iterator[Arrays]:
-    """Whole batches of one epoch, in an order that depends on nothing but the seed and the epoch."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(arrays.labels))
-    for start in range(0, len(order) - size + 1, size):
-        index = order[start : start + size]
-        yield Arrays(arrays.images[index], arrays.labels[index])
+def _due(config: Config, epoch: int, within: int) -> bool:
+    """Whether a checkpoint is due after so many whole epochs and so many steps of the next."""
+    if within == 0:
+        return epoch % config.checkpoint_epochs == 0
+    return config.checkpoint_steps is not None and within % config.checkpoint_steps == 0
 
 
-def _resume(state: TrainState, graph: Graph, directory: Path) -> tuple[TrainState, list[dict[str, float]], float]:
+def _resume(
+    state: TrainState, graph: Graph, directory: Path, batches: Feed
+) -> tuple[TrainState, list[dict[str, float]], float]:
     found = checkpoint.latest(directory)
     if found is None:
         return state, [], 0.0
     if found.graph != graph or "epochs" not in found.notes:
         raise ValueError(f"checkpoint {found.path} is of another network than this run's; choose another directory.")
+    batches.set_state(found.notes["batches"])
     return checkpoint.restore(found, state), found.notes["epochs"], found.notes["seconds"]
 
 
-def _save(directory: Path, graph: Graph, state: TrainState, epochs: list[dict[str, float]], seconds: float) -> None:
+def _save(
+    directory: Path,
+    graph: Graph,
+    state: TrainState,
+    epochs: list[dict[str, float]],
+    seconds: float,
+    batches: Feed,
+) -> None:
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.variables))):
         raise FloatingPointError(f"a weight is not finite after step {int(state.step)}; try a lower learning_rate.")
-    checkpoint.save(directory, int(state.step), graph, state, {"epochs": epochs, "seconds": seconds})
+    notes = {"epochs": epochs, "seconds": seconds, "batches": batches.get_state()}
+    checkpoint.save(directory, int(state.step), graph, state, notes)
 
 
 class _Metrics:
@@ -229,7 +241,7 @@ class _Metrics:
     Where tensorboardX is installed, the same numbers go to ``tensorboard`` beside it.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, within_epoch: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = path.read_text().splitlines()[:keep] if path.exists() else []
@@ -238,7 +250,8 @@ class _Metrics:
         os.replace(temporary, path)
         self._directory, self._file, self._board = directory, path.open("a"), _tensorboard(directory, keep)
         self._step, self._pending = keep, None
-        self._losses: list[float] = []
+        # Of the epoch under way, which a checkpoint within it has interrupted.
+        self._losses = [json.loads(line)["loss"] for line in kept[keep - within_epoch :]]
         self._note = ""
 
     def record(self, values: dict[str, Array]) -> str:
@@ -264,11 +277,15 @@ class _Metrics:
         self._note = f"loss {values['loss']:.3f}"
 
     def end_epoch(self, test_accuracy: float) -> float:
-        """Put everything on disk and return the mean loss of the epoch."""
+        """Return the mean loss of the epoch."""
         losses, self._losses = self._losses, []
-        self._file.flush()
         self._show("test", {"accuracy": test_accuracy})
         return float(np.mean(losses))
+
+    def sync(self) -> None:
+        """Put everything on disk."""
+        self.flush()
+        self._file.flush()
 
     def close(self) -> None:
         """Close the files, whatever happened."""

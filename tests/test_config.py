@@ -64,6 +64,8 @@ WRONG = {
     "finetune_learning_rate": [0, -1],
     "seed": [-1, 2**31, 0.5, "0"],
     "checkpoint_epochs": [0, None],
+    "checkpoint_steps": [0, 1.5],
+    "workers": [-1, None, "2"],
 }
 
 

@@ -22,7 +22,7 @@ LAYERS = [
         "data.stream",
         "progress",
     },
-    {"data.autoaugment", "data.host_crop"},
+    {"data.autoaugment", "data.host_crop", "data.feed"},
     {"data.augment"},
     {
         "neurons",
@@ -33,7 +33,7 @@ LAYERS = [
         "data.recordings",
         "data.event_augment",
     },
-    {"data.tiny_imagenet"},
+    {"data.tiny_imagenet", "data.imagenet"},
     {"data.tiny_imagenet_builder"},
     {"data.prepare", "data.inspection"},
     {"data"},

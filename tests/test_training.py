@@ -18,6 +18,7 @@ from small_runs import checksums, records
 
 from qpsnn_jax import checkpoint, train
 from qpsnn_jax.config import Config, build_graph
+from qpsnn_jax.data import feed
 from qpsnn_jax.pipeline import load_data
 from qpsnn_jax.steps import init_variables
 from qpsnn_jax.train import Plan, evaluate, fit
@@ -92,7 +93,7 @@ def test_evaluation_pads_the_last_batch(plan, whole, monkeypatch):
     trained, _ = whole
     data, graph = load_data(plan.config), build_graph(plan.config)
     expected = evaluate(graph, trained.variables, data.test, data)
-    monkeypatch.setattr(train, "_EVALUATION_BATCH", 32)
+    monkeypatch.setattr(feed, "_EVALUATION_BATCH", 32)
     padded = evaluate(graph, trained.variables, data.test, data)
     assert (padded.accuracy, padded.loss) == pytest.approx((expected.accuracy, expected.loss), rel=1e-5)
     first = evaluate(graph, trained.variables, type(data.test)(*(x[:48] for x in data.test)), data)
@@ -152,14 +153,6 @@ def test_the_seed_decides(small_network, tmp_path):
     same(first.variables, again.variables)
     assert lines(tmp_path / "a") == lines(tmp_path / "b") != lines(tmp_path / "c")
     assert first.epochs != other.epochs
-
-
-def test_batches_visit_every_image_once_in_a_new_order_each_epoch():
-    arrays = train.Arrays(np.arange(10)[:, None], np.arange(10))
-    seen = [np.concatenate([b.labels for b in train._batches(arrays, 3, seed=0, epoch=epoch)]) for epoch in (0, 1, 0)]
-    assert all(len(set(order)) == len(order) == 9 for order in seen)
-    assert (seen[0] == seen[2]).all()
-    assert (seen[0] != seen[1]).any()
 
 
 @pytest.mark.parametrize("average", [None, 0.9])

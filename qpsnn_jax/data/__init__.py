@@ -1,4 +1,4 @@
-"""Data sets as arrays, and augmentation inside jit.
+"""Data sets as arrays or files, and augmentation inside jit.
 
 ``load("digits")`` needs nothing; ``load("cifar10", data_dir=…)`` reads a folder that TensorFlow Datasets prepared.
 Every loader gives a :class:`DataSet` of uint8 images; :func:`normalize` and :mod:`qpsnn_jax.data.augment` run inside
@@ -10,14 +10,15 @@ from functools import partial
 from os import PathLike
 
 from qpsnn_jax.data.augment import Augmentation
-from qpsnn_jax.data.dataset import Arrays, DataSet, normalize
+from qpsnn_jax.data.dataset import Arrays, DataSet, Files, normalize
 from qpsnn_jax.data.digits import digits as _digits
+from qpsnn_jax.data.imagenet import imagenet as _imagenet
 from qpsnn_jax.data.recordings import cifar10_dvs as _cifar10_dvs
 from qpsnn_jax.data.recordings import nmnist as _nmnist
 from qpsnn_jax.data.tfds_source import cifar as _cifar
 from qpsnn_jax.data.tiny_imagenet import tiny_imagenet as _tiny_imagenet
 
-__all__ = ["EVENTS", "SHAPES", "Arrays", "Augmentation", "DataSet", "load", "normalize"]
+__all__ = ["EVENTS", "SHAPES", "SIZED", "Arrays", "Augmentation", "DataSet", "Files", "load", "normalize"]
 
 # Image shape (h, w, c) and number of classes, known without reading anything.
 SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
@@ -31,6 +32,8 @@ SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
 }
 # Recordings of events, which become frames of a size and number to choose.
 EVENTS = {"nmnist": _nmnist, "cifar10_dvs": _cifar10_dvs}
+# Data sets that are brought to a size: frames of events, and pictures of all sizes.
+SIZED = {*EVENTS, "imagenet2012"}
 
 
 def _embedded(data_dir: str | PathLike[str] | None, seed: int, **examples: int | None) -> DataSet:
@@ -56,22 +59,22 @@ def load(
     timesteps: int | None = None,
     size: int | None = None,
 ) -> DataSet:
-    """Load a data set by name, as arrays in host memory.
+    """Load a data set by name: as arrays in host memory, but imagenet2012 as files that are read while training runs.
 
     The order is random but fixed by ``seed``, and every beginning of it holds the classes in proportion: n training
     examples are the first n of the whole training set, so smaller subsets lie within larger ones.
 
     Args:
         name: ``digits`` (embedded, 1,437 + 360 images of 8×8×1), ``cifar10`` or ``cifar100`` (50,000 + 10,000 images of
-            32×32×3, from TFDS), ``tiny_imagenet`` (100,000 + 10,000 of 64×64×3), ``nmnist`` or
-            ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``).
-        data_dir: the TFDS data directory of the CIFARs, None for TFDS's own; the folder of event recordings. The
-            digits do not use it.
+            32×32×3, from TFDS), ``tiny_imagenet`` (100,000 + 10,000 of 64×64×3), ``imagenet2012`` (1,281,167 + 50,000,
+            from TFDS), ``nmnist`` or ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``).
+        data_dir: the TFDS data directory, None for TFDS's own; the folder of event recordings. The digits do not use
+            it.
         seed: chooses the order, hence the subsets, and for the digits the split; 0 or more.
         train_examples: number of training examples, None for all.
         test_examples: number of test examples, None for all.
         timesteps: frames per recording, each of as many events; for event recordings only, which need it.
-        size: height and width of the frames, None for the usual ones; for event recordings only.
+        size: height and width of the frames of event recordings or of ImageNet's crops, None for the usual ones.
 
     Returns:
         The data set; its mean and std are those of the whole training set.
@@ -94,6 +97,6 @@ def load(
             train_examples=train_examples,
             test_examples=test_examples,
         )
-    if name not in _LOADERS:
-        raise ValueError(f"{name} is too large for memory; feed your training step from qpsnn_jax.data.stream.")
+    if name in SIZED:
+        return _imagenet(data_dir, seed, train_examples=train_examples, test_examples=test_examples, size=size)
     return _LOADERS[name](data_dir, seed, train_examples=train_examples, test_examples=test_examples)

@@ -1,11 +1,12 @@
-"""What a data set is here: arrays in host memory, the statistics that normalize them, and a fixed balanced order.
+"""What a data set is here: arrays in host memory or files, their statistics, and a fixed balanced order.
 
 Images stay uint8 until a batch is on the device, so that a whole CIFAR is 184 MB and moving a batch costs a quarter of
 its float32 size; :func:`normalize` runs inside the jitted step.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,22 +20,54 @@ class Arrays(NamedTuple):
     labels: np.ndarray
 
 
+class Source(Protocol):
+    """A random-access sequence of examples, such as :func:`qpsnn_jax.data.tfds_source.source` gives."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+Transform = Callable[[Any, np.random.Generator], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """Labelled images that stay on disk because memory does not hold them.
+
+    Attributes:
+        source: the examples, in whatever form ``crop`` and ``centre`` take.
+        shape: ``(h, w, c)`` of an image once it is cropped.
+        crop: from an example and its own random generator to ``image`` (uint8, of that shape) and ``label`` (int32),
+            for training.
+        centre: the same without anything random, for scoring and evaluation.
+    """
+
+    source: Source
+    shape: tuple[int, int, int]
+    crop: Transform
+    centre: Transform
+
+
+Examples = Arrays | Files
+
+
 @dataclass(frozen=True, eq=False)
 class DataSet:
     """A training and a test set, with what is needed to feed them to a network.
 
     Attributes:
         name: what :func:`qpsnn_jax.data.load` calls it.
-        train: training images, ordered so that every beginning of it holds the classes in proportion.
-        test: test images, ordered in the same way.
+        train: training images; arrays are ordered so that every beginning of them holds the classes in proportion.
+        test: test images, likewise.
         classes: number of classes; labels are in ``{0, …, classes - 1}``.
         mean: mean of each channel over the whole training set, pixels scaled to [0, 1].
         std: standard deviation of each channel over the whole training set, on the same scale.
     """
 
     name: str
-    train: Arrays
-    test: Arrays
+    train: Examples
+    test: Examples
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]

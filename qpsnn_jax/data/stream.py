@@ -9,17 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from qpsnn_jax.data.dataset import Source
+
 # Reading threads in each process and batches they may be ahead; Pillow decodes without holding Python's lock.
 _THREADS = 4
 _AHEAD = 4
-
-
-class Source(Protocol):
-    """A random-access sequence of examples, such as :func:`qpsnn_jax.data.tfds_source.source` gives."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Any: ...
 
 
 class Batches(Protocol):

@@ -1,0 +1,166 @@
+"""Batches for training, scoring and evaluation, from arrays that sit on the device or from files that stream.
+
+Batch k of a training feed depends on nothing but the seed and k, and a feed can be put where another one was.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qpsnn_jax.data.dataset import Arrays, Examples, Files, Source
+from qpsnn_jax.data.stream import stream
+
+# Pixels in a batch of evaluation: 500 images of 64×64, fewer of larger ones.
+_EVALUATION_PIXELS = 500 * 64 * 64
+_EVALUATION_BATCH = 500
+
+
+class Batch(NamedTuple):
+    """Images and labels of a batch; ``weights`` are 1 for an example and 0 for what only fills the batch."""
+
+    images: Any
+    labels: Any
+    weights: Any
+
+
+class Feed(Protocol):
+    """An endless iterator over batches of images and labels that can be put where another one was."""
+
+    def __next__(self) -> Arrays: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where the feed is; it can be written as JSON."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue where ``get_state`` was called, on a feed made with the same arguments."""
+        ...
+
+
+def count(examples: Examples) -> int:
+    """Count the examples."""
+    return len(examples.source if isinstance(examples, Files) else examples.labels)
+
+
+def feed(examples: Examples, batch_size: int, seed: int, *, workers: int = 0) -> Feed:
+    """Batches for training, without end: each epoch in an order of its own, what fills no batch left out of it.
+
+    Arrays are put on the device once and permuted there by a key, ``fold_in(key(seed), epoch)``. Files are read and
+    cropped by :func:`~qpsnn_jax.data.stream.stream`.
+
+    Args:
+        examples: at least one batch of them.
+        batch_size: examples in a batch.
+        seed: chooses the orders and the crops.
+        workers: processes that read files ahead, 0 for none; arrays need none.
+    """
+    if isinstance(examples, Files):
+        return _Streamed(examples, batch_size, seed, workers)
+    return _OnDevice(examples, batch_size, seed)
+
+
+def evaluation_batches(examples: Examples) -> Iterator[Batch]:
+    """All examples once, in their order, in batches of one size; the last is filled up with examples of weight 0."""
+    total, size = count(examples), _evaluation_size(examples)
+    if isinstance(examples, Files):
+        padded = Selected(examples.source, np.minimum(np.arange(-(-total // size) * size), total - 1))
+        read = stream(padded, size, 0, shard_by_process=False, transform=examples.centre, epochs=1, shuffle=False)
+        batches = ((batch["image"], batch["label"]) for batch in read)
+    else:
+        rows = (np.minimum(np.arange(start, start + size), total - 1) for start in range(0, total, size))
+        batches = ((examples.images[index], examples.labels[index]) for index in rows)
+    for start, (images, labels) in zip(range(0, total, size), batches, strict=True):
+        yield Batch(images, labels, (np.arange(start, start + size) < total).astype(np.float32))
+
+
+def sample(examples: Examples, batch_size: int, batches: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """At most so many whole batches of images without augmentation; of the first arrays, or of files drawn by seed."""
+    size = min(batch_size, count(examples))
+    batches = min(batches, count(examples) // size)
+    if isinstance(examples, Files):
+        read = stream(examples.source, size, seed, shard_by_process=False, transform=examples.centre, epochs=1)
+        return (batch["image"] for _, batch in zip(range(batches), read, strict=False))
+    return (examples.images[i * size : (i + 1) * size] for i in range(batches))
+
+
+def first(examples: Examples) -> Arrays:
+    """The first example, as a batch of one."""
+    if isinstance(examples, Files):
+        example = examples.centre(examples.source[0], np.random.default_rng(0))
+        return Arrays(example["image"][None], example["label"][None])
+    return Arrays(examples.images[:1], examples.labels[:1])
+
+
+class Selected:
+    """Some examples of a source, by index; it travels to worker processes."""
+
+    def __init__(self, source: Source, chosen: np.ndarray) -> None:
+        self._source, self._chosen = source, chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._source[int(self._chosen[index])]
+
+
+class _OnDevice:
+    """Arrays on the device; the state is the number of batches given."""
+
+    def __init__(self, arrays: Arrays, batch_size: int, seed: int) -> None:
+        self._arrays, self._size, self._key = jax.device_put(arrays), batch_size, jax.random.key(seed)
+        self._per_epoch = len(arrays.labels) // batch_size
+        self._given, self._epoch, self._order = 0, -1, None
+
+    def __next__(self) -> Arrays:
+        epoch, row = divmod(self._given, self._per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, _order(self._key, epoch, len(self._arrays.labels))
+        self._given += 1
+        return _take(self._arrays, self._order, row, self._size)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"batches": self._given}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._given = int(state["batches"])
+
+
+class _Streamed:
+    """Files through Grain; the state is that of its iterator."""
+
+    def __init__(self, files: Files, batch_size: int, seed: int, workers: int) -> None:
+        self._read = stream(files.source, batch_size, seed, workers=workers, transform=files.crop)
+
+    def __next__(self) -> Arrays:
+        batch = next(self._read)
+        return Arrays(batch["image"], batch["label"])
+
+    def get_state(self) -> dict[str, Any]:
+        return self._read.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._read.set_state(state)
+
+
+@partial(jax.jit, static_argnums=2)
+def _order(key: Array, epoch: int, total: int) -> Array:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), total)
+
+
+@partial(jax.jit, static_argnums=3)
+def _take(arrays: Any, order: Array, row: int, size: int) -> Any:
+    index = jax.lax.dynamic_slice(order, (row * size,), (size,))
+    return jax.tree.map(lambda x: jnp.take(x, index, axis=0), arrays)
+
+
+def _evaluation_size(examples: Examples) -> int:
+    total = count(examples)
+    height, width = (examples.shape if isinstance(examples, Files) else examples.images.shape[-3:])[:2]
+    size = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // (height * width)))
+    return -(-total // -(-total // size))

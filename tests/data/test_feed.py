@@ -1,0 +1,126 @@
+"""Feeds: what an epoch holds, going on within it, and evaluation batches, the same for arrays and for files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from qpsnn_jax.data import feed as feeds
+from qpsnn_jax.data.dataset import Arrays, Files
+from qpsnn_jax.data.feed import Selected, count, evaluation_batches, feed, first, sample
+
+COUNT = 23
+
+
+class Numbers:
+    """Examples that are their own number."""
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, index):
+        return int(index)
+
+
+def centre(example, rng):
+    del rng
+    return {"image": np.full((4, 4, 3), example, np.uint8), "label": np.int32(example)}
+
+
+def crop(example, rng):
+    return {**centre(example, rng), "image": rng.integers(0, 256, (4, 4, 3), np.uint8)}
+
+
+KINDS = {
+    "arrays": Arrays(np.stack([centre(i, None)["image"] for i in range(COUNT)]), np.arange(COUNT, dtype=np.int32)),
+    "files": Files(Numbers(), (4, 4, 3), crop, centre),
+}
+each = pytest.mark.parametrize("examples", KINDS.values(), ids=KINDS)
+
+
+def taken(batches, number):
+    return [[int(label) for label in next(batches).labels] for _ in range(number)]
+
+
+@each
+def test_every_epoch_visits_each_example_at_most_once_in_a_new_order(examples):
+    assert count(examples) == COUNT
+    labels = taken(feed(examples, 5, 0), 12)
+    epochs = [[x for batch in labels[i : i + 4] for x in batch] for i in (0, 4, 8)]
+    assert [len(set(epoch)) for epoch in epochs] == [20] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert len({frozenset(epoch) for epoch in epochs}) > 1
+    assert labels == taken(feed(examples, 5, 0), 12)
+    assert labels != taken(feed(examples, 5, 1), 12)
+
+
+@each
+def test_a_feed_goes_on_where_another_was(examples):
+    whole = feed(examples, 5, 3)
+    expected = [next(whole) for _ in range(11)]
+    broken = feed(examples, 5, 3)
+    for _ in range(6):
+        next(broken)
+    state = json.loads(json.dumps(broken.get_state()))
+    again = feed(examples, 5, 3)
+    again.set_state(state)
+    for batch in expected[6:]:
+        jax.tree.map(np.testing.assert_array_equal, tuple(next(again)), tuple(batch))
+
+
+def test_arrays_are_put_on_the_device_once(monkeypatch):
+    moved, put = [], jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x: moved.append(x) or put(x))
+    batches = feed(KINDS["arrays"], 5, 0)
+    with jax.transfer_guard_device_to_host("disallow"):
+        batch = [next(batches) for _ in range(9)][-1]
+    assert len(moved) == 1
+    assert isinstance(batch.images, jax.Array)
+    np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.labels.astype(np.uint8))
+
+
+@each
+@pytest.mark.parametrize("size", [1, 7, 23, 500])
+def test_evaluation_visits_all_in_order_and_marks_the_rest(examples, size, monkeypatch):
+    monkeypatch.setattr(feeds, "_EVALUATION_BATCH", size)
+    batches = list(evaluation_batches(examples))
+    assert len({len(batch.labels) for batch in batches}) == 1
+    assert len(batches[0].labels) <= size
+    labels = np.concatenate([batch.labels for batch in batches])
+    weights = np.concatenate([batch.weights for batch in batches])
+    assert weights.dtype == np.float32
+    assert labels[weights == 1].tolist() == list(range(COUNT))
+    assert set(weights[COUNT:]) <= {0}
+    for batch in batches:
+        np.testing.assert_array_equal(batch.images[:, 0, 0, 0], batch.labels.astype(np.uint8))
+
+
+def test_large_images_are_evaluated_in_small_batches():
+    large = Files(Numbers(), (2048, 1024, 3), crop, centre)
+    assert len(next(evaluation_batches(large)).labels) == 1
+
+
+@each
+def test_scoring_takes_whole_batches_without_augmentation(examples):
+    batches = list(sample(examples, 5, 3, seed=1))
+    assert [batch.shape for batch in batches] == [(5, 4, 4, 3)] * 3
+    seen = [int(image[0, 0, 0]) for batch in batches for image in batch]
+    assert len(set(seen)) == 15
+    assert all((image == image[0, 0, 0]).all() for batch in batches for image in batch)
+    assert len(list(sample(examples, 5, 99))) == 4
+    assert [len(batch) for batch in sample(examples, 99, 99)] == [COUNT]
+    drawn = [int(image[0, 0, 0]) for batch in sample(examples, 5, 3, seed=2) for image in batch]
+    assert (seen == drawn) == isinstance(examples, Arrays)
+
+
+@each
+def test_the_first_example_is_a_batch_of_one(examples):
+    images, labels = first(examples)
+    assert images.shape == (1, 4, 4, 3)
+    assert labels.tolist() == [0]
+
+
+def test_chosen_examples_stand_for_themselves():
+    chosen = Selected(Numbers(), np.array([7, 3, 3]))
+    assert [chosen[i] for i in range(len(chosen))] == [7, 3, 3]
