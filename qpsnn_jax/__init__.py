@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qpsnn_jax.config import Config
-    from qpsnn_jax.costs import Cost, Energy, activity_reducers, cost, sops_reducers
+    from qpsnn_jax.costs import Cost, Energy, activity_reducers, connection_sparsity, cost, sops_reducers
     from qpsnn_jax.graph import Graph, Quantizer
     from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
-    from qpsnn_jax.network import SpikingNetwork
+    from qpsnn_jax.network import AttentionTrace, SpikingNetwork
     from qpsnn_jax.neurons import LIFTrace, lif, lif_step, lif_trace
     from qpsnn_jax.optim import cosine_schedule, optimizer
     from qpsnn_jax.pipeline import load_network, save_network
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "config": ("Config",),
-    "costs": ("Cost", "Energy", "activity_reducers", "cost", "sops_reducers"),
+    "costs": ("Cost", "Energy", "activity_reducers", "connection_sparsity", "cost", "sops_reducers"),
     "graph": ("Graph", "Quantizer"),
     "losses": ("cross_entropy", "temporal_cross_entropy"),
-    "network": ("SpikingNetwork",),
+    "network": ("AttentionTrace", "SpikingNetwork"),
     "neurons": ("LIFTrace", "lif", "lif_step", "lif_trace"),
     "optim": ("cosine_schedule", "optimizer"),
     "pipeline": ("load_network", "save_network"),

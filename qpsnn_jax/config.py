@@ -37,8 +37,9 @@ class Config:
     ``cutout``, ``degrees``, ``scale``, ``translate`` (see :class:`qpsnn_jax.data.Augmentation`).
 
     Training: ``epochs``, ``batch_size``, ``optimizer``, ``learning_rate``, ``momentum``, ``weight_decay`` (on
-    convolutions), ``warmup_epochs``, ``clip_norm``, ``loss``, ``label_smoothing``, ``average`` (decay of a moving
-    average of the weights, None: none).
+    convolutions), ``warmup_epochs``, ``clip_norm``, ``loss``, ``label_smoothing``, ``sops_penalty`` (added to the loss
+    for every million synaptic operations an image takes), ``average`` (decay of a moving average of the weights, None:
+    none).
 
     Pruning: ``criterion``, ``ratios`` removed by label, on the command line ``stem=0.1,middle=0.6``;
     ``score_batches`` of ``score_batch_size`` training images.
@@ -86,6 +87,7 @@ class Config:
     clip_norm: float | None = None
     loss: LossName = "cross_entropy"
     label_smoothing: float = 0.0
+    sops_penalty: float = 0.0
     average: float | None = None
 
     criterion: CriterionName = "svs"
@@ -110,7 +112,7 @@ class Config:
             _require(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name in ("width", "learning_rate", "finetune_learning_rate"):
             _require(name, getattr(self, name) > 0, "positive", getattr(self, name))
-        for name in ("weight_decay", "warmup_epochs", "finetune_epochs", "seed", "workers"):
+        for name in ("weight_decay", "sops_penalty", "warmup_epochs", "finetune_epochs", "seed", "workers"):
             _require(name, getattr(self, name) >= 0, "0 or more", getattr(self, name))
         for name in ("momentum", "label_smoothing"):
             _require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1", getattr(self, name))

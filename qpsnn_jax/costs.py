@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.graph import LIF, Attention, BatchNorm, Conv, Dense, Graph
-from qpsnn_jax.network import Reducer
+from qpsnn_jax.network import AttentionTrace, Reducer
 from qpsnn_jax.neurons import LIFTrace
+from qpsnn_jax.quantization import integer_weights
 
 _FULL_PRECISION_BITS = 32
 
@@ -34,10 +35,10 @@ class NodeCost:
 
     ``params`` counts those of Eq. 16 and ``size_bits`` their bits; ``quantized`` those that are quantized. ``dense`` is
     the number of multiply-accumulates a dense device makes (padding counts nothing). ``macs`` and ``acs`` are those
-    with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known. The
-    products of an :class:`~qpsnn_jax.graph.Attention` are in ``dense`` only: rates alone do not tell how often spikes
-    of query, key and value meet. ``updates`` counts neuron updates, ``traffic_bits`` what is moved: every weight once
-    a step, a 32-bit membrane in and out for every update.
+    with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known.
+    Those of an :class:`~qpsnn_jax.graph.Attention` are counted as :func:`qpsnn_jax.network.attention` computes it, the
+    factor left out: a power of two, or part of the next layer's scale. ``updates`` counts neuron updates,
+    ``traffic_bits`` what is moved: every weight once a step, a 32-bit membrane in and out for every update.
     """
 
     name: str
@@ -116,6 +117,13 @@ class Cost:
         return 1e-9 * (self.energy.mac_pj * self.macs_total + self.energy.ac_pj * self.sops_total + moved)
 
     @property
+    def activation_sparsity(self) -> float | None:
+        """Share of neurons and steps without a spike, over all LIF layers (NeuroBench's definition)."""
+        layers = [node for node in self.nodes if node.updates]
+        spikes = _total(None if node.firing_rate is None else node.firing_rate * node.updates for node in layers)
+        return None if spikes is None else 1 - spikes / max(1, self.neuron_updates)
+
+    @property
     def firing_rates(self) -> dict[str, float]:
         """Mean spikes per neuron and step of every LIF layer whose activity is known."""
         return {node.name: node.firing_rate for node in self.nodes if node.firing_rate is not None}
@@ -125,12 +133,14 @@ def activity_reducers(graph: Graph) -> dict[str, Reducer]:
     """Reducers for ``capture`` that measure what :func:`cost` needs: how often each value is not zero.
 
     Each gives the mean over batch and time of (value ≠ 0), shape ``h w c`` or ``c``, for the inputs of the weighted
-    layers and for the LIF layers. Average the results over batches of equal size.
+    layers and for the LIF layers; for an attention the mean of its operations. Average the results over batches of
+    equal size.
     """
     known = set() if graph.input.frames else {graph.input.name}
     inputs = {node.input for node in graph.nodes if isinstance(node, Conv | Dense)} - known
     neurons = {node.name for node in graph.nodes if isinstance(node, LIF)}
-    return dict.fromkeys(sorted(inputs | neurons), _nonzero)
+    attentions = {node.name for node in graph.nodes if isinstance(node, Attention)}
+    return dict.fromkeys(sorted(inputs | neurons), _nonzero) | dict.fromkeys(attentions, _operations)
 
 
 def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Energy | None = None) -> Cost:
@@ -166,7 +176,7 @@ def sops_reducers(graph: Graph) -> dict[str, Reducer]:
     r"""Reducers for ``capture`` whose sum is the number of synaptic operations per image, as a differentiable penalty.
 
     Each gives :math:`\frac1B \sum_{b,t,h,w,c} S\, n_{h,w}` with n the synapses that a spike at a position reaches in
-    all the layers that read it; gradients flow through the surrogate.
+    all the layers that read it, or the operations of an attention; gradients flow through the surrogate.
 
     Args:
         graph: the network.
@@ -179,7 +189,31 @@ def sops_reducers(graph: Graph) -> dict[str, Reducer]:
         if isinstance(node, Conv | Dense) and graph.values[node.input].spiking:
             reached = node.features * _reach(node, graph.values[node.input].shape).astype(np.float32)
             synapses[node.input] = synapses.get(node.input, 0) + reached
-    return {name: partial(_synaptic_operations, reached=reached) for name, reached in synapses.items()}
+    attentions = {
+        node.name: _operations_per_image
+        for node in graph.nodes
+        if isinstance(node, Attention) and all(graph.values[name].spiking for name in node.inputs)
+    }
+    return {name: partial(_synaptic_operations, reached=reached) for name, reached in synapses.items()} | attentions
+
+
+def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
+    """Share of the weights of all layers that are zero, as they act: quantized where a layer is.
+
+    ReScaW's grid has no zero, so it is 0 for a network that is quantized throughout; channels that were removed are not
+    weights any more and do not count.
+
+    References:
+        NeuroBench (Yik et al., 2025), connection sparsity.
+    """
+    layers = [node for node in graph.nodes if isinstance(node, Conv | Dense)]
+    zeros = total = 0
+    for node in layers:
+        kernel, quantizer = jnp.asarray(variables["params"][node.name]["kernel"]), node.quantizer
+        if quantizer is not None:
+            kernel, _ = integer_weights(kernel, quantizer.bits, gamma=quantizer.gamma, per=quantizer.per)
+        zeros, total = zeros + int(jnp.sum(kernel == 0)), total + kernel.size
+    return zeros / max(1, total)
 
 
 def _synaptic_operations(value: Any, reached: np.ndarray) -> Any:
@@ -192,7 +226,7 @@ def _synaptic_operations(value: Any, reached: np.ndarray) -> Any:
 def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost:
     kind, channels = type(node).__name__, graph.values[node.name].shape[-1]
     if isinstance(node, LIF):
-        nonzero = _measured(graph, node.name, activity)
+        nonzero = _measured(activity, node.name, graph.values[node.name].shape)
         rate = None if nonzero is None else float(np.mean(nonzero))
         updates = graph.timesteps * int(np.prod(graph.values[node.name].shape))
         return NodeCost(node.name, kind, 0, 0, 0, 0, 0.0, 0.0, rate, updates=updates, traffic_bits=64 * updates)
@@ -200,7 +234,12 @@ def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost
         return NodeCost(node.name, kind, 2 * channels, 0, 2 * channels * _FULL_PRECISION_BITS, 0, 0.0, 0.0)
     if isinstance(node, Attention):
         h, w, _ = graph.values[node.name].shape
-        return NodeCost(node.name, kind, 0, 0, 0, 2 * graph.timesteps * (h * w) ** 2 * channels, 0.0, 0.0)
+        dense = 2 * graph.timesteps * h * w * channels * node.head_features
+        if not all(graph.values[name].spiking for name in node.inputs):
+            return NodeCost(node.name, kind, 0, 0, 0, dense, float(dense), 0.0)
+        operations = _measured(activity, node.name, ())
+        acs = None if operations is None else graph.timesteps * float(operations)
+        return NodeCost(node.name, kind, 0, 0, 0, dense, 0.0, acs)
     inputs = graph.values[node.input]
     taps = node.kernel[0] * node.kernel[1] if isinstance(node, Conv) else 1
     weights, biases = taps * inputs.shape[-1] * channels, channels if node.bias else 0
@@ -231,16 +270,16 @@ def _effective(
     """Operations with a non-zero input; the image itself counts as non-zero everywhere."""
     if node.input == graph.input.name and not graph.input.frames:
         nonzero = np.ones(graph.input.shape)
-    elif (nonzero := _measured(graph, node.input, activity)) is None:
+    elif (nonzero := _measured(activity, node.input, graph.values[node.input].shape)) is None:
         return None
     return float(steps * node.features * np.sum(nonzero * reach[..., None] if reach.ndim else nonzero))
 
 
-def _measured(graph: Graph, name: str, activity: Mapping[str, Any]) -> np.ndarray | None:
+def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     """The activity of a node, or None where it was not measured."""
     if name not in activity:
         return None
-    nonzero, shape = np.asarray(activity[name], np.float64), graph.values[name].shape
+    nonzero = np.asarray(activity[name], np.float64)
     if nonzero.shape != shape:
         raise ValueError(f"activity of node {name!r} has the shape {nonzero.shape}, expected {shape}.")
     return nonzero
@@ -266,6 +305,14 @@ def _nonzero(value: Any) -> Any:
     spikes = value.spikes if isinstance(value, LIFTrace) else value
     timed = spikes.ndim in (3, 5)
     return jnp.mean((spikes != 0).astype(jnp.float32), axis=(0, 1) if timed else 0)
+
+
+def _operations(trace: AttentionTrace) -> Any:
+    return jnp.mean(trace.operations)
+
+
+def _operations_per_image(trace: AttentionTrace) -> Any:
+    return jnp.sum(trace.operations) / trace.operations.shape[0]
 
 
 def _total(values: Any) -> float | None:

@@ -1,7 +1,7 @@
 """Runs a graph: the one Flax module, a thin adapter around pure functions of nodes and arrays."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -35,6 +35,13 @@ Reducer = Callable[[Any], Any]
 Capture = Mapping[str, Reducer] | Iterable[str]
 
 
+class AttentionTrace(NamedTuple):
+    """What an attention node did: its ``currents`` and the synaptic ``operations`` they took, ``b`` or ``b t``."""
+
+    currents: Array
+    operations: Array
+
+
 class SpikingNetwork(nn.Module):
     """Runs ``graph`` on images.
 
@@ -57,7 +64,8 @@ class SpikingNetwork(nn.Module):
             train: normalize by the batch's statistics.
             capture: names of nodes whose outputs are returned too, or a mapping from names to functions that
                 reduce them on the fly, so that the maps themselves are never stored. The output of a LIF node is a
-                :class:`LIFTrace` of spikes and membranes ``b t h w c``; of any other node an array, without time axis
+                :class:`LIFTrace` of spikes and membranes ``b t h w c``, that of an attention an
+                :class:`AttentionTrace`; of any other node an array, without time axis
                 as long as it is the same at every step.
 
         Returns:
@@ -80,7 +88,7 @@ class SpikingNetwork(nn.Module):
             else:
                 arguments = [values[name] for name in node.inputs]
                 output = self._run(node, arguments, train)
-            values[node.name] = output.spikes if isinstance(output, LIFTrace) else output
+            values[node.name] = output[0] if isinstance(output, LIFTrace | AttentionTrace) else output
             if node.name in reducers:
                 captured[node.name] = reducers[node.name](output)
         currents = values[graph.output.name]
@@ -88,7 +96,7 @@ class SpikingNetwork(nn.Module):
             currents = _repeat(currents, graph.timesteps)
         return currents if capture is None else (currents, captured)
 
-    def _run(self, node: Node, inputs: list[Array], train: bool) -> Array | LIFTrace:
+    def _run(self, node: Node, inputs: list[Array], train: bool) -> Array | LIFTrace | AttentionTrace:
         graph = self.graph
         shape = graph.values[node.inputs[0]].shape
         match node:
@@ -162,7 +170,7 @@ def normalize_channels(x: Array, *, scale: Array, bias: Array, mean: Array, var:
     return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
 
 
-def run_stateless(node: Node, inputs: list[Array]) -> Array:
+def run_stateless(node: Node, inputs: list[Array]) -> Array | AttentionTrace:
     """Nodes without variables, on ``b [t] h w c``."""
     x = inputs[0]
     match node:
@@ -192,13 +200,19 @@ def shortcut(x: Array, node: Shortcut) -> Array:
     return jnp.where(source.reshape((1,) * (x.ndim - 1) + (-1,)) >= 0, x[..., source], 0)
 
 
-def attention(query: Array, key: Array, value: Array, node: Attention) -> Array:
-    """``factor · (Q Kᵀ) V`` per head on ``… h w c``; without a softmax the product may as well begin with Kᵀ V."""
+def attention(query: Array, key: Array, value: Array, node: Attention) -> AttentionTrace:
+    r"""``factor · Q (Kᵀ V)`` per head on ``b [t] h w c``; without a softmax the product may begin with Kᵀ V.
+
+    The operations are :math:`\sum_n |k_n| |v_n|` for Kᵀ V, one where spikes of key and value meet, and
+    :math:`d \sum_n |q_n|` for its product with Q, where each spike of the query adds a row of d numbers.
+    """
     shape = query.shape
     heads = (*shape[:-3], shape[-3] * shape[-2], shape[-1] // node.head_features, node.head_features)
     q, k, v = (x.reshape(heads) for x in (query, key, value))
     memory = jnp.einsum("...nhd,...nhe->...hde", k, v)
-    return node.factor * jnp.einsum("...nhd,...hde->...nhe", q, memory).reshape(shape)
+    currents = node.factor * jnp.einsum("...nhd,...hde->...nhe", q, memory).reshape(shape)
+    meetings = jnp.sum(jnp.sum(k, -1) * jnp.sum(v, -1), (-2, -1))
+    return AttentionTrace(currents, meetings + node.head_features * jnp.sum(q, (-3, -2, -1)))
 
 
 def _pool(x: Array, node: MaxPool | AveragePool, start: float, combine: Callable) -> Array:

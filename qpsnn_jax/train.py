@@ -18,13 +18,13 @@ from jax import Array
 
 from qpsnn_jax import checkpoint
 from qpsnn_jax.config import Config, LossName, augmenter
-from qpsnn_jax.costs import activity_reducers
+from qpsnn_jax.costs import activity_reducers, sops_reducers
 from qpsnn_jax.data import DataSet, normalize
 from qpsnn_jax.data.dataset import Examples
 from qpsnn_jax.data.feed import Feed, count, evaluation_batches, feed
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
-from qpsnn_jax.network import Capture
+from qpsnn_jax.network import Capture, Reducer
 from qpsnn_jax.optim import OptimizerName, cosine_schedule, optimizer
 from qpsnn_jax.progress import progress
 from qpsnn_jax.steps import (
@@ -110,7 +110,14 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     state, epochs, seconds = _resume(initial, graph, directory, batches)
     started = time.monotonic() - seconds
     step = jax.jit(
-        make_train_step(graph, tx, loss=_loss(config), prepare=_prepare(data, config), decay=config.average or 0.0),
+        make_train_step(
+            graph,
+            tx,
+            loss=_loss(config),
+            prepare=_prepare(data, config),
+            decay=config.average or 0.0,
+            penalty=_penalty(graph, config.sops_penalty),
+        ),
         donate_argnums=0,
     )
     eval_step = _activity_step(graph, data.mean, data.std)
@@ -195,6 +202,15 @@ def _evaluate(step: Callable, variables: Variables, examples: Examples) -> Evalu
 
 def _loss(config: Config) -> Loss:
     return partial(_LOSSES[config.loss], label_smoothing=config.label_smoothing)
+
+
+def _penalty(graph: Graph, weight: float) -> dict[str, Reducer]:
+    """``weight`` for every million synaptic operations of an image."""
+
+    def scaled(reducer: Reducer) -> Reducer:
+        return lambda value: weight * 1e-6 * reducer(value)
+
+    return {name: scaled(reducer) for name, reducer in sops_reducers(graph).items()} if weight else {}
 
 
 def _prepare(data: DataSet, config: Config) -> Callable[[Array, Array], Array]:

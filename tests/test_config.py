@@ -54,6 +54,7 @@ WRONG = {
     "clip_norm": [0, -1.0, "1"],
     "loss": ["mse", None],
     "label_smoothing": [1.0, -0.1],
+    "sops_penalty": [-0.1, "1", None],
     "average": [0, 1, 1.5, "0.9"],
     "criterion": ["taylor", None],
     "ratios": [0.5, "middle=0.5", {"middle": "0.5"}, {"middle": 1.0}, {"middle": -0.1}, {"head": 0.1}, {"stem": True}],

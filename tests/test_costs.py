@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from small_networks import images_of, random_variables, residual_graph
 
-from qpsnn_jax.costs import Energy, activity_reducers, cost
+from qpsnn_jax.costs import Energy, activity_reducers, connection_sparsity, cost, sops_reducers
 from qpsnn_jax.graph import (
     LIF,
+    Attention,
     AveragePool,
     BatchNorm,
     Conv,
@@ -205,3 +206,61 @@ def test_a_pooled_average_is_charged_as_multiplications():
     result = cost(graph, activity)
     assert result.sops_total == 0
     assert result.macs_total == pytest.approx(3 * float((values["g"] != 0).sum()) / 5)
+
+
+def attentive_graph() -> Graph:
+    nodes = [Input("image", (3, 2, 4))]
+    for name in ("q", "k", "v"):
+        nodes += [Conv(f"conv_{name}", "image", 6, (1, 1), padding=(0, 0)), BatchNorm(f"bn_{name}", f"conv_{name}")]
+        nodes += [LIF(name, f"bn_{name}", threshold=0.3)]
+    nodes += [Attention("attention", "q", "k", "v", head_features=3), LIF("lif", "attention", threshold=0.2)]
+    return Graph((*nodes, Flatten("flatten", "lif"), Dense("fc", "flatten", 2)), timesteps=2)
+
+
+def test_operations_of_attention_are_those_of_counting_by_loops():
+    graph, images = attentive_graph(), 5
+    variables, pictures = random_variables(graph), images_of(graph, images)
+    network = SpikingNetwork(graph)
+    _, values = network.apply(variables, pictures, capture=["q", "k", "v", "attention"])
+    q, k, v = (np.asarray(values[name].spikes).reshape(images, 2, 6, 2, 3) for name in "qkv")
+    operations = 0
+    for b, t, n, head in np.ndindex(images, 2, 6, 2):
+        for i, j in np.ndindex(3, 3):
+            operations += bool(k[b, t, n, head, i]) and bool(v[b, t, n, head, j])
+            operations += bool(q[b, t, n, head, i])
+    _, activity = network.apply(variables, pictures, capture=activity_reducers(graph))
+    node = next(node for node in cost(graph, activity).nodes if node.name == "attention")
+    assert operations > 0
+    assert (node.acs, node.macs) == (pytest.approx(operations / images), 0)
+    assert node.dense == 2 * 2 * 6 * 6 * 3
+    assert cost(graph).sops_total is None
+    _, penalties = network.apply(variables, pictures, capture=sops_reducers(graph))
+    assert float(penalties["attention"]) == pytest.approx(operations / images)
+
+
+def test_sparsities():
+    graph = residual_graph(Quantizer(2))
+    variables = random_variables(graph)
+    activity, values = measured(graph)
+    spikes = [np.asarray(values[node.name]) for node in graph.nodes if isinstance(node, LIF)]
+    expected = 1 - sum(x.sum() for x in spikes) / sum(x.size for x in spikes)
+    assert cost(graph, activity).activation_sparsity == pytest.approx(expected)
+    assert cost(graph).activation_sparsity is None
+    assert connection_sparsity(graph, variables) == 0
+    full = residual_graph()
+    kernel = variables["params"]["conv1"]["kernel"].copy()
+    kernel[0] = 0
+    changed = variables | {"params": variables["params"] | {"conv1": variables["params"]["conv1"] | {"kernel": kernel}}}
+    total = sum(leaves["kernel"].size for leaves in variables["params"].values() if "kernel" in leaves)
+    assert connection_sparsity(full, changed) == pytest.approx(kernel[0].size / total)
+    assert connection_sparsity(graph, changed) == 0  # the grid has no zero
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_the_penalty_is_the_number_of_operations(frames):
+    graph = residual_graph(Quantizer(2)) if not frames else pooled_graph(frames=True)
+    variables, images = random_variables(graph), images_of(graph, 5)
+    network = SpikingNetwork(graph)
+    _, penalties = network.apply(variables, images, capture=sops_reducers(graph))
+    _, activity = network.apply(variables, images, capture=activity_reducers(graph))
+    assert float(sum(penalties.values())) == pytest.approx(cost(graph, activity).sops_total, rel=1e-5)

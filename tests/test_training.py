@@ -18,6 +18,7 @@ from small_runs import checksums, records
 
 from qpsnn_jax import checkpoint, train
 from qpsnn_jax.config import Config, build_graph
+from qpsnn_jax.costs import cost
 from qpsnn_jax.data import feed
 from qpsnn_jax.pipeline import load_data
 from qpsnn_jax.steps import init_variables
@@ -178,6 +179,16 @@ def test_an_average_is_kept_evaluated_and_returned(small_network, tmp_path):
     kernels = [trained.variables["params"]["conv2"]["kernel"] for trained in (plain, averaged)]
     assert float(jnp.abs(kernels[0] - kernels[1]).max()) > 1e-3
     assert averaged.epochs[-1]["test_accuracy"] == averaged.result.accuracy
+
+
+def test_a_price_on_operations_makes_them_fewer(small_network, tmp_path):
+    totals = []
+    for price in (0.0, 40.0):
+        plan = plan_of(small_network, epochs=4, learning_rate=0.02, ste="plain", sops_penalty=price)
+        trained = fitted(plan, tmp_path / str(price))
+        totals.append(cost(build_graph(plan.config), trained.result.activity).sops_total)
+        assert trained.result.accuracy > 0.2
+    assert totals[1] < 0.8 * totals[0]
 
 
 def test_a_batch_larger_than_the_data_is_refused(small_network, tmp_path):
