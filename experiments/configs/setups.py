@@ -41,6 +41,9 @@ def imagenet(network: str, ratios: Mapping[str, float]) -> Config:
         "finetune_learning_rate": 0.05,
         "shift": 0,
         "cutout": 0,
+        "workers": 16,
+        "checkpoint_epochs": 1,
+        "checkpoint_steps": 1000,
     }
     return Config(data="imagenet2012", network=network, timesteps=4, ratios=ratios, **{**_IMAGES, **changes})
 
