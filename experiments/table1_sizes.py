@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from qpsnn_jax import Graph, cost
-from qpsnn_jax.graph import BatchNorm, Conv, Dense
 from qpsnn_jax.zoo import resnet20, sew_resnet18, vgg16, vggsnn
 
 BITS = (8, 4, 2)
@@ -71,9 +70,7 @@ def honest_megabytes(graph: Graph) -> tuple[float, float]:
     As it is: Eq. 16, the running mean and variance, and one scale per quantized layer or channel. Folded: each
     batch-norm becomes a factor and an offset per channel, into which the scale goes.
     """
-    normalized = sum(graph.values[node.name].shape[-1] for node in graph.nodes if isinstance(node, BatchNorm))
-    scales = sum(_scales(node) for node in graph.nodes if isinstance(node, Conv | Dense))
-    return megabytes(graph) + 4e-6 * (2 * normalized + scales), megabytes(graph)
+    return cost(graph).footprint_bytes / 1e6, megabytes(graph)
 
 
 def mismatches() -> list[str]:
@@ -112,12 +109,6 @@ def _cells(row: Row, honest: bool) -> list[str]:
         pairs = [honest_megabytes(graph) for graph in graphs]
         cells += [" / ".join(f"{pair[i]:.3f}" for pair in pairs) for i in (0, 1)]
     return cells
-
-
-def _scales(node: Conv | Dense) -> int:
-    if node.quantizer is None:
-        return 0
-    return node.features if node.quantizer.per == "channel" else 1
 
 
 if __name__ == "__main__":

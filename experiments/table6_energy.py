@@ -1,11 +1,14 @@
-"""The energies of the paper's Table 6 from its synaptic operations, with the convention that fits spelled out.
+"""The energies of the paper's Table 6 from its synaptic operations, with the convention that comes nearest.
 
 Command: python -m experiments.table6_energy
 
 Energy = 4.6 pJ · (MACs of one pass of the first convolution, padding counted) + 0.9 pJ · SOPs · T. In three rows the
-printed SOPs are those of one time step, and T = 4 or 2 multiplies them; the pruned ResNet20 only fits without T.
+printed SOPs are those of one time step, and T = 4 or 2 multiplies them; the pruned ResNet20 only fits without T. Every
+row then lies within half a per cent of the printed energy. Three agree to the printed digit; the whole VGG-16 gives
+0.2047 mJ where 0.204 is printed. Without the padding that row agrees and the pruned ResNet20 does not.
 """
 
+import argparse
 import sys
 from dataclasses import dataclass
 
@@ -45,11 +48,18 @@ def energy_mj(row: Row) -> float:
 
 
 def main() -> int:
-    """Print the table; the exit status is 0 when every row agrees within 0.001 mJ, the printed digit."""
-    print("| network | SOPs printed | times | energy (mJ) | paper |\n|---|---|---|---|---|")
+    """Print the table; the exit status is 0 when every row lies within half a per cent."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print("| network | SOPs printed | times | energy (mJ) | paper | deviation |\n|---|---|---|---|---|---|")
     for row in ROWS:
-        print(f"| {row.name} | {row.sops_million} M | {row.steps} | {energy_mj(row):.4f} | {row.published_mj} |")
-    return 0 if all(abs(energy_mj(row) - row.published_mj) <= 0.001 for row in ROWS) else 1
+        ours = f"{energy_mj(row):.4f} | {row.published_mj} | {100 * deviation(row):+.2f} %"
+        print(f"| {row.name} | {row.sops_million} M | {row.steps} | {ours} |")
+    return 0 if all(abs(deviation(row)) <= 0.005 for row in ROWS) else 1
+
+
+def deviation(row: Row) -> float:
+    """Relative deviation from the printed energy."""
+    return energy_mj(row) / row.published_mj - 1
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 import argparse
 import difflib
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, 2 for a wrong input, 1 for a run that failed, 130 when stopped."""
+    """Run the command line; its status is 0, 2 for a wrong input, 1 for a run that failed, 130 or 143 when stopped."""
     parser = _Parser(
         prog="qpsnn",
         description="Compress spiking neural networks: quantize, score, prune, fine-tune (QP-SNN, ICLR 2025).",
@@ -40,10 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = parser.parse_args(arguments)
         if given.command is None:
             parser.error(f"give a COMMAND, one of {', '.join(COMMANDS)}")
+        _keep_compiled()
         COMMANDS[given.command](given.rest)
-    except KeyboardInterrupt:
-        print("qpsnn: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        from qpsnn_jax.stopping import Terminated
+
+        print("qpsnn: stopped; a run goes on from its last checkpoint by the same command.", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("QPSNN_TRACEBACK"):
             raise
@@ -127,8 +132,10 @@ def _evaluate(arguments: list[str]) -> None:
     parser = _Parser(prog="qpsnn evaluate", description=_evaluate.__doc__)
     parser.add_argument("path", type=Path, metavar="PATH", help="a run, a complete stage, or an imported network")
     parser.add_argument("--data", help="data set; that of the run when left out")
-    parser.add_argument("--data-dir", help="TFDS data directory; that of the run when left out")
-    parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
+    parser.add_argument("--data-dir", "--data_dir", help="data directory; that of the run when left out")
+    parser.add_argument(
+        "--test-examples", "--test_examples", type=int, help="how many test images; those of the run when left out"
+    )
     given = parser.parse_args(arguments)
     from qpsnn_jax import pipeline
     from qpsnn_jax.data import load
@@ -147,6 +154,7 @@ def _evaluate(arguments: list[str]) -> None:
         "train_examples": 1,
         "timesteps": graph.timesteps,
         "size": graph.input.shape[0],
+        "by": config.frames_by if config else "count",
     }
     data = load(given.data or (config and config.data) or "", **chosen)
     shape = first(data.test).images.shape[1:]
@@ -163,29 +171,26 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _cost(arguments: list[str]) -> None:
-    """Show parameters, size and MACs of every layer of a preset, a config, a run or a stage."""
+    """Show size and operations of every layer of a preset, a config, or, as measured, of a run or a stage."""
     parser = _config_parser("cost", _cost)
     parser.add_argument("--pruned", action="store_true", help="at the widths that the ratios leave")
     given, rest = parser.parse_known_args(arguments)
-    from qpsnn_jax import pipeline
+    from qpsnn_jax import pipeline, report
     from qpsnn_jax.config import build_graph
     from qpsnn_jax.costs import cost
 
+    activity = None
     if Path(given.config).is_dir():
         if given.pruned or rest:
             word = "--pruned" if given.pruned else rest[0]
             raise ValueError(f"{given.config} holds a network as it is, so {word} cannot be set.")
         graph, _ = pipeline.load_network(Path(given.config))
+        activity = pipeline.read_activity(Path(given.config))
     else:
         config = _chosen(given.config, rest)
         graph = build_graph(config, ratios=config.ratios if given.pruned else None)
-    costs = cost(graph)
-    for node in costs.nodes:
-        if node.params:
-            size = f"{node.params:>12,} params {node.size_bits / 8000:>12,.3f} kB"
-            print(f"{node.name:20} {node.kind:10} {size} {node.dense:>15,} MACs")
-    dense = sum(node.dense for node in costs.nodes)
-    print(f"{'total':31} {costs.params:>12,} params {costs.size_bytes / 1000:>12,.3f} kB {dense:>15,} MACs")
+    costs = cost(graph, activity)
+    print(report.cost_table(costs))
 
 
 def _import_torch(arguments: list[str]) -> None:
@@ -216,8 +221,10 @@ def _data(arguments: list[str]) -> None:
     parser = _Parser(prog="qpsnn data", description=_data.__doc__)
     parser.add_argument("action", choices=("prepare", "check"), help="what to do")
     parser.add_argument("name", metavar="NAME", help="data set")
-    parser.add_argument("--data-dir", "--data_dir", required=True, help="TFDS data directory")
+    parser.add_argument("--data-dir", "--data_dir", help="TFDS data directory; the digits need none")
     given = parser.parse_args(arguments)
+    if given.data_dir is None and given.name != "digits":
+        parser.error(f"give the --data-dir of {given.name}")
     if given.action == "prepare":
         from qpsnn_jax.data.prepare import prepare
 
@@ -228,7 +235,7 @@ def _data(arguments: list[str]) -> None:
     report = check(given.name, given.data_dir)
     print(format_report(report))
     if report.problems:
-        raise ValueError(f"{given.name} in {given.data_dir} is not what it should be: {report.problems[0]}")
+        raise ValueError(f"{given.name} is not what it should be: {report.problems[0]}")
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -320,6 +327,14 @@ def _print_stages(stages: "list[Stage]") -> None:
     from qpsnn_jax.report import table
 
     print(table(stages))
+
+
+def _keep_compiled() -> None:
+    """Let JAX keep compiled programs in the user's cache, so that a second start need not compile again."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "qpsnn_jax" / "compiled"
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
 
 def _sentence(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeGuard, get_args, get_type_hints
 
 from jax import Array
 
-from qpsnn_jax.data import EVENTS, SHAPES, SIZED, Augmentation, normalize
+from qpsnn_jax.data import EVENTS, SHAPES, SIZED, Augmentation, By, normalize
 from qpsnn_jax.data.augment import normalize_and_augment
 from qpsnn_jax.data.event_augment import EventAugmentation, augment_frames
 from qpsnn_jax.graph import LIF, Graph, Quantizer
@@ -32,8 +32,9 @@ class Config:
     :func:`qpsnn_jax.lif`).
 
     Data: ``data`` set, ``data_dir`` of TFDS or of the recordings, ``train_examples`` and ``test_examples`` (None: all);
-    ``size``, height and width of event frames or of ImageNet's crops (None: the usual ones); ``workers``, processes
-    that read and decode files (0: none); augmentation ``shift`` (for frames, a roll), ``flip``, ``autoaugment``,
+    ``size``, height and width of event frames or of ImageNet's crops (None: the usual ones); ``frames_by``,
+    event frames of equal numbers of events or of equal duration; ``workers``, processes that read and decode files (0:
+    none); augmentation ``shift`` (for frames, a roll), ``flip``, ``autoaugment``,
     ``cutout``, ``degrees``, ``scale``, ``translate`` (see :class:`qpsnn_jax.data.Augmentation`).
 
     Training: ``epochs``, ``batch_size``, ``optimizer``, ``learning_rate``, ``momentum``, ``weight_decay`` (on
@@ -68,6 +69,7 @@ class Config:
     train_examples: int | None = None
     test_examples: int | None = None
     size: int | None = None
+    frames_by: By = "count"
     workers: int = 0
     shift: int = 0
     flip: bool = False

@@ -39,6 +39,8 @@ class NodeCost:
     Those of an :class:`~qpsnn_jax.graph.Attention` are counted as :func:`qpsnn_jax.network.attention` computes it, the
     factor left out: a power of two, or part of the next layer's scale. ``updates`` counts neuron updates,
     ``traffic_bits`` what is moved: every weight once a step, a 32-bit membrane in and out for every update.
+    ``buffer_bits`` are stored besides Eq. 16: running mean and variance, and a 32-bit scale per quantized layer or
+    channel.
     """
 
     name: str
@@ -53,6 +55,7 @@ class NodeCost:
     connections: int = 0
     updates: int = 0
     traffic_bits: int = 0
+    buffer_bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,11 @@ class Cost:
     def size_bytes(self) -> int:
         """Model size of Eq. 16, rounded up to whole bytes."""
         return -(-sum(node.size_bits for node in self.nodes) // 8)
+
+    @property
+    def footprint_bytes(self) -> int:
+        """All that must be stored: Eq. 16, running statistics and scales (NeuroBench's footprint, weights packed)."""
+        return -(-sum(node.size_bits + node.buffer_bits for node in self.nodes) // 8)
 
     @property
     def sops_total(self) -> float | None:
@@ -151,19 +159,22 @@ def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Ene
 
     Args:
         graph: the network.
-        activity: as measured with :func:`activity_reducers`; without it, operations that depend on it are None.
+        activity: as measured with :func:`activity_reducers`, or a mean firing rate in place of a map, such as
+            :attr:`Cost.firing_rates`; operations that depend on what is left out are None.
         energy: pJ per MAC and AC; 45 nm when left out.
 
     Returns:
         A :class:`Cost`.
 
     Raises:
-        ValueError: an activity map whose shape is not that of its node.
+        ValueError: an activity map whose shape is not that of its node, or of a node that is not there.
 
     References:
         QP-SNN (ICLR 2025), Eq. 16 and section 5; operations as in NeuroBench (Yik et al., 2025).
     """
     activity = activity or {}
+    if unknown := [name for name in activity if name not in graph.by_name]:
+        raise ValueError(f"activity names {unknown[0]!r}, which is no node of the graph.")
     nodes = [
         _node_cost(graph, node, activity)
         for node in graph.nodes
@@ -231,7 +242,8 @@ def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost
         updates = graph.timesteps * int(np.prod(graph.values[node.name].shape))
         return NodeCost(node.name, kind, 0, 0, 0, 0, 0.0, 0.0, rate, updates=updates, traffic_bits=64 * updates)
     if isinstance(node, BatchNorm):
-        return NodeCost(node.name, kind, 2 * channels, 0, 2 * channels * _FULL_PRECISION_BITS, 0, 0.0, 0.0)
+        bits = 2 * channels * _FULL_PRECISION_BITS
+        return NodeCost(node.name, kind, 2 * channels, 0, bits, 0, 0.0, 0.0, buffer_bits=bits)
     if isinstance(node, Attention):
         h, w, _ = graph.values[node.name].shape
         dense = 2 * graph.timesteps * h * w * channels * node.head_features
@@ -261,7 +273,14 @@ def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost
         effective if inputs.spiking else 0.0,
         connections=weights if isinstance(node, Conv) and node.input != graph.input.name else 0,
         traffic_bits=steps * (weights * bits + biases * _FULL_PRECISION_BITS),
+        buffer_bits=_FULL_PRECISION_BITS * _scales(node),
     )
+
+
+def _scales(node: Conv | Dense) -> int:
+    if node.quantizer is None:
+        return 0
+    return node.features if node.quantizer.per == "channel" else 1
 
 
 def _effective(
@@ -280,6 +299,8 @@ def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...]) ->
     if name not in activity:
         return None
     nonzero = np.asarray(activity[name], np.float64)
+    if nonzero.ndim == 0:
+        nonzero = np.full(shape, nonzero)
     if nonzero.shape != shape:
         raise ValueError(f"activity of node {name!r} has the shape {nonzero.shape}, expected {shape}.")
     return nonzero

@@ -12,6 +12,7 @@ import platform
 import time
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from qpsnn_jax.train import Evaluation, Plan, evaluate, fit, normalizer, whole_b
 
 STAGES = ("quantized", "pruned", "finetuned")
 CONTROLS = ("baseline", "random", "scratch")
+ACTIVITY = "activity.npz"
+# Settings that do not change what a run computes: where its data lie, who reads them, when it is saved.
+_CIRCUMSTANCES = ("data_dir", "workers", "checkpoint_epochs", "checkpoint_steps")
 _CRITERIA = {"svs": svs, "sca": sca}
 _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -41,7 +45,7 @@ _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 class Stage:
     """Record of a complete stage; accuracies are fractions of the test set, operations and energy are per image.
 
-    ``accuracy_best`` is that of the best epoch, None where there was nothing to choose from.
+    ``accuracy_best`` is that of the best epoch, or of the only evaluation; None where a network is evaluated later on.
     """
 
     name: str
@@ -58,14 +62,15 @@ class Stage:
 
 
 def check_run(directory: Path, config: Config) -> bool:
-    """Whether ``directory`` already holds this very run; nothing is written.
+    """Whether ``directory`` already holds this run, whatever the directory of its data; nothing is written.
 
     Raises:
         ValueError: the directory holds something else, or another run.
     """
     if (directory / "config.json").exists():
         other = read_config(directory)
-        if other != config:
+        here = {name: getattr(config, name) for name in _CIRCUMSTANCES}
+        if (other := dataclasses.replace(other, **here)) != config:
             name = next(n for n, value in as_dict(other).items() if value != as_dict(config)[n])
             raise ValueError(
                 f"{directory} holds another run ({name} is {getattr(other, name)!r} there and "
@@ -118,6 +123,7 @@ def load_data(config: Config) -> DataSet:
         test_examples=config.test_examples,
         timesteps=config.timesteps,
         size=config.size,
+        by=config.frames_by,
     )
     whole_batches(config, data)
     return data
@@ -139,13 +145,11 @@ def score_channels(config: Config, directory: Path, data: DataSet, *, source: Pa
     """
     path = directory / "pruned" / "scores.npz"
     if path.exists():
-        return stored_scores(path)
+        return {name: jnp.asarray(values) for name, values in stored_arrays(path, "score again").items()}
     graph, variables = _trained_network(config, source or directory / "quantized")
     scores = _scores(config, graph, variables, data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, allow_pickle=False, **{name: np.asarray(values) for name, values in scores.items()})
-    os.replace(temporary, path)
+    _write_arrays(path, scores)
     return scores
 
 
@@ -333,6 +337,7 @@ def _finish(
     best = max([result.accuracy, *(epoch["test_accuracy"] for epoch in epochs)])
     stage = measured(name, graph, build_graph(config), result, best, seconds)
     save_network(directory / name / "final", graph, variables, notes)
+    _write_arrays(directory / name / ACTIVITY, result.activity)
     write_json(directory / name / "stage.json", {"stage": dataclasses.asdict(stage), "epochs": epochs, **notes})
     return stage
 
@@ -344,17 +349,37 @@ def _trained_network(config: Config, place: Path) -> tuple[Graph, Variables]:
     return graph, variables
 
 
-def stored_scores(path: Path) -> Scores:
-    """The scores that a run stored.
+def stored_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """Arrays by name that a run stored: the scores of its channels, or the activity of a stage.
+
+    Raises:
+        ValueError: the file is damaged; deleting it lets one do what ``remedy`` says.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream) as stored:
+            return dict(stored.items())
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
+        raise ValueError(f"{path} is damaged; delete it to {remedy}.") from None
+
+
+def read_activity(path: Path) -> dict[str, np.ndarray] | None:
+    """The activity measured at the end of a stage, for :func:`qpsnn_jax.cost`; None for an imported network.
+
+    Args:
+        path: as in :func:`load_network`.
 
     Raises:
         ValueError: the file is damaged.
     """
-    try:
-        with path.open("rb") as stream, np.load(stream) as stored:
-            return {name: jnp.asarray(values) for name, values in stored.items()}
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
-        raise ValueError(f"{path} is damaged; delete it to score again.") from None
+    stages = [path / name for name in reversed(STAGES) if (path / name / "stage.json").exists()]
+    found = next((place / ACTIVITY for place in (path, *stages[:1]) if (place / ACTIVITY).exists()), None)
+    return found and stored_arrays(found, "see the cost without operations")
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, allow_pickle=False, **{name: np.asarray(values) for name, values in arrays.items()})
+    os.replace(temporary, path)
 
 
 def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -> Scores:
@@ -363,7 +388,7 @@ def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -
     if config.criterion == "random":
         return score_random(graph, jax.random.key(config.seed))
     normalized = jax.jit(normalizer(data))
-    images = sample(data.train, config.score_batch_size, config.score_batches, config.seed)
+    images = sample(data.train, config.score_batch_size, config.score_batches, config.seed, workers=config.workers)
     return score(graph, variables, map(normalized, images), _CRITERIA[config.criterion])
 
 

@@ -10,7 +10,7 @@ from qpsnn_jax.data import DataSet
 from qpsnn_jax.data.feed import first
 from qpsnn_jax.graph import LIF, Conv, Graph
 from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.pipeline import STAGES, Stage, load_network, read_notes, stored_scores
+from qpsnn_jax.pipeline import STAGES, Stage, load_network, read_notes, stored_arrays
 from qpsnn_jax.steps import Variables
 from qpsnn_jax.train import normalizer
 
@@ -30,7 +30,7 @@ def draw_all(directory: Path, data: DataSet, records: list[Stage]) -> list[Path]
     """
     whole, final = load_network(directory / "quantized"), load_network(directory / "finetuned")
     keep = read_notes(directory, "pruned", "keep")
-    stored = stored_scores(directory / "pruned" / "scores.npz")
+    stored = stored_arrays(directory / "pruned" / "scores.npz", "score again")
     scores = {name: np.asarray(values) for name, values in stored.items()}
     figures = {
         "summary": _summary(records),

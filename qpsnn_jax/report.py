@@ -7,6 +7,7 @@ from typing import Any
 
 from qpsnn_jax import plots
 from qpsnn_jax.config import Config, as_dict
+from qpsnn_jax.costs import Cost
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.pipeline import Stage, versions, write_json
 
@@ -63,6 +64,30 @@ def table(stages: list[Stage]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def cost_table(costs: Cost) -> str:
+    """Every node that costs anything and the totals, as lines of text; operations are those of one image."""
+    lines = [f"{'':22} {'':13} {'parameters':>12} {'kB':>12} {'dense':>15} {'MACs':>15} {'ACs':>15}"]
+    for node in costs.nodes:
+        if node.params or node.dense:
+            size = f"{node.params:>12,} {node.size_bits / 8000:>12,.3f}"
+            lines.append(
+                f"{node.name:22} {node.kind:13} {size} {node.dense:>15,} {_number(node.macs)} {_number(node.acs)}"
+            )
+    dense = sum(node.dense for node in costs.nodes)
+    size = f"{costs.params:>12,} {costs.size_bytes / 1000:>12,.3f}"
+    lines.append(f"{'total':36} {size} {dense:>15,} {_number(costs.macs_total)} {_number(costs.sops_total)}")
+    lines.append(f"\n{costs.neuron_updates:,} neuron updates")
+    lines.append(f"{costs.traffic_bytes / 1e6:,.3f} MB of weights and membranes moved")
+    lines.append(f"{costs.footprint_bytes / 1000:,.3f} kB with running statistics and scales")
+    if costs.energy_mj is not None and costs.activation_sparsity is not None:
+        lines.append(f"{1000 * costs.energy_mj:,.3f} µJ; activation sparsity {costs.activation_sparsity:.4f}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return f"{'–' if value is None else f'{value:,.0f}':>15}"
 
 
 def _cells(stage: Stage) -> tuple[str, ...]:

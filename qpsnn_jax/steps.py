@@ -96,7 +96,8 @@ def make_train_step(
             :func:`qpsnn_jax.sops_reducers` scaled by what an operation may cost.
 
     Returns:
-        ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch.
+        ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch, and
+        ``penalty`` where there is one; the loss is without it.
     """
     network = SpikingNetwork(graph)
 
@@ -104,20 +105,22 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         images = prepare(key, images)
 
-        def objective(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        def objective(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
             variables = state.variables | {"params": params}
             output, updates = network.apply(
                 variables, images, train=True, mutable=["batch_stats"], capture=penalty or {}
             )
             currents, costs = output
-            return sum(costs.values(), jnp.mean(loss(currents, labels))), (currents, updates)
+            metrics = {"loss": jnp.mean(loss(currents, labels)), "accuracy": jnp.mean(_correct(currents, labels))}
+            if costs:
+                metrics["penalty"] = jnp.sum(jnp.stack(list(costs.values())))
+            return metrics["loss"] + metrics.get("penalty", 0), (metrics, updates)
 
-        (value, (currents, updates)), gradients = jax.value_and_grad(objective, has_aux=True)(state.variables["params"])
+        (_, (metrics, updates)), gradients = jax.value_and_grad(objective, has_aux=True)(state.variables["params"])
         changes, opt_state = tx.update(gradients, state.opt_state, state.variables["params"])
         params = optax.apply_updates(state.variables["params"], changes)
         variables = state.variables | {"params": params} | dict(updates)
         average = state.average and _averaged(state.average, variables, decay)
-        metrics = {"loss": value, "accuracy": jnp.mean(_correct(currents, labels))}
         return TrainState(state.step + 1, variables, opt_state, average, state.key), metrics
 
     return step

@@ -36,6 +36,7 @@ from qpsnn_jax.steps import (
     make_eval_step,
     make_train_step,
 )
+from qpsnn_jax.stopping import Terminated, termination
 
 _LOSSES: dict[LossName, Callable[..., Array]] = {"cross_entropy": cross_entropy, "tet": temporal_cross_entropy}
 
@@ -74,7 +75,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     Every epoch visits the training set in an order drawn from the seed and the epoch's number, in whole batches. Each
     step's random key comes from the seed and the step's number. So a run that was killed and started again ends with
     the same bits as one that was not. ``directory`` gets ``metrics.jsonl`` and checkpoints, every ``checkpoint_epochs``
-    and within an epoch every ``checkpoint_steps``.
+    and within an epoch every ``checkpoint_steps``. SIGTERM saves one more and stops.
 
     Args:
         graph, variables: the network to start from.
@@ -87,9 +88,13 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
         :class:`Trained`.
 
     Raises:
-        ValueError: the batch is larger than the training set, or a checkpoint in ``directory`` cannot be read.
+        ValueError: the batch is larger than the training set, a checkpoint or the metrics in ``directory`` cannot be
+            read, or there are several JAX processes.
         FloatingPointError: the loss or a weight is no longer finite; the last good checkpoint stays.
+        Terminated: SIGTERM came, and everything is saved.
     """
+    if jax.process_count() > 1:
+        raise ValueError("training runs in one JAX process; start it without jax.distributed.")
     config = plan.config
     steps_per_epoch = whole_batches(config, data)
     tx = optimizer(
@@ -107,7 +112,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     key = jax.random.key_data(jax.random.key(plan.seed))
     initial = jax.jit(partial(init_state, tx=tx, average=config.average is not None))(variables, key=key)
     batches = feed(data.train, config.batch_size, plan.seed, workers=config.workers)
-    state, epochs, seconds = _resume(initial, graph, directory, batches)
+    state, epochs, losses, seconds = _resume(initial, graph, directory, batches)
     started = time.monotonic() - seconds
     step = jax.jit(
         make_train_step(
@@ -122,24 +127,34 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     )
     eval_step = _activity_step(graph, data.mean, data.std)
     result, done, total = None, int(state.step), plan.epochs * steps_per_epoch
-    metrics = _Metrics(directory, keep=done, within_epoch=done % steps_per_epoch)
-    with closing(metrics), progress(title, total=total, done=done) as shown:
+    metrics = _Metrics(directory, done, losses)
+    with (
+        closing(batches),
+        closing(metrics),
+        progress(title, total=total, done=done) as shown,
+        termination() as stopping,
+    ):
         for number in range(done + 1, total + 1):
             state, values = step(state, *next(batches))
             shown.advance(1, metrics.record(values))
             epoch, within = divmod(number, steps_per_epoch)
             if within == 0:
                 metrics.flush()
-                result = _evaluate(eval_step, evaluation_variables(state), data.test)
+                result = _evaluate(eval_step, evaluation_variables(state), data.test, config.workers)
                 loss = metrics.end_epoch(result.accuracy)
                 epochs.append({"epoch": epoch, "train_loss": loss, "test_accuracy": result.accuracy})
                 shown.line(
                     f"epoch {epoch}/{plan.epochs}, train loss {loss:.3f}, test accuracy {100 * result.accuracy:.2f} %"
                 )
-            if _due(config, epoch, within) or number == total:
-                metrics.sync()
-                _save(directory, graph, state, epochs, time.monotonic() - started, batches)
-    result = result or _evaluate(eval_step, evaluation_variables(state), data.test)
+            stop = stopping()
+            if stop or number == total or _due(config, number, epoch, within):
+                losses = metrics.flush()
+                seconds = time.monotonic() - started
+                notes = {"epochs": epochs, "losses": losses, "seconds": seconds, "batches": batches.get_state()}
+                _save(directory, graph, state, notes)
+            if stop:
+                raise Terminated
+    result = result or _evaluate(eval_step, evaluation_variables(state), data.test, config.workers)
     return Trained(evaluation_variables(state), result, epochs, time.monotonic() - started)
 
 
@@ -155,7 +170,7 @@ def evaluate(
         capture: what to measure besides; the activity that ``cost`` needs when left out.
 
     Returns:
-        :class:`Evaluation`. The activity is the mean over the full batches.
+        :class:`Evaluation`. The activity is the mean over all examples.
     """
     if capture is None:
         return _evaluate(_activity_step(graph, data.mean, data.std), variables, examples)
@@ -186,17 +201,15 @@ def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]
     return jax.jit(make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph)))
 
 
-def _evaluate(step: Callable, variables: Variables, examples: Examples) -> Evaluation:
+def _evaluate(step: Callable, variables: Variables, examples: Examples, workers: int = 0) -> Evaluation:
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     activity: dict[str, np.ndarray] = {}
-    full = 0
-    for batch in evaluation_batches(examples):
-        partial_sums, captured = step(variables, *batch)
+    for images, labels in evaluation_batches(examples, workers=workers):
+        size = len(labels)
+        partial_sums, captured = step(variables, images, labels, np.ones(size, np.float32))
         sums = {name: value + float(partial_sums[name]) for name, value in sums.items()}
-        if batch.weights.all():
-            full += 1
-            activity = {name: activity.get(name, 0) + np.asarray(x, np.float64) for name, x in captured.items()}
-    activity = {name: total / full for name, total in activity.items()}
+        activity = {name: activity.get(name, 0) + size * np.asarray(x, np.float64) for name, x in captured.items()}
+    activity = {name: total / sums["count"] for name, total in activity.items()}
     return Evaluation(sums["correct"] / sums["count"], sums["loss"] / sums["count"], activity)
 
 
@@ -218,36 +231,32 @@ def _prepare(data: DataSet, config: Config) -> Callable[[Array, Array], Array]:
     return lambda key, pixels: augmented(key, pixels, data.mean, data.std)
 
 
-def _due(config: Config, epoch: int, within: int) -> bool:
-    """Whether a checkpoint is due after so many whole epochs and so many steps of the next."""
-    if within == 0:
-        return epoch % config.checkpoint_epochs == 0
-    return config.checkpoint_steps is not None and within % config.checkpoint_steps == 0
+def _due(config: Config, steps: int, epoch: int, within: int) -> bool:
+    """Whether a checkpoint is due after so many steps, that is so many whole epochs and steps within the next."""
+    if within == 0 and epoch % config.checkpoint_epochs == 0:
+        return True
+    return config.checkpoint_steps is not None and steps % config.checkpoint_steps == 0
 
 
 def _resume(
     state: TrainState, graph: Graph, directory: Path, batches: Feed
-) -> tuple[TrainState, list[dict[str, float]], float]:
+) -> tuple[TrainState, list[dict[str, float]], list[float], float]:
     found = checkpoint.latest(directory)
     if found is None:
-        return state, [], 0.0
-    if found.graph != graph or "epochs" not in found.notes:
-        raise ValueError(f"checkpoint {found.path} is of another network than this run's; choose another directory.")
-    batches.set_state(found.notes["batches"])
-    return checkpoint.restore(found, state), found.notes["epochs"], found.notes["seconds"]
+        return state, [], [], 0.0
+    notes = found.notes
+    if found.graph != graph or not {"epochs", "losses", "seconds", "batches"} <= set(notes):
+        raise ValueError(
+            f"checkpoint {found.path} is not one that this training wrote, or it is of another network; choose another "
+            "directory."
+        )
+    batches.set_state(notes["batches"])
+    return checkpoint.restore(found, state), notes["epochs"], notes["losses"], notes["seconds"]
 
 
-def _save(
-    directory: Path,
-    graph: Graph,
-    state: TrainState,
-    epochs: list[dict[str, float]],
-    seconds: float,
-    batches: Feed,
-) -> None:
+def _save(directory: Path, graph: Graph, state: TrainState, notes: dict[str, Any]) -> None:
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.variables))):
         raise FloatingPointError(f"a weight is not finite after step {int(state.step)}; try a lower learning_rate.")
-    notes = {"epochs": epochs, "seconds": seconds, "batches": batches.get_state()}
     checkpoint.save(directory, int(state.step), graph, state, notes)
 
 
@@ -257,27 +266,32 @@ class _Metrics:
     Where tensorboardX is installed, the same numbers go to ``tensorboard`` beside it.
     """
 
-    def __init__(self, directory: Path, keep: int, within_epoch: int) -> None:
+    def __init__(self, directory: Path, keep: int, losses: list[float]) -> None:
+        """Go on after ``keep`` steps; ``losses`` are those of the epoch under way."""
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
-        kept = path.read_text().splitlines()[:keep] if path.exists() else []
+        kept = _kept_lines(path, keep)
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
         self._directory, self._file, self._board = directory, path.open("a"), _tensorboard(directory, keep)
         self._step, self._pending = keep, None
-        # Of the epoch under way, which a checkpoint within it has interrupted.
-        self._losses = [json.loads(line)["loss"] for line in kept[keep - within_epoch :]]
+        self._losses = list(losses)
         self._note = ""
 
     def record(self, values: dict[str, Array]) -> str:
         """Take a step's metrics, write those of the step before, and return them as text."""
-        self.flush()
+        self._write_pending()
         self._pending = values
         return self._note
 
-    def flush(self) -> None:
-        """Write the metrics still pending."""
+    def flush(self) -> list[float]:
+        """Write everything to the file, and return the losses of the epoch under way."""
+        self._write_pending()
+        self._file.flush()
+        return list(self._losses)
+
+    def _write_pending(self) -> None:
         if self._pending is None:
             return
         values = {name: float(value) for name, value in self._pending.items()}
@@ -298,11 +312,6 @@ class _Metrics:
         self._show("test", {"accuracy": test_accuracy})
         return float(np.mean(losses))
 
-    def sync(self) -> None:
-        """Put everything on disk."""
-        self.flush()
-        self._file.flush()
-
     def close(self) -> None:
         """Close the files, whatever happened."""
         self._file.close()
@@ -313,6 +322,22 @@ class _Metrics:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{group}/{name}", value, self._step)
+
+
+def _kept_lines(path: Path, keep: int) -> list[str]:
+    """The lines of the first ``keep`` steps; what an interrupted run wrote after its last checkpoint is dropped."""
+    if keep == 0:
+        return []
+    if not path.exists():
+        raise ValueError(f"{path} is missing, without which the metrics of {keep} steps are lost; start a new --out.")
+    lines = path.read_text().splitlines()[:keep]
+    try:
+        steps = [json.loads(line)["step"] for line in lines]
+    except (ValueError, KeyError, TypeError):
+        steps = []
+    if steps != list(range(1, keep + 1)):
+        raise ValueError(f"{path} is damaged: it does not hold the steps 1 to {keep}; start a new --out.")
+    return lines
 
 
 def _tensorboard(directory: Path, step: int) -> Any:

@@ -229,3 +229,31 @@ def test_settings_are_taken_in_every_spelling(word, tmp_path, capsys, monkeypatc
     assert main(["train", "digits", *word, "--out", str(tmp_path / "new")]) == 2
     capsys.readouterr()
     assert json.loads((tmp_path / "new" / "config.json").read_text())["config"]["bits"] == 3
+
+
+def test_help_starts_without_jax():
+    """Importing JAX takes longer than reading the help."""
+    code = (
+        "import sys; from qpsnn_jax.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'numpy', 'matplotlib', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("home", ["home", "file"])
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, home):
+    (tmp_path / "file").write_text("")
+    code = (
+        "import os; from qpsnn_jax.cli import main; assert main(['cost', 'digits']) == 0\n"
+        "print(os.environ.get('JAX_COMPILATION_CACHE_DIR'))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / home)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    expected = str(tmp_path / home / "qpsnn_jax" / "compiled") if home == "home" else "None"
+    assert result.stdout.splitlines()[-1] == expected

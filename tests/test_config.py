@@ -24,6 +24,7 @@ from qpsnn_jax.presets import PRESETS
 
 WRONG = {
     "size": [16, "8", 2.5],
+    "frames_by": ["events", None],
     "autoaugment": [1, "yes", None],
     "network": [3, None, "alexnet"],
     "width": ["1", None, 0, -1.0, float("nan"), float("inf"), 0.001, True],

@@ -190,6 +190,26 @@ def test_energy_of_another_technology():
     assert other.energy_mj == pytest.approx(1e-9 * (2 * default.macs_total + 0.5 * default.sops_total))
 
 
+def test_firing_rates_stand_for_maps():
+    graph = pooled_graph()
+    activity, _ = measured(graph)
+    inputs = {node.input for node in graph.nodes if isinstance(node, Conv | Dense)}
+    rates = {name: float(np.mean(activity[name])) for name in inputs if name in activity}
+    even = cost(graph, {name: np.full(graph.values[name].shape, rate) for name, rate in rates.items()})
+    assert cost(graph, rates).sops_total == pytest.approx(even.sops_total)
+    assert cost(graph, rates).macs_total == pytest.approx(even.macs_total)
+    spiking = residual_graph(Quantizer(2))
+    assert cost(spiking, cost(spiking, measured(spiking)[0]).firing_rates).sops_total is None  # a pool is not a LIF
+    with pytest.raises(ValueError, match="activity names 'lif9', which is no node"):
+        cost(graph, {"lif9": 0.1})
+
+
+def test_the_footprint_adds_what_eq_16_leaves_out():
+    graph = pooled_graph()
+    extra = 2 * 4 + 1 + 5  # running moments of four channels, a scale for a layer, and five for a layer by channel
+    assert cost(graph).footprint_bytes == cost(graph).size_bytes + 4 * extra
+
+
 @pytest.mark.parametrize("name", ["lif0", "average", "flatten"])
 def test_activity_of_another_shape_is_refused(name):
     graph = pooled_graph()

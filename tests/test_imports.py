@@ -21,6 +21,7 @@ LAYERS = [
         "data.frames",
         "data.stream",
         "progress",
+        "stopping",
     },
     {"data.autoaugment", "data.host_crop", "data.feed"},
     {"data.augment"},

@@ -148,19 +148,35 @@ def test_evaluate_takes_other_data(small_run, tmp_path, capsys):
 
 def test_cost_gives_the_numbers_of_the_report(small_config, small_run, small_report, capsys):
     whole, *_, final = small_report["stages"]
-    for arguments, stage in (
-        (["cost", str(small_config)], whole),
-        (["cost", str(small_config), "--pruned"], final),
-        (["cost", str(small_run)], final),
-        (["cost", str(small_run / "quantized")], whole),
+    for arguments, stage, measured in (
+        (["cost", str(small_config)], whole, False),
+        (["cost", str(small_config), "--pruned"], final, False),
+        (["cost", str(small_run)], final, True),
+        (["cost", str(small_run / "quantized")], whole, True),
     ):
         assert main(arguments) == 0
-        total = capsys.readouterr().out.splitlines()[-1].split()
-        assert total[:3] == ["total", f"{stage['params']:,}", "params"]
-        assert float(total[3].replace(",", "")) * 1000 == stage["size_bytes"]
+        lines = capsys.readouterr().out.splitlines()
+        total = next(line for line in lines if line.startswith("total")).replace(",", "").split()
+        assert int(total[1]) == stage["params"]
+        assert float(total[2]) * 1000 == stage["size_bytes"]
+        assert (total[5] != "–") == measured
+        if measured:
+            assert float(total[5]) == pytest.approx(stage["sops_total"], abs=0.5)
+            energy = next(line for line in lines if "µJ" in line)
+            assert float(energy.split()[0]) == pytest.approx(1000 * stage["energy_mj"], abs=5e-4)
+        layers = [line.replace(",", "").split() for line in lines[1 : lines.index("")] if not line.startswith("total")]
+        assert sum(int(cells[4]) for cells in layers) == int(total[3])  # the lines add up
     assert main(["cost", str(small_config), "--width", "2"]) == 0
-    assert int(capsys.readouterr().out.splitlines()[-1].split()[1].replace(",", "")) > 2 * whole["params"]
+    lines = capsys.readouterr().out.splitlines()
+    total = next(line for line in lines if line.startswith("total"))
+    assert int(total.split()[1].replace(",", "")) > 2 * whole["params"]
     failed(capsys, ["cost", small_run, "--width", "2"], "holds a network as it is, so --width cannot be set")
+
+
+def test_a_run_goes_on_wherever_its_data_lie(small_config, copy, capsys, lazy):
+    command = ["run", str(small_config), "--out", str(copy)]
+    assert main([*command, "--data_dir", "elsewhere", "--workers", "3", "--checkpoint_epochs", "9"]) == 0
+    failed(capsys, [*command, "--seed", "1"], "holds another run (seed is 0 there and 1 here)")
 
 
 def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """The training loop, up to a real process that is killed and started again."""
 
+import dataclasses
 import json
 import math
 import os
@@ -90,16 +91,16 @@ def test_evaluation_counts_every_image_once(plan, whole):
     assert alone.accuracy * 70 == pytest.approx(round(alone.accuracy * 70))
 
 
-def test_evaluation_pads_the_last_batch(plan, whole, monkeypatch):
+@pytest.mark.parametrize("largest", [35, 32, 69])
+def test_the_size_of_a_batch_changes_nothing(plan, whole, monkeypatch, largest):
     trained, _ = whole
     data, graph = load_data(plan.config), build_graph(plan.config)
     expected = evaluate(graph, trained.variables, data.test, data)
-    monkeypatch.setattr(feed, "_EVALUATION_BATCH", 32)
-    padded = evaluate(graph, trained.variables, data.test, data)
-    assert (padded.accuracy, padded.loss) == pytest.approx((expected.accuracy, expected.loss), rel=1e-5)
-    first = evaluate(graph, trained.variables, type(data.test)(*(x[:48] for x in data.test)), data)
-    for name, activity in first.activity.items():
-        np.testing.assert_allclose(padded.activity[name], activity, rtol=1e-5)
+    monkeypatch.setattr(feed, "_EVALUATION_BATCH", largest)
+    parts = evaluate(graph, trained.variables, data.test, data)
+    assert (parts.accuracy, parts.loss) == pytest.approx((expected.accuracy, expected.loss), rel=1e-5)
+    for name, activity in expected.activity.items():
+        np.testing.assert_allclose(parts.activity[name], activity, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_can_measure_something_else(plan, whole):
@@ -145,6 +146,41 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_pa
     assert checksums(tmp_path / "new") == checksums(directory)
 
 
+@pytest.mark.parametrize(("steps", "saved"), [(7, ["step_21", "step_25"]), (12, ["step_24", "step_25"])])
+def test_checkpoints_within_epochs_are_so_many_steps_apart(plan, whole, tmp_path, steps, saved):
+    sparse = dataclasses.replace(plan.config, checkpoint_steps=steps, checkpoint_epochs=99)
+    trained = fitted(dataclasses.replace(plan, config=sparse), tmp_path)
+    assert steps_saved(tmp_path) == saved
+    same(trained.variables, whole[0].variables)
+
+
+def test_what_is_missing_or_damaged_is_refused(plan, whole, tmp_path):
+    def refused(place, match):
+        before = sorted(path.name for path in place.iterdir())
+        with pytest.raises(ValueError, match=match):
+            fitted(plan, place)
+        assert sorted(path.name for path in place.iterdir()) == before
+
+    missing, damaged, shorter, foreign = (shutil.copytree(whole[1], tmp_path / name) for name in "abcd")
+    (missing / "metrics.jsonl").unlink()
+    refused(missing, "metrics.jsonl is missing")
+    for place, lines in ((damaged, ['{"step": 1}', "x"]), (shorter, ['{"step": 1}'])):
+        (place / "metrics.jsonl").write_text("\n".join(lines))
+        refused(place, "metrics.jsonl is damaged: it does not hold the steps 1 to 25")
+    found = checkpoint.latest(foreign)
+    assert found is not None
+    graph = build_graph(plan.config)
+    notes = {name: value for name, value in found.notes.items() if name != "batches"}
+    checkpoint.save(foreign, 30, graph, whole[0].variables, notes)
+    refused(foreign, "step_30 is not one that this training wrote")
+
+
+def test_several_processes_are_refused(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="training runs in one JAX process"):
+        fitted(plan, tmp_path / "new")
+
+
 def test_the_seed_decides(small_network, tmp_path):
     settings = {"epochs": 1, "learning_rate": 0.02, "shift": 1}
     first, again, other = (
@@ -188,7 +224,11 @@ def test_a_price_on_operations_makes_them_fewer(small_network, tmp_path):
         trained = fitted(plan, tmp_path / str(price))
         totals.append(cost(build_graph(plan.config), trained.result.activity).sops_total)
         assert trained.result.accuracy > 0.2
+        assert all(("penalty" in line) == (price > 0) for line in lines(tmp_path / str(price)))
     assert totals[1] < 0.8 * totals[0]
+    logged = lines(tmp_path / "40.0")
+    assert logged[0]["loss"] == lines(tmp_path / "0.0")[0]["loss"]  # the loss is logged without the price
+    assert logged[-1]["penalty"] < 0.8 * logged[0]["penalty"]
 
 
 def test_a_batch_larger_than_the_data_is_refused(small_network, tmp_path):
@@ -287,19 +327,23 @@ def started(directory: Path, cache: Path) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def killed_when(process: subprocess.Popen, happened) -> None:
+def when(process: subprocess.Popen, happened) -> None:
     deadline = time.monotonic() + 240
     while not happened():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def killed_when(process: subprocess.Popen, happened) -> None:
+    when(process, happened)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
-    """ResNet20 on the digits, killed while it trains and while it fine-tunes, in all three stages."""
+    """ResNet20 on the digits, terminated, killed while it trains and while it fine-tunes, in all three stages."""
     cache, whole, broken = (tmp_path / name for name in ("cache", "whole", "broken"))
     process = started(whole, cache)
     assert process.wait() == 0, process.communicate()
@@ -308,7 +352,16 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     def saved(stage):
         return any(name.isdigit() for name in (p.name.removeprefix("step_") for p in (broken / stage).glob("step_*")))
 
-    killed_when(started(broken, cache), lambda: saved("quantized"))
+    process = started(broken, cache)
+    when(process, lambda: saved("quantized"))
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.splitlines()[-1] == "qpsnn: stopped; a run goes on from its last checkpoint by the same command."
+    last = max(int(name.removeprefix("step_")) for name in steps_saved(broken / "quantized"))
+    assert len(lines(broken / "quantized")) == last  # nothing is lost
+    if last < 30:
+        killed_when(started(broken, cache), lambda: f"step_{last}" not in steps_saved(broken / "quantized"))
     assert not (broken / "quantized" / "stage.json").exists()
     killed_when(started(broken, cache), lambda: saved("finetuned"))
     assert (broken / "pruned" / "stage.json").exists()

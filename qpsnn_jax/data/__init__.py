@@ -13,12 +13,13 @@ from qpsnn_jax.data.augment import Augmentation
 from qpsnn_jax.data.dataset import Arrays, DataSet, Files, normalize
 from qpsnn_jax.data.digits import digits as _digits
 from qpsnn_jax.data.imagenet import imagenet as _imagenet
+from qpsnn_jax.data.recordings import By
 from qpsnn_jax.data.recordings import cifar10_dvs as _cifar10_dvs
 from qpsnn_jax.data.recordings import nmnist as _nmnist
 from qpsnn_jax.data.tfds_source import cifar as _cifar
 from qpsnn_jax.data.tiny_imagenet import tiny_imagenet as _tiny_imagenet
 
-__all__ = ["EVENTS", "SHAPES", "SIZED", "Arrays", "Augmentation", "DataSet", "Files", "load", "normalize"]
+__all__ = ["EVENTS", "SHAPES", "SIZED", "Arrays", "Augmentation", "By", "DataSet", "Files", "load", "normalize"]
 
 # Image shape (h, w, c) and number of classes, known without reading anything.
 SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {
@@ -58,11 +59,12 @@ def load(
     test_examples: int | None = None,
     timesteps: int | None = None,
     size: int | None = None,
+    by: By = "count",
 ) -> DataSet:
     """Load a data set by name: as arrays in host memory, but imagenet2012 as files that are read while training runs.
 
-    The order is random but fixed by ``seed``, and every beginning of it holds the classes in proportion: n training
-    examples are the first n of the whole training set, so smaller subsets lie within larger ones.
+    The order is random but fixed by ``seed``, and n examples are the first n in that order, so smaller subsets lie
+    within larger ones. Of arrays every beginning holds the classes in proportion.
 
     Args:
         name: ``digits`` (embedded, 1,437 + 360 images of 8×8×1), ``cifar10`` or ``cifar100`` (50,000 + 10,000 images of
@@ -73,8 +75,9 @@ def load(
         seed: chooses the order, hence the subsets, and for the digits the split; 0 or more.
         train_examples: number of training examples, None for all.
         test_examples: number of test examples, None for all.
-        timesteps: frames per recording, each of as many events; for event recordings only, which need it.
+        timesteps: frames per recording; for event recordings only, which need it.
         size: height and width of the frames of event recordings or of ImageNet's crops, None for the usual ones.
+        by: frames of a recording hold equal numbers of events (``count``) or last equally long (``time``).
 
     Returns:
         The data set; its mean and std are those of the whole training set.
@@ -85,8 +88,8 @@ def load(
     if name not in SHAPES:
         raise ValueError(f"name must be one of {', '.join(SHAPES)}, got {name!r}.")
     if name in EVENTS:
-        if data_dir is None or timesteps is None:
-            raise ValueError(f"{name} is read from a folder of recordings; give data_dir and timesteps.")
+        if timesteps is None:
+            raise ValueError(f"timesteps must be given for {name}: how many frames a recording becomes.")
         frame = (size, size) if size is not None else SHAPES[name][0][:2]
         read = EVENTS[name]
         return read(
@@ -94,6 +97,7 @@ def load(
             seed,
             timesteps=timesteps,
             size=frame,
+            by=by,
             train_examples=train_examples,
             test_examples=test_examples,
         )

@@ -4,8 +4,9 @@ Batch k of a training feed depends on nothing but the seed and k, and a feed can
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +21,6 @@ _EVALUATION_PIXELS = 500 * 64 * 64
 _EVALUATION_BATCH = 500
 
 
-class Batch(NamedTuple):
-    """Images and labels of a batch; ``weights`` are 1 for an example and 0 for what only fills the batch."""
-
-    images: Any
-    labels: Any
-    weights: Any
-
-
 class Feed(Protocol):
     """An endless iterator over batches of images and labels that can be put where another one was."""
 
@@ -39,6 +32,10 @@ class Feed(Protocol):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue where ``get_state`` was called, on a feed made with the same arguments."""
+        ...
+
+    def close(self) -> None:
+        """Stop reading ahead."""
         ...
 
 
@@ -64,28 +61,33 @@ def feed(examples: Examples, batch_size: int, seed: int, *, workers: int = 0) ->
     return _OnDevice(examples, batch_size, seed)
 
 
-def evaluation_batches(examples: Examples) -> Iterator[Batch]:
-    """All examples once, in their order, in batches of one size; the last is filled up with examples of weight 0."""
+def evaluation_batches(examples: Examples, *, workers: int = 0) -> Iterator[Arrays]:
+    """All examples once, in their order, in batches of one size but for the last, which may be smaller."""
     total, size = count(examples), _evaluation_size(examples)
-    if isinstance(examples, Files):
-        padded = Selected(examples.source, np.minimum(np.arange(-(-total // size) * size), total - 1))
-        read = stream(padded, size, 0, shard_by_process=False, transform=examples.centre, epochs=1, shuffle=False)
-        batches = ((batch["image"], batch["label"]) for batch in read)
-    else:
-        rows = (np.minimum(np.arange(start, start + size), total - 1) for start in range(0, total, size))
-        batches = ((examples.images[index], examples.labels[index]) for index in rows)
-    for start, (images, labels) in zip(range(0, total, size), batches, strict=True):
-        yield Batch(images, labels, (np.arange(start, start + size) < total).astype(np.float32))
+    if not isinstance(examples, Files):
+        yield from (Arrays(examples.images[i : i + size], examples.labels[i : i + size]) for i in range(0, total, size))
+        return
+    options = {"shard_by_process": False, "transform": examples.centre, "epochs": 1, "shuffle": False}
+    rest = total % size
+    for first, last, batch_size in ((0, total - rest, size), (total - rest, total, rest)):
+        if first < last:
+            part = Selected(examples.source, np.arange(first, last))
+            with closing(stream(part, batch_size, 0, workers=workers, **options)) as read:
+                yield from (Arrays(batch["image"], batch["label"]) for batch in read)
 
 
-def sample(examples: Examples, batch_size: int, batches: int, seed: int = 0) -> Iterator[np.ndarray]:
+def sample(
+    examples: Examples, batch_size: int, batches: int, seed: int = 0, *, workers: int = 0
+) -> Iterator[np.ndarray]:
     """At most so many whole batches of images without augmentation; of the first arrays, or of files drawn by seed."""
     size = min(batch_size, count(examples))
     batches = min(batches, count(examples) // size)
     if isinstance(examples, Files):
-        read = stream(examples.source, size, seed, shard_by_process=False, transform=examples.centre, epochs=1)
-        return (batch["image"] for _, batch in zip(range(batches), read, strict=False))
-    return (examples.images[i * size : (i + 1) * size] for i in range(batches))
+        options = {"shard_by_process": False, "transform": examples.centre, "epochs": 1}
+        with closing(stream(examples.source, size, seed, workers=workers, **options)) as read:
+            yield from (next(read)["image"] for _ in range(batches))
+    else:
+        yield from (examples.images[i * size : (i + 1) * size] for i in range(batches))
 
 
 def first(examples: Examples) -> Arrays:
@@ -130,6 +132,9 @@ class _OnDevice:
     def set_state(self, state: dict[str, Any]) -> None:
         self._given = int(state["batches"])
 
+    def close(self) -> None:
+        """Nothing reads ahead."""
+
 
 class _Streamed:
     """Files through Grain; the state is that of its iterator."""
@@ -147,6 +152,9 @@ class _Streamed:
     def set_state(self, state: dict[str, Any]) -> None:
         self._read.set_state(state)
 
+    def close(self) -> None:
+        self._read.close()
+
 
 @partial(jax.jit, static_argnums=2)
 def _order(key: Array, epoch: int, total: int) -> Array:
@@ -162,5 +170,8 @@ def _take(arrays: Any, order: Array, row: int, size: int) -> Any:
 def _evaluation_size(examples: Examples) -> int:
     total = count(examples)
     height, width = (examples.shape if isinstance(examples, Files) else examples.images.shape[-3:])[:2]
-    size = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // (height * width)))
-    return -(-total // -(-total // size))
+    largest = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // (height * width)))
+    fewest = -(-total // largest)
+    # A last batch of another size would be compiled for itself, so a few more batches of one size are faster.
+    equal = next((n for n in range(fewest, min(2 * fewest, total) + 1) if total % n == 0), fewest)
+    return -(-total // equal)

@@ -48,7 +48,8 @@ def imagenet(
         total = len(examples)
         chosen = example_count(what, wanted, total)
         if chosen < total:
-            examples = Selected(examples, np.random.default_rng(seed).permutation(total)[:chosen])
+            order = np.argsort(np.random.PCG64(seed).random_raw(total), kind="stable")
+            examples = Selected(examples, order[:chosen])
         return Files(examples, (size, size, 3), crop, centre)
 
     return DataSet(

@@ -11,7 +11,7 @@ from qpsnn_jax.data.tiny_imagenet import find_folder
 _IMAGENET = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")  # behind a registration, so TFDS cannot fetch them
 
 
-def prepare(name: str, data_dir: str | PathLike[str]) -> Path:
+def prepare(name: str, data_dir: str | PathLike[str] | None) -> Path:
     """Prepare a data set in TFDS's layout and array_record format; one that is there already is left as it is.
 
     Args:
@@ -26,9 +26,11 @@ def prepare(name: str, data_dir: str | PathLike[str]) -> Path:
         ValueError: unknown name, TensorFlow or the files are missing, or a download that failed.
     """
     check_name(name)
-    root = Path(data_dir).expanduser()
     if name == "digits":
         raise ValueError("digits travel with the package; there is nothing to prepare.")
+    if data_dir is None:
+        raise ValueError(f"data_dir must be given: where to prepare {name}.")
+    root = Path(data_dir).expanduser()
     if is_prepared(name, root):
         return find(name, root)
     if name == "tiny_imagenet":

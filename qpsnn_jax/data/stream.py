@@ -4,6 +4,7 @@ Batch k is a function of the seed, k and the number of hosts alone: neither work
 The state of the iterator is a small dictionary for the checkpoint; setting it continues with the very next batch.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -29,6 +30,10 @@ class Batches(Protocol):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue where ``get_state`` was called, on a stream made with the same arguments."""
+        ...
+
+    def close(self) -> None:
+        """Stop the worker processes, if any."""
         ...
 
 
@@ -87,8 +92,15 @@ def stream(
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
     if workers:
         _settle_flags()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _leave_interrupts
+        )
     return iter(batches)
+
+
+def _leave_interrupts(*_: Any) -> None:
+    """Ctrl-C at a terminal reaches the workers too; the program that they work for stops them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _settle_flags() -> None:

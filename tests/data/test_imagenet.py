@@ -1,10 +1,17 @@
 """ImageNet as files that stream: what is read, and a whole run on it that stops within an epoch and goes on."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from imagenet_folder import picture, write
+from small_runs import checksums
 
 from qpsnn_jax import checkpoint, train
 from qpsnn_jax.cli import main
@@ -57,40 +64,78 @@ def test_a_missing_folder_is_refused(tmp_path):
         load("imagenet2012", data_dir=tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_stops_within_an_epoch_and_goes_on(root, small_config, tmp_path, capsys, monkeypatch, workers):
+def command(root, small_config, workers):
     settings = {"data": "imagenet2012", "size": 32, "epochs": 2, "finetune_epochs": 1, "batch_size": 8, "flip": "true"}
-    settings |= {"checkpoint_steps": 2, "score_batch_size": 16, "workers": workers, "data_dir": root}
-    settings |= {"train_examples": "none", "test_examples": "none", "shift": 0}
-    options = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-    command = ["run", str(small_config), *options, "--out"]
-    if workers == 0:
-        assert main([*command, str(tmp_path / "whole")]) == 0
-        expected = json.loads((tmp_path / "whole" / "report.json").read_text())
+    settings |= {"checkpoint_steps": 2, "score_batch_size": 16, "workers": workers, "data_dir": root, "shift": 0}
+    settings |= {"train_examples": "none", "test_examples": "none"}
+    return [
+        "run",
+        str(small_config),
+        *(str(word) for name, x in settings.items() for word in (f"--{name}", x)),
+        "--out",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(root, small_config, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    assert main([*command(root, small_config, 0), str(directory)]) == 0
+    return directory
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_stops_within_an_epoch_and_goes_on(root, small_config, whole, tmp_path, monkeypatch, workers):
+    """With or without worker processes it ends like the run that was never stopped."""
+    record = train._Metrics.record
 
     def interrupted(self, values):
         if self._step == 8:
             raise KeyboardInterrupt
         return record(self, values)
 
-    record = train._Metrics.record
+    broken = tmp_path / "broken"
     monkeypatch.setattr(train._Metrics, "record", interrupted)
-    assert main([*command, str(tmp_path / "broken")]) == 130
+    assert main([*command(root, small_config, workers), str(broken)]) == 130
     monkeypatch.setattr(train._Metrics, "record", record)
-    found = checkpoint.latest(tmp_path / "broken" / "quantized")
+    found = checkpoint.latest(broken / "quantized")
     assert found is not None
     assert found.step == 8  # two steps into the second epoch of six
-    assert main([*command, str(tmp_path / "broken")]) == 0
-    logged = (tmp_path / "broken" / "quantized" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in logged] == list(range(1, 13))
-    if workers == 0:
-        assert logged == (tmp_path / "whole" / "quantized" / "metrics.jsonl").read_text().splitlines()
-        report = json.loads((tmp_path / "broken" / "report.json").read_text())
-        for ours, theirs in zip(report["stages"], expected["stages"], strict=True):
-            assert ours | {"seconds": 0} == theirs | {"seconds": 0}
-        notes = [
-            json.loads((tmp_path / name / "quantized" / "stage.json").read_text())["epochs"]
-            for name in ("whole", "broken")
-        ]
+    assert main([*command(root, small_config, workers), str(broken)]) == 0
+    for stage in ("quantized", "finetuned"):
+        logged = [(place / stage / "metrics.jsonl").read_text() for place in (broken, whole)]
+        assert logged[0] == logged[1]
+        assert checksums(broken / stage)["final/step_0"] == checksums(whole / stage)["final/step_0"]
+        notes = [json.loads((place / stage / "stage.json").read_text())["epochs"] for place in (broken, whole)]
         assert notes[0] == notes[1]
-    capsys.readouterr()
+
+
+def test_an_interrupt_at_the_terminal_stops_the_workers_in_silence(root, small_config, tmp_path, whole):
+    """The signal goes to the whole group, as from a keyboard."""
+    del whole  # its programs are compiled
+    code = (
+        "import sys; from small_runs import small; from qpsnn_jax.zoo import NETWORKS; NETWORKS['small'] = small\n"
+        "from qpsnn_jax.cli import main\n"
+        "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    arguments = [*command(root, small_config, 2), str(tmp_path / "new"), "--epochs", "500"]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
+    )
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "new" / "quantized").glob("step_?")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "qpsnn: stopped;" in said
