@@ -52,7 +52,10 @@ WRONG = {
     "prune nothing": (["prune", "foreign"], "foreign is not the directory of a run: it has no config.json."),
     "finetune nothing": (["finetune", "absent"], "absent is not the directory of a run: it has no config.json."),
     "evaluate nothing": (["evaluate", "absent"], "absent holds no finished network"),
-    "evaluate no number": (["evaluate", "absent", "--test-examples", "x"], "argument --test-examples: invalid int"),
+    "evaluate no number": (
+        ["evaluate", "absent", "--test-examples", "x"],
+        "argument --test-examples/--test_examples: invalid int",
+    ),
     "cost of nothing": (["cost", "foreign"], "foreign holds no finished network; give a run"),
     "cost of no preset": (["cost", "absent"], "'absent' is neither a preset (digits) nor a .py file;"),
     "import nothing": (
@@ -218,7 +221,7 @@ def test_stopping_by_hand_says_how_to_go_on(place, capsys, monkeypatch):
 
     monkeypatch.setitem(COMMANDS, "cost", stop)
     assert main(["cost", "digits"]) == 130
-    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert "a run goes on from its last checkpoint by the same command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", [["--bits", "3"], ["--bits=3"], ["--score_batches", "1", "--bits", "3"]])
