@@ -54,7 +54,7 @@ WRONG = {
     "evaluate nothing": (["evaluate", "absent"], "absent holds no finished network"),
     "evaluate no number": (
         ["evaluate", "absent", "--test-examples", "x"],
-        "argument --test-examples/--test_examples: invalid int",
+        "argument --test-examples/--test_examples",
     ),
     "cost of nothing": (["cost", "foreign"], "foreign holds no finished network; give a run"),
     "cost of no preset": (["cost", "absent"], "'absent' is neither a preset (digits) nor a .py file;"),
