@@ -96,15 +96,19 @@ def measured(graph: Graph, batch: int = 5):
 
 def counted(graph: Graph, node: Conv | Dense, nonzero: jax.Array) -> float:
     """Multiplications whose input is not zero, per image: a layer of ones applied to the indicator."""
+    return float(reached(graph, node, nonzero))
+
+
+def reached(graph: Graph, node: Conv | Dense, nonzero: jax.Array) -> jax.Array:
     images, inputs = nonzero.shape[0], nonzero.shape[-1]
     if isinstance(node, Dense):
-        return float(nonzero.sum()) * node.features / images
+        return nonzero.sum() * node.features / images
     folded = nonzero.reshape(-1, *nonzero.shape[-3:])
     padding = [(p, p) for p in node.padding]
     ones = jnp.ones((*node.kernel, inputs, node.features))
     out = jax.lax.conv_general_dilated(folded, ones, node.strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     assert out.shape[1:] == graph.values[node.name].shape
-    return float(out.sum()) / images
+    return out.sum() / images
 
 
 @pytest.mark.parametrize("graph", [pooled_graph(), pooled_graph(frames=True), residual_graph(Quantizer(2))])
@@ -284,3 +288,24 @@ def test_the_penalty_is_the_number_of_operations(frames):
     _, penalties = network.apply(variables, images, capture=sops_reducers(graph))
     _, activity = network.apply(variables, images, capture=activity_reducers(graph))
     assert float(sum(penalties.values())) == pytest.approx(cost(graph, activity).sops_total, rel=1e-5)
+
+
+def test_the_gradient_of_the_penalty_is_that_of_direct_counting():
+    graph = residual_graph(Quantizer(2))
+    variables, images = random_variables(graph), images_of(graph, 3)
+    network, weighted = SpikingNetwork(graph), [n for n in graph.nodes if isinstance(n, Conv | Dense)]
+    spiking = [node for node in weighted if graph.values[node.input].spiking]
+
+    def by_reducers(params):
+        _, found = network.apply(variables | {"params": params}, images, capture=sops_reducers(graph))
+        return sum(found.values())
+
+    def by_counting(params):
+        names = [node.input for node in spiking]
+        _, values = network.apply(variables | {"params": params}, images, capture=names)
+        return sum(reached(graph, node, getattr(values[node.input], "spikes", values[node.input])) for node in spiking)
+
+    expected = jax.jit(jax.grad(by_counting))(variables["params"])
+    found = jax.jit(jax.grad(by_reducers))(variables["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected)
+    assert float(jnp.abs(found["stem"]["kernel"]).max()) > 1

@@ -317,7 +317,8 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(plan, whole, tmp_pat
 
 
 RESNET20 = ["digits", "--width", "0.0625", "--train-examples", "192", "--test-examples", "60", "--batch-size", "32"]
-RESNET20 += ["--epochs", "6", "--finetune-epochs", "6", "--checkpoint-epochs", "1", "--score-batches", "1"]
+RESNET20 += ["--epochs", "6", "--finetune-epochs", "6", "--checkpoint-epochs", "2", "--score-batches", "1"]
+RESNET20 += ["--checkpoint-steps", "4"]  # of six in an epoch
 
 
 def started(directory: Path, cache: Path) -> subprocess.Popen:

@@ -69,7 +69,6 @@ def command(root, small_config, workers):
     settings |= {"checkpoint_steps": 2, "score_batch_size": 16, "workers": workers, "data_dir": root, "shift": 0}
     settings |= {"train_examples": "none", "test_examples": "none"}
     return [
-        "run",
         str(small_config),
         *(str(word) for name, x in settings.items() for word in (f"--{name}", x)),
         "--out",
@@ -79,12 +78,12 @@ def command(root, small_config, workers):
 @pytest.fixture(scope="module")
 def whole(root, small_config, tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole") / "run"
-    assert main([*command(root, small_config, 0), str(directory)]) == 0
+    assert main(["run", *command(root, small_config, 0), str(directory)]) == 0
     return directory
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_stops_within_an_epoch_and_goes_on(root, small_config, whole, tmp_path, monkeypatch, workers):
+def test_training_stops_within_an_epoch_and_goes_on(root, small_config, whole, tmp_path, monkeypatch, workers):
     """With or without worker processes it ends like the run that was never stopped."""
     record = train._Metrics.record
 
@@ -95,18 +94,23 @@ def test_a_run_stops_within_an_epoch_and_goes_on(root, small_config, whole, tmp_
 
     broken = tmp_path / "broken"
     monkeypatch.setattr(train._Metrics, "record", interrupted)
-    assert main([*command(root, small_config, workers), str(broken)]) == 130
+    assert main(["train", *command(root, small_config, workers), str(broken)]) == 130
     monkeypatch.setattr(train._Metrics, "record", record)
     found = checkpoint.latest(broken / "quantized")
     assert found is not None
     assert found.step == 8  # two steps into the second epoch of six
-    assert main([*command(root, small_config, workers), str(broken)]) == 0
-    for stage in ("quantized", "finetuned"):
-        logged = [(place / stage / "metrics.jsonl").read_text() for place in (broken, whole)]
-        assert logged[0] == logged[1]
-        assert checksums(broken / stage)["final/step_0"] == checksums(whole / stage)["final/step_0"]
-        notes = [json.loads((place / stage / "stage.json").read_text())["epochs"] for place in (broken, whole)]
-        assert notes[0] == notes[1]
+    assert main(["train", *command(root, small_config, workers), str(broken)]) == 0
+    logged = [(place / "quantized" / "metrics.jsonl").read_text() for place in (broken, whole)]
+    assert logged[0] == logged[1]
+    assert checksums(broken / "quantized")["final/step_0"] == checksums(whole / "quantized")["final/step_0"]
+    notes = [json.loads((place / "quantized" / "stage.json").read_text())["epochs"] for place in (broken, whole)]
+    assert notes[0] == notes[1]
+
+
+def test_a_whole_run_scores_prunes_and_finetunes(whole):
+    report = json.loads((whole / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["quantized", "pruned", "finetuned"]
+    assert report["stages"][-1]["connection_ratio"] < 0.5
 
 
 def test_an_interrupt_at_the_terminal_stops_the_workers_in_silence(root, small_config, tmp_path, whole):
@@ -119,7 +123,7 @@ def test_an_interrupt_at_the_terminal_stops_the_workers_in_silence(root, small_c
     )
     script = tmp_path / "run.py"
     script.write_text(code)
-    arguments = [*command(root, small_config, 2), str(tmp_path / "new"), "--epochs", "500"]
+    arguments = ["train", *command(root, small_config, 1), str(tmp_path / "new"), "--epochs", "500"]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     process = subprocess.Popen(
         [sys.executable, str(script), *arguments],
