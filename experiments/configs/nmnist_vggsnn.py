@@ -2,7 +2,7 @@
 
 Command: qpsnn run experiments/configs/nmnist_vggsnn.py --data_dir NMNIST_DIR --out runs/nmnist_vggsnn
 Hardware and time: 2 CPU cores, 4 minutes for 500 + 100 recordings.
-Ours, last / best epoch, on those: quantized 96.00 / 96.00 %, fine-tuned 93.00 / 94.00 % at 42.2 % of the weights (seed 0).
+Ours, last / best epoch: quantized 96.00 / 96.00 %, fine-tuned 93.00 / 94.00 % at 42.2 % of the weights (seed 0).
 """
 
 from qpsnn_jax import Config
