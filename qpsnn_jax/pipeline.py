@@ -25,10 +25,11 @@ from qpsnn_jax import checkpoint
 from qpsnn_jax.config import Config, as_dict, build_graph, from_dict
 from qpsnn_jax.costs import cost
 from qpsnn_jax.data import DataSet, load
-from qpsnn_jax.data.feed import sample
+from qpsnn_jax.data.feed import count, sample
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
 from qpsnn_jax.pruning.selection import Scores
+from qpsnn_jax.sharding import data_mesh
 from qpsnn_jax.steps import Variables, init_variables
 from qpsnn_jax.train import Evaluation, Plan, evaluate, fit, normalizer, whole_batches
 
@@ -389,7 +390,9 @@ def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -
         return score_random(graph, jax.random.key(config.seed))
     normalized = jax.jit(normalizer(data))
     images = sample(data.train, config.score_batch_size, config.score_batches, config.seed, workers=config.workers)
-    return score(graph, variables, map(normalized, images), _CRITERIA[config.criterion])
+    mesh = data_mesh()
+    shared = mesh if mesh.size > 1 and min(config.score_batch_size, count(data.train)) % mesh.size == 0 else None
+    return score(graph, variables, map(normalized, images), _CRITERIA[config.criterion], mesh=shared)
 
 
 def _baseline(config: Config, directory: Path, data: DataSet) -> Stage:

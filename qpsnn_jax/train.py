@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from qpsnn_jax import checkpoint
 from qpsnn_jax.config import Config, LossName, augmenter
@@ -27,6 +28,7 @@ from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.network import Capture, Reducer
 from qpsnn_jax.optim import OptimizerName, cosine_schedule, optimizer
 from qpsnn_jax.progress import progress
+from qpsnn_jax.sharding import data_mesh, replicated, split
 from qpsnn_jax.steps import (
     Loss,
     TrainState,
@@ -89,7 +91,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
 
     Raises:
         ValueError: the batch is larger than the training set, a checkpoint or the metrics in ``directory`` cannot be
-            read, or there are several JAX processes.
+            read, the devices cannot share a batch equally, or there are several JAX processes.
         FloatingPointError: the loss or a weight is no longer finite; the last good checkpoint stays.
         Terminated: SIGTERM came, and everything is saved.
     """
@@ -111,7 +113,9 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     )
     key = jax.random.key_data(jax.random.key(plan.seed))
     initial = jax.jit(partial(init_state, tx=tx, average=config.average is not None))(variables, key=key)
-    batches = feed(data.train, config.batch_size, plan.seed, workers=config.workers)
+    mesh = mesh_of(config)
+    initial = jax.device_put(initial, replicated(mesh))
+    batches = feed(data.train, config.batch_size, plan.seed, workers=config.workers, mesh=mesh)
     state, epochs, losses, seconds = _resume(initial, graph, directory, batches)
     started = time.monotonic() - seconds
     step = jax.jit(
@@ -124,6 +128,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
             penalty=_penalty(graph, config.sops_penalty),
         ),
         donate_argnums=0,
+        out_shardings=replicated(mesh),
     )
     eval_step = _activity_step(graph, data.mean, data.std)
     result, done, total = None, int(state.step), plan.epochs * steps_per_epoch
@@ -140,7 +145,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
             epoch, within = divmod(number, steps_per_epoch)
             if within == 0:
                 metrics.flush()
-                result = _evaluate(eval_step, evaluation_variables(state), data.test, config.workers)
+                result = _evaluate(eval_step, evaluation_variables(state), data.test, config.workers, mesh)
                 loss = metrics.end_epoch(result.accuracy)
                 epochs.append({"epoch": epoch, "train_loss": loss, "test_accuracy": result.accuracy})
                 shown.line(
@@ -154,7 +159,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
                 _save(directory, graph, state, notes)
             if stop:
                 raise Terminated
-    result = result or _evaluate(eval_step, evaluation_variables(state), data.test, config.workers)
+    result = result or _evaluate(eval_step, evaluation_variables(state), data.test, config.workers, mesh)
     return Trained(evaluation_variables(state), result, epochs, time.monotonic() - started)
 
 
@@ -189,6 +194,18 @@ def whole_batches(config: Config, data: DataSet) -> int:
     return total // config.batch_size
 
 
+def mesh_of(config: Config) -> Mesh:
+    """All devices, which share every batch.
+
+    Raises:
+        ValueError: they cannot share it equally.
+    """
+    mesh = data_mesh()
+    if config.batch_size % mesh.size:
+        raise ValueError(f"batch_size {config.batch_size} must be a multiple of the {mesh.size} devices that share it.")
+    return mesh
+
+
 def normalizer(data: DataSet) -> Callable[[Array], Array]:
     """The normalization of a data set, from uint8 pixels to floating images."""
     return partial(normalize, mean=data.mean, std=data.std)
@@ -201,12 +218,17 @@ def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]
     return jax.jit(make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph)))
 
 
-def _evaluate(step: Callable, variables: Variables, examples: Examples, workers: int = 0) -> Evaluation:
+def _evaluate(
+    step: Callable, variables: Variables, examples: Examples, workers: int = 0, mesh: Mesh | None = None
+) -> Evaluation:
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     activity: dict[str, np.ndarray] = {}
     for images, labels in evaluation_batches(examples, workers=workers):
         size = len(labels)
-        partial_sums, captured = step(variables, images, labels, np.ones(size, np.float32))
+        batch = images, labels, np.ones(size, np.float32)
+        if mesh is not None and size % mesh.size == 0:
+            batch = jax.device_put(batch, split(mesh))
+        partial_sums, captured = step(variables, *batch)
         sums = {name: value + float(partial_sums[name]) for name, value in sums.items()}
         activity = {name: activity.get(name, 0) + size * np.asarray(x, np.float64) for name, x in captured.items()}
     activity = {name: total / sums["count"] for name, total in activity.items()}

@@ -22,6 +22,7 @@ LAYERS = [
         "data.stream",
         "progress",
         "stopping",
+        "sharding",
     },
     {"data.autoaugment", "data.host_crop", "data.feed"},
     {"data.augment"},

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from qpsnn_jax.data.dataset import Arrays, Examples, Files, Source
 from qpsnn_jax.data.stream import stream
+from qpsnn_jax.sharding import replicated, split
 
 # Pixels in a batch of evaluation: 500 images of 64×64, fewer of larger ones.
 _EVALUATION_PIXELS = 500 * 64 * 64
@@ -44,7 +46,7 @@ def count(examples: Examples) -> int:
     return len(examples.source if isinstance(examples, Files) else examples.labels)
 
 
-def feed(examples: Examples, batch_size: int, seed: int, *, workers: int = 0) -> Feed:
+def feed(examples: Examples, batch_size: int, seed: int, *, workers: int = 0, mesh: Mesh | None = None) -> Feed:
     """Batches for training, without end: each epoch in an order of its own, what fills no batch left out of it.
 
     Arrays are put on the device once and permuted there by a key, ``fold_in(key(seed), epoch)``. Files are read and
@@ -55,10 +57,11 @@ def feed(examples: Examples, batch_size: int, seed: int, *, workers: int = 0) ->
         batch_size: examples in a batch.
         seed: chooses the orders and the crops.
         workers: processes that read files ahead, 0 for none; arrays need none.
+        mesh: of the devices over which each batch is split; every one of them holds the arrays.
     """
     if isinstance(examples, Files):
-        return _Streamed(examples, batch_size, seed, workers)
-    return _OnDevice(examples, batch_size, seed)
+        return _Streamed(examples, batch_size, seed, workers, mesh)
+    return _OnDevice(examples, batch_size, seed, mesh)
 
 
 def evaluation_batches(examples: Examples, *, workers: int = 0) -> Iterator[Arrays]:
@@ -114,8 +117,10 @@ class Selected:
 class _OnDevice:
     """Arrays on the device; the state is the number of batches given."""
 
-    def __init__(self, arrays: Arrays, batch_size: int, seed: int) -> None:
-        self._arrays, self._size, self._key = jax.device_put(arrays), batch_size, jax.random.key(seed)
+    def __init__(self, arrays: Arrays, batch_size: int, seed: int, mesh: Mesh | None) -> None:
+        places = (None, None) if mesh is None else (replicated(mesh), split(mesh))
+        self._arrays, self._size, self._key = jax.device_put(arrays, places[0]), batch_size, jax.random.key(seed)
+        self._take = jax.jit(_take, static_argnums=3, out_shardings=places[1])
         self._per_epoch = len(arrays.labels) // batch_size
         self._given, self._epoch, self._order = 0, -1, None
 
@@ -124,7 +129,7 @@ class _OnDevice:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, _order(self._key, epoch, len(self._arrays.labels))
         self._given += 1
-        return _take(self._arrays, self._order, row, self._size)
+        return self._take(self._arrays, self._order, row, self._size)
 
     def get_state(self) -> dict[str, Any]:
         return {"batches": self._given}
@@ -139,12 +144,13 @@ class _OnDevice:
 class _Streamed:
     """Files through Grain; the state is that of its iterator."""
 
-    def __init__(self, files: Files, batch_size: int, seed: int, workers: int) -> None:
+    def __init__(self, files: Files, batch_size: int, seed: int, workers: int, mesh: Mesh | None) -> None:
+        self._place = None if mesh is None else split(mesh)
         self._read = stream(files.source, batch_size, seed, workers=workers, transform=files.crop)
 
     def __next__(self) -> Arrays:
         batch = next(self._read)
-        return Arrays(batch["image"], batch["label"])
+        return jax.device_put(Arrays(batch["image"], batch["label"]), self._place)
 
     def get_state(self) -> dict[str, Any]:
         return self._read.get_state()
@@ -161,7 +167,6 @@ def _order(key: Array, epoch: int, total: int) -> Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), total)
 
 
-@partial(jax.jit, static_argnums=3)
 def _take(arrays: Any, order: Array, row: int, size: int) -> Any:
     index = jax.lax.dynamic_slice(order, (row * size,), (size,))
     return jax.tree.map(lambda x: jnp.take(x, index, axis=0), arrays)

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.neurons import LIFTrace
 from qpsnn_jax.pruning.channels import Group, channel_groups, spiking_members
 from qpsnn_jax.pruning.scores import magnitude_scores, random_scores, sca_scores, svs_scores
+from qpsnn_jax.sharding import mean_over
 from qpsnn_jax.zoo.blocks import kept_channels
 
 Criterion = Callable[[LIFTrace], Array]
@@ -30,7 +32,9 @@ def sca(trace: LIFTrace) -> Array:
     return sca_scores(trace.membranes)
 
 
-def score(graph: Graph, variables: Any, batches: Iterable[Array], criterion: Criterion = svs) -> Scores:
+def score(
+    graph: Graph, variables: Any, batches: Iterable[Array], criterion: Criterion = svs, *, mesh: Mesh | None = None
+) -> Scores:
     """Score of every channel of every group, in one pass over the batches, in evaluation mode.
 
     A group's score is the mean over its LIF layers and the batches; only the scores are ever stored, not the maps.
@@ -41,6 +45,7 @@ def score(graph: Graph, variables: Any, batches: Iterable[Array], criterion: Cri
         batches: normalized images ``b h w c`` (or frames ``b t h w c``), each batch of the same size.
         criterion: from a :class:`LIFTrace` ``b t h w c`` to one score per channel: :func:`svs`, :func:`sca`, or any
             function of that form. Where a layer is flat, its maps have the height 1.
+        mesh: of devices that each score an equal part of every batch (:func:`qpsnn_jax.sharding.data_mesh`).
 
     Returns:
         ``{group: scores}``, each of the group's size.
@@ -55,15 +60,15 @@ def score(graph: Graph, variables: Any, batches: Iterable[Array], criterion: Cri
     layers = {name: members for name, group in groups.items() if (members := spiking_members(graph, group))}
     capture = {layer: partial(_score_maps, criterion, groups[name].size) for name in layers for layer in layers[name]}
 
-    @jax.jit
     def batch_scores(variables: Any, images: Array) -> Scores:
         captured: Any = SpikingNetwork(graph).apply(variables, images, capture=capture)[1]
         return {name: jnp.mean(jnp.stack([captured[m] for m in members]), axis=0) for name, members in layers.items()}
 
+    step = jax.jit(batch_scores if mesh is None else mean_over(mesh, batch_scores))
     total: Scores | None = None
     count = 0
     for images in batches:
-        scores = batch_scores(variables, images)
+        scores = step(variables, images)
         total = scores if total is None else jax.tree.map(jnp.add, total, scores)
         count += 1
     if total is None:

@@ -71,7 +71,7 @@ def test_a_feed_goes_on_where_another_was(examples):
 
 def test_arrays_are_put_on_the_device_once(monkeypatch):
     moved, put = [], jax.device_put
-    monkeypatch.setattr(jax, "device_put", lambda x: moved.append(x) or put(x))
+    monkeypatch.setattr(jax, "device_put", lambda *x: moved.append(x) or put(*x))
     batches = feed(KINDS["arrays"], 5, 0)
     batch = [next(batches) for _ in range(9)][-1]
     assert len(moved) == 1

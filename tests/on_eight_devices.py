@@ -1,0 +1,106 @@
+"""What tests/test_sharding.py runs in a process of its own, which has eight CPU devices."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from small_networks import images_of, random_variables, residual_graph
+from small_runs import small
+
+from qpsnn_jax import train
+from qpsnn_jax.config import Config, build_graph
+from qpsnn_jax.data import load
+from qpsnn_jax.graph import Quantizer
+from qpsnn_jax.pruning import score
+from qpsnn_jax.sharding import data_mesh, replicated, split
+from qpsnn_jax.steps import init_state, init_variables, make_train_step
+from qpsnn_jax.zoo import NETWORKS
+
+NETWORKS["small"] = small
+BATCH = 16
+
+
+def step_on(devices):
+    """One step: the state after it, the metrics, and the compiled program."""
+    graph, mesh = residual_graph(Quantizer(2, ste="plain")), data_mesh(devices)
+    tx = optax.sgd(0.1, momentum=0.9)
+    state = jax.device_put(init_state(random_variables(graph), tx, jax.random.key(1)), replicated(mesh))
+    batch = jax.device_put((images_of(graph, BATCH), jnp.arange(BATCH) % 3), split(mesh))
+    jitted = jax.jit(make_train_step(graph, tx), out_shardings=replicated(mesh))
+    compiled = jitted.lower(state, *batch).compile()
+    return jax.device_get(compiled(state, *batch)), compiled.as_text()
+
+
+def largest_difference(a, b):
+    return float(np.max(np.abs(a - b), initial=0))
+
+
+def steps() -> dict:
+    devices = jax.devices()
+    (alone, metrics), _ = step_on(devices[:1])
+    (found, shared), program = step_on(devices)
+    apart = jax.tree.map(largest_difference, found.variables, alone.variables)
+    result = {
+        "devices": len(devices),
+        "apart": max(jax.tree.leaves(apart)),
+        "loss": abs(float(shared["loss"] - metrics["loss"])),
+        "moved": sorted(set(re.findall(r" (all-gather|all-to-all|collective-permute)\(", program))),
+        "reductions": program.count(" all-reduce("),
+    }
+    graph = residual_graph(Quantizer(2))
+    variables, images = random_variables(graph), images_of(graph, BATCH)
+    scores = [score(graph, variables, [images], mesh=data_mesh(d)) for d in (devices, devices[:1])]
+    scores.append(score(graph, variables, [images]))
+    result["scores"] = max(
+        float(jnp.abs(jax.device_get(a) - jax.device_get(b)).max())
+        for other in scores[:2]
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(scores[2]), strict=True)
+    )
+    return result
+
+
+def fits(directory: Path) -> dict:
+    """Train on eight devices, stop, go on with one and with two; beside a training that never stopped."""
+    config = Config(network="small", data="digits", train_examples=160, test_examples=64, batch_size=32, ste="plain")
+    graph, data = build_graph(config), load("digits", train_examples=160, test_examples=64)
+
+    def fitted(epochs, place, devices):
+        train.data_mesh = lambda: data_mesh(devices)
+        variables = init_variables(graph, jax.random.key(0))
+        plan = train.Plan(config, epochs, "sgd", 0.01, 0)
+        done = train.fit(graph, variables, data, plan, place, "test")
+        return jax.device_get(done.variables), done.result.accuracy
+
+    # The schedule depends on the number of epochs, so the first part is stopped, not shortened.
+    real, record = train._Metrics.record, []
+
+    def stopping(self, values):
+        record.append(1)
+        if len(record) == 8:
+            raise KeyboardInterrupt
+        return real(self, values)
+
+    train._Metrics.record = stopping
+    object.__setattr__(config, "checkpoint_epochs", 1)
+    try:
+        fitted(3, directory / "eight", jax.devices())
+    except KeyboardInterrupt:
+        train._Metrics.record = real
+    whole = fitted(3, directory / "whole", jax.devices()[:1])
+    result = {}
+    for count in (1, 2, 8):
+        place = shutil.copytree(directory / "eight", directory / str(count))
+        found = fitted(3, place, jax.devices()[:count])
+        apart = jax.tree.map(largest_difference, found[0], whole[0])
+        result[str(count)] = {"apart": max(jax.tree.leaves(apart)), "accuracy": abs(found[1] - whole[1])}
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps({"steps": steps(), "fits": fits(Path(sys.argv[1]))}))
