@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qpsnn_jax.config import Config
     from qpsnn_jax.costs import Cost, Energy, activity_reducers, cost, sops_reducers
+    from qpsnn_jax.export.agreement import compare, simulate
+    from qpsnn_jax.export.folding import fold
+    from qpsnn_jax.export.integer_network import IntegerNetwork
     from qpsnn_jax.graph import Graph, Quantizer
     from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
     from qpsnn_jax.network import SpikingNetwork
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "config": ("Config",),
     "costs": ("Cost", "Energy", "activity_reducers", "cost", "sops_reducers"),
+    "export.agreement": ("compare", "simulate"),
+    "export.folding": ("fold",),
+    "export.integer_network": ("IntegerNetwork",),
     "graph": ("Graph", "Quantizer"),
     "losses": ("cross_entropy", "temporal_cross_entropy"),
     "network": ("SpikingNetwork",),
