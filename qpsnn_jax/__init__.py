@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from qpsnn_jax.export.agreement import compare, simulate
     from qpsnn_jax.export.folding import fold
     from qpsnn_jax.export.integer_network import IntegerNetwork
+    from qpsnn_jax.export.packed import load_packed, write_packed
     from qpsnn_jax.graph import Graph, Quantizer
     from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
     from qpsnn_jax.network import SpikingNetwork
@@ -38,6 +39,7 @@ _HOMES = {
     "export.agreement": ("compare", "simulate"),
     "export.folding": ("fold",),
     "export.integer_network": ("IntegerNetwork",),
+    "export.packed": ("load_packed", "write_packed"),
     "graph": ("Graph", "Quantizer"),
     "losses": ("cross_entropy", "temporal_cross_entropy"),
     "network": ("SpikingNetwork",),

@@ -204,6 +204,33 @@ def _import_torch(arguments: list[str]) -> None:
     print(f"{given.out}: {cost(graph).params:,} parameters, {graph.classes} classes, {given.bits} bits")
 
 
+def _export(arguments: list[str]) -> None:
+    """Write the network of a run as a file for a device."""
+    parser = _export_parser("export", _export)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write; must be new")
+    given = parser.parse_args(arguments)
+    if given.out.exists():
+        raise ValueError(f"{given.out} exists; choose another --out.")
+    from qpsnn_jax.export.packed import write_packed
+    from qpsnn_jax.export.runs import fold_run
+
+    exported = fold_run(given.path, given.data_dir, stem_bits=given.stem_bits, readout_bits=given.readout_bits)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    packed = write_packed(given.out, exported.folded, exported.notes)
+    print(f"{given.out}: {packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header")
+
+
+def _info(arguments: list[str]) -> None:
+    """Show what a packed network holds."""
+    parser = _Parser(prog="qpsnn info", description=_info.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a packed network, *.qpsnn")
+    given = parser.parse_args(arguments)
+    from qpsnn_jax.export.packed import load_packed
+    from qpsnn_jax.export.summary import summary
+
+    print(summary(load_packed(given.file)))
+
+
 def _data(arguments: list[str]) -> None:
     """Prepare a data set, or check one: counts, class balance, mean and std."""
     parser = _Parser(prog="qpsnn data", description=_data.__doc__)
@@ -233,8 +260,22 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "cost": _cost,
     "import-torch": _import_torch,
+    "export": _export,
+    "info": _info,
     "data": _data,
 }
+
+
+def _export_parser(name: str, command: Callable) -> _Parser:
+    parser = _Parser(prog=f"qpsnn {name}", description=command.__doc__)
+    parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
+    parser.add_argument("--format", choices=("packed",), required=True, help="packed: one small file, *.qpsnn")
+    parser.add_argument("--data-dir", help="TFDS data directory; that of the run when left out")
+    for part in ("stem", "readout"):
+        parser.add_argument(
+            f"--{part}-bits", type=int, default=32, help=f"bits of the {part}'s weights, 8 or 32; 32 when left out"
+        )
+    return parser
 
 
 def _config_parser(name: str, command: Callable) -> _Parser:

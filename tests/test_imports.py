@@ -24,7 +24,8 @@ LAYERS = [
         "export",
         "export.folded",
     },
-    {"export.integer_network"},
+    {"export.integer_network", "export.packed"},
+    {"export.summary"},
     {"data.autoaugment", "data.host_crop"},
     {"data.augment"},
     {
@@ -49,6 +50,7 @@ LAYERS = [
     {"checkpoint", "config"},
     {"presets", "train"},
     {"pipeline"},
+    {"export.runs"},
     {"plots"},
     {"report"},
     {"cli"},

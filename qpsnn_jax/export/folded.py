@@ -99,7 +99,7 @@ class Readout:
         name, source: of this layer and of the map it reads.
         window, strides: of the average-pool, ``(1, 1)`` for none.
         kernel: ``h w i o`` over the pooled map, q in int8, or float32.
-        scale: a, one number for all classes, so that their integers compare.
+        scale: a, one number for all classes, so that their integers compare; 1 for float32.
         bias: b, float32 of shape ``o``.
     """
 
@@ -137,7 +137,7 @@ class Folded:
     def maps(self) -> "dict[str, Map]":
         """Shape and largest value of every map, by name."""
         image = self.image
-        if not (_shape(image.shape) and len(image.mean) == image.shape[2] and all(map(math.isfinite, image.mean))):
+        if not (_shape(image.shape) and len(image.mean) == image.shape[2] and all(-1e6 < m < 1e6 for m in image.mean)):
             raise ValueError(f"the image needs a shape (h, w, c) and c means, got {image.shape} and {image.mean}.")
         maps = {image.name: Map(image.shape, 255)}
         readouts = [index for index, layer in enumerate(self.layers) if isinstance(layer, Readout)]
@@ -227,8 +227,8 @@ def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
     _floats(scale=layer.scale, bias=layer.bias, shape=(outputs,))
     if (kernel.dtype == np.float32 and not np.isfinite(kernel).all()) or not (layer.scale >= 0).all():
         raise ValueError("weights must be finite, and scales not negative.")
-    if not (math.isfinite(layer.threshold) and layer.threshold > 0):
-        raise ValueError(f"the threshold must be positive, got {layer.threshold}.")
+    if not 1e-6 < layer.threshold < 1e6:
+        raise ValueError(f"the threshold must be positive, between 1e-6 and 1e6, got {layer.threshold}.")
     size = _pooled(source[:2], (kernel.shape[0], kernel.shape[1]), layer.strides, layer.padding)
     if (residual := layer.residual) is not None:
         h, w, channels = maps[residual.source].shape
@@ -250,6 +250,8 @@ def _readout_map(layer: Readout, maps: dict[str, Map]) -> Map:
     _floats(bias=layer.bias, shape=(kernel.shape[3],))
     if not (np.isfinite(kernel).all() and math.isfinite(layer.scale) and layer.scale > 0):
         raise ValueError("weights must be finite, and the scale positive.")
+    if kernel.dtype == np.float32 and layer.scale != 1:
+        raise ValueError(f"float32 weights have the scale 1, got {layer.scale}.")
     return Map(_checked((1, 1, kernel.shape[3])), MOST_VALUES)
 
 

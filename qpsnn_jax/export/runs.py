@@ -1,0 +1,74 @@
+"""Export of a run: its network folded with the statistics of its data, and where it comes from."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qpsnn_jax import pipeline
+from qpsnn_jax.config import as_dict
+from qpsnn_jax.data import DataSet, load
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folding import fold
+from qpsnn_jax.graph import Graph
+from qpsnn_jax.steps import Variables
+
+
+class Exported(NamedTuple):
+    """A run's network, folded, with the test set it is measured on and notes on where it comes from."""
+
+    graph: Graph
+    variables: Variables
+    data: DataSet
+    folded: Folded
+    notes: dict[str, Any]
+
+
+def fold_run(
+    path: Path,
+    data_dir: str | None = None,
+    *,
+    stem_bits: int = 32,
+    readout_bits: int = 32,
+    test_examples: int | None = None,
+) -> Exported:
+    """Fold the network of a run.
+
+    Args:
+        path: a run, whose last complete stage is taken, or one of its complete stages.
+        data_dir: TFDS data directory, the run's own when left out; mean and std of the pixels come from the data.
+        stem_bits, readout_bits: of :func:`fold`.
+        test_examples: how many test images to load, the run's number when left out.
+
+    Returns:
+        :class:`Exported`. Its notes are the run's config, the record of the stage and the versions.
+
+    Raises:
+        ValueError: no run or stage is there, its data are missing, or the network has no form in whole numbers.
+    """
+    graph, variables = pipeline.load_network(path)
+    run = next((place for place in (path, *path.resolve().parents) if (place / "config.json").is_file()), None)
+    if run is None:
+        raise ValueError(f"{path} belongs to no run, so the mean and std of its pixels are not known.")
+    config = pipeline.read_config(run)
+    data = load(
+        config.data,
+        data_dir=data_dir or config.data_dir,
+        seed=config.seed,
+        train_examples=1,
+        test_examples=test_examples if test_examples is not None else config.test_examples,
+        timesteps=config.timesteps,
+        size=config.size,
+    )
+    folded = fold(graph, variables, data.mean, data.std, stem_bits=stem_bits, readout_bits=readout_bits)
+    return Exported(graph, variables, data, folded, _notes(path, run, config))
+
+
+def _notes(path: Path, run: Path, config: Any) -> dict[str, Any]:
+    names = pipeline.STAGES if path.resolve() == run.resolve() else (path.resolve().name,)
+    stages = (pipeline.read_stage(run, name) for name in reversed(names))
+    stage = next((stage for stage in stages if stage), None)
+    notes = {"config": as_dict(config), "versions": pipeline.versions()}
+    # Where the data lay on the machine that trained is nobody else's business.
+    notes["config"].pop("data_dir", None)
+    if stage is not None:
+        notes |= {"stage": stage.name, "accuracy": stage.accuracy_last}
+    return notes
