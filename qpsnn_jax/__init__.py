@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from qpsnn_jax.config import Config
     from qpsnn_jax.costs import Cost, Energy, activity_reducers, cost, sops_reducers
     from qpsnn_jax.export.agreement import compare, simulate
+    from qpsnn_jax.export.csource import c_source
     from qpsnn_jax.export.folding import fold
     from qpsnn_jax.export.integer_network import IntegerNetwork
     from qpsnn_jax.export.packed import load_packed, write_packed
@@ -37,6 +38,7 @@ _HOMES = {
     "config": ("Config",),
     "costs": ("Cost", "Energy", "activity_reducers", "cost", "sops_reducers"),
     "export.agreement": ("compare", "simulate"),
+    "export.csource": ("c_source",),
     "export.folding": ("fold",),
     "export.integer_network": ("IntegerNetwork",),
     "export.packed": ("load_packed", "write_packed"),

@@ -206,16 +206,31 @@ def _import_torch(arguments: list[str]) -> None:
 
 def _export(arguments: list[str]) -> None:
     """Write the network of a run as a file for a device."""
-    parser = _export_parser("export", _export)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write; must be new")
+    parser = _Parser(prog="qpsnn export", description=_export.__doc__)
+    parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
+    parser.add_argument(
+        "--format", choices=("packed", "c"), required=True, help="packed: one small file; c: C99 source and header"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="NAME.qpsnn or NAME.c; must be new")
+    _add_export_options(parser)
+    parser.add_argument("--portable", action="store_true", help="C without a 64-bit popcount, in words of 32 bits")
     given = parser.parse_args(arguments)
-    if given.out.exists():
-        raise ValueError(f"{given.out} exists; choose another --out.")
+    beside = [given.out.with_suffix(".h")] if given.format == "c" else []
+    if taken := [path for path in (given.out, *beside) if path.exists()]:
+        raise ValueError(f"{taken[0]} exists; choose another --out.")
+    if given.portable and given.format != "c":
+        raise ValueError("--portable is for --format c.")
+    from qpsnn_jax.export.csource import write_c
+    from qpsnn_jax.export.integer_network import IntegerNetwork
     from qpsnn_jax.export.packed import write_packed
     from qpsnn_jax.export.runs import fold_run
 
     exported = fold_run(given.path, given.data_dir, stem_bits=given.stem_bits, readout_bits=given.readout_bits)
     given.out.parent.mkdir(parents=True, exist_ok=True)
+    if given.format == "c":
+        text = write_c(given.out, IntegerNetwork.of(exported.folded), portable=given.portable)
+        print(f"{given.out}: {text.working_bytes:,} bytes of working memory and {text.constant_bytes:,} of constants")
+        return
     packed = write_packed(given.out, exported.folded, exported.notes)
     print(f"{given.out}: {packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header")
 
@@ -266,16 +281,12 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 }
 
 
-def _export_parser(name: str, command: Callable) -> _Parser:
-    parser = _Parser(prog=f"qpsnn {name}", description=command.__doc__)
-    parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
-    parser.add_argument("--format", choices=("packed",), required=True, help="packed: one small file, *.qpsnn")
+def _add_export_options(parser: _Parser) -> None:
     parser.add_argument("--data-dir", help="TFDS data directory; that of the run when left out")
     for part in ("stem", "readout"):
         parser.add_argument(
             f"--{part}-bits", type=int, default=32, help=f"bits of the {part}'s weights, 8 or 32; 32 when left out"
         )
-    return parser
 
 
 def _config_parser(name: str, command: Callable) -> _Parser:

@@ -74,6 +74,10 @@ WRONG = {
         ["export", "absent", "--format", "packed", "--out", "foreign"],
         "foreign exists; choose another --out.",
     ),
+    "portable what": (
+        ["export", "absent", "--format", "packed", "--portable", "--out", "new"],
+        "--portable is for --format c.",
+    ),
     "info of nothing": (["info", "absent.qpsnn"], "absent.qpsnn"),
     "info of no network": (["info", "empty.py"], "empty.py is not a packed network: it does not begin like one."),
 }

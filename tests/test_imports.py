@@ -25,7 +25,8 @@ LAYERS = [
         "export.folded",
     },
     {"export.integer_network", "export.packed"},
-    {"export.summary"},
+    {"export.summary", "export.cplan"},
+    {"export.csource"},
     {"data.autoaugment", "data.host_crop"},
     {"data.augment"},
     {

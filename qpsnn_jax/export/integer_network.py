@@ -247,10 +247,14 @@ class _Scaled(NamedTuple):
         return bias, threshold, residual, pads
 
     def ends(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds of the membrane: with currents in [low, high] it stays in [2·low - 2, high + max(high, θ/2)]."""
+        """Bounds of the membrane and of every sum on the way to it.
+
+        With currents in [low, high] the membrane stays in [2·low - 2, high + min(high, θ/2 + 1)].
+        """
         bias, threshold, residual, pads = self.rounded(shift)
-        high = (self.high << shift) + bias + np.maximum(pads, 0).sum((0, 1)) + self.residual_largest * residual
-        low = (self.low << shift) + bias + np.minimum(pads, 0).sum((0, 1))
+        upper = (self.high << shift) + np.maximum(pads, 0).sum((0, 1)) + self.residual_largest * residual
+        lower = (self.low << shift) + np.minimum(pads, 0).sum((0, 1))
+        high, low = upper + np.maximum(bias, 0), lower + np.minimum(bias, 0)
         high, low = np.maximum(high, 0), np.minimum(low, 0)
         return 2 * low - 2, np.maximum(high + np.minimum(high, threshold // 2 + 1), threshold)
 
