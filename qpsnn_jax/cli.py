@@ -235,6 +235,39 @@ def _export(arguments: list[str]) -> None:
     print(f"{given.out}: {packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header")
 
 
+def _verify(arguments: list[str]) -> None:
+    """Run an export of a run beside the trained network, on its test images."""
+    parser = _Parser(prog="qpsnn verify", description=_verify.__doc__)
+    parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
+    parser.add_argument("--format", choices=("packed", "c"), required=True, help="the export; c is compiled and run")
+    parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
+    parser.add_argument("--cc", default="cc -O2", help="C compiler and its options, 'cc -O2' when left out")
+    _add_export_options(parser)
+    given = parser.parse_args(arguments)
+    from qpsnn_jax.export.runs import fold_run
+    from qpsnn_jax.export.verify import report, verify_c, verify_packed
+
+    options = {"stem_bits": given.stem_bits, "readout_bits": given.readout_bits, "test_examples": given.test_examples}
+    exported = fold_run(given.path, given.data_dir, **options)
+    print(report(verify_packed(exported)))
+    if given.format == "c":
+        equal = verify_c(exported, given.cc)
+        print(f"the C program has the logits of the whole numbers on {100 * equal:.2f} %")
+
+
+def _infer(arguments: list[str]) -> None:
+    """Classify images with a packed network."""
+    parser = _Parser(prog="qpsnn infer", description=_infer.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a packed network, *.qpsnn")
+    parser.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER", help="pictures or .npy arrays of its size")
+    given = parser.parse_args(arguments)
+    from qpsnn_jax.export.images import classify
+    from qpsnn_jax.export.packed import load_packed
+
+    for found in classify(load_packed(given.file).folded, given.images):
+        print(f"{found.path}: class {found.label}, current {found.current:.3f}")
+
+
 def _info(arguments: list[str]) -> None:
     """Show what a packed network holds."""
     parser = _Parser(prog="qpsnn info", description=_info.__doc__)
@@ -277,6 +310,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "import-torch": _import_torch,
     "export": _export,
     "info": _info,
+    "verify": _verify,
+    "infer": _infer,
     "data": _data,
 }
 

@@ -78,6 +78,8 @@ WRONG = {
         ["export", "absent", "--format", "packed", "--portable", "--out", "new"],
         "--portable is for --format c.",
     ),
+    "verify nothing": (["verify", "absent", "--format", "c"], "absent holds no finished network"),
+    "infer from nothing": (["infer", "absent.qpsnn", "foreign"], "absent.qpsnn"),
     "info of nothing": (["info", "absent.qpsnn"], "absent.qpsnn"),
     "info of no network": (["info", "empty.py"], "empty.py is not a packed network: it does not begin like one."),
 }

@@ -1,10 +1,12 @@
 """The C program: strict compilers and sanitizers find nothing, and its logits are the interpreter's, bit for bit."""
 
 import re
+import subprocess
+from importlib.resources import files
 
 import numpy as np
 import pytest
-from compilers import compiler, run
+from compilers import STRICT, compiler, run
 from exported import GRAPHS, folded_of, pixels_of
 from small_networks import random_variables
 
@@ -83,6 +85,17 @@ def test_a_trained_network_from_the_command_line_to_its_program(small_run, tmp_p
         assert message in capsys.readouterr().err
     _, logits = run([*compiler("gcc"), "-O2"], text, data.test.images, tmp_path)
     np.testing.assert_array_equal(logits, network(data.test.images))
+
+
+def test_the_page_is_true(small_run, tmp_path):
+    page = files("qpsnn_jax.export").joinpath("C.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```c\n(.*?)```", page, re.DOTALL)
+    assert main(["export", str(small_run), "--format", "c", "--out", str(tmp_path / "digits.c")]) == 0
+    (tmp_path / "main.c").write_text(example)
+    command = [*compiler("gcc"), *STRICT, "digits.c", "main.c", "-o", "digits"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    said = subprocess.run([tmp_path / "digits"], check=True, capture_output=True, text=True).stdout
+    assert re.fullmatch(r"class \d, in \d+ bytes of memory\n", said)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
