@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -31,9 +32,10 @@ int main(void) {{
 
 
 def _clang() -> list[str] | None:
-    if shutil.which("clang"):
-        return ["clang"]
-    return [sys.executable, "-m", "ziglang", "cc"] if importlib.util.find_spec("ziglang") else None
+    """Zig's, where the package ``ziglang`` is installed: it compiles for other machines too. Else the system's."""
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc"]
+    return ["clang"] if shutil.which("clang") else None
 
 
 @cache
@@ -54,7 +56,11 @@ def works(command: tuple[str, ...]) -> str | None:
 def compiler(name: str) -> list[str]:
     """The command of ``gcc``, ``clang`` or ``32-bit``; skips the test where there is none."""
     if name == "32-bit":
-        choices = [["gcc", "-m32"], *([[*clang, "-target", "x86-linux-musl"]] if (clang := _clang()) else [])]
+        choices = [
+            ["gcc", "-m32"],
+            *([[*clang, "-target", "x86-linux-musl"]] if (clang := _clang()) else []),
+            ["clang", "-m32"],
+        ]
     else:
         choices = [["gcc"]] if name == "gcc" else [clang] if (clang := _clang()) else [["clang"]]
     reasons = [works(tuple(command)) for command in choices]
@@ -63,7 +69,21 @@ def compiler(name: str) -> list[str]:
     return choices[reasons.index(None)]
 
 
-def run(command: list[str], text: CSource, pixels: np.ndarray, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def emulated_arm() -> tuple[list[str], list[str]]:
+    """A compiler for 32-bit Arm and what runs its programs here; skips the test where either is missing."""
+    emulator = shutil.which("qemu-arm") or shutil.which("qemu-arm-static")
+    if emulator is None:
+        pytest.skip("qemu-arm is not on this machine")
+    if shutil.which("arm-linux-gnueabihf-gcc"):
+        return ["arm-linux-gnueabihf-gcc", "-static"], [emulator]
+    if (clang := _clang()) is None or "ziglang" not in clang:
+        pytest.skip("neither arm-linux-gnueabihf-gcc nor ziglang is on this machine")
+    return [*clang, "-target", "arm-linux-musleabihf"], [emulator]
+
+
+def run(
+    command: list[str], text: CSource, pixels: np.ndarray, folder: Path, emulator: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Compile a network named ``net`` and run it: classes and logits of every image."""
     function = "net_infer_frames" if "net_infer_frames" in text.header else "net_infer"
     (folder / "net.c").write_text(text.source)
@@ -79,7 +99,7 @@ def run(command: list[str], text: CSource, pixels: np.ndarray, folder: Path) -> 
     link = [*command, "net.o", "main.o", "-o", "net"]
     made = subprocess.run(link, cwd=folder, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
-    ran = subprocess.run([folder / "net"], input=pixels.tobytes(), capture_output=True, check=False)
+    ran = subprocess.run([*emulator, folder / "net"], input=pixels.tobytes(), capture_output=True, check=False)
     assert ran.returncode == 0, ran.stderr.decode()
     numbers = np.array([line.split() for line in ran.stdout.decode().splitlines()], np.int64)
     return numbers[:, 0], numbers[:, 1:]

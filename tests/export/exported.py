@@ -19,7 +19,7 @@ GRAPHS: dict[str, Graph] = {
     ),
     "resnet20 >": resnet20(bits=8, timesteps=2, lif=LIF("", "", threshold=0.7, fire=">"), **SMALL),
     "vgg16": vgg16(bits=4, timesteps=4, width=1 / 16, ratios={"early": 0.2}),
-    "vggsnn": vggsnn(bits=2, timesteps=10, input_shape=(16, 18, 2), width=1 / 8),
+    "vggsnn": vggsnn(bits=2, timesteps=5, input_shape=(16, 18, 2), width=1 / 8),
     "sew_resnet18": sew_resnet18(bits=3, timesteps=3, classes=7, input_shape=(33, 32, 3), width=1 / 8),
     "dense": residual_graph(Quantizer(1)),
 }

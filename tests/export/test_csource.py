@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from compilers import STRICT, compiler, run
+from compilers import STRICT, compiler, emulated_arm, run
 from exported import GRAPHS, folded_of, pixels_of
 from small_networks import random_variables
 
@@ -24,9 +24,9 @@ SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recove
 NATIVE = ["-O3", "-march=native"]
 
 
-def agrees(command, name, folder, bits=32, **options):
+def agrees(command, name, folder, bits=32, portable=False, emulator=()):
     network, pixels = IntegerNetwork.of(folded_of(name, bits, bits)), pixels_of(GRAPHS[name])
-    classes, logits = run(command, c_source(network, "net", **options), pixels, folder)
+    classes, logits = run(command, c_source(network, "net", portable=portable), pixels, folder, emulator)
     expected = network(pixels)
     np.testing.assert_array_equal(logits, expected)
     np.testing.assert_array_equal(classes, expected.argmax(-1))
@@ -53,6 +53,12 @@ def test_same_logits_optimized_for_this_processor(name, make, tmp_path):
 @pytest.mark.parametrize("portable", [False, True])
 def test_same_logits_on_32_bits(name, portable, tmp_path):
     agrees([*compiler("32-bit"), "-O2"], name, tmp_path, portable=portable)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_same_logits_on_arm(portable, tmp_path):
+    command, emulator = emulated_arm()
+    agrees([*command, "-O2"], "resnet20", tmp_path, portable=portable, emulator=emulator)
 
 
 @pytest.mark.parametrize("name", ["dense", "vggsnn"])
