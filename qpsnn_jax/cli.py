@@ -209,9 +209,12 @@ def _export(arguments: list[str]) -> None:
     parser = _Parser(prog="qpsnn export", description=_export.__doc__)
     parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
     parser.add_argument(
-        "--format", choices=("packed", "c"), required=True, help="packed: one small file; c: C99 source and header"
+        "--format",
+        choices=("packed", "c", "onnx", "stablehlo"),
+        required=True,
+        help="packed: one small file; c: C99 source and header; onnx: for onnxruntime; stablehlo: what JAX exports",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="NAME.qpsnn or NAME.c; must be new")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write; must be new")
     _add_export_options(parser)
     parser.add_argument("--portable", action="store_true", help="C without a 64-bit popcount, in words of 32 bits")
     given = parser.parse_args(arguments)
@@ -220,32 +223,26 @@ def _export(arguments: list[str]) -> None:
         raise ValueError(f"{taken[0]} exists; choose another --out.")
     if given.portable and given.format != "c":
         raise ValueError("--portable is for --format c.")
-    from qpsnn_jax.export.csource import write_c
-    from qpsnn_jax.export.integer_network import IntegerNetwork
-    from qpsnn_jax.export.packed import write_packed
-    from qpsnn_jax.export.runs import fold_run
+    from qpsnn_jax.export.runs import fold_run, write_run
 
     exported = fold_run(given.path, given.data_dir, stem_bits=given.stem_bits, readout_bits=given.readout_bits)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    if given.format == "c":
-        text = write_c(given.out, IntegerNetwork.of(exported.folded), portable=given.portable)
-        print(f"{given.out}: {text.working_bytes:,} bytes of working memory and {text.constant_bytes:,} of constants")
-        return
-    packed = write_packed(given.out, exported.folded, exported.notes)
-    print(f"{given.out}: {packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header")
+    print(f"{given.out}: {write_run(exported, given.out, given.format, portable=given.portable)}")
 
 
 def _verify(arguments: list[str]) -> None:
     """Run an export of a run beside the trained network, on its test images."""
     parser = _Parser(prog="qpsnn verify", description=_verify.__doc__)
     parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
-    parser.add_argument("--format", choices=("packed", "c"), required=True, help="the export; c is compiled and run")
+    parser.add_argument(
+        "--format", choices=("packed", "c", "onnx"), required=True, help="the export; c is compiled, all are run"
+    )
     parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
     parser.add_argument("--cc", default="cc -O2", help="C compiler and its options, 'cc -O2' when left out")
     _add_export_options(parser)
     given = parser.parse_args(arguments)
     from qpsnn_jax.export.runs import fold_run
-    from qpsnn_jax.export.verify import report, verify_c, verify_packed
+    from qpsnn_jax.export.verify import report, verify_c, verify_onnx, verify_packed
 
     options = {"stem_bits": given.stem_bits, "readout_bits": given.readout_bits, "test_examples": given.test_examples}
     exported = fold_run(given.path, given.data_dir, **options)
@@ -253,6 +250,11 @@ def _verify(arguments: list[str]) -> None:
     if given.format == "c":
         equal = verify_c(exported, given.cc)
         print(f"the C program has the logits of the whole numbers on {100 * equal:.2f} %")
+    if given.format == "onnx":
+        same, apart = verify_onnx(exported)
+        print(
+            f"onnxruntime has the predictions of the float network on {100 * same:.2f} %, currents within {apart:.1e}"
+        )
 
 
 def _infer(arguments: list[str]) -> None:

@@ -25,7 +25,7 @@ LAYERS = [
         "export.folded",
     },
     {"export.integer_network", "export.packed"},
-    {"export.summary", "export.cplan", "export.images"},
+    {"export.summary", "export.cplan", "export.images", "export.onnx_graph"},
     {"export.csource"},
     {"data.autoaugment", "data.host_crop"},
     {"data.augment"},
@@ -47,7 +47,7 @@ LAYERS = [
     {"zoo.resnet20", "zoo.sew_resnet18", "zoo.spikingformer", "zoo.vgg"},
     {"zoo", "pruning.channels"},
     {"pruning.selection", "torch_import", "costs"},
-    {"pruning", "optim", "steps", "export.folding", "export.agreement"},
+    {"pruning", "optim", "steps", "export.folding", "export.agreement", "export.stablehlo"},
     {"checkpoint", "config"},
     {"presets", "train"},
     {"pipeline"},
@@ -67,6 +67,8 @@ ONLY_IN = {
     "grain": {"data.stream"},
     "matplotlib": {"plots"},
     "argparse": {"cli"},
+    "onnx": {"export.onnx_graph"},
+    "onnxruntime": {"export.verify"},
 }
 
 

@@ -6,8 +6,13 @@ from typing import Any, NamedTuple
 from qpsnn_jax import pipeline
 from qpsnn_jax.config import as_dict
 from qpsnn_jax.data import DataSet, load
+from qpsnn_jax.export.csource import write_c
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folding import fold
+from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.onnx_graph import write_onnx
+from qpsnn_jax.export.packed import write_packed
+from qpsnn_jax.export.stablehlo import write_stablehlo
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.steps import Variables
 
@@ -60,6 +65,33 @@ def fold_run(
     )
     folded = fold(graph, variables, data.mean, data.std, stem_bits=stem_bits, readout_bits=readout_bits)
     return Exported(graph, variables, data, folded, _notes(path, run, config))
+
+
+def write_run(exported: Exported, path: Path, form: str, *, portable: bool = False) -> str:
+    """Write a run's network as a file.
+
+    Args:
+        exported: from :func:`fold_run`.
+        path: of the file.
+        form: ``packed``, ``c``, ``onnx`` or ``stablehlo``.
+        portable: of :func:`qpsnn_jax.export.csource.c_source`.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        ValueError: as the export, or a package that it needs is not installed.
+    """
+    if form == "c":
+        text = write_c(path, IntegerNetwork.of(exported.folded), portable=portable)
+        return f"{text.working_bytes:,} bytes of working memory and {text.constant_bytes:,} of constants"
+    if form == "onnx":
+        return f"{write_onnx(path, exported.folded):,} bytes"
+    if form == "stablehlo":
+        data = exported.data
+        return f"{write_stablehlo(path, exported.graph, exported.variables, data.mean, data.std):,} bytes"
+    packed = write_packed(path, exported.folded, exported.notes)
+    return f"{packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header"
 
 
 def _notes(path: Path, run: Path, config: Any) -> dict[str, Any]:

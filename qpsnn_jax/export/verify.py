@@ -4,15 +4,22 @@ import shlex
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from qpsnn_jax.data import normalize
 from qpsnn_jax.export.agreement import Agreement, compare
 from qpsnn_jax.export.csource import write_c
 from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.onnx_graph import onnx_model
 from qpsnn_jax.export.packed import load_packed, write_packed
 from qpsnn_jax.export.runs import Exported
+from qpsnn_jax.network import SpikingNetwork
 
+_BATCH = 50
 _DRIVER = """
 #include <stdio.h>
 #include "net.h"
@@ -71,8 +78,42 @@ def verify_c(exported: Exported, cc: str, *, portable: bool = False) -> float:
         _checked([*shlex.split(cc), "net.c", "main.c", "-o", "net"], place, b"")
         printed = _checked([str(place / "net")], place, pixels.tobytes())
     logits = np.array(printed.split(), np.int64).reshape(len(pixels), -1)
-    equal = [(logits[i : i + 50] == network(pixels[i : i + 50])).all(-1) for i in range(0, len(pixels), 50)]
+    equal = [(logits[i : i + _BATCH] == network(pixels[i : i + _BATCH])).all(-1) for i in range(0, len(pixels), _BATCH)]
     return float(np.concatenate(equal).mean())
+
+
+def verify_onnx(exported: Exported) -> tuple[float, float]:
+    """Run the ONNX model in onnxruntime on the CPU and compare it with the float network on the test set.
+
+    Args:
+        exported: from :func:`qpsnn_jax.export.runs.fold_run`.
+
+    Returns:
+        The share of images with the same prediction, and the largest difference of a time-mean current.
+
+    Raises:
+        ValueError: ``onnx`` or ``onnxruntime`` is not installed, or the images do not fit.
+    """
+    try:
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError("onnxruntime is not installed: pip install 'qpsnn-jax[onnx]'.") from None
+    data = exported.data
+    model = onnx_model(exported.folded).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+    @jax.jit
+    def forward(tree: Any, pixels: jax.Array) -> jax.Array:
+        output: Any = SpikingNetwork(exported.graph).apply(tree, normalize(pixels, data.mean, data.std))
+        return jnp.mean(output, axis=1)
+
+    sides = []
+    for start in range(0, len(data.test.images), _BATCH):
+        pixels = data.test.images[start : start + _BATCH]
+        (found,) = session.run(None, {"pixels": pixels})
+        sides.append(np.stack([np.asarray(forward(exported.variables, jnp.asarray(pixels))), found]))
+    ours, theirs = np.concatenate(sides, axis=1)
+    return float((ours.argmax(-1) == theirs.argmax(-1)).mean()), float(np.abs(ours - theirs).max())
 
 
 def report(agreement: Agreement) -> str:
