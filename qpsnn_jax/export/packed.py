@@ -20,7 +20,7 @@ from qpsnn_jax.export.folded import Folded, Image, Layer, MaxPool, Neurons, Read
 MAGIC = b"QPSNN\r\n\x1a"
 VERSION = 1
 _FIXED = struct.Struct("<8sIIQI")
-_LONGEST_HEADER = 2**24
+_LONGEST_HEADER = 2**20
 _LONGEST_NAME = 256
 _DTYPES = {"codes": np.uint8, "int8": np.int8, "float32": np.float32}
 _KINDS = {np.dtype(dtype): kind for kind, dtype in _DTYPES.items()}
@@ -73,7 +73,7 @@ def write_packed(path: Path, folded: Folded, notes: Mapping[str, Any]) -> Packed
         What was written.
 
     Raises:
-        ValueError: the description is longer than 16 MiB, or the notes are not plain values.
+        ValueError: the description is longer than 1 MiB, or the notes are not plain values.
     """
     document = {
         "timesteps": folded.timesteps,

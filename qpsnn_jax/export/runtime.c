@@ -78,6 +78,10 @@ static inline void store(uint8_t *to, int32_t *lanes) {
 static inline int32_t stored(const uint8_t *from) { return from[0] | from[1] << 8; }
 
 //@ maps
+/* What the program takes for granted: an int of 32 bits, and a right shift that keeps the sign. */
+typedef char int_has_32_bits[sizeof(int) >= 4 ? 1 : -1];
+typedef char shifts_keep_the_sign[-2 >> 1 == -1 ? 1 : -1];
+
 /* Bits of a map lie as [step][row][column][plane][channel], channels filled up to whole blocks; `at` is its place. */
 typedef struct {
   int height, width, channels, planes, at;
