@@ -52,7 +52,7 @@ def fold_run(
     graph, variables = pipeline.load_network(path)
     run = next((place for place in (path, *path.resolve().parents) if (place / "config.json").is_file()), None)
     if run is None:
-        raise ValueError(f"{path} belongs to no run, so the mean and std of its pixels are not known.")
+        raise ValueError(f"{path} belongs to no run, so the mean and std of its pixels are not known; give a run.")
     config = pipeline.read_config(run)
     data = load(
         config.data,

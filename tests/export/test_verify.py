@@ -1,6 +1,7 @@
 """`qpsnn verify` runs both sides, `qpsnn infer` classifies files; what does not fit is refused in a sentence."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -79,3 +80,11 @@ def test_frames_come_from_arrays(tmp_path):
     Image.new("RGB", (18, 16)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match="takes uint8 arrays of shape"):
         list(classify(folded, tmp_path / "b.png"))
+
+
+def test_a_network_without_a_run_has_no_statistics(small_run, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    shutil.copytree(small_run / "finetuned" / "final", alone)
+    out = str(tmp_path / "a.qpsnn")
+    assert main(["export", str(alone), "--format", "packed", "--out", out]) == 2
+    assert "belongs to no run, so the mean and std of its pixels are not known; give a run." in capsys.readouterr().err
