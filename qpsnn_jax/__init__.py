@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qpsnn_jax.config import Config
     from qpsnn_jax.costs import Cost, Energy, activity_reducers, connection_sparsity, cost, sops_reducers
+    from qpsnn_jax.export.agreement import compare, simulate
+    from qpsnn_jax.export.csource import c_source
+    from qpsnn_jax.export.folding import fold
+    from qpsnn_jax.export.integer_network import IntegerNetwork
+    from qpsnn_jax.export.onnx_graph import onnx_model
+    from qpsnn_jax.export.packed import load_packed, write_packed
+    from qpsnn_jax.export.stablehlo import stablehlo
     from qpsnn_jax.graph import Graph, Quantizer
     from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
     from qpsnn_jax.network import AttentionTrace, SpikingNetwork
@@ -32,6 +39,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "config": ("Config",),
     "costs": ("Cost", "Energy", "activity_reducers", "connection_sparsity", "cost", "sops_reducers"),
+    "export.agreement": ("compare", "simulate"),
+    "export.csource": ("c_source",),
+    "export.folding": ("fold",),
+    "export.integer_network": ("IntegerNetwork",),
+    "export.onnx_graph": ("onnx_model",),
+    "export.packed": ("load_packed", "write_packed"),
+    "export.stablehlo": ("stablehlo",),
     "graph": ("Graph", "Quantizer"),
     "losses": ("cross_entropy", "temporal_cross_entropy"),
     "network": ("AttentionTrace", "SpikingNetwork"),

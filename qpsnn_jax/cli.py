@@ -216,6 +216,83 @@ def _import_torch(arguments: list[str]) -> None:
     print(f"{given.out}: {cost(graph).params:,} parameters, {graph.classes} classes, {given.bits} bits")
 
 
+def _export(arguments: list[str]) -> None:
+    """Write the network of a run as a file for a device."""
+    parser = _Parser(prog="qpsnn export", description=_export.__doc__)
+    parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
+    parser.add_argument(
+        "--format",
+        choices=("packed", "c", "onnx", "stablehlo"),
+        required=True,
+        help="packed: one small file; c: C99 source and header; onnx: for onnxruntime; stablehlo: what JAX exports",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write; must be new")
+    _add_export_options(parser)
+    parser.add_argument("--portable", action="store_true", help="C without a 64-bit popcount, in words of 32 bits")
+    given = parser.parse_args(arguments)
+    beside = [given.out.with_suffix(".h")] if given.format == "c" else []
+    if taken := [path for path in (given.out, *beside) if path.exists()]:
+        raise ValueError(f"{taken[0]} exists; choose another --out.")
+    if given.portable and given.format != "c":
+        raise ValueError("--portable is for --format c.")
+    from qpsnn_jax.export.runs import fold_run, write_run
+
+    exported = fold_run(given.path, given.data_dir, stem_bits=given.stem_bits, readout_bits=given.readout_bits)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{given.out}: {write_run(exported, given.out, given.format, portable=given.portable)}")
+
+
+def _verify(arguments: list[str]) -> None:
+    """Run an export of a run beside the trained network, on its test images."""
+    parser = _Parser(prog="qpsnn verify", description=_verify.__doc__)
+    parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
+    parser.add_argument(
+        "--format", choices=("packed", "c", "onnx"), required=True, help="the export; c is compiled, all are run"
+    )
+    parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
+    parser.add_argument("--cc", default="cc -O2", help="C compiler and its options, 'cc -O2' when left out")
+    _add_export_options(parser)
+    given = parser.parse_args(arguments)
+    from qpsnn_jax.export.runs import fold_run
+    from qpsnn_jax.export.verify import report, verify_c, verify_onnx, verify_packed
+
+    options = {"stem_bits": given.stem_bits, "readout_bits": given.readout_bits, "test_examples": given.test_examples}
+    exported = fold_run(given.path, given.data_dir, **options)
+    print(report(verify_packed(exported)))
+    if given.format == "c":
+        equal = verify_c(exported, given.cc)
+        print(f"the C program has the logits of the whole numbers on {100 * equal:.2f} %")
+    if given.format == "onnx":
+        same, apart = verify_onnx(exported)
+        print(
+            f"onnxruntime has the predictions of the float network on {100 * same:.2f} %, currents within {apart:.1e}"
+        )
+
+
+def _infer(arguments: list[str]) -> None:
+    """Classify images with a packed network."""
+    parser = _Parser(prog="qpsnn infer", description=_infer.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a packed network, *.qpsnn")
+    parser.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER", help="pictures or .npy arrays of its size")
+    given = parser.parse_args(arguments)
+    from qpsnn_jax.export.images import classify
+    from qpsnn_jax.export.packed import load_packed
+
+    for found in classify(load_packed(given.file).folded, given.images):
+        print(f"{found.path}: class {found.label}, current {found.current:.3f}")
+
+
+def _info(arguments: list[str]) -> None:
+    """Show what a packed network holds."""
+    parser = _Parser(prog="qpsnn info", description=_info.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a packed network, *.qpsnn")
+    given = parser.parse_args(arguments)
+    from qpsnn_jax.export.packed import load_packed
+    from qpsnn_jax.export.summary import summary
+
+    print(summary(load_packed(given.file)))
+
+
 def _data(arguments: list[str]) -> None:
     """Prepare a data set, or check one: counts, class balance, mean and std."""
     parser = _Parser(prog="qpsnn data", description=_data.__doc__)
@@ -247,8 +324,20 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "cost": _cost,
     "import-torch": _import_torch,
+    "export": _export,
+    "info": _info,
+    "verify": _verify,
+    "infer": _infer,
     "data": _data,
 }
+
+
+def _add_export_options(parser: _Parser) -> None:
+    parser.add_argument("--data-dir", help="TFDS data directory; that of the run when left out")
+    for part in ("stem", "readout"):
+        parser.add_argument(
+            f"--{part}-bits", type=int, default=32, help=f"bits of the {part}'s weights, 8 or 32; 32 when left out"
+        )
 
 
 def _config_parser(name: str, command: Callable) -> _Parser:

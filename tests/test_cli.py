@@ -71,6 +71,20 @@ WRONG = {
         ["import-torch", "a.npz", "--bits", "2", "--timesteps", "2", "--out", "foreign"],
         "foreign exists; choose another --out.",
     ),
+    "export nothing": (["export", "absent", "--format", "packed", "--out", "new"], "absent holds no finished network"),
+    "export as what": (["export", "absent", "--out", "new"], "the following arguments are required: --format"),
+    "export over something": (
+        ["export", "absent", "--format", "packed", "--out", "foreign"],
+        "foreign exists; choose another --out.",
+    ),
+    "portable what": (
+        ["export", "absent", "--format", "packed", "--portable", "--out", "new"],
+        "--portable is for --format c.",
+    ),
+    "verify nothing": (["verify", "absent", "--format", "c"], "absent holds no finished network"),
+    "infer from nothing": (["infer", "absent.qpsnn", "foreign"], "absent.qpsnn"),
+    "info of nothing": (["info", "absent.qpsnn"], "absent.qpsnn"),
+    "info of no network": (["info", "empty.py"], "empty.py is not a packed network: it does not begin like one."),
 }
 
 

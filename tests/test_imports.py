@@ -23,7 +23,12 @@ LAYERS = [
         "progress",
         "stopping",
         "sharding",
+        "export",
+        "export.folded",
     },
+    {"export.integer_network", "export.packed"},
+    {"export.summary", "export.cplan", "export.images", "export.onnx_graph"},
+    {"export.csource"},
     {"data.autoaugment", "data.host_crop", "data.feed"},
     {"data.augment"},
     {
@@ -44,10 +49,12 @@ LAYERS = [
     {"zoo.resnet20", "zoo.sew_resnet18", "zoo.spikingformer", "zoo.vgg"},
     {"zoo", "pruning.channels"},
     {"pruning.selection", "torch_import", "costs"},
-    {"pruning", "optim", "steps"},
+    {"pruning", "optim", "steps", "export.folding", "export.agreement", "export.stablehlo"},
     {"checkpoint", "config"},
     {"presets", "train"},
     {"pipeline"},
+    {"export.runs"},
+    {"export.verify"},
     {"plots"},
     {"report"},
     {"cli"},
@@ -62,6 +69,8 @@ ONLY_IN = {
     "grain": {"data.stream"},
     "matplotlib": {"plots"},
     "argparse": {"cli"},
+    "onnx": {"export.onnx_graph"},
+    "onnxruntime": {"export.verify"},
 }
 
 

@@ -14,36 +14,25 @@ from qpsnn_jax.config import Config
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory):
+def test_eight_devices_do_what_one_does(tmp_path):
+    """One test, because the process with eight devices is run but once."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
-    command = [sys.executable, str(HERE / "on_eight_devices.py"), str(tmp_path_factory.mktemp("eight"))]
+    command = [sys.executable, str(HERE / "on_eight_devices.py"), str(tmp_path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def test_a_step_on_eight_devices_equals_that_on_one(eight):
-    assert eight["steps"]["devices"] == 8
-    assert eight["steps"]["apart"] < 1e-5  # batch statistics included
-    assert eight["steps"]["loss"] < 1e-5
-
-
-def test_devices_exchange_reductions_only(eight):
-    assert eight["steps"]["moved"] == []
-    assert eight["steps"]["reductions"] > 0
-
-
-def test_scores_are_the_same_on_any_number_of_devices(eight):
-    assert eight["steps"]["scores"] == 0
-
-
-@pytest.mark.parametrize("devices", ["1", "2", "8"])
-def test_a_checkpoint_of_eight_devices_goes_on_with_any_number(eight, devices):
-    assert eight["fits"][devices]["apart"] < 1e-5
-    assert eight["fits"][devices]["accuracy"] == 0
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["steps"]["devices"] == 8
+    assert found["steps"]["apart"] < 1e-5  # batch statistics included
+    assert found["steps"]["loss"] < 1e-5
+    assert found["steps"]["moved"] == []
+    assert found["steps"]["reductions"] > 0
+    assert found["steps"]["scores"] == 0
+    # A checkpoint of eight devices goes on with one and with two.
+    for devices in ("1", "2"):
+        assert found["fits"][devices]["apart"] < 1e-5
+        assert found["fits"][devices]["accuracy"] == 0
 
 
 def test_devices_that_cannot_share_a_batch_are_refused(monkeypatch):

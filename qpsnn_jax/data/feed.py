@@ -101,6 +101,14 @@ def first(examples: Examples) -> Arrays:
     return Arrays(examples.images[:1], examples.labels[:1])
 
 
+def everything(examples: Examples) -> Arrays:
+    """All examples in memory, files cropped as for evaluation."""
+    if not isinstance(examples, Files):
+        return examples
+    images, labels = zip(*evaluation_batches(examples), strict=True)
+    return Arrays(np.concatenate(images), np.concatenate(labels))
+
+
 class Selected:
     """Some examples of a source, by index; it travels to worker processes."""
 

@@ -1,0 +1,6 @@
+"""The compressed network leaves JAX: folded, as integers, as a small file, as C, as ONNX.
+
+What a device needs is NumPy alone (:mod:`~qpsnn_jax.export.folded`, :mod:`~qpsnn_jax.export.integer_network`,
+:mod:`~qpsnn_jax.export.packed`, :mod:`~qpsnn_jax.export.csource`). JAX is used to fold a trained network, to compare it
+with what left, and for StableHLO.
+"""

@@ -1,0 +1,181 @@
+"""Do the whole numbers do what the trained network does: a simulation of them in JAX, and a comparison by layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qpsnn_jax.data.dataset import normalize
+from qpsnn_jax.export.folded import MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.graph import Graph
+from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.neurons import LIFTrace
+
+_BATCH = 50
+_FLOAT32 = 2**24
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of a float network and its whole numbers on the same images.
+
+    Attributes:
+        images: how many.
+        predictions: share of images with the same prediction.
+        accuracy_float, accuracy_integer: share of correct predictions; None without labels.
+        spikes: by layer of neurons, the share of spikes that differ.
+    """
+
+    images: int
+    predictions: float
+    accuracy_float: float | None
+    accuracy_integer: float | None
+    spikes: dict[str, float]
+
+
+def compare(
+    graph: Graph,
+    variables: Mapping[str, Any],
+    network: IntegerNetwork,
+    pixels: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    labels: np.ndarray | None = None,
+) -> Agreement:
+    """Run the float network and the interpreter of its whole numbers side by side.
+
+    Args:
+        graph, variables: the trained network.
+        network: what :func:`qpsnn_jax.export.folding.fold` made of it.
+        pixels: uint8 images ``b h w c`` or frames ``b t h w c``.
+        mean, std: of each channel, as in training.
+        labels: integers ``b``, for the accuracies.
+
+    Returns:
+        :class:`Agreement`.
+
+    Raises:
+        ValueError: no images, or images of another shape than the network's.
+    """
+    if not len(pixels):
+        raise ValueError("pixels must hold at least one image.")
+    names = [layer.name for layer in network.folded.neurons]
+
+    @jax.jit
+    def forward(tree: Any, batch: Array) -> tuple[Array, dict[str, Array]]:
+        reducers = dict.fromkeys(names, _spikes_of)
+        output: Any = SpikingNetwork(graph).apply(tree, normalize(batch, tuple(mean), tuple(std)), capture=reducers)
+        return jnp.argmax(jnp.mean(output[0], axis=1), axis=-1), output[1]
+
+    predictions, differing = [], dict.fromkeys(names, 0.0)
+    for start in range(0, len(pixels), _BATCH):
+        batch = pixels[start : start + _BATCH]
+        expected, spikes = forward(variables, jnp.asarray(batch))
+        logits, maps = network(batch, names)
+        predictions.append(np.stack([np.asarray(expected), logits.argmax(-1)]))
+        for name in names:
+            whole = maps[name].reshape(spikes[name].shape)
+            differing[name] += len(batch) / len(pixels) * float((whole != np.asarray(spikes[name])).mean())
+    both = np.concatenate(predictions, axis=1)
+    accurate = [None if labels is None else float((side == labels).mean()) for side in both]
+    return Agreement(len(pixels), float((both[0] == both[1]).mean()), accurate[0], accurate[1], differing)
+
+
+def simulate(network: IntegerNetwork, pixels: Array) -> Array:
+    """Logits of the whole numbers, computed by XLA in float32 wherever the bound says that float32 holds them.
+
+    An independent second reading: it agrees with the interpreter bit for bit. A layer whose sums or membranes may
+    reach 2²⁴, where float32 ends, is computed in int32.
+
+    Args:
+        network: the whole numbers; under ``jit`` a constant.
+        pixels: uint8 images ``b h w c`` or frames ``b t h w c``.
+
+    Returns:
+        int32 logits ``b classes``.
+    """
+    folded = network.folded
+    maps: dict[str, Array] = {folded.image.name: pixels if folded.image.frames else pixels[:, None]}
+    logits = jnp.zeros(0, jnp.int32)
+    for layer in folded.layers:
+        match layer:
+            case Neurons():
+                maps[layer.name] = _simulated(network, layer, maps)
+            case MaxPool():
+                maps[layer.name] = _pool(maps[layer.source], layer.window, layer.strides, layer.padding, jax.lax.max)
+            case Sum():
+                maps[layer.name] = maps[layer.first] + maps[layer.second]
+            case Readout():
+                logits = _readout(network, layer, maps[layer.source])
+    return logits
+
+
+def _simulated(network: IntegerNetwork, layer: Neurons, maps: Mapping[str, Array]) -> Array:
+    constants, steps = network.neurons[layer.name], network.folded.timesteps
+    worst = max(int(constants.high.max()), -int(constants.low.min()), constants.sums)
+    kind: Any = jnp.float32 if worst < _FLOAT32 else jnp.int32
+
+    def convolve(x: Array, kernel: np.ndarray) -> Array:
+        y = jax.lax.conv_general_dilated(
+            x.reshape(-1, *x.shape[2:]).astype(kind),
+            jnp.asarray(kernel).astype(kind),
+            layer.strides,
+            tuple((p, p) for p in layer.padding),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return y.reshape(*x.shape[:2], *y.shape[1:])
+
+    def each(channels: np.ndarray) -> Array:
+        return jnp.asarray(channels.reshape(1, 1, 1, 1, -1)).astype(kind)
+
+    x = maps[layer.source]
+    ones = each(constants.live * 2**constants.shift)
+    totals = convolve(x, constants.weights) * ones + each(constants.bias)
+    if constants.fine is not None:
+        fine = convolve(x, constants.fine) * ones
+        totals = totals + (jnp.floor(fine / 256) if kind is jnp.float32 else fine >> 8)
+    if constants.pads.any():
+        inside = jnp.ones((1, 1, *x.shape[2:4], 1), jnp.uint8)
+        totals = totals + each(constants.pads.sum((0, 1))) - convolve(inside, constants.pads[:, :, None])
+    if layer.residual is not None:
+        totals = totals + _carried(layer.residual, maps[layer.residual.source]).astype(kind) * each(constants.residual)
+    totals = jnp.broadcast_to(totals, (len(totals), steps, *totals.shape[2:]))
+    membrane, spikes = jnp.zeros_like(totals[:, 0]), []
+    for step in range(steps):
+        leaked = jnp.floor(membrane / 2) if kind is jnp.float32 else membrane >> 1
+        membrane = leaked + totals[:, step]
+        fired = membrane >= each(constants.threshold)[:, 0]
+        membrane = jnp.where(fired, 0, membrane)
+        spikes.append(fired.astype(jnp.uint8))
+    return jnp.stack(spikes, axis=1)
+
+
+def _carried(residual: Residual, spikes: Array) -> Array:
+    channels = np.asarray(residual.channels)
+    strided = spikes[:, :, :: residual.stride, :: residual.stride]
+    return jnp.where(jnp.asarray(channels >= 0).reshape(1, 1, 1, 1, -1), strided[..., channels], 0)
+
+
+def _readout(network: IntegerNetwork, layer: Readout, spikes: Array) -> Array:
+    counts = jnp.sum(spikes.astype(jnp.int32), axis=1, keepdims=True)
+    pooled = _pool(counts, layer.window, layer.strides, (0, 0), jax.lax.add)
+    weights = jnp.asarray(network.readout.weights)
+    return pooled.reshape(len(pooled), -1) @ weights.reshape(-1, weights.shape[-1]) + jnp.asarray(
+        network.readout.bias[None]
+    )
+
+
+def _pool(x: Array, window: Any, strides: Any, padding: Any, combine: Any) -> Array:
+    spread = ((0, 0), (0, 0), *((p, p) for p in padding), (0, 0))
+    zero = np.zeros((), x.dtype)
+    return jax.lax.reduce_window(x, zero, combine, (1, 1, *window, 1), (1, 1, *strides, 1), spread)
+
+
+def _spikes_of(trace: LIFTrace) -> Array:
+    return trace.spikes

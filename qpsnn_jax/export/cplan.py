@@ -1,0 +1,120 @@
+"""Where things lie in the generated C program: words and lanes, maps in memory, patches in groups, packed weights."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from qpsnn_jax.export.folded import Folded, Map, Neurons, sources
+
+# As many counters of 64 bits as 16 vector registers of 512 bits hold; processors that have such registers have 32.
+_COUNTERS = 128
+# Sixteen lanes are faster where they hardly take more weights; narrow layers fill them badly.
+_WORTH_16_LANES = 1.15
+
+
+class Form(NamedTuple):
+    """Bits of a word of spikes, and how many outputs are computed side by side."""
+
+    word: int
+    lanes: int
+
+
+class Plan(NamedTuple):
+    """A network's form, where each map lies in the shared array, and the array's bytes."""
+
+    folded: Folded
+    form: Form
+    places: dict[str, int]
+    arena: int
+
+
+def plan(folded: Folded, word: int) -> Plan:
+    """Choose lanes, and put the maps into memory first fit, each for the time that it is needed.
+
+    Args:
+        folded: the network.
+        word: bits of a word, 32 or 64.
+
+    Returns:
+        :class:`Plan`.
+    """
+    form = Form(word, _lanes(folded))
+    last = {name: index for index, layer in enumerate(folded.layers) for name in sources(layer)}
+    places: dict[str, int] = {}
+    alive: list[tuple[int, int, str]] = []
+    length = 0
+    for index, layer in enumerate(folded.layers[:-1]):
+        alive = sorted(entry for entry in alive if last.get(entry[2], -1) >= index)
+        size, at = _bytes(folded, form, folded.maps[layer.name]), 0
+        for start, end, _ in alive:
+            if at + size <= start:
+                break
+            at = max(at, end)
+        places[layer.name] = at
+        alive.append((at, at + size, layer.name))
+        length = max(length, at + size)
+    return Plan(folded, form, places, length)
+
+
+def planes_of(place: Map) -> int:
+    """Bits of a map's largest value."""
+    return place.largest.bit_length()
+
+
+def on_spikes(folded: Folded) -> Iterable[Neurons]:
+    """The layers of neurons that read spikes, not pixels."""
+    return (layer for layer in folded.neurons if layer.source != folded.image.name)
+
+
+def patches_of(folded: Folded, layer: Neurons) -> int:
+    """Patches at one position: steps times bit planes."""
+    return folded.timesteps * planes_of(folded.maps[layer.source])
+
+
+def words_of(layer: Neurons, form: Form) -> int:
+    """Words of a patch."""
+    return -(-math.prod(layer.kernel.shape[:3]) // form.word)
+
+
+def groups_of(plan: Plan, layer: Neurons) -> tuple[int, int]:
+    """How many patches a kernel takes at once, and how many are left over for the last call (or as many)."""
+    patches = patches_of(plan.folded, layer)
+    group = min(patches, max(1, _COUNTERS // (plan.form.lanes * layer.bits)))
+    return group, patches % group or group
+
+
+def padded(array: np.ndarray, value: int, form: Form) -> np.ndarray:
+    """The last axis filled up to whole blocks of lanes."""
+    spread = [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % form.lanes)]
+    return np.pad(array, spread, constant_values=value)
+
+
+def interleaved(layer: Neurons, form: Form) -> np.ndarray:
+    """Bit planes of the codes as words, ``[block of outputs][word][plane][output]``."""
+    codes = padded(layer.kernel, 0, form)
+    codes = codes.reshape(-1, codes.shape[-1])
+    inputs, outputs = codes.shape
+    codes = np.pad(codes, ((0, words_of(layer, form) * form.word - inputs), (0, 0)))
+    planes = (codes[None] >> np.arange(layer.bits, dtype=np.uint8)[:, None, None]) & 1
+    packed = np.packbits(planes, axis=1, bitorder="little").transpose(0, 2, 1)
+    words = np.ascontiguousarray(packed).view(f"<u{form.word // 8}")
+    blocks = words.reshape(layer.bits, outputs // form.lanes, form.lanes, -1)
+    return np.ascontiguousarray(blocks.transpose(1, 3, 0, 2))
+
+
+def _lanes(folded: Folded) -> int:
+    sizes = {
+        lanes: sum(
+            math.prod(layer.kernel.shape[:3]) * layer.bits * lanes * -(-layer.kernel.shape[3] // lanes)
+            for layer in on_spikes(folded)
+        )
+        for lanes in (8, 16)
+    }
+    return 16 if sizes[16] <= _WORTH_16_LANES * sizes[8] else 8
+
+
+def _bytes(folded: Folded, form: Form, place: Map) -> int:
+    h, w, c = place.shape
+    return folded.timesteps * h * w * planes_of(place) * -(-c // form.lanes) * (form.lanes // 8)

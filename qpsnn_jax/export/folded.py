@@ -1,0 +1,285 @@
+"""A folded network: layers of spiking neurons as integer codes, one scale and one bias per channel. NumPy alone.
+
+This is what the packed file holds and what every integer export starts from. Maps are ``h w c``; a dense layer is a
+convolution whose kernel covers its whole input. Values are spikes, 0 or 1, or sums of them (small whole numbers).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+Pair = tuple[int, int]
+Shape = tuple[int, int, int]
+
+# More than any network of the paper needs, and few enough that what is computed from them stays far below 2^63.
+MOST_STEPS = 1024
+MOST_VALUES = 2**31
+
+
+@dataclass(frozen=True)
+class Image:
+    """The input: uint8 pixels ``h w c``, or with ``frames`` one such frame for each step.
+
+    ``mean`` is, for each channel, the pixel value that normalization turns into zero; padding has that value.
+    """
+
+    name: str
+    shape: Shape
+    mean: tuple[float, ...]
+    frames: bool = False
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Spikes that are added to a layer's currents: output channel c gets channel ``channels[c]``, -1 gets none."""
+
+    source: str
+    channels: tuple[int, ...]
+    stride: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Neurons:
+    r"""A convolution and its neurons: :math:`X = a · Σ q S + b + R`, leak ½, fire at θ, reset to zero.
+
+    Attributes:
+        name, source: of this layer's spikes and of the map it reads.
+        kernel: ``h w i o``. On spikes uint8 codes c, with :math:`q = 2c - (2^b - 1)`; on pixels the weight of one grey
+            level, as q in int8 or as float32.
+        bits: b of the codes, 1 to 8; on pixels 8 or 32.
+        strides, padding: as those of :class:`qpsnn_jax.graph.Conv`.
+        scale: a, float32 of shape ``o``, positive, or zero where the synapses have no effect.
+        bias: b, float32 of shape ``o``.
+        threshold: θ.
+        strict: fire at > θ instead of ≥ θ.
+        residual: R, if any.
+    """
+
+    name: str
+    source: str
+    kernel: np.ndarray
+    bits: int
+    strides: Pair
+    padding: Pair
+    scale: np.ndarray
+    bias: np.ndarray
+    threshold: float = 1.0
+    strict: bool = False
+    residual: Residual | None = None
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """OR of spikes over windows."""
+
+    name: str
+    source: str
+    window: Pair
+    strides: Pair
+    padding: Pair
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Sum of two maps."""
+
+    name: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    r"""Sums over windows, then a dense layer, :math:`y = a · Σ q n / (T·window) + b` averaged over the T steps.
+
+    Attributes:
+        name, source: of this layer and of the map it reads.
+        window, strides: of the average-pool, ``(1, 1)`` for none.
+        kernel: ``h w i o`` over the pooled map, q in int8, or float32.
+        scale: a, one number for all classes, so that their integers compare; 1 for float32.
+        bias: b, float32 of shape ``o``.
+    """
+
+    name: str
+    source: str
+    window: Pair
+    strides: Pair
+    kernel: np.ndarray
+    scale: float
+    bias: np.ndarray
+
+
+Layer = Neurons | MaxPool | Sum | Readout
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A folded network: its input, its layers in order, the :class:`Readout` last, and the number of steps T.
+
+    Raises:
+        ValueError: at construction, naming the layer, if anything does not fit together.
+    """
+
+    image: Image
+    layers: tuple[Layer, ...]
+    timesteps: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not _whole(self.timesteps, 1, MOST_STEPS):
+            raise ValueError(f"timesteps must be a whole number from 1 to {MOST_STEPS}, got {self.timesteps!r}.")
+        _ = self.maps
+
+    @cached_property
+    def maps(self) -> "dict[str, Map]":
+        """Shape and largest value of every map, by name."""
+        image = self.image
+        if not (_shape(image.shape) and len(image.mean) == image.shape[2] and all(-1e6 < m < 1e6 for m in image.mean)):
+            raise ValueError(f"the image needs a shape (h, w, c) and c means, got {image.shape} and {image.mean}.")
+        maps = {image.name: Map(image.shape, 255)}
+        readouts = [index for index, layer in enumerate(self.layers) if isinstance(layer, Readout)]
+        if readouts != [len(self.layers) - 1]:
+            raise ValueError("a folded network needs exactly one readout, as its last layer.")
+        for layer in self.layers:
+            if layer.name in maps:
+                raise ValueError(f"layer {layer.name!r}: the name is used twice.")
+            for name in sources(layer):
+                if name not in maps:
+                    raise ValueError(f"layer {layer.name!r}: its input {name!r} is not an earlier layer.")
+                if name == image.name and not (isinstance(layer, Neurons) and name == layer.source):
+                    raise ValueError(f"layer {layer.name!r}: only a convolution may read the image.")
+            try:
+                maps[layer.name] = _map(layer, maps, image.name)
+            except ValueError as error:
+                raise ValueError(f"layer {layer.name!r}: {error}") from None
+        return maps
+
+    @property
+    def readout(self) -> Readout:
+        """The last layer."""
+        last = self.layers[-1]
+        assert isinstance(last, Readout)
+        return last
+
+    @property
+    def neurons(self) -> Iterator[Neurons]:
+        """The layers of neurons, in order."""
+        return (layer for layer in self.layers if isinstance(layer, Neurons))
+
+
+@dataclass(frozen=True)
+class Map:
+    """Shape ``(h, w, c)`` of a layer's output at one step, and the largest value in it."""
+
+    shape: Shape
+    largest: int
+
+
+def sources(layer: Layer) -> tuple[str, ...]:
+    """Names of the maps that a layer reads."""
+    match layer:
+        case Sum():
+            return (layer.first, layer.second)
+        case Neurons(residual=Residual(source=other)):
+            return (layer.source, other)
+    return (layer.source,)
+
+
+def windows(size: int, window: int, stride: int, padding: int) -> int:
+    """How many windows fit into ``size`` positions with ``padding`` more on both sides."""
+    return (size + 2 * padding - window) // stride + 1
+
+
+def _map(layer: Layer, maps: dict[str, Map], image: str) -> Map:
+    match layer:
+        case Sum():
+            first, second = maps[layer.first], maps[layer.second]
+            if first.shape != second.shape:
+                raise ValueError(f"adds maps of shape {first.shape} and {second.shape}.")
+            if first.largest + second.largest > 255:
+                raise ValueError("sums of spikes above 255 do not fit into 8 bits.")
+            return Map(first.shape, first.largest + second.largest)
+        case MaxPool():
+            if maps[layer.source].largest != 1:
+                raise ValueError("max-pool takes spikes, 0 or 1, not sums of them.")
+            *size, channels = maps[layer.source].shape
+            return Map((*_pooled(size, layer.window, layer.strides, layer.padding), channels), 1)
+        case Neurons():
+            return _neurons_map(layer, maps, image)
+        case Readout():
+            return _readout_map(layer, maps)
+
+
+def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
+    kernel, source = layer.kernel, maps[layer.source].shape
+    if layer.source == image:
+        fits = (layer.bits, kernel.dtype) in ((8, np.int8), (32, np.float32))
+    else:
+        fits = _whole(layer.bits, 1, 8) and kernel.dtype == np.uint8
+    if not fits or kernel.ndim != 4 or kernel.shape[2] != source[2] or not kernel.size:
+        raise ValueError(f"a kernel {kernel.dtype} {kernel.shape} of {layer.bits} bits does not fit {source}.")
+    if kernel.dtype == np.uint8 and int(kernel.max()) >= 1 << layer.bits:
+        raise ValueError(f"a code is above {(1 << layer.bits) - 1}.")
+    outputs = kernel.shape[3]
+    _floats(scale=layer.scale, bias=layer.bias, shape=(outputs,))
+    if (kernel.dtype == np.float32 and not np.isfinite(kernel).all()) or not (layer.scale >= 0).all():
+        raise ValueError("weights must be finite, and scales not negative.")
+    if not 1e-6 < layer.threshold < 1e6:
+        raise ValueError(f"the threshold must be positive, between 1e-6 and 1e6, got {layer.threshold}.")
+    size = _pooled(source[:2], (kernel.shape[0], kernel.shape[1]), layer.strides, layer.padding)
+    if (residual := layer.residual) is not None:
+        h, w, channels = maps[residual.source].shape
+        allowed = {-1, *range(channels)}
+        if not _whole(residual.stride, 1, MOST_VALUES) or not set(residual.channels) <= allowed:
+            raise ValueError("its residual has a wrong stride or names channels that are not there.")
+        given = (-(-h // residual.stride), -(-w // residual.stride), len(residual.channels))
+        if given != (*size, outputs):
+            raise ValueError(f"adds a residual of shape {given} to currents of shape {(*size, outputs)}.")
+    return Map(_checked((*size, outputs)), 1)
+
+
+def _readout_map(layer: Readout, maps: dict[str, Map]) -> Map:
+    *size, channels = maps[layer.source].shape
+    pooled = (*_pooled(size, layer.window, layer.strides, (0, 0)), channels)
+    kernel = layer.kernel
+    if kernel.dtype not in (np.int8, np.float32) or kernel.ndim != 4 or kernel.shape[:3] != pooled or not kernel.size:
+        raise ValueError(f"a kernel {kernel.dtype} {kernel.shape} does not fit {pooled}.")
+    _floats(bias=layer.bias, shape=(kernel.shape[3],))
+    if not (np.isfinite(kernel).all() and math.isfinite(layer.scale) and layer.scale > 0):
+        raise ValueError("weights must be finite, and the scale positive.")
+    if kernel.dtype == np.float32 and layer.scale != 1:
+        raise ValueError(f"float32 weights have the scale 1, got {layer.scale}.")
+    return Map(_checked((1, 1, kernel.shape[3])), MOST_VALUES)
+
+
+def _pooled(size: list[int] | tuple[int, ...], window: Pair, strides: Pair, padding: Pair) -> Pair:
+    numbers = [(n, 1) for n in (*window, *strides)] + [(n, 0) for n in padding]
+    if not all(_whole(n, least, 2**15) for n, least in numbers):
+        raise ValueError("windows, strides and padding must be whole numbers that are not negative.")
+    h, w = (windows(*n) for n in zip(size, window, strides, padding, strict=True))
+    if h < 1 or w < 1:
+        raise ValueError(f"a window of {window} does not fit {size[0]}×{size[1]} with padding {padding}.")
+    return h, w
+
+
+def _checked(shape: Shape) -> Shape:
+    if math.prod(shape) >= MOST_VALUES:
+        raise ValueError(f"a map of shape {shape} is too large.")
+    return shape
+
+
+def _shape(shape: object) -> bool:
+    return isinstance(shape, tuple) and len(shape) == 3 and all(_whole(n, 1, 2**15) for n in shape)
+
+
+def _floats(shape: tuple[int, ...], **arrays: np.ndarray) -> None:
+    for name, array in arrays.items():
+        if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
+            raise ValueError(f"{name} must be {shape[0]} finite float32 numbers.")
+
+
+def _whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -1,0 +1,262 @@
+"""Folding: a graph and its variables become codes, one scale and one bias per channel (:class:`Folded`)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from qpsnn_jax.export.folded import Folded, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.graph import (
+    LIF,
+    Add,
+    Attention,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    Graph,
+    Input,
+    Shortcut,
+)
+from qpsnn_jax.graph import MaxPool as MaxPoolNode
+from qpsnn_jax.quantization import codes
+
+_FULL = 32
+
+
+class _Terms(NamedTuple):
+    """What flows into a neuron: convolutions with their batch-norms, and residual spikes."""
+
+    synapses: list[tuple[Conv | Dense, BatchNorm | None]]
+    residuals: list[Residual]
+
+
+class _Source(NamedTuple):
+    """A graph, its variables as NumPy arrays, codes and scales of the quantized layers, and the maps so far."""
+
+    graph: Graph
+    variables: Mapping[str, Any]
+    codes: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    maps: set[str]
+    mean: np.ndarray
+    std: np.ndarray
+    stem_bits: int
+
+
+def fold(
+    graph: Graph,
+    variables: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    stem_bits: int = 32,
+    readout_bits: int = 32,
+) -> Folded:
+    r"""Fold batch-norm, γ and the normalization of the pixels into one scale and one bias per channel.
+
+    With :math:`f = w_{bn}/\sqrt{var+ε}`, the current :math:`f(\frac{γ}{s} Σ q S + c - μ) + β` of a channel is
+    :math:`a Σ q S + b` with :math:`a = f γ/s` and :math:`b = f(c - μ) + β`. Where a is negative, the channel's codes
+    are flipped, q to -q, and a becomes positive. On pixels p, :math:`(p/255 - m)/σ` is folded into the weights, which
+    then are those of one grey level.
+
+    Args:
+        graph: a network whose layers, but for the first and the last, are quantized and read spikes.
+        variables: its ``params``, ``batch_stats`` and ``scales``.
+        mean, std: of each input channel, pixels scaled to [0, 1].
+        stem_bits: of the weights on pixels: 8, rounded to the nearest for each channel, or 32, float32 as they are.
+        readout_bits: of the readout's weights: 8, with one scale for all classes, or 32.
+
+    Returns:
+        A :class:`Folded` of NumPy arrays. ``gamma``, ``per`` and the gains of a pruned network are in its codes and
+        scales; the number of steps is the graph's.
+
+    Raises:
+        ValueError: something that whole numbers do not express, naming the node: attention, a leak other than ½, a soft
+            reset, a layer that is not quantized or does not read spikes, an average-pool that is not the readout's.
+
+    References:
+        QP-SNN (ICLR 2025), Eq. 1-6; folding as in Jacob et al., CVPR 2018.
+    """
+    for name, bits in (("stem_bits", stem_bits), ("readout_bits", readout_bits)):
+        if bits not in (8, _FULL):
+            raise ValueError(f"{name} must be 8 or 32, got {bits!r}.")
+    pixels = graph.input.shape[2]
+    if not len(mean) == len(std) == pixels or min(std) <= 0:
+        raise ValueError(f"mean and std need {pixels} numbers, std positive, got mean={mean} and std={std}.")
+    if attention := next((node for node in graph.nodes if isinstance(node, Attention)), None):
+        raise ValueError(f"node {attention.name!r}: spiking self-attention has no form in whole numbers here.")
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
+    center, spread = (np.asarray(x, np.float64) for x in (mean, std))
+    source = _Source(graph, arrays, _codes(graph, variables), {graph.input.name}, center, spread, stem_bits)
+    layers: list[Layer] = []
+    for node in graph.nodes:
+        if (layer := _layer(source, node)) is not None:
+            layers.append(layer)
+            source.maps.add(layer.name)
+    layers.append(_readout(source, readout_bits))
+    image = Image(graph.input.name, graph.input.shape, tuple(float(255 * m) for m in center), graph.input.frames)
+    return Folded(image, tuple(layers), graph.timesteps)
+
+
+def _codes(graph: Graph, variables: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Codes and γ/s of every quantized layer, in one compiled program."""
+    layers = [node for node in graph.nodes if isinstance(node, Conv | Dense) and node.quantizer]
+
+    def all_codes(params: Any, scales: Any) -> dict[str, Any]:
+        found = {}
+        for node in layers:
+            kernel, quantizer, gain = params[node.name]["kernel"], node.quantizer, scales[node.name]["gain"]
+            assert quantizer is not None
+            gain = gain.reshape((1,) * (kernel.ndim - 1) + (-1,))
+            found[node.name] = codes(kernel, quantizer.bits, gamma=quantizer.gamma, per=quantizer.per, gain=gain)
+        return found
+
+    found = jax.jit(all_codes)(variables["params"], variables.get("scales", {}))
+    return {
+        name: (np.asarray(c.values).astype(np.uint8), np.asarray(c.scale, np.float64).reshape(-1))
+        for name, c in found.items()
+    }
+
+
+def _layer(source: _Source, node: Any) -> Layer | None:
+    """The layer that a node becomes, or None for a node that is folded into another."""
+    spiking = source.maps - {source.graph.input.name}
+    match node:
+        case LIF():
+            return _neurons(source, node)
+        case MaxPoolNode():
+            if node.input not in spiking:
+                raise ValueError(f"node {node.name!r}: max-pool of what is not spikes has no form in whole numbers.")
+            return MaxPool(node.name, node.input, node.window, node.strides, node.padding)
+        case Add() if node.first in spiking and node.second in spiking:
+            return Sum(node.name, node.first, node.second)
+    return None
+
+
+def _neurons(source: _Source, node: LIF) -> Neurons:
+    if node.tau != 0.5 or node.reset != "hard":
+        raise ValueError(
+            f"node {node.name!r}: only a leak of 0.5 and a hard reset have a form in whole numbers, "
+            f"got tau {node.tau} and a {node.reset} reset."
+        )
+    terms = _terms(source, node.input)
+    if len(terms.synapses) != 1 or len(terms.residuals) > 1:
+        raise ValueError(
+            f"node {node.name!r}: neurons of whole numbers take one convolution and at most one residual of spikes, "
+            f"got {len(terms.synapses)} and {len(terms.residuals)}."
+        )
+    conv, norm = terms.synapses[0]
+    factor, bias = _affine(source, conv, norm)
+    where, kernel = _reads(source, conv)
+    strides, padding = (conv.strides, conv.padding) if isinstance(conv, Conv) else ((1, 1), (0, 0))
+    if where == source.graph.input.name:
+        kernel, factor, bits = _stem(source, conv, kernel * factor)
+    else:
+        if conv.quantizer is None:
+            raise ValueError(f"node {conv.name!r} reads spikes with full-precision weights; quantize it.")
+        bits = conv.quantizer.bits
+        # -(2c - s) = 2(s - c) - s
+        kernel = np.where(factor < 0, (1 << bits) - 1 - kernel, kernel).astype(np.uint8)
+    return Neurons(
+        node.name,
+        where,
+        kernel,
+        bits,
+        strides,
+        padding,
+        np.abs(factor).astype(np.float32),
+        bias.astype(np.float32),
+        node.threshold,
+        node.fire == ">",
+        next(iter(terms.residuals), None),
+    )
+
+
+def _terms(source: _Source, name: str) -> _Terms:
+    """What the current ``name`` is the sum of."""
+    node = source.graph.by_name[name]
+    shape = source.graph.values[name].shape
+    if name in source.maps and not isinstance(node, Input):
+        return _Terms([], [Residual(name, tuple(range(shape[-1])))])
+    match node:
+        case Conv() | Dense():
+            return _Terms([(node, None)], [])
+        case BatchNorm() if isinstance(conv := source.graph.by_name[node.input], Conv | Dense):
+            return _Terms([(conv, node)], [])
+        case Shortcut() if node.input in source.maps:
+            return _Terms([], [Residual(node.input, node.source, node.stride)])
+        case Add():
+            first, second = _terms(source, node.first), _terms(source, node.second)
+            return _Terms(first.synapses + second.synapses, first.residuals + second.residuals)
+    raise ValueError(f"node {name!r}: a current of neurons that is no convolution and no spikes cannot be folded.")
+
+
+def _reads(source: _Source, conv: Conv | Dense) -> tuple[str, np.ndarray]:
+    """The map that a layer reads, and its weights ``h w i o``: codes where it is quantized."""
+    graph, name = source.graph, conv.input
+    if isinstance(node := graph.by_name[name], Flatten):
+        name = node.input
+    if name not in source.maps:
+        raise ValueError(f"node {conv.name!r} reads {name!r}, which is not spikes; that has no form in whole numbers.")
+    kernel = source.codes[conv.name][0] if conv.quantizer else source.variables["params"][conv.name]["kernel"]
+    if isinstance(conv, Dense):
+        shape = graph.values[name].shape
+        kernel = kernel.reshape(*((1,) * (3 - len(shape))), *shape, conv.features)
+    return name, kernel
+
+
+def _affine(source: _Source, conv: Conv | Dense, norm: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:
+    """Factor on the sums of whole (or, unquantized, real) weights and bias of every channel."""
+    params, ones = source.variables["params"], np.ones(conv.features)
+    gamma = source.codes[conv.name][1] * ones if conv.quantizer else ones
+    bias = params[conv.name]["bias"] if conv.bias else 0 * ones
+    if norm is None:
+        return gamma, bias
+    stats = source.variables["batch_stats"][norm.name]
+    factor = params[norm.name]["scale"] / np.sqrt(stats["var"] + norm.epsilon)
+    return factor * gamma, params[norm.name]["bias"] + factor * (bias - stats["mean"])
+
+
+def _stem(source: _Source, conv: Conv | Dense, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Weights of a grey level, with a positive scale for each channel."""
+    if conv.quantizer:
+        raise ValueError(f"node {conv.name!r} reads the image; leave it in full precision, its export rounds it.")
+    kernel = kernel / (255 * source.std[:, None])
+    if source.stem_bits == _FULL:
+        return kernel.astype(np.float32), np.ones(conv.features), _FULL
+    largest = np.abs(kernel).max((0, 1, 2))
+    step = np.where(largest > 0, largest, 1) / 127
+    return np.rint(kernel / step).astype(np.int8), np.where(largest > 0, step, 0), 8
+
+
+def _readout(source: _Source, bits: int) -> Readout:
+    graph, node = source.graph, source.graph.output
+    if not isinstance(node, Dense):
+        raise ValueError(f"node {node.name!r}: the last node must be a dense readout.")
+    params = source.variables["params"][node.name]
+    tip = graph.by_name[node.input]
+    if isinstance(tip, Flatten):
+        tip = graph.by_name[tip.input]
+    window, strides, where = (1, 1), (1, 1), tip.name
+    if isinstance(tip, GlobalAveragePool):
+        where = tip.input
+        h, w, _ = graph.values[where].shape
+        window, strides = (h, w), (h, w)
+    elif isinstance(tip, AveragePool) and tip.padding == (0, 0):
+        where, window, strides = tip.input, tip.window, tip.strides
+    if where not in source.maps - {graph.input.name}:
+        raise ValueError(f"node {node.name!r}: a readout of {where!r} is none of spikes, their average-pool or sums.")
+    shape = graph.values[tip.name].shape
+    weights = params["kernel"]
+    if node.quantizer:
+        integers, scale = source.codes[node.name]
+        weights = (2.0 * integers - ((1 << node.quantizer.bits) - 1)) * scale
+    kernel = weights.reshape(*((1,) * (3 - len(shape))), *shape, node.features)
+    bias = (params["bias"] if node.bias else np.zeros(node.features)).astype(np.float32)
+    if bits == _FULL:
+        return Readout(node.name, where, window, strides, kernel.astype(np.float32), 1.0, bias)
+    step = float(np.float32(max(np.abs(kernel).max(), 1e-30) / 127))
+    return Readout(node.name, where, window, strides, np.rint(kernel / step).astype(np.int8), step, bias)

@@ -1,0 +1,379 @@
+/* Parts of the generated program, each after a line "//@ name"; csource.py takes those that a network needs. */
+
+//@ word64
+typedef uint64_t word;
+enum { WORD = 64 };
+
+#if defined(__GNUC__)
+static inline word popcount(word x) { return (word)__builtin_popcountll(x); }
+#else
+static inline word popcount(word x) {
+  x = x - ((x >> 1) & 0x5555555555555555U);
+  x = (x & 0x3333333333333333U) + ((x >> 2) & 0x3333333333333333U);
+  x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fU;
+  x = x + (x >> 8);
+  x = x + (x >> 16);
+  return (x + (x >> 32)) & 0x7fU;
+}
+#endif
+
+static inline word load(const uint8_t *p) {
+  return (word)p[0] | (word)p[1] << 8 | (word)p[2] << 16 | (word)p[3] << 24 | (word)p[4] << 32 | (word)p[5] << 40 |
+         (word)p[6] << 48 | (word)p[7] << 56;
+}
+
+//@ word32
+typedef uint32_t word;
+enum { WORD = 32 };
+
+static inline word popcount(word x) {
+  x = x - ((x >> 1) & 0x55555555U);
+  x = (x & 0x33333333U) + ((x >> 2) & 0x33333333U);
+  x = (x + (x >> 4)) & 0x0f0f0f0fU;
+  x = x + (x >> 8);
+  return (x + (x >> 16)) & 0x3fU;
+}
+
+static inline word load(const uint8_t *p) {
+  return (word)p[0] | (word)p[1] << 8 | (word)p[2] << 16 | (word)p[3] << 24;
+}
+
+//@ lanes8
+/* Outputs are computed 8 at a time; GCC makes one vector operation of them if it unrolls them first. */
+enum { LANES = 8 };
+#if defined(__GNUC__) && !defined(__clang__)
+#define UNROLL _Pragma("GCC unroll 8")
+#else
+#define UNROLL
+#endif
+
+/* Stores bit l of lane l. */
+static inline void store(uint8_t *to, int32_t *lanes) {
+  for (int l = 0; l < 4; l++) lanes[l] |= lanes[l + 4];
+  for (int l = 0; l < 2; l++) lanes[l] |= lanes[l + 2];
+  *to = (uint8_t)(lanes[0] | lanes[1]);
+}
+
+static inline int32_t stored(const uint8_t *from) { return *from; }
+
+//@ lanes16
+/* Outputs are computed 16 at a time; GCC makes one vector operation of them if it unrolls them first. */
+enum { LANES = 16 };
+#if defined(__GNUC__) && !defined(__clang__)
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+
+/* Stores bit l of lane l. */
+static inline void store(uint8_t *to, int32_t *lanes) {
+  for (int l = 0; l < 8; l++) lanes[l] |= lanes[l + 8];
+  for (int l = 0; l < 4; l++) lanes[l] |= lanes[l + 4];
+  for (int l = 0; l < 2; l++) lanes[l] |= lanes[l + 2];
+  lanes[0] |= lanes[1];
+  to[0] = (uint8_t)lanes[0];
+  to[1] = (uint8_t)(lanes[0] >> 8);
+}
+
+static inline int32_t stored(const uint8_t *from) { return from[0] | from[1] << 8; }
+
+//@ maps
+/* What the program takes for granted: an int of 32 bits, and a right shift that keeps the sign. */
+typedef char int_has_32_bits[sizeof(int) >= 4 ? 1 : -1];
+typedef char shifts_keep_the_sign[-2 >> 1 == -1 ? 1 : -1];
+
+/* Bits of a map lie as [step][row][column][plane][channel], channels filled up to whole blocks; `at` is its place. */
+typedef struct {
+  int height, width, channels, planes, at;
+} map;
+
+static inline int blocks_of(const map *m) { return (m->channels + LANES - 1) / LANES; }
+
+static inline int plane_bytes(const map *m) { return blocks_of(m) * (LANES / 8); }
+
+static inline int pixel_bytes(const map *m) { return m->planes * plane_bytes(m); }
+
+static inline uint8_t *pixel(const map *m, int step, int y, int x) {
+  return memory + m->at + ((step * m->height + y) * m->width + x) * pixel_bytes(m);
+}
+
+static inline int32_t shifted(int32_t value, int by) { return (int32_t)((uint32_t)value << by); }
+
+/* One step of the membranes of a block: leak, charge, fire, reset; stores the spikes. Its loops are such that compilers
+   make vector operations of them. */
+static inline void fire(int32_t *restrict v, const int32_t *restrict current, const int32_t *restrict threshold,
+                        uint8_t *out) {
+  int32_t spikes[LANES];
+  for (int l = 0; l < LANES; l++) {
+    v[l] = (v[l] >> 1) + current[l];
+    spikes[l] = -(v[l] >= threshold[l]);
+    v[l] &= ~spikes[l];
+    spikes[l] &= 1 << l;
+  }
+  store(out, spikes);
+}
+
+//@ neurons
+typedef void dot_products(const word *restrict, const uint16_t *restrict, int, int, const word *restrict,
+                          int32_t *restrict);
+
+/* Spiking neurons on spikes. Weights lie as [block][word of the patch][bit plane][output]; `dot` takes a block and `group`
+   patches at once and `rest` what is left over. `live` is 0 for outputs whose synapses have no effect, else -1. With a
+   residual, `added` is what one of its spikes adds, and `from` its channel for each output, or 0 for the same. */
+typedef struct {
+  map in, out, residual;
+  int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x, bits, words, group;
+  dot_products *dot, *rest;
+  const word *weights;
+  const int32_t *bias, *threshold;
+  const int8_t *live;
+  const uint8_t *shift;
+  const int32_t *added;
+  const int16_t *from;
+  int residual_stride;
+} neurons;
+
+/* Copies the bits under a window, one after the other, into words `step` apart; returns how many are set. */
+static int32_t gather(const neurons *n, int t, int plane, int y0, int x0, word *to, int step) {
+  const map *in = &n->in;
+  const int channels = in->channels, bytes = pixel_bytes(in);
+  word current = 0, ones = 0;
+  int fill = 0;
+  for (int y = y0; y < y0 + n->kernel_h; y++) {
+    const uint8_t *row = pixel(in, t, y < 0 || y >= in->height ? 0 : y, 0) + plane * plane_bytes(in);
+    for (int x = x0; x < x0 + n->kernel_w; x++) {
+      const int inside = y >= 0 && y < in->height && x >= 0 && x < in->width;
+      const uint8_t *p = inside ? row + x * bytes : memory;
+      for (int c = 0; c < channels; c += WORD, p += WORD / 8) {
+        const int size = channels - c < WORD ? channels - c : WORD;
+        const word bits = inside ? load(p) & ((word)-1 >> (WORD - size)) : 0;
+        ones += popcount(bits);
+        current |= bits << fill;
+        fill += size;
+        if (fill >= WORD) {
+          fill -= WORD;
+          *to = current;
+          to += step;
+          current = fill ? bits >> (size - fill) : 0;
+        }
+      }
+    }
+  }
+  if (fill) *to = current;
+  return (int32_t)ones;
+}
+
+/* Lists the words that are not zero in every one of `group` patches. */
+static int listed(const word *x, int words, int step, int group, uint16_t *list) {
+  int count = 0;
+  for (int k = 0; k < words; k++) {
+    word any = 0;
+    for (int v = 0; v < group; v++) any |= x[k * step + v];
+    list[count] = (uint16_t)k;
+    count += any != 0;
+  }
+  return count;
+}
+
+/* The residual's spikes for each output, [step][plane][output]. */
+static void carry(const neurons *n, int y, int x) {
+  const map *m = &n->residual;
+  const int bytes = plane_bytes(m), wanted = plane_bytes(&n->out), channels = n->out.channels;
+  uint8_t *to = residuals;
+  for (int t = 0; t < STEPS; t++) {
+    const uint8_t *p = pixel(m, t, y * n->residual_stride, x * n->residual_stride);
+    for (int plane = 0; plane < m->planes; plane++, p += bytes) {
+      for (int b = 0; b < wanted; b++) {
+        const int lanes = channels - 8 * b < 8 ? channels - 8 * b : 8;
+        int bits = n->from ? 0 : p[b];
+        for (int l = 0; n->from && l < lanes; l++) {
+          const int c = n->from[8 * b + l];
+          if (c >= 0) bits |= (p[c >> 3] >> (c & 7) & 1) << l;
+        }
+        *to++ = (uint8_t)bits;
+      }
+    }
+  }
+}
+
+/* A block of neurons through all steps at one position. `sums` lie [step][plane][output], twice what was counted; from
+   each `offsets` is taken; `out` is where the spikes go, steps `step` apart. */
+static void run_block(const neurons *n, int block, int32_t *restrict sums, const int32_t *restrict offsets, uint8_t *out,
+                      int step) {
+  const int first = block * LANES, planes = n->in.planes, bytes = plane_bytes(&n->out);
+  const int8_t *restrict live = n->live + first;
+  const uint8_t *restrict shift = n->shift + first;
+  const int32_t *restrict bias = n->bias + first, *restrict threshold = n->threshold + first;
+  const uint8_t *carried = residuals + block * (LANES / 8);
+  int32_t membrane[LANES] = {0};
+  for (int t = 0; t < STEPS; t++, sums += planes * LANES, out += step) {
+    for (int p = 1; p < planes; p++) {
+      for (int l = 0; l < LANES; l++) sums[l] += shifted(sums[p * LANES + l], p);
+    }
+    int32_t current[LANES];
+    for (int l = 0; l < LANES; l++) current[l] = shifted((sums[l] - offsets[t]) & live[l], shift[l]) + bias[l];
+    for (int p = 0; n->added && p < n->residual.planes; p++, carried += bytes) {
+      const int32_t *restrict added = n->added + first, bits = stored(carried);
+      for (int l = 0; l < LANES; l++) current[l] += shifted(added[l], p) & -(bits >> l & 1);
+    }
+    fire(membrane, current, threshold, out);
+  }
+}
+
+static void run_neurons(const neurons *n) {
+  const int planes = n->in.planes, patches = STEPS * planes;
+  const int step = n->out.height * n->out.width * plane_bytes(&n->out);
+  int counts[PATCHES];
+  int32_t offsets[STEPS], sums[PATCHES * LANES];
+  for (int y = 0; y < n->out.height; y++) {
+    for (int x = 0; x < n->out.width; x++) {
+      const int y0 = y * n->stride_y - n->pad_y, x0 = x * n->stride_x - n->pad_x;
+      for (int t = 0, v = 0; t < STEPS; t++) {
+        offsets[t] = 0;
+        for (int p = 0; p < planes; p++, v++) {
+          const int32_t ones = gather(n, t, p, y0, x0, patch + v, patches);
+          offsets[t] += shifted(shifted(ones, n->bits) - ones, p);
+        }
+      }
+      for (int v = 0, g = 0; v < patches; v += n->group, g++) {
+        const int group = patches - v < n->group ? patches - v : n->group;
+        counts[g] = listed(patch + v, n->words, patches, group, lists + g * n->words);
+      }
+      if (n->added) carry(n, y, x);
+      uint8_t *out = pixel(&n->out, 0, y, x);
+      for (int b = 0; b < blocks_of(&n->out); b++, out += LANES / 8) {
+        const word *weights = n->weights + b * n->words * n->bits * LANES;
+        for (int v = 0, g = 0; v < patches; v += n->group, g++) {
+          dot_products *dot = patches - v < n->group ? n->rest : n->dot;
+          dot(patch + v, lists + g * n->words, counts[g], patches, weights, sums + v * LANES);
+        }
+        run_block(n, b, sums, offsets, out, step);
+      }
+    }
+  }
+}
+
+//@ stem
+/* Spiking neurons on pixels. Weights lie as [tap][channel][output]; `fine` are 256ths of a weight; a tap outside the
+   image adds `pads`, what a pixel of mean colour would. */
+typedef struct {
+  int height, width, channels;
+  map out;
+  int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x;
+  const int16_t *weights;
+  const uint8_t *fine;
+  const int32_t *pads, *bias, *threshold;
+  const int8_t *live;
+  const uint8_t *shift;
+} stem;
+
+static void look(const stem *n, const uint8_t *image, int y0, int x0, int outputs) {
+  for (int o = 0; o < outputs; o++) whole[o] = parts[o] = outside[o] = 0;
+  for (int ky = 0; ky < n->kernel_h; ky++) {
+    for (int kx = 0; kx < n->kernel_w; kx++) {
+      const int y = y0 + ky, x = x0 + kx, tap = ky * n->kernel_w + kx;
+      if (y < 0 || y >= n->height || x < 0 || x >= n->width) {
+        const int32_t *pads = n->pads + tap * outputs;
+        for (int o = 0; o < outputs; o++) outside[o] += pads[o];
+        continue;
+      }
+      for (int c = 0; c < n->channels; c++) {
+        const int32_t value = image[(y * n->width + x) * n->channels + c];
+        const int16_t *weights = n->weights + (tap * n->channels + c) * outputs;
+        for (int o = 0; o < outputs; o++) whole[o] += value * weights[o];
+        if (n->fine) {
+          const uint8_t *fine = n->fine + (tap * n->channels + c) * outputs;
+          for (int o = 0; o < outputs; o++) parts[o] += value * fine[o];
+        }
+      }
+    }
+  }
+  for (int o = 0; o < outputs; o++) {
+    const int32_t sum = shifted(whole[o], n->shift[o]) + (shifted(parts[o], n->shift[o]) >> 8);
+    whole[o] = (sum & n->live[o]) + outside[o] + n->bias[o];
+  }
+}
+
+static void run_stem(const stem *n, const uint8_t *image) {
+  const int outputs = blocks_of(&n->out) * LANES;
+  for (int y = 0; y < n->out.height; y++) {
+    for (int x = 0; x < n->out.width; x++) {
+      const int y0 = y * n->stride_y - n->pad_y, x0 = x * n->stride_x - n->pad_x;
+      for (int o = 0; o < outputs; o++) membranes[o] = 0;
+      for (int t = 0; t < STEPS; t++) {
+        if (FRAMES || t == 0) look(n, image + FRAMES * t * n->height * n->width * n->channels, y0, x0, outputs);
+        uint8_t *out = pixel(&n->out, t, y, x);
+        for (int o = 0; o < outputs; o += LANES) {
+          fire(membranes + o, whole + o, n->threshold + o, out + (o >> 3));
+        }
+      }
+    }
+  }
+}
+
+//@ max_pool
+/* OR of the spikes in each window. */
+static void max_pool(map in, map out, int window_h, int window_w, int stride_y, int stride_x, int pad_y, int pad_x) {
+  for (int t = 0; t < STEPS; t++) {
+    for (int y = 0; y < out.height; y++) {
+      for (int x = 0; x < out.width; x++) {
+        uint8_t *to = pixel(&out, t, y, x);
+        for (int b = 0; b < plane_bytes(&out); b++) to[b] = 0;
+        for (int wy = 0; wy < window_h; wy++) {
+          for (int wx = 0; wx < window_w; wx++) {
+            const int iy = y * stride_y - pad_y + wy, ix = x * stride_x - pad_x + wx;
+            if (iy < 0 || iy >= in.height || ix < 0 || ix >= in.width) continue;
+            const uint8_t *p = pixel(&in, t, iy, ix);
+            for (int b = 0; b < plane_bytes(&out); b++) to[b] |= p[b];
+          }
+        }
+      }
+    }
+  }
+}
+
+//@ sum
+/* Sum of two maps by a ripple-carry adder on bit planes. */
+static void add_maps(map first, map second, map out) {
+  const int bytes = plane_bytes(&out);
+  for (int t = 0; t < STEPS; t++) {
+    for (int y = 0; y < out.height; y++) {
+      for (int x = 0; x < out.width; x++) {
+        for (int b = 0; b < bytes; b++) {
+          int over = 0;
+          for (int p = 0; p < out.planes; p++) {
+            const int u = p < first.planes ? pixel(&first, t, y, x)[p * bytes + b] : 0;
+            const int v = p < second.planes ? pixel(&second, t, y, x)[p * bytes + b] : 0;
+            pixel(&out, t, y, x)[p * bytes + b] = (uint8_t)(u ^ v ^ over);
+            over = (u & v) | (over & (u ^ v));
+          }
+        }
+      }
+    }
+  }
+}
+
+//@ readout
+/* Adds the weights of every spike, [window][channel][class], to the logits; returns the largest's class. */
+static int run_readout(map in, int window_h, int window_w, int stride_y, int stride_x, int rows, int columns,
+                       const weight *weights, const int32_t *bias, int32_t *logits) {
+  for (int k = 0; k < CLASSES; k++) logits[k] = bias[k];
+  for (int r = 0; r < rows * columns; r++) {
+    for (int w = 0; w < window_h * window_w; w++) {
+      const int y = r / columns * stride_y + w / window_w, x = r % columns * stride_x + w % window_w;
+      for (int t = 0; t < STEPS; t++) {
+        for (int p = 0; p < in.planes; p++) {
+          const uint8_t *bits = pixel(&in, t, y, x) + p * plane_bytes(&in);
+          for (int c = 0; c < in.channels; c++) {
+            if (!(bits[c >> 3] >> (c & 7) & 1)) continue;
+            const weight *row = weights + (r * in.channels + c) * CLASSES;
+            for (int k = 0; k < CLASSES; k++) logits[k] += shifted(row[k], p);
+          }
+        }
+      }
+    }
+  }
+  int best = 0;
+  for (int k = 1; k < CLASSES; k++) best = logits[k] > logits[best] ? k : best;
+  return best;
+}

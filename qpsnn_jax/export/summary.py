@@ -1,0 +1,46 @@
+"""What a packed network holds, as text."""
+
+import math
+
+from qpsnn_jax.export.folded import MaxPool, Neurons, Readout, Sum, sources
+from qpsnn_jax.export.packed import Packed
+
+
+def summary(packed: Packed) -> str:
+    """A line for every layer, the sizes, and where the network comes from.
+
+    Args:
+        packed: from :func:`qpsnn_jax.export.packed.load_packed`.
+
+    Returns:
+        Text of several lines.
+    """
+    folded = packed.folded
+    shape = "×".join(str(n) for n in folded.image.shape)
+    what = "frames" if folded.image.frames else "pixels"
+    lines = [f"{folded.image.name:20} {what} {shape}, {folded.timesteps} steps"]
+    for layer in folded.layers:
+        size = "×".join(str(n) for n in folded.maps[layer.name].shape)
+        lines.append(f"{layer.name:20} {size:>12}  {_kind(layer)} of {' and '.join(sources(layer))}")
+    total = packed.header_bytes + packed.payload_bytes
+    lines.append(f"{total:,} bytes: {packed.payload_bytes:,} of numbers and {packed.header_bytes:,} of header")
+    notes = packed.notes
+    if isinstance(accuracy := notes.get("accuracy"), float) and math.isfinite(accuracy):
+        lines.append(f"accuracy {100 * accuracy:.2f} %, stage {notes.get('stage')!a}, as trained")
+    if isinstance(versions := notes.get("versions"), dict):
+        # The notes are whatever a stranger wrote; nothing in them reaches a terminal as it is.
+        lines.append(ascii(", ".join(f"{package} {version}" for package, version in versions.items()))[1:-1])
+    return "\n".join(lines)
+
+
+def _kind(layer: Neurons | MaxPool | Sum | Readout) -> str:
+    match layer:
+        case Neurons() | Readout():
+            height, width, inputs, outputs = layer.kernel.shape
+            bits = layer.bits if isinstance(layer, Neurons) else 8 * layer.kernel.dtype.itemsize
+            kind = "neurons" if isinstance(layer, Neurons) else "readout"
+            return f"{kind}, {height}×{width}×{inputs}×{outputs} at {bits} bits,"
+        case MaxPool():
+            return f"max-pool {layer.window[0]}×{layer.window[1]}"
+        case Sum():
+            return "sum"

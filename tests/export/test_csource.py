@@ -1,0 +1,153 @@
+"""The C program: strict compilers and sanitizers find nothing, and its logits are the interpreter's, bit for bit."""
+
+import re
+import subprocess
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from compilers import STRICT, compiler, emulated_arm, run
+from exported import GRAPHS, folded_of, pixels_of
+from small_networks import random_variables
+
+from qpsnn_jax.cli import main
+from qpsnn_jax.data import load
+from qpsnn_jax.export.cplan import plan
+from qpsnn_jax.export.csource import c_source
+from qpsnn_jax.export.folded import Neurons, sources
+from qpsnn_jax.export.folding import fold
+from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.pipeline import load_network
+from qpsnn_jax.zoo import resnet20
+
+SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+NATIVE = ["-O3", "-march=native"]
+
+
+def agrees(command, name, folder, bits=32, portable=False, emulator=()):
+    network, pixels = IntegerNetwork.of(folded_of(name, bits, bits)), pixels_of(GRAPHS[name])
+    classes, logits = run(command, c_source(network, "net", portable=portable), pixels, folder, emulator)
+    expected = network(pixels)
+    np.testing.assert_array_equal(logits, expected)
+    np.testing.assert_array_equal(classes, expected.argmax(-1))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("portable", [False, True])
+def test_same_logits_under_sanitizers(name, portable, tmp_path):
+    agrees([*compiler("gcc"), *SANITIZERS], name, tmp_path, portable=portable)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_same_logits_from_clang(name, tmp_path):
+    agrees([*compiler("clang"), "-O2"], name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "sew_resnet18"])
+@pytest.mark.parametrize("make", ["gcc", "clang"])
+def test_same_logits_optimized_for_this_processor(name, make, tmp_path):
+    agrees([*compiler(make), *NATIVE], name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vggsnn", "sew_resnet18"])
+@pytest.mark.parametrize("portable", [False, True])
+def test_same_logits_on_32_bits(name, portable, tmp_path):
+    agrees([*compiler("32-bit"), "-O2"], name, tmp_path, portable=portable)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_same_logits_on_arm(portable, tmp_path):
+    command, emulator = emulated_arm()
+    agrees([*command, "-O2"], "resnet20", tmp_path, portable=portable, emulator=emulator)
+
+
+@pytest.mark.parametrize("name", ["dense", "vggsnn"])
+def test_same_logits_with_8_bits_at_both_ends(name, tmp_path):
+    agrees([*compiler("gcc"), *SANITIZERS], name, tmp_path, bits=8)
+
+
+def test_wide_layers_take_16_lanes():
+    assert {name: plan(folded_of(name), 64).form.lanes for name in ("dense", "sew_resnet18")} == {
+        "dense": 8,
+        "sew_resnet18": 16,
+    }
+
+
+def test_a_trained_network_from_the_command_line_to_its_program(small_run, tmp_path, capsys):
+    command = ["export", str(small_run), "--format", "c", "--out", str(tmp_path / "net.c")]
+    assert main(command) == 0
+    working = int(re.search(r": ([\d,]+) bytes of working memory", capsys.readouterr().out)[1].replace(",", ""))
+    assert working < 10_000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.c", "net.h"]
+    data = load("digits")
+    network = IntegerNetwork.of(fold(*load_network(small_run), data.mean, data.std))
+    text = c_source(network, "net")
+    assert (tmp_path / "net.c").read_text() == text.source
+    assert text.working_bytes == working
+    assert main(command) == 2
+    assert "net.c exists; choose another --out." in capsys.readouterr().err
+    for out, message in (("other", "must be named NAME.c"), ("my-net.c", "to be a name in C, got 'my-net'")):
+        assert main([*command[:-1], str(tmp_path / out)]) == 2
+        assert message in capsys.readouterr().err
+    _, logits = run([*compiler("gcc"), "-O2"], text, data.test.images, tmp_path)
+    np.testing.assert_array_equal(logits, network(data.test.images))
+
+
+def test_the_page_is_true(small_run, tmp_path):
+    page = files("qpsnn_jax.export").joinpath("C.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```c\n(.*?)```", page, re.DOTALL)
+    assert main(["export", str(small_run), "--format", "c", "--out", str(tmp_path / "digits.c")]) == 0
+    (tmp_path / "main.c").write_text(example)
+    command = [*compiler("gcc"), *STRICT, "digits.c", "main.c", "-o", "digits"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    said = subprocess.run([tmp_path / "digits"], check=True, capture_output=True, text=True).stdout
+    assert re.fullmatch(r"class \d, in \d+ bytes of memory\n", said)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_needs_nothing(name):
+    network = IntegerNetwork.of(folded_of(name))
+    text = c_source(network)
+    assert re.findall(r"#include (.*)", text.source) == ['"qpsnn.h"']
+    assert re.findall(r"#include (.*)", text.header) == ["<stdint.h>"]
+    assert not re.search(r"\b(float|double|malloc|free|memcpy)\b", text.source)
+    assert "popcountll" not in c_source(network, portable=True).source
+    declared = sum(
+        int(count) * {"uint8_t": 1, "uint16_t": 2, "int32_t": 4, "uint64_t": 8}[kind]
+        for kind, count in re.findall(r"^static (\w+) \w+\[(\d+)\];", text.source, re.MULTILINE)
+    )
+    assert declared == text.working_bytes
+    constants = re.findall(r"^static const (\w+) \w+\[(\d+)\] = ", text.source, re.MULTILINE)
+    sizes = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "weight": 2, "int32_t": 4, "uint64_t": 8}
+    named = sum(int(count) * sizes[kind] for kind, count in constants)
+    assert named == text.constant_bytes
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_maps_that_are_needed_at_once_do_not_overlap(name):
+    folded = folded_of(name)
+    planned = plan(folded, 64)
+    spans = {}
+    for layer in folded.layers[:-1]:
+        h, w, c = folded.maps[layer.name].shape
+        lanes, planes = planned.form.lanes, folded.maps[layer.name].largest.bit_length()
+        size = folded.timesteps * h * w * planes * -(-c // lanes) * lanes // 8
+        spans[layer.name] = (planned.places[layer.name], planned.places[layer.name] + size)
+    last = {source: i for i, layer in enumerate(folded.layers) for source in sources(layer)}
+    for i, layer in enumerate(folded.layers[:-1]):
+        for other in folded.layers[:i]:
+            if last.get(other.name, -1) >= i:
+                (a, b), (c, d) = spans[layer.name], spans[other.name]
+                assert b <= c or d <= a
+    assert max(end for _, end in spans.values()) == planned.arena
+    whole = sum(end - start for start, end in spans.values())
+    assert planned.arena < whole or sum(isinstance(layer, Neurons) for layer in folded.layers) < 4
+
+
+def test_the_papers_network_fits_a_microcontroller():
+    """The ResNet20 of 6.22M parameters needs less than 256 KiB of working memory."""
+    graph = resnet20(bits=2, timesteps=2, ratios={"stem": 0.1, "outputs": 0.3, "first": 0.3, "middle": 0.6})
+    network = IntegerNetwork.of(fold(graph, random_variables(graph), (0.5,) * 3, (0.25,) * 3))
+    text = c_source(network)
+    assert text.working_bytes < 70_000
+    assert text.constant_bytes < 1_700_000

@@ -1,0 +1,124 @@
+"""Folding: the affine map of every channel, on an oracle written in floating point, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
+from small_networks import random_variables
+
+from qpsnn_jax.data import load, normalize
+from qpsnn_jax.export.agreement import compare
+from qpsnn_jax.export.folding import fold
+from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.graph import LIF, AveragePool, Conv, Graph, Input, MaxPool, Quantizer
+from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.pipeline import load_network, read_config
+from qpsnn_jax.pruning import prune
+from qpsnn_jax.zoo import resnet20, spikingformer
+
+
+def test_first_currents_are_the_float_networks():
+    graph = GRAPHS["dense"]
+    pixels, (mean, std) = pixels_of(graph), moments(graph)
+    layer, folded = folded_of("dense").layers[0], folded_of("dense")
+    images = normalize(pixels, mean, std)
+    run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x, capture=["bn0"]))
+    captured = run(variables_of("dense"), images)[1]
+    centered = np.pad(pixels - np.asarray(folded.image.mean), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for y, x in ((0, 0), (2, 4), (5, 5)):
+        patch = centered[:, y : y + 3, x : x + 3]
+        currents = np.einsum("bhwi,hwio->bo", patch, layer.kernel) * layer.scale + layer.bias
+        np.testing.assert_allclose(currents, np.asarray(captured["bn0"])[:, y, x], atol=1e-4)
+
+
+def test_scales_are_positive_and_codes_flipped():
+    folded, variables = folded_of("resnet20"), variables_of("resnet20")
+    norm = variables["params"]["layer1.0.bn1"]["scale"]
+    assert (norm < 0).any()
+    layer = folded.layers[1]
+    assert (layer.scale >= 0).all()
+    kernel = variables["params"]["layer1.0.conv1"]["kernel"] * np.sign(norm)
+    correlation = [np.corrcoef(layer.kernel[..., o].ravel(), kernel[..., o].ravel())[0, 1] for o in range(1, 15)]
+    assert min(correlation) > 0.8
+
+
+def test_pruned_network_keeps_its_gamma():
+    graph = GRAPHS["resnet20"]
+    keep = {"layer1.0.conv1": jnp.arange(0, 16, 2)}
+    smaller, variables = prune(graph, variables_of("resnet20"), keep)
+    network = IntegerNetwork.of(fold(smaller, variables, *moments(graph)))
+    assert network.folded.layers[1].kernel.shape[-1] == 8
+    found = compare(smaller, variables, network, pixels_of(graph, 24), *moments(graph))
+    assert found.predictions == 1
+    assert max(found.spikes.values()) < 1e-3
+
+
+def test_trained_network_on_its_test_set(small_run):
+    config = read_config(small_run)
+    data = load(config.data, seed=config.seed, test_examples=config.test_examples)
+    graph, variables = load_network(small_run)
+    rounded = {}
+    for bits in (8, 32):
+        network = IntegerNetwork.of(fold(graph, variables, data.mean, data.std, stem_bits=bits, readout_bits=bits))
+        test = data.test
+        rounded[bits] = compare(graph, variables, network, test.images, data.mean, data.std, test.labels)
+    exact = rounded[32]
+    assert exact.predictions == 1
+    assert exact.accuracy_float is not None
+    assert exact.accuracy_float > 0.2
+    assert exact.accuracy_integer == exact.accuracy_float
+    assert max(exact.spikes.values()) < 1e-4
+    assert rounded[8].predictions >= 0.9
+
+
+def _graph(*nodes, timesteps=2):
+    return Graph((Input("image", (4, 4, 1)), *nodes), timesteps)
+
+
+STEM = (Conv("conv1", "image", 2), LIF("lif1", "conv1"))
+REFUSED = {
+    "leak": (resnet20(width=1 / 8, lif=LIF("", "", tau=0.25)), "only a leak of 0.5 and a hard reset"),
+    "soft reset": (resnet20(width=1 / 8, lif=LIF("", "", reset="soft")), "only a leak of 0.5 and a hard reset"),
+    "full precision": (resnet20(bits=None, width=1 / 8), "node 'layer1.0.conv1' reads spikes with full-precision"),
+    "attention": (spikingformer(width=1 / 4, blocks=1), "node 'block0.attn.product': spiking self-attention"),
+    "max-pool of currents": (
+        _graph(Conv("conv1", "image", 2), MaxPool("pool", "conv1"), LIF("lif1", "pool")),
+        "node 'pool': max-pool of what is not spikes",
+    ),
+    "quantized stem": (
+        _graph(Conv("conv1", "image", 2, quantizer=Quantizer(2)), LIF("lif1", "conv1")),
+        "node 'conv1' reads the image; leave it in full precision",
+    ),
+    "average-pool between": (
+        _graph(*STEM, AveragePool("pool", "lif1"), Conv("conv2", "pool", 2, quantizer=Quantizer(2)), LIF("l", "conv2")),
+        "node 'conv2' reads 'pool', which is not spikes",
+    ),
+    "two convolutions in a row": (
+        _graph(*STEM, Conv("conv2", "conv1", 2, quantizer=Quantizer(2)), LIF("lif2", "conv2")),
+        "node 'conv2' reads 'conv1', which is not spikes",
+    ),
+    "neurons on what is no current": (
+        _graph(*STEM, AveragePool("pool", "lif1"), LIF("lif2", "pool")),
+        "node 'pool': a current of neurons",
+    ),
+    "no synapses": (_graph(*STEM, LIF("lif2", "lif1")), "node 'lif2': neurons of whole numbers take one convolution"),
+    "no readout": (_graph(*STEM), "node 'lif1': the last node must be a dense readout"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    graph, message = REFUSED[name]
+    channels = graph.input.shape[2]
+    with pytest.raises(ValueError, match=message):
+        fold(graph, random_variables(graph), (0.5,) * channels, (0.25,) * channels)
+
+
+def test_options_are_checked():
+    graph, variables = GRAPHS["resnet20"], variables_of("resnet20")
+    for options, message in (({"stem_bits": 16}, "stem_bits must be 8 or 32"), ({"readout_bits": 4}, "readout_bits")):
+        with pytest.raises(ValueError, match=message):
+            fold(graph, variables, (0.5,), (0.5,), **options)
+    with pytest.raises(ValueError, match="mean and std need 1 numbers"):
+        fold(graph, variables, (0.5, 0.5), (0.5, 0.5))

@@ -1,0 +1,146 @@
+"""Whole numbers: the same as the float network's, the same in XLA, within their bound, and without JAX."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
+
+from qpsnn_jax.export.agreement import compare, simulate
+from qpsnn_jax.export.folded import Folded, Image, Neurons, Readout, Residual
+from qpsnn_jax.export.integer_network import IntegerNetwork, currents
+
+
+def test_needs_no_jax():
+    code = "import qpsnn_jax.export.integer_network, sys; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_agrees_with_the_float_network(name):
+    graph = GRAPHS[name]
+    pixels = pixels_of(graph, 24)
+    found = compare(graph, variables_of(name), IntegerNetwork.of(folded_of(name)), pixels, *moments(graph))
+    assert found.images == len(pixels)
+    assert found.predictions == 1
+    assert max(found.spikes.values()) < 1e-3
+    assert set(found.spikes) == {layer.name for layer in folded_of(name).neurons}
+
+
+@pytest.mark.parametrize(("name", "bits"), [*((name, 32) for name in GRAPHS), ("dense", 8)])
+def test_xla_computes_the_same_bits(name, bits):
+    network, pixels = IntegerNetwork.of(folded_of(name, bits, bits)), pixels_of(GRAPHS[name])
+    logits = jax.jit(lambda x: simulate(network, x))(jnp.asarray(pixels))
+    np.testing.assert_array_equal(np.asarray(logits), network(pixels))
+    assert len(np.unique(network(pixels))) > 5
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("bits", [8, 32])
+def test_membranes_stay_within_the_bound(name, bits):
+    network, pixels = IntegerNetwork.of(folded_of(name, bits, bits)), pixels_of(GRAPHS[name])
+    layers = [layer.name for layer in network.folded.layers[:-1]]
+    logits, maps = network(pixels, layers)
+    assert np.abs(logits).max() <= network.readout.bound < 2**31
+    image = pixels if network.folded.image.frames else pixels[:, None]
+    rates = []
+    for layer in network.folded.neurons:
+        constants = network.neurons[layer.name]
+        assert max(constants.high.max(), -constants.low.min()) < 2**31
+        driven = currents(layer, constants, maps | {network.folded.image.name: image})
+        membrane = np.zeros_like(driven[:, 0])
+        for step in range(network.folded.timesteps):
+            membrane = (membrane >> 1) + driven[:, step if driven.shape[1] > 1 else 0]
+            assert ((constants.low <= membrane) & (membrane <= constants.high)).all()
+            membrane = np.where(maps[layer.name][:, step], 0, membrane)
+        rates.append(maps[layer.name].mean())
+    assert min(rates) > 0.02, "a silent layer tests nothing"
+
+
+def test_leak_threshold_and_reset_by_hand():
+    # One pixel, weight 1 a grey level, θ = 100: V = 60, 90, 105 fires and is reset, 60, …
+    network = IntegerNetwork.of(_tiny(threshold=100.0, timesteps=4))
+    _, maps = network(np.full((1, 1, 1, 1), 60, np.uint8), ["lif"])
+    assert maps["lif"].ravel().tolist() == [0, 0, 1, 0]
+    exactly = IntegerNetwork.of(_tiny(threshold=90.0, timesteps=2)), IntegerNetwork.of(_tiny(90.0, 2, strict=True))
+    spikes = [network(np.full((1, 1, 1, 1), 60, np.uint8), ["lif"])[1]["lif"].ravel().tolist() for network in exactly]
+    assert spikes == [[0, 1], [0, 0]]
+
+
+def test_fraction_makes_the_shift_exact():
+    for name in GRAPHS:
+        network = IntegerNetwork.of(folded_of(name))
+        for layer in list(network.folded.neurons)[1:]:
+            constants = network.neurons[layer.name]
+            assert (constants.shift >= network.folded.timesteps - 1).all()
+            assert constants.fine is None
+
+
+def test_synapses_without_effect_are_a_constant_current():
+    network = IntegerNetwork.of(folded_of("resnet20"))
+    for layer in network.folded.neurons:
+        assert not network.neurons[layer.name].live[0]
+        assert network.neurons[layer.name].live[1:-1].any()
+
+
+def test_overflow_is_refused():
+    with pytest.raises(ValueError, match="layer 'lif': a membrane could reach .* which 32 bits do not hold"):
+        IntegerNetwork.of(_tiny(threshold=1.0, timesteps=2, bias=1e12))
+    with pytest.raises(ValueError, match="layer 'fc': a logit could reach"):
+        IntegerNetwork.of(_tiny(threshold=1.0, timesteps=2, readout_bias=1e12))
+
+
+def test_wrong_inputs_are_named():
+    network = IntegerNetwork.of(folded_of("resnet20"))
+    pixels = pixels_of(GRAPHS["resnet20"])
+    for wrong in (pixels[0], pixels[..., :4, :], pixels.astype(np.float32)):
+        with pytest.raises(ValueError, match="pixels must be uint8 of shape b 8 8 1"):
+            network(wrong)
+    with pytest.raises(ValueError, match="capture names 'lif9'"):
+        network(pixels, ["lif9"])
+    with pytest.raises(ValueError, match="at least one image"):
+        compare(GRAPHS["resnet20"], variables_of("resnet20"), network, pixels[:0], *moments(GRAPHS["resnet20"]))
+
+
+BROKEN = {
+    "timesteps": (lambda f: {"timesteps": 0}, "timesteps must be a whole number from 1 to 1024, got 0"),
+    "no readout": (lambda f: {"layers": f.layers[:-1]}, "exactly one readout, as its last layer"),
+    "a name twice": (lambda f: {"layers": (f.layers[0], *f.layers)}, "the name is used twice"),
+    "a missing input": (lambda f: {"layers": f.layers[1:]}, "is not an earlier layer"),
+    "means": (lambda f: {"image": dataclasses.replace(f.image, mean=(0.0,) * 4)}, "the image needs a shape"),
+    "codes": (lambda f: _changed(f, 1, kernel=f.layers[1].kernel + np.uint8(9)), "a code is above 3"),
+    "bits": (lambda f: _changed(f, 1, bits=9), "of 9 bits does not fit"),
+    "scale": (lambda f: _changed(f, 1, scale=-f.layers[1].scale), "scales not negative"),
+    "bias": (lambda f: _changed(f, 1, bias=f.layers[1].bias[1:]), "bias must be 16 finite float32 numbers"),
+    "threshold": (lambda f: _changed(f, 1, threshold=0.0), "the threshold must be positive"),
+    "strides": (lambda f: _changed(f, 1, strides=(0, 1)), "windows, strides and padding must be whole"),
+    "window": (lambda f: _changed(f, -1, window=(3, 2)), "does not fit"),
+    "residual": (lambda f: _changed(f, 1, residual=Residual("lif1", (0, 8) * 8)), "names channels that are not there"),
+    "residual shape": (lambda f: _changed(f, 1, residual=Residual("lif1", (0,) * 16, 2)), "adds a residual of shape"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_folded_networks_are_checked(name):
+    change, message = BROKEN[name]
+    folded = folded_of("resnet20")
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(folded, **change(folded))
+
+
+def _changed(folded, index, **fields):
+    layers = list(folded.layers)
+    layers[index] = dataclasses.replace(layers[index], **fields)
+    return {"layers": tuple(layers)}
+
+
+def _tiny(threshold=1.0, timesteps=2, strict=False, bias=0.0, readout_bias=0.0):
+    one = np.ones((1, 1, 1, 1), np.int8)
+    scale, zero = np.ones(1, np.float32), np.float32([bias])
+    lif = Neurons("lif", "image", one, 8, (1, 1), (0, 0), scale, zero, threshold, strict)
+    fc = Readout("fc", "lif", (1, 1), (1, 1), one, 1.0, np.float32([readout_bias]))
+    return Folded(Image("image", (1, 1, 1), (0.0,)), (lif, fc), timesteps)

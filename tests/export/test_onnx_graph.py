@@ -1,0 +1,65 @@
+"""ONNX: the float network's currents from onnxruntime, for every kind of network and any batch."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
+
+from qpsnn_jax.cli import main
+from qpsnn_jax.data import normalize
+from qpsnn_jax.export.onnx_graph import onnx_model
+from qpsnn_jax.network import SpikingNetwork
+
+
+@pytest.fixture
+def onnxruntime():
+    pytest.importorskip("onnx", reason="onnx is not installed (the extra onnx)")
+    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (the extra onnx)")
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_same_currents(name, onnxruntime):
+    graph, pixels = GRAPHS[name], pixels_of(GRAPHS[name], 5)
+    run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x).mean(1))
+    expected = np.asarray(run(variables_of(name), normalize(jnp.asarray(pixels), *moments(graph))))
+    model = onnx_model(folded_of(name)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    for batch in (5, 2):
+        (found,) = session.run(None, {"pixels": pixels[:batch]})
+        np.testing.assert_allclose(found, expected[:batch], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("resnet20", "UINT2"), ("resnet20 pruned", "UINT4"), ("resnet20 >", "UINT8")]
+)
+def test_codes_are_stored_in_few_bits(name, kind, onnxruntime):
+    del onnxruntime
+    import onnx
+
+    model, folded = onnx_model(folded_of(name, 8)), folded_of(name, 8)
+    codes = [t for t in model.graph.initializer if t.data_type == getattr(onnx.TensorProto, kind)]
+    sizes = [layer.kernel.size for layer in list(folded.neurons)[1:]]
+    assert [int(np.prod(t.dims)) for t in codes] == sizes
+    assert any(t.data_type == onnx.TensorProto.INT8 for t in model.graph.initializer)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "b"
+
+
+def test_export_and_verify_a_run(small_run, tmp_path, capsys, onnxruntime):
+    out = tmp_path / "small.onnx"
+    assert main(["export", str(small_run), "--format", "onnx", "--out", str(out)]) == 0
+    session = onnxruntime.InferenceSession(out.read_bytes(), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"pixels": np.zeros((3, 8, 8, 1), np.uint8)})[0].shape == (3, 10)
+    capsys.readouterr()
+    assert main(["verify", str(small_run), "--format", "onnx"]) == 0
+    assert (
+        "onnxruntime has the predictions of the float network on 100.00 %, currents within" in capsys.readouterr().out
+    )
+
+
+def test_the_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match="needs the package onnx: pip install"):
+        onnx_model(folded_of("dense"))

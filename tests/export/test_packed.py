@@ -1,0 +1,244 @@
+"""The packed file: what goes in comes out, it is as small as it says, and nothing broken or hostile gets in."""
+
+import dataclasses
+import json
+import random
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from exported import GRAPHS, folded_of, pixels_of
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import contents
+
+from qpsnn_jax.cli import main
+from qpsnn_jax.costs import cost
+from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.packed import load_packed, pack_codes, payload_bytes, unpack_codes, write_packed
+
+NOTES = {"accuracy": 0.5, "config": {"bits": 2}}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "network.qpsnn"
+    write_packed(path, folded_of("dense"), NOTES)
+    return path
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("bits", [8, 32])
+def test_round_trip(name, bits, tmp_path):
+    folded, path = folded_of(name, bits, bits), tmp_path / "a.qpsnn"
+    written, read = write_packed(path, folded, NOTES), load_packed(path)
+    assert (read.notes, read.header_bytes, read.payload_bytes) == (NOTES, written.header_bytes, written.payload_bytes)
+    assert read.folded.image == folded.image
+    for old, new in zip(folded.layers, read.folded.layers, strict=True):
+        for field in dataclasses.fields(old):
+            before, after = getattr(old, field.name), getattr(new, field.name)
+            assert type(before) is type(after)
+            np.testing.assert_array_equal(np.asarray(before, object), np.asarray(after, object), strict=False)
+    pixels = pixels_of(GRAPHS[name], 2)
+    np.testing.assert_array_equal(IntegerNetwork.of(read.folded)(pixels), IntegerNetwork.of(folded)(pixels))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.qpsnn"]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_size_on_disk_is_the_reported_size_and_the_header(name, tmp_path):
+    path, costs = tmp_path / "a.qpsnn", cost(GRAPHS[name])
+    written = write_packed(path, folded_of(name), NOTES)
+    assert path.stat().st_size == written.header_bytes + written.payload_bytes
+    assert written.payload_bytes == payload_bytes(folded_of(name))
+    # Eq. 16 has another 32 bits for a bias beside a batch-norm; every array is filled up to a whole byte.
+    beside = sum(
+        4 * n.features for n in GRAPHS[name].nodes if n.name in ("features.0.conv", "stem", "conv1") and n.bias
+    )
+    if name != "dense":
+        assert 0 <= written.payload_bytes - (costs.size_bytes - beside) <= len(costs.nodes)
+    with_8_bits = write_packed(path, folded_of(name, 8, 8), NOTES)
+    assert with_8_bits.payload_bytes < written.payload_bytes
+
+
+@given(st.integers(1, 8), st.data())
+def test_codes_pack_low_bits_first(bits, data):
+    codes = data.draw(st.lists(st.integers(0, 2**bits - 1), max_size=40))
+    packed = pack_codes(np.asarray(codes, np.uint8), bits)
+    assert packed == sum(code << (i * bits) for i, code in enumerate(codes)).to_bytes(
+        -(-len(codes) * bits // 8), "little"
+    )
+    assert unpack_codes(packed, len(codes), bits).tolist() == codes
+
+
+def test_what_begins_otherwise_is_no_packed_file(tmp_path):
+    path = tmp_path / "a.qpsnn"
+    for data in (b"", b"QPSNN", bytes(100), b"PK\x03\x04" + bytes(100)):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="is not a packed network"):
+            load_packed(path)
+    write_packed(path, folded_of("dense"), NOTES)
+    data = bytearray(path.read_bytes())
+    data[8] = 2
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="has version 2 of the packed format; this program reads 1"):
+        load_packed(path)
+    with pytest.raises(ValueError, match="plain values for JSON"):
+        write_packed(path, folded_of("dense"), {"accuracy": float("nan")})
+    with pytest.raises(OSError, match="absent"):
+        load_packed(tmp_path / "absent")
+
+
+def refused(path, data: bytes) -> None:
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=str(path)) as caught:
+        load_packed(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_thousands_of_damaged_files_are_refused(network, tmp_path):
+    draw, whole, path = random.Random(0), network.read_bytes(), tmp_path / "fuzzed.qpsnn"
+    for _ in range(600):
+        data = bytearray(whole)
+        place = draw.randrange(len(data))
+        data[place] ^= 1 << draw.randrange(8)
+        refused(path, bytes(data))
+        refused(path, whole[: draw.randrange(len(whole))])
+        refused(path, whole + draw.randbytes(draw.randrange(1, 50)))
+        start = draw.randrange(len(data))
+        refused(path, whole[:start] + draw.randbytes(draw.randrange(2, 40)) + whole[start:])
+
+
+def complaint(path) -> str:
+    try:
+        IntegerNetwork.of(load_packed(path).folded)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def sealed(document: object, payload: bytes) -> bytes:
+    """A file whose lengths and checksum are right, as a hostile writer would make it."""
+    header = json.dumps(document).encode() if not isinstance(document, bytes) else document
+    start = struct.pack("<8sIIQ", b"QPSNN\r\n\x1a", 1, len(header), len(payload))
+    return start + struct.pack("<I", zlib.crc32(start + header + payload)) + header + payload
+
+
+def parts(data: bytes) -> tuple[dict, bytes]:
+    length = struct.unpack_from("<I", data, 12)[0]
+    return json.loads(data[28 : 28 + length]), data[28 + length :]
+
+
+STRANGE = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    10**30,
+    0.5,
+    1e308,
+    "",
+    "image",
+    "fc",
+    "x" * 999,
+    "\x1b[2J",
+    [],
+    [[]],
+    {},
+    [0, 1],
+)
+
+
+def places(value: object, path: tuple = ()):
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(inner, (*path, key))
+
+
+def changed(document, path, value):
+    if not path:
+        return value
+    copy = dict(document) if isinstance(document, dict) else list(document)
+    copy[path[0]] = changed(copy[path[0]], path[1:], value)
+    return copy
+
+
+def test_thousands_of_hostile_descriptions_do_no_harm(network, tmp_path):
+    document, payload = parts(network.read_bytes())
+    path, accepted, tried = tmp_path / "hostile.qpsnn", 0, 0
+    for place in places(document | {"notes": {}}):
+        for value in STRANGE:
+            tried += 1
+            path.write_bytes(sealed(changed(document, place, value), payload))
+            message = complaint(path)
+            accepted += not message
+            assert "\n" not in message
+            assert len(message) < 500
+    assert tried > 2000
+    # A renamed layer, another threshold or another note is a network too; most are none.
+    assert accepted < tried / 5
+
+
+def test_hostile_numbers_and_sizes_take_no_memory(network, tmp_path):
+    (document, payload), path, draw = parts(network.read_bytes()), tmp_path / "hostile.qpsnn", random.Random(1)
+    sizes = [place for place in places(document["layers"]) if place and place[-1] != "name"]
+    tracemalloc.start()
+    for _ in range(200):
+        start = draw.randrange(len(payload))
+        path.write_bytes(sealed(document, payload[:start] + draw.randbytes(len(payload) - start)))
+        assert "\n" not in complaint(path)
+        changed_size = changed(document, ("layers", *draw.choice(sizes)), draw.choice((2**15, 2**20, 2**31, 10**30)))
+        path.write_bytes(sealed(changed_size, payload))
+        assert "\n" not in complaint(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**21
+
+
+def test_hostile_lengths_and_texts_are_refused(network, tmp_path):
+    document, payload = parts(network.read_bytes())
+    path = tmp_path / "hostile.qpsnn"
+    for text in (b"", b"[" * 100_000, b"1" * 10_000, b'{"timesteps": NaN}', b"\xff\xfe", b"null", b'"\\ud800"'):
+        refused(path, sealed(text, payload))
+    start = struct.pack("<8sIIQI", b"QPSNN\r\n\x1a", 1, 2**32 - 1, 2**63, 0)
+    tracemalloc.start()
+    refused(path, start + bytes(1000))
+    huge = changed(document, ("layers", 1, "kernel", "shape"), [2**20, 2**20, 2**20, 2**20])
+    refused(path, sealed(huge, payload))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
+    # The bits that fill up the last byte of an array are zeros.
+    for data in (b"\xff", b"", b"\x01\x01"):
+        with pytest.raises(ValueError, match="do not hold 3 codes of 2 bits"):
+            unpack_codes(data, 3, 2)
+
+
+def test_export_and_info_of_a_run(small_run, tmp_path, capsys):
+    file = tmp_path / "out" / "small.qpsnn"
+    before = contents(small_run)
+    command = ["export", str(small_run), "--format", "packed", "--out", str(file)]
+    assert main(command) == 0
+    packed = load_packed(file)
+    assert f"{packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header" in capsys.readouterr().out
+    assert packed.notes["stage"] == "finetuned"
+    assert packed.notes["config"]["data"] == "digits"
+    assert "data_dir" not in packed.notes["config"]
+    assert main(["info", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "lif2" in text
+    assert "at 2 bits" in text
+    assert f"accuracy {100 * packed.notes['accuracy']:.2f} %" in text
+    assert main(command) == 2
+    assert "exists; choose another --out." in capsys.readouterr().err
+    assert main([*command[:-1], str(tmp_path / "8.qpsnn"), "--stem-bits", "7"]) == 2
+    assert "stem_bits must be 8 or 32, got 7." in capsys.readouterr().err
+    assert not (tmp_path / "8.qpsnn").exists()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert main(["info", str(file)]) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert contents(small_run) == before

@@ -1,0 +1,36 @@
+"""StableHLO: one module for any batch, with the currents of the float network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from exported import GRAPHS, moments, pixels_of, variables_of
+
+from qpsnn_jax.cli import main
+from qpsnn_jax.data import normalize
+from qpsnn_jax.export.stablehlo import PLATFORMS, stablehlo
+from qpsnn_jax.network import SpikingNetwork
+
+
+def test_any_batch_gives_the_float_networks_currents():
+    graph, variables = GRAPHS["dense"], variables_of("dense")
+    exported, pixels = stablehlo(graph, variables, *moments(graph)), pixels_of(graph, 5)
+    run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x).mean(1))
+    expected = np.asarray(run(variables, normalize(jnp.asarray(pixels), *moments(graph))))
+    for batch in (5, 2):
+        np.testing.assert_allclose(np.asarray(exported.call(pixels[:batch])), expected[:batch], atol=1e-5)
+    assert exported.platforms == PLATFORMS
+    assert "stablehlo" in exported.mlir_module()
+
+
+def test_frames_keep_their_time():
+    graph = GRAPHS["vggsnn"]
+    exported = stablehlo(graph, variables_of("vggsnn"), *moments(graph))
+    assert str(exported.in_avals[0].shape) == "(b, 5, 16, 18, 2)"
+    assert str(exported.out_avals[0].shape) == "(b, 10)"
+
+
+def test_export_of_a_run(small_run, tmp_path, capsys):
+    out = tmp_path / "small.mlirbc"
+    assert main(["export", str(small_run), "--format", "stablehlo", "--out", str(out)]) == 0
+    assert f"{out.stat().st_size:,} bytes" in capsys.readouterr().out
+    assert out.read_bytes().startswith(b"ML\xefR")
