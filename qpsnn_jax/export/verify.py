@@ -110,7 +110,7 @@ def verify_onnx(exported: Exported) -> tuple[float, float]:
 
     sides = []
     for pixels, _ in evaluation_batches(data.test):
-        (found,) = session.run(None, {"pixels": pixels})
+        found: Any = session.run(None, {"pixels": pixels})[0]
         sides.append(np.stack([np.asarray(forward(exported.variables, jnp.asarray(pixels))), found]))
     ours, theirs = np.concatenate(sides, axis=1)
     return float((ours.argmax(-1) == theirs.argmax(-1)).mean()), float(np.abs(ours - theirs).max())

@@ -117,7 +117,9 @@ def test_an_interrupt_at_the_terminal_stops_the_workers_in_silence(root, small_c
     """The signal goes to the whole group, as from a keyboard."""
     del whole  # its programs are compiled
     code = (
-        "import sys; from small_runs import small; from qpsnn_jax.zoo import NETWORKS; NETWORKS['small'] = small\n"
+        "import signal, sys; from small_runs import small; from qpsnn_jax.zoo import NETWORKS\n"
+        "NETWORKS['small'] = small\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from qpsnn_jax.cli import main\n"
         "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))\n"
     )
@@ -133,13 +135,16 @@ def test_an_interrupt_at_the_terminal_stops_the_workers_in_silence(root, small_c
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
     )
-    deadline = time.monotonic() + 240
-    while not list((tmp_path / "new" / "quantized").glob("step_?")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate()
+    try:
+        deadline = time.monotonic() + 240
+        while not list((tmp_path / "new" / "quantized").glob("step_?")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "qpsnn: stopped;" in said
