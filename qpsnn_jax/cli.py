@@ -249,7 +249,9 @@ def _verify(arguments: list[str]) -> None:
     parser.add_argument(
         "--format", choices=("packed", "c", "onnx"), required=True, help="the export; c is compiled, all are run"
     )
-    parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
+    parser.add_argument(
+        "--test-examples", "--test_examples", type=int, help="how many test images; those of the run when left out"
+    )
     parser.add_argument("--cc", default="cc -O2", help="C compiler and its options, 'cc -O2' when left out")
     _add_export_options(parser)
     given = parser.parse_args(arguments)
@@ -333,7 +335,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def _add_export_options(parser: _Parser) -> None:
-    parser.add_argument("--data-dir", help="TFDS data directory; that of the run when left out")
+    parser.add_argument("--data-dir", "--data_dir", help="data directory; that of the run when left out")
     for part in ("stem", "readout"):
         parser.add_argument(
             f"--{part}-bits", type=int, default=32, help=f"bits of the {part}'s weights, 8 or 32; 32 when left out"

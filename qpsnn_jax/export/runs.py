@@ -62,6 +62,7 @@ def fold_run(
         test_examples=test_examples if test_examples is not None else config.test_examples,
         timesteps=config.timesteps,
         size=config.size,
+        by=config.frames_by,
     )
     folded = fold(graph, variables, data.mean, data.std, stem_bits=stem_bits, readout_bits=readout_bits)
     return Exported(graph, variables, data, folded, _notes(path, run, config))
