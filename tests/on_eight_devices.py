@@ -66,7 +66,7 @@ def steps() -> dict:
 
 
 def fits(directory: Path) -> dict:
-    """Train on eight devices, stop, go on with one and with two; beside a training that never stopped."""
+    """Train on eight devices, stop, and go on with one and with two."""
     config = Config(network="small", data="digits", train_examples=160, test_examples=64, batch_size=32, ste="plain")
     graph, data = build_graph(config), load("digits", train_examples=160, test_examples=64)
 
@@ -92,14 +92,12 @@ def fits(directory: Path) -> dict:
         fitted(2, directory / "eight", jax.devices())
     except KeyboardInterrupt:
         train._Metrics.record = real
-    whole = fitted(2, directory / "whole", jax.devices()[:1])
-    result = {}
-    for count in (1, 2):
-        place = shutil.copytree(directory / "eight", directory / str(count))
-        found = fitted(2, place, jax.devices()[:count])
-        apart = jax.tree.map(largest_difference, found[0], whole[0])
-        result[str(count)] = {"apart": max(jax.tree.leaves(apart)), "accuracy": abs(found[1] - whole[1])}
-    return result
+    one, two = (
+        fitted(2, shutil.copytree(directory / "eight", directory / str(count)), jax.devices()[:count])
+        for count in (1, 2)
+    )
+    apart = jax.tree.map(largest_difference, one[0], two[0])
+    return {"apart": max(jax.tree.leaves(apart)), "accuracy": abs(one[1] - two[1])}
 
 
 if __name__ == "__main__":

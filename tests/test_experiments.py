@@ -35,6 +35,19 @@ def test_config_names_its_command_and_its_result(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_builds_at_its_ratios(path):
+    config = load_config(path)
+    groups, smaller = channel_groups(build_graph(config)), channel_groups(build_graph(config, ratios=config.ratios))
+    assert {name: group.size for name, group in smaller.items()} == {
+        name: int(group.size * (1 - config.ratios.get(group.label or "", 0.0))) for name, group in groups.items()
+    }
+
+
+# One config for each network and data set: the others differ in their ratios.
+DISTINCT = list({(c.network, c.data, c.timesteps): path for path in CONFIGS for c in [load_config(path)]}.values())
+
+
+@pytest.mark.parametrize("path", DISTINCT, ids=lambda path: path.stem)
 def test_config_trains_and_prunes_at_reduced_width(path):
     config = load_config(path)
     full = build_graph(config)

@@ -108,7 +108,6 @@ CASES = [
     ("resnet20", None),
     ("vgg16", Quantizer(4, "percentile")),
     ("vgg16", Quantizer(2, "none", "channel", "plain")),
-    ("vgg16", None),
     ("vggsnn", Quantizer(2)),
     ("sew_resnet18", Quantizer(4)),
     ("spikingformer", Quantizer(2, "max", "channel")),
