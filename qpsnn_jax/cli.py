@@ -22,6 +22,11 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Take an option with dashes or underscores, as settings are."""
+        spelled = (word for name in names for word in (name, name[:2] + name[2:].replace("-", "_")))
+        return super().add_argument(*dict.fromkeys(spelled), **options)
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message[0].lower()}{message[1:]} (see {self.prog} --help).")
 
@@ -132,31 +137,20 @@ def _evaluate(arguments: list[str]) -> None:
     parser = _Parser(prog="qpsnn evaluate", description=_evaluate.__doc__)
     parser.add_argument("path", type=Path, metavar="PATH", help="a run, a complete stage, or an imported network")
     parser.add_argument("--data", help="data set; that of the run when left out")
-    parser.add_argument("--data-dir", "--data_dir", help="data directory; that of the run when left out")
-    parser.add_argument(
-        "--test-examples", "--test_examples", type=int, help="how many test images; those of the run when left out"
-    )
+    parser.add_argument("--data-dir", help="data directory; that of the run when left out")
+    parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
     given = parser.parse_args(arguments)
     from qpsnn_jax import pipeline
-    from qpsnn_jax.data import load
     from qpsnn_jax.data.feed import first
     from qpsnn_jax.train import evaluate
 
     graph, variables = pipeline.load_network(given.path)
-    run = next((p for p in (given.path, *given.path.resolve().parents) if (p / "config.json").is_file()), None)
+    run = pipeline.run_of(given.path)
     config = pipeline.read_config(run) if run else None
     if given.data is None and config is None:
         raise ValueError(f"{given.path} belongs to no run, so say which --data to evaluate on.")
-    chosen = {
-        "data_dir": given.data_dir or (config and config.data_dir),
-        "test_examples": given.test_examples if given.test_examples is not None else config and config.test_examples,
-        "seed": config.seed if config else 0,
-        "train_examples": 1,
-        "timesteps": graph.timesteps,
-        "size": graph.input.shape[0],
-        "by": config.frames_by if config else "count",
-    }
-    data = load(given.data or (config and config.data) or "", **chosen)
+    options = {"data": given.data, "data_dir": given.data_dir, "test_examples": given.test_examples}
+    data = pipeline.load_test_data(graph, config, **options)
     shape = first(data.test).images.shape[1:]
     if shape[-3:] != graph.input.shape or len(shape) != 3 + graph.input.frames or data.classes != graph.classes:
         raise ValueError(
@@ -249,9 +243,7 @@ def _verify(arguments: list[str]) -> None:
     parser.add_argument(
         "--format", choices=("packed", "c", "onnx"), required=True, help="the export; c is compiled, all are run"
     )
-    parser.add_argument(
-        "--test-examples", "--test_examples", type=int, help="how many test images; those of the run when left out"
-    )
+    parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
     parser.add_argument("--cc", default="cc -O2", help="C compiler and its options, 'cc -O2' when left out")
     _add_export_options(parser)
     given = parser.parse_args(arguments)
@@ -300,7 +292,7 @@ def _data(arguments: list[str]) -> None:
     parser = _Parser(prog="qpsnn data", description=_data.__doc__)
     parser.add_argument("action", choices=("prepare", "check"), help="what to do")
     parser.add_argument("name", metavar="NAME", help="data set")
-    parser.add_argument("--data-dir", "--data_dir", help="TFDS data directory; the digits need none")
+    parser.add_argument("--data-dir", help="TFDS data directory; the digits need none")
     given = parser.parse_args(arguments)
     if given.data_dir is None and given.name != "digits":
         parser.error(f"give the --data-dir of {given.name}")
@@ -335,7 +327,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def _add_export_options(parser: _Parser) -> None:
-    parser.add_argument("--data-dir", "--data_dir", help="data directory; that of the run when left out")
+    parser.add_argument("--data-dir", help="data directory; that of the run when left out")
     for part in ("stem", "readout"):
         parser.add_argument(
             f"--{part}-bits", type=int, default=32, help=f"bits of the {part}'s weights, 8 or 32; 32 when left out"

@@ -6,8 +6,8 @@ variables) and what training leaves. A stage whose ``stage.json`` is there is co
 
 import dataclasses
 import importlib.metadata
+import io
 import json
-import os
 import platform
 import time
 import zipfile
@@ -26,6 +26,7 @@ from qpsnn_jax.config import Config, as_dict, build_graph, from_dict
 from qpsnn_jax.costs import cost
 from qpsnn_jax.data import DataSet, load
 from qpsnn_jax.data.feed import count, sample
+from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
 from qpsnn_jax.pruning.selection import Scores
@@ -79,7 +80,7 @@ def check_run(directory: Path, config: Config) -> bool:
             )
         return True
     # A run killed at its very start leaves a temporary config.json and nothing else.
-    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - {"config.tmp"}):
+    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - {"config.json.tmp"}):
         raise ValueError(f"{directory} exists and is not the directory of a run; choose another --out.")
     return False
 
@@ -210,6 +211,41 @@ def read_controls(directory: Path) -> list[Stage]:
     return [_read_record(path) for path in paths if path.exists()]
 
 
+def run_of(path: Path) -> Path | None:
+    """The directory of the run that a path lies in, or is; None where there is none."""
+    return next((place for place in (path, *path.resolve().parents) if (place / "config.json").is_file()), None)
+
+
+def load_test_data(
+    graph: Graph,
+    config: Config | None,
+    *,
+    data: str | None = None,
+    data_dir: str | None = None,
+    test_examples: int | None = None,
+) -> DataSet:
+    """A test set in the form that a network takes, with a single training example.
+
+    Args:
+        graph: the network; its steps and the size of its input are those of frames and crops.
+        config: of the run that the network comes from, if any.
+        data, data_dir, test_examples: the run's own when left out.
+
+    Raises:
+        ValueError: the data are missing, or neither ``data`` nor ``config`` names any that is known.
+    """
+    return load(
+        data or (config and config.data) or "",
+        data_dir=data_dir or (config and config.data_dir),
+        seed=config.seed if config else 0,
+        train_examples=1,
+        test_examples=test_examples if test_examples is not None else config and config.test_examples,
+        timesteps=graph.timesteps,
+        size=graph.input.shape[0],
+        by=config.frames_by if config else "count",
+    )
+
+
 def load_network(path: Path) -> tuple[Graph, Variables]:
     """The network in a run's directory (its last complete stage), a complete stage's, or an imported one's.
 
@@ -222,8 +258,7 @@ def load_network(path: Path) -> tuple[Graph, Variables]:
     Raises:
         ValueError: there is none, or it is damaged.
     """
-    stages = [path / name for name in reversed(STAGES) if (path / name / "stage.json").exists()]
-    for place in (path, path / "final", *(stage / "final" for stage in stages[:1])):
+    for place in (path, path / "final", *(stage / "final" for stage in _last_stage(path))):
         found = checkpoint.read(place) if (place / "meta.json").exists() else checkpoint.latest(place)
         if found is not None and found.notes.get("variables"):
             shapes = jax.eval_shape(lambda key, graph=found.graph: init_variables(graph, key), jax.random.key(0))
@@ -307,9 +342,7 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write JSON under a temporary name, then rename."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def _training(config: Config, epochs: int) -> Plan:
@@ -372,15 +405,19 @@ def read_activity(path: Path) -> dict[str, np.ndarray] | None:
     Raises:
         ValueError: the file is damaged.
     """
-    stages = [path / name for name in reversed(STAGES) if (path / name / "stage.json").exists()]
-    found = next((place / ACTIVITY for place in (path, *stages[:1]) if (place / ACTIVITY).exists()), None)
+    found = next((place / ACTIVITY for place in (path, *_last_stage(path)) if (place / ACTIVITY).exists()), None)
     return found and stored_arrays(found, "see the cost without operations")
 
 
+def _last_stage(run: Path) -> list[Path]:
+    """The folder of a run's last complete stage; none where there is none."""
+    return [run / name for name in reversed(STAGES) if (run / name / "stage.json").exists()][:1]
+
+
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, allow_pickle=False, **{name: np.asarray(values) for name, values in arrays.items()})
-    os.replace(temporary, path)
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **{name: np.asarray(values) for name, values in arrays.items()})
+    write_whole(path, stream.getvalue())
 
 
 def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -> Scores:

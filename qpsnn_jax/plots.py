@@ -1,5 +1,6 @@
 """PNG plots of a finished run."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.data.feed import first
+from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import LIF, Conv, Graph
 from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.pipeline import STAGES, Stage, load_network, read_notes, stored_arrays
@@ -53,9 +55,9 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
 
 
 def _write(figure: Any, path: Path) -> Path:
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
+    write_whole(path, drawn.getvalue())
     return path
 
 

@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -23,6 +22,7 @@ from qpsnn_jax.costs import activity_reducers, sops_reducers
 from qpsnn_jax.data import DataSet, normalize
 from qpsnn_jax.data.dataset import Examples
 from qpsnn_jax.data.feed import Feed, count, evaluation_batches, feed
+from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.network import Capture, Reducer
@@ -293,9 +293,7 @@ class _Metrics:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = _kept_lines(path, keep)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_whole(path, "".join(line + "\n" for line in kept).encode())
         self._directory, self._file, self._board = directory, path.open("a"), _tensorboard(directory, keep)
         self._step, self._pending = keep, None
         self._losses = list(losses)

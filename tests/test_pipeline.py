@@ -233,7 +233,7 @@ def test_what_is_no_run_is_never_written_into(small_config, tmp_path, capsys):
 
 def test_an_empty_directory_and_one_killed_at_its_start_are_taken(small_config, tmp_path):
     config = load_config(small_config)
-    for name, left in (("empty", None), ("killed", "config.tmp")):
+    for name, left in (("empty", None), ("killed", "config.json.tmp")):
         (tmp_path / name).mkdir()
         if left:
             (tmp_path / name / left).write_text("{")

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qpsnn_jax.data.dataset import Arrays, Examples, Files, Source
-from qpsnn_jax.data.stream import stream
+from qpsnn_jax.data.stream import Resumable, stream
 from qpsnn_jax.sharding import replicated, split
 
 # Pixels in a batch of evaluation: 500 images of 64×64, fewer of larger ones.
@@ -23,22 +23,10 @@ _EVALUATION_PIXELS = 500 * 64 * 64
 _EVALUATION_BATCH = 500
 
 
-class Feed(Protocol):
-    """An endless iterator over batches of images and labels that can be put where another one was."""
+class Feed(Resumable, Protocol):
+    """Batches of images and labels, without end."""
 
     def __next__(self) -> Arrays: ...
-
-    def get_state(self) -> dict[str, Any]:
-        """Return where the feed is; it can be written as JSON."""
-        ...
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continue where ``get_state`` was called, on a feed made with the same arguments."""
-        ...
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        ...
 
 
 def count(examples: Examples) -> int:

@@ -17,24 +17,28 @@ _THREADS = 4
 _AHEAD = 4
 
 
-class Batches(Protocol):
-    """An iterator over batches that can be put where another one was."""
+class Resumable(Protocol):
+    """Something read in order that can be put where another one was."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where it is; it can be written as JSON."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue where ``get_state`` was called, on one made with the same arguments."""
+        ...
+
+    def close(self) -> None:
+        """Stop reading ahead, and the worker processes, if any."""
+        ...
+
+
+class Batches(Resumable, Protocol):
+    """A resumable iterator over batches."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
     def __next__(self) -> Any: ...
-
-    def get_state(self) -> dict[str, Any]:
-        """Return where the iterator is; it can be written as JSON."""
-        ...
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continue where ``get_state`` was called, on a stream made with the same arguments."""
-        ...
-
-    def close(self) -> None:
-        """Stop the worker processes, if any."""
-        ...
 
 
 def stream(

@@ -117,8 +117,7 @@ def source(name: str, split: str, data_dir: str | PathLike[str] | None = None) -
     with _quiet():
         folder = find(name, data_dir)
         try:
-            builder = _tfds().builder_from_directory(folder)
-            return builder.as_data_source(split, decoders={"image": _tfds().decode.SkipDecoding()})
+            return _open(folder, split)[1]
         except Exception as error:  # as in _read
             raise _damaged(name, folder, error) from None
 
@@ -160,15 +159,19 @@ def find(name: str, data_dir: str | PathLike[str] | None) -> Path:
 
 
 def _read(name: str, folder: Path, split: str) -> _Encoded:
-    tfds = _tfds()
     try:
-        builder = tfds.builder_from_directory(folder)
-        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        builder, source = _open(folder, split)
         examples = sorted(source.__getitems__(range(len(source))), key=lambda example: example["id"])
         labels = np.asarray([example["label"] for example in examples], np.int32)
         return _Encoded([example["image"] for example in examples], labels, builder.info.features["image"])
     except Exception as error:  # the readers below TFDS raise many kinds, RuntimeError and KeyError among them
         raise _damaged(name, folder, error) from None
+
+
+def _open(folder: Path, split: str) -> tuple[Any, Any]:
+    """The builder of a prepared folder, and a split of it whose images stay encoded."""
+    builder = _tfds().builder_from_directory(folder)
+    return builder, builder.as_data_source(split, decoders={"image": _tfds().decode.SkipDecoding()})
 
 
 def _decode(name: str, folder: Path, encoded: _Encoded, indices: np.ndarray) -> Arrays:

@@ -86,6 +86,18 @@ def compare(
     return Agreement(len(pixels), float((both[0] == both[1]).mean()), accurate[0], accurate[1], differing)
 
 
+def mean_currents(
+    graph: Graph, variables: Mapping[str, Any], pixels: Array, mean: Sequence[float], std: Sequence[float]
+) -> Array:
+    """Time-mean of a float network's output currents, ``b classes``, from uint8 pixels ``b h w c`` or ``b t h w c``.
+
+    Raises:
+        ValueError: mean and std do not fit the pixels, or the pixels the graph.
+    """
+    output: Any = SpikingNetwork(graph).apply(dict(variables), normalize(pixels, tuple(mean), tuple(std)))
+    return jnp.mean(output, axis=1)
+
+
 def simulate(network: IntegerNetwork, pixels: Array) -> Array:
     """Logits of the whole numbers, computed by XLA in float32 wherever the bound says that float32 holds them.
 

@@ -10,7 +10,6 @@ skipped. A layer runs through all steps at one position before it goes on to the
 stored; maps of spikes share one static array, each as long as it is needed. NumPy alone.
 """
 
-import os
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -31,6 +30,7 @@ from qpsnn_jax.export.cplan import (
 )
 from qpsnn_jax.export.folded import Folded, Layer, MaxPool, Neurons, Readout, Sum
 from qpsnn_jax.export.integer_network import Constants, IntegerNetwork
+from qpsnn_jax.files import write_whole
 
 _LONGEST_LINE = 116
 
@@ -120,9 +120,7 @@ def write_c(path: Path, network: IntegerNetwork, *, portable: bool = False) -> C
         raise ValueError(f"the C file must be named NAME.c, got {path.name!r}.")
     text = c_source(network, path.stem, portable=portable)
     for place, content in ((path.with_suffix(".h"), text.header), (path, text.source)):
-        temporary = place.with_name(place.name + ".tmp")
-        temporary.write_text(content)
-        os.replace(temporary, place)
+        write_whole(place, content.encode())
     return text
 
 

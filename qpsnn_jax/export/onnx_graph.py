@@ -4,7 +4,6 @@ Codes are stored in 2, 4 or 8 bits. DequantizeLinear and a subtraction make the 
 convolution sums whole numbers; scale and bias come after it.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.files import write_whole
 
 # The first version with integers of 2 bits; of 4 bits it is 21.
 _OPSET_2_BITS = 25
@@ -97,9 +97,7 @@ def write_onnx(path: Path, folded: Folded) -> int:
         ValueError: the package ``onnx`` is not installed.
     """
     data = onnx_model(folded).SerializeToString()
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    write_whole(path, data)
     return len(data)
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from qpsnn_jax import pipeline
 from qpsnn_jax.config import as_dict
-from qpsnn_jax.data import DataSet, load
+from qpsnn_jax.data import DataSet
 from qpsnn_jax.export.csource import write_c
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folding import fold
@@ -50,20 +50,11 @@ def fold_run(
         ValueError: no run or stage is there, its data are missing, or the network has no form in whole numbers.
     """
     graph, variables = pipeline.load_network(path)
-    run = next((place for place in (path, *path.resolve().parents) if (place / "config.json").is_file()), None)
+    run = pipeline.run_of(path)
     if run is None:
         raise ValueError(f"{path} belongs to no run, so the mean and std of its pixels are not known; give a run.")
     config = pipeline.read_config(run)
-    data = load(
-        config.data,
-        data_dir=data_dir or config.data_dir,
-        seed=config.seed,
-        train_examples=1,
-        test_examples=test_examples if test_examples is not None else config.test_examples,
-        timesteps=config.timesteps,
-        size=config.size,
-        by=config.frames_by,
-    )
+    data = pipeline.load_test_data(graph, config, data_dir=data_dir, test_examples=test_examples)
     folded = fold(graph, variables, data.mean, data.std, stem_bits=stem_bits, readout_bits=readout_bits)
     return Exported(graph, variables, data, folded, _notes(path, run, config))
 

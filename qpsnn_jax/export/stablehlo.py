@@ -1,6 +1,5 @@
 """StableHLO: the float network as JAX runs it, for any batch, without Python."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
-from qpsnn_jax.data.dataset import normalize
+from qpsnn_jax.export.agreement import mean_currents
+from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import Graph
-from qpsnn_jax.network import SpikingNetwork
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -36,8 +35,7 @@ def stablehlo(
     shape = export.symbolic_shape(", ".join(["b", *(str(n) for n in (*steps, *graph.input.shape))]))
 
     def currents(pixels: Array) -> Array:
-        output: Any = SpikingNetwork(graph).apply(dict(variables), normalize(pixels, tuple(mean), tuple(std)))
-        return jnp.mean(output, axis=1)
+        return mean_currents(graph, dict(variables), pixels, mean, std)
 
     return export.export(jax.jit(currents), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
@@ -51,7 +49,5 @@ def write_stablehlo(
         ValueError: mean and std do not fit the graph's input.
     """
     data = stablehlo(graph, variables, mean, std).mlir_module_serialized
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    write_whole(path, data)
     return len(data)

@@ -10,15 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.data import normalize
 from qpsnn_jax.data.feed import evaluation_batches, everything
-from qpsnn_jax.export.agreement import Agreement, compare
+from qpsnn_jax.export.agreement import Agreement, compare, mean_currents
 from qpsnn_jax.export.csource import write_c
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.onnx_graph import onnx_model
 from qpsnn_jax.export.packed import load_packed, write_packed
 from qpsnn_jax.export.runs import Exported
-from qpsnn_jax.network import SpikingNetwork
 
 _BATCH = 50
 _DRIVER = """
@@ -105,8 +103,7 @@ def verify_onnx(exported: Exported) -> tuple[float, float]:
 
     @jax.jit
     def forward(tree: Any, pixels: jax.Array) -> jax.Array:
-        output: Any = SpikingNetwork(exported.graph).apply(tree, normalize(pixels, data.mean, data.std))
-        return jnp.mean(output, axis=1)
+        return mean_currents(exported.graph, tree, pixels, data.mean, data.std)
 
     sides = []
     for pixels, _ in evaluation_batches(data.test):
