@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.convolution import convolve
 from qpsnn_jax.graph import (
     LIF,
     Add,
@@ -149,18 +150,15 @@ def weighted(node: Conv | Dense, leaves: Leaves, gain: Array, x: Array, *, timed
     if node.quantizer is not None:
         kernel, scale = integer_weights(kernel, gain=_like_kernel(gain, kernel), **_options(node.quantizer))
     folded = x.reshape(-1, *x.shape[2:]) if timed else x
-    y = convolve(folded, kernel, node) if isinstance(node, Conv) else folded @ kernel
+    if isinstance(node, Conv):
+        y = convolve(folded, kernel, strides=node.strides, padding=node.padding)
+    else:
+        y = folded @ kernel
     if scale is not None:
         y = y * scale.reshape((1,) * (y.ndim - 1) + (-1,))
     if node.bias:
         y = y + leaves["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
     return y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
-
-
-def convolve(x: Array, kernel: Array, node: Conv) -> Array:
-    """Convolution of ``b h w i`` with a kernel ``h w i o``."""
-    (ph, pw), dimensions = node.padding, ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, node.strides, ((ph, ph), (pw, pw)), dimension_numbers=dimensions)
 
 
 def normalize_channels(x: Array, *, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> Array:

@@ -45,7 +45,7 @@ LAYERS = [
     {"data.tiny_imagenet_builder"},
     {"data.prepare", "data.inspection"},
     {"data"},
-    {"graph"},
+    {"graph", "convolution"},
     {"zoo.blocks", "network"},
     {"zoo.resnet20", "zoo.sew_resnet18", "zoo.spikingformer", "zoo.vgg"},
     {"zoo", "pruning.channels"},
