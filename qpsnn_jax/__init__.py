@@ -55,6 +55,7 @@ _HOMES = {
     "pruning": (
         "channel_groups",
         "magnitude_scores",
+        "matrix_ranks",
         "prune",
         "random_scores",
         "sca_scores",

@@ -28,6 +28,7 @@ from qpsnn_jax.data import DataSet, load
 from qpsnn_jax.data.feed import count, sample
 from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import Graph
+from qpsnn_jax.once import run_once
 from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
 from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.sharding import data_mesh
@@ -167,7 +168,7 @@ def prune_channels(config: Config, directory: Path, data: DataSet, *, source: Pa
     keep = select(graph, score_channels(config, directory, data, source=source), config.ratios)
     smaller, _ = prune(graph, {}, keep)
     # Under one jit, because hundreds of small gathers would each be compiled by themselves.
-    variables = jax.jit(lambda tree: prune(graph, tree, keep)[1])(variables)
+    variables = run_once(lambda tree: prune(graph, tree, keep)[1], variables)
     notes = {"keep": {name: channels.tolist() for name, channels in keep.items()}}
     result = evaluate(smaller, variables, data.test, data)
     return _finish(config, directory, "pruned", smaller, variables, result, [], time.monotonic() - started, notes)

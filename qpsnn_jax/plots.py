@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from qpsnn_jax.data import DataSet
@@ -12,6 +11,7 @@ from qpsnn_jax.data.feed import first
 from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import LIF, Conv, Graph
 from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.once import run_once
 from qpsnn_jax.pipeline import STAGES, Stage, load_network, read_notes, stored_arrays
 from qpsnn_jax.steps import Variables
 from qpsnn_jax.train import normalizer
@@ -147,8 +147,9 @@ def _raster(network: tuple[Graph, Variables], data: DataSet) -> Any:
     graph, variables = network
     layers = [node.name for node in graph.nodes if isinstance(node, LIF)]
     image, labels = first(data.test)
-    apply = jax.jit(lambda x: SpikingNetwork(graph).apply(variables, normalizer(data)(x), capture=layers))
-    _, traces = apply(image)
+    _, traces = run_once(
+        lambda tree, x: SpikingNetwork(graph).apply(tree, normalizer(data)(x), capture=layers), variables, image
+    )
     figure, (picture, axis) = _figure(1, 2, 10, 0.28 * len(layers) + 1.6)
     frame = image[0] if image.ndim == 4 else image[0].max(0)
     picture.imshow(frame[..., 0] if frame.shape[-1] != 3 else frame, cmap="gray")

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.losses import cross_entropy
 from qpsnn_jax.network import Capture, Reducer, SpikingNetwork
+from qpsnn_jax.once import run_once
 
 Variables = dict[str, Any]
 Metrics = dict[str, Array]
@@ -44,8 +45,7 @@ def init_variables(graph: Graph, key: Array) -> Variables:
 
     if isinstance(key, Tracer):
         return init(key)
-    # Every initializer is a kernel that runs once: optimizing them takes seconds and saves microseconds.
-    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(key)
+    return run_once(init, key)
 
 
 def init_state(

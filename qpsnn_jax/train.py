@@ -178,8 +178,10 @@ def evaluate(
         :class:`Evaluation`. The activity is the mean over all examples.
     """
     if capture is None:
-        return _evaluate(_activity_step(graph, data.mean, data.std), variables, examples)
-    return _evaluate(jax.jit(make_eval_step(graph, prepare=normalizer(data), capture=capture)), variables, examples)
+        step = _activity_step(graph, data.mean, data.std)
+    else:
+        step = jax.jit(make_eval_step(graph, prepare=normalizer(data), capture=capture))
+    return _evaluate(step, variables, examples, 0, data_mesh())
 
 
 def whole_batches(config: Config, data: DataSet) -> int:
@@ -218,15 +220,14 @@ def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]
     return jax.jit(make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph)))
 
 
-def _evaluate(
-    step: Callable, variables: Variables, examples: Examples, workers: int = 0, mesh: Mesh | None = None
-) -> Evaluation:
+def _evaluate(step: Callable, variables: Variables, examples: Examples, workers: int, mesh: Mesh) -> Evaluation:
+    variables = jax.device_put(variables, replicated(mesh))
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     activity: dict[str, np.ndarray] = {}
     for images, labels in evaluation_batches(examples, workers=workers):
         size = len(labels)
         batch = images, labels, np.ones(size, np.float32)
-        if mesh is not None and size % mesh.size == 0:
+        if size % mesh.size == 0:
             batch = jax.device_put(batch, split(mesh))
         partial_sums, captured = step(variables, *batch)
         sums = {name: value + float(partial_sums[name]) for name, value in sums.items()}

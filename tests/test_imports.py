@@ -22,6 +22,8 @@ LAYERS = [
         "data.stream",
         "progress",
         "files",
+        "once",
+        "pruning.rank",
         "stopping",
         "sharding",
         "export",

@@ -39,6 +39,7 @@ def test_ranks_are_exact(shape: tuple):
     assert ranks.dtype == jnp.int32
     assert np.ptp(wanted) > 0
     np.testing.assert_array_equal(ranks, wanted)
+    np.testing.assert_array_equal(svs_ranks(jnp.asarray(spikes), threshold="exact"), wanted)
     np.testing.assert_allclose(svs_scores(jnp.asarray(spikes)), np.mean(wanted, axis=0), rtol=1e-6)
 
 
@@ -83,7 +84,7 @@ def test_spikes_of_any_dtype(dtype):
 
 def test_silent_and_constant_channels():
     spikes = jnp.stack([jnp.zeros((2, 3, 6, 6)), jnp.ones((2, 3, 6, 6))], axis=-1)
-    for threshold in ("relative", "absolute"):
+    for threshold in ("relative", "absolute", "exact"):
         np.testing.assert_array_equal(svs_scores(spikes, threshold=threshold), [0, 1])
 
 
@@ -120,5 +121,10 @@ def test_wrong_rank(function, name: str, rank: int):
 
 @over("function", [svs_scores, svs_ranks])
 def test_unknown_threshold(function):
-    with pytest.raises(ValueError, match="threshold must be absolute or relative, got 'auto'"):
+    with pytest.raises(ValueError, match="threshold must be absolute, relative or exact, got 'auto'"):
         function(jnp.zeros((1, 1, 2, 2, 1)), threshold="auto")
+
+
+def test_exact_takes_no_epsilon():
+    with pytest.raises(ValueError, match="takes no epsilon, got 0.1"):
+        svs_ranks(jnp.zeros((1, 1, 2, 2, 1)), epsilon=0.1, threshold="exact")

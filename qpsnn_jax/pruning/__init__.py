@@ -1,6 +1,7 @@
 """Scoring channels and removing them."""
 
 from qpsnn_jax.pruning.channels import Group, channel_groups, prune
+from qpsnn_jax.pruning.rank import matrix_ranks
 from qpsnn_jax.pruning.scores import (
     magnitude_scores,
     random_scores,
@@ -15,6 +16,7 @@ __all__ = [
     "Group",
     "channel_groups",
     "magnitude_scores",
+    "matrix_ranks",
     "prune",
     "random_scores",
     "sca",

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-Threshold = Literal["absolute", "relative"]
+from qpsnn_jax.pruning.rank import matrix_ranks
+
+Threshold = Literal["absolute", "relative", "exact"]
 
 
 def singular_values(spikes: Array) -> Array:
@@ -43,13 +45,15 @@ def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Thresh
         epsilon: ε. For an ``absolute`` threshold the bound itself, 1e-6 (the paper's) when left out. For a
             ``relative`` one the factor on the largest singular value, max(h, w)·(float32 machine epsilon), the usual
             rank tolerance and the released code's, when left out.
-        threshold: ``absolute`` or ``relative``.
+        threshold: ``absolute``, ``relative``, or ``exact``: every singular value that is not zero counts, ε is not
+            used, and the integers T·S_avg are eliminated exactly (:func:`qpsnn_jax.matrix_ranks`), which is many times
+            faster than singular values. That takes spikes of 0 and 1.
 
     Returns:
         float32, one score per channel, shape ``c``, between 0 and min(h, w).
 
     Raises:
-        ValueError: ``spikes`` is not five-dimensional, or ``threshold`` is unknown.
+        ValueError: ``spikes`` is not five-dimensional, ``threshold`` is unknown, or is ``exact`` with an ε.
 
     References:
         QP-SNN (ICLR 2025), Eq. 11-13.
@@ -67,7 +71,7 @@ def svs_ranks(spikes: Array, *, epsilon: float | None = None, threshold: Thresho
         int32, shape ``b c``.
 
     Raises:
-        ValueError: ``spikes`` is not five-dimensional, or ``threshold`` is unknown.
+        ValueError: ``spikes`` is not five-dimensional, ``threshold`` is unknown, or is ``exact`` with an ε.
     """
     return _ranks(spikes, epsilon, threshold)
 
@@ -124,6 +128,8 @@ def _svd_one_by_one(maps: Array) -> Array:
 
 @jax.jit(static_argnames=("epsilon", "threshold"))
 def _ranks(spikes: Array, epsilon: float | None, threshold: Threshold) -> Array:
+    if threshold == "exact":
+        return _exact_ranks(spikes, epsilon)
     values = singular_values(spikes)
     if threshold == "absolute":
         # The paper's ε = 1e-6 is absolute; in float32 a zero singular value of a 32×32 map can come out near it.
@@ -132,5 +138,14 @@ def _ranks(spikes: Array, epsilon: float | None, threshold: Threshold) -> Array:
         factor = max(spikes.shape[2:4]) * jnp.finfo(values.dtype).eps if epsilon is None else epsilon
         bound = factor * values[..., :1]
     else:
-        raise ValueError(f"threshold must be absolute or relative, got {threshold!r}.")
+        raise ValueError(f"threshold must be absolute, relative or exact, got {threshold!r}.")
     return jnp.sum(values > bound, axis=-1)
+
+
+def _exact_ranks(spikes: Array, epsilon: float | None) -> Array:
+    if epsilon is not None:
+        raise ValueError(f"threshold exact counts all that is not zero and takes no epsilon, got {epsilon}.")
+    if spikes.ndim != 5:
+        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
+    counts = jnp.sum(spikes.astype(jnp.float32), axis=1)
+    return matrix_ranks(jnp.moveaxis(counts, -1, 1), largest=spikes.shape[1])

@@ -24,7 +24,8 @@ Scores = dict[str, Array]
 
 def svs(trace: LIFTrace) -> Array:
     """SVS (the paper's proposal) as a criterion on what a layer did."""
-    return svs_scores(trace.spikes)
+    # Spikes are 0 and 1, so that the count of singular values above ε is a rank of integers.
+    return svs_scores(trace.spikes, threshold="exact")
 
 
 def sca(trace: LIFTrace) -> Array:

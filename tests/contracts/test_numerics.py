@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qpsnn_jax import losses, neurons, quantization, surrogate
-from qpsnn_jax.pruning import scores
+from qpsnn_jax.pruning import rank, scores
 
 DRAW = np.random.default_rng(0)
 LABELS = np.array([0, 2])
@@ -83,6 +83,8 @@ def score_and_loss_table() -> list[Contract]:
         Contract("singular_values", scores.singular_values, normal(2, 3, 5, 4, 2), out=F32),
         Contract("svs_scores", scores.svs_scores, SPIKES, grad=False, out=F32),
         Contract("svs_ranks", lambda s: scores.svs_ranks(s, threshold="absolute"), SPIKES, grad=False),
+        Contract("svs_ranks-exact", lambda s: scores.svs_ranks(s, threshold="exact"), SPIKES, grad=False),
+        Contract("matrix_ranks", lambda s: rank.matrix_ranks(s, largest=1), SPIKES, grad=False),
         Contract("sca_scores", scores.sca_scores, normal(2, 3, 4, 4, 5)),
         Contract("magnitude_scores", scores.magnitude_scores, WEIGHTS),
         Contract("random_scores", lambda n: scores.random_scores(jax.random.key(n), 5), np.arange(3), False, floats=()),
@@ -124,7 +126,7 @@ def total(contract: Contract) -> Callable:
 
 
 def test_every_public_function_has_a_contract():
-    modules = (surrogate, neurons, quantization, losses, scores)
+    modules = (surrogate, neurons, quantization, losses, scores, rank)
     wanted = set.union(*map(public_functions, modules))
     assert {"lif", "quantize", "svs_scores", "fire_step"} <= wanted
     assert wanted == {contract.name.split("-")[0] for contract in TABLE}

@@ -1,0 +1,85 @@
+"""Ranks by elimination over prime fields, against exact elimination over the rationals."""
+
+from fractions import Fraction
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qpsnn_jax.pruning.rank import matrix_ranks
+
+over = pytest.mark.parametrize
+
+
+def rational_rank(matrix: np.ndarray) -> int:
+    rows = [[Fraction(int(x)) for x in row] for row in matrix]
+    rank = 0
+    for column in range(matrix.shape[1]):
+        pivot = next((i for i in range(rank, len(rows)) if rows[i][column]), None)
+        if pivot is None:
+            continue
+        rows[rank], rows[pivot] = rows[pivot], rows[rank]
+        for i in range(rank + 1, len(rows)):
+            factor = rows[i][column] / rows[rank][column]
+            rows[i] = [x - factor * y for x, y in zip(rows[i], rows[rank], strict=True)]
+        rank += 1
+    return rank
+
+
+def of_every_rank(n: int, m: int, largest: int, count: int) -> np.ndarray:
+    """Counts of spikes like those of maps, some with repeated rows, and products of thin matrices of given ranks."""
+    draw = np.random.default_rng(n * m)
+    maps = draw.integers(0, largest + 1, (count, n, m)) * (draw.random((count, n, m)) < draw.random((count, 1, 1)))
+    maps[::3, draw.integers(0, n, n)] = maps[::3, draw.integers(0, n, n)]
+    for i in range(0, count, 2):
+        thin = int(draw.integers(0, min(n, m) + 1))
+        # Rows with a single one choose rows, so that the product stays within the bound.
+        chosen = np.eye(thin, dtype=int)[draw.integers(0, thin, n)] if thin else np.zeros((n, 0), int)
+        maps[i] = chosen @ draw.integers(-largest, largest + 1, (thin, m))
+    return maps
+
+
+@over("shape", [(1, 1), (1, 5), (2, 2), (8, 8), (8, 3), (9, 9), (12, 20), (16, 16), (17, 17)])
+@over("largest", [1, 2, 127])
+def test_equal_to_rational_elimination(shape: tuple, largest: int):
+    matrices = of_every_rank(*shape, largest, 40)
+    wanted = [rational_rank(matrix) for matrix in matrices]
+    assert np.ptp(wanted) > 0
+    got = matrix_ranks(jnp.asarray(matrices), largest=largest)
+    assert got.dtype == jnp.int32
+    np.testing.assert_array_equal(got, wanted)
+
+
+@over("size", [4, 8, 16, 32])
+def test_equal_to_float64_singular_values_on_thousands_of_maps(size: int):
+    maps = of_every_rank(size, size, 2, 2500)
+    np.testing.assert_array_equal(matrix_ranks(jnp.asarray(maps), largest=2), np.linalg.matrix_rank(maps.astype(float)))
+
+
+@over("largest", [5000, 2**24 - 1])
+def test_large_numbers(largest: int):
+    matrices = of_every_rank(6, 9, largest, 30)
+    wanted = [rational_rank(matrix) for matrix in matrices]
+    np.testing.assert_array_equal(matrix_ranks(jnp.asarray(matrices), largest=largest), wanted)
+
+
+@over("prime", [8179, 8171])
+def test_a_minor_divisible_by_one_prime(prime: int):
+    assert matrix_ranks(jnp.asarray([[prime, 0], [0, 3]]), largest=prime) == 2
+
+
+def test_any_leading_shape():
+    matrices = of_every_rank(5, 4, 2, 6)
+    flat = matrix_ranks(jnp.asarray(matrices), largest=2)
+    np.testing.assert_array_equal(matrix_ranks(jnp.asarray(matrices).reshape(2, 3, 5, 4), largest=2).ravel(), flat)
+    assert matrix_ranks(jnp.asarray(matrices[0]), largest=2) == flat[0]
+    assert matrix_ranks(jnp.zeros((0, 5, 4)), largest=2).shape == (0,)
+    np.testing.assert_array_equal(matrix_ranks(jnp.zeros((3, 0, 4)), largest=2), [0, 0, 0])
+
+
+@over(
+    ("shape", "largest", "message"), [((3,), 1, "the shape … n m"), ((2, 2), 0, "between 1"), ((2, 2), 2**24, "2\\^24")]
+)
+def test_bad_input(shape: tuple, largest: int, message: str):
+    with pytest.raises(ValueError, match=message):
+        matrix_ranks(jnp.zeros(shape), largest=largest)
