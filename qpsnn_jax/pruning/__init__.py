@@ -10,9 +10,10 @@ from qpsnn_jax.pruning.scores import (
     svs_ranks,
     svs_scores,
 )
-from qpsnn_jax.pruning.selection import sca, score, score_magnitude, score_random, select, svs
+from qpsnn_jax.pruning.selection import Criterion, sca, score, score_magnitude, score_random, select, svs
 
 __all__ = [
+    "Criterion",
     "Group",
     "channel_groups",
     "magnitude_scores",

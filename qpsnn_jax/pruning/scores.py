@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from qpsnn_jax.pruning.rank import matrix_ranks
@@ -76,6 +77,25 @@ def svs_ranks(spikes: Array, *, epsilon: float | None = None, threshold: Thresho
     return _ranks(spikes, epsilon, threshold)
 
 
+def spike_counts(spikes: Array) -> Array:
+    """T·S_avg: how often each neuron fired, ``b t h w c`` to ``b h w c``, in the smallest unsigned integers.
+
+    Args:
+        spikes: 0 and 1.
+
+    Raises:
+        ValueError: ``spikes`` is not five-dimensional.
+    """
+    if spikes.ndim != 5:
+        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
+    return jnp.sum(spikes, axis=1, dtype=jnp.float32).astype(np.min_scalar_type(spikes.shape[1]))
+
+
+def count_ranks(counts: Array) -> Array:
+    """Exact rank of each channel's map of :func:`spike_counts`, ``b h w c`` to int32 ``b c``."""
+    return matrix_ranks(jnp.moveaxis(counts, -1, 1), largest=int(jnp.iinfo(counts.dtype).max))
+
+
 def sca_scores(membranes: Array) -> Array:
     r"""Spiking channel activity (SCA): mean over batch and time of the L1 norm of the membrane map.
 
@@ -129,7 +149,9 @@ def _svd_one_by_one(maps: Array) -> Array:
 @jax.jit(static_argnames=("epsilon", "threshold"))
 def _ranks(spikes: Array, epsilon: float | None, threshold: Threshold) -> Array:
     if threshold == "exact":
-        return _exact_ranks(spikes, epsilon)
+        if epsilon is not None:
+            raise ValueError(f"threshold exact counts all that is not zero and takes no epsilon, got {epsilon}.")
+        return count_ranks(spike_counts(spikes))
     values = singular_values(spikes)
     if threshold == "absolute":
         # The paper's ε = 1e-6 is absolute; in float32 a zero singular value of a 32×32 map can come out near it.
@@ -140,12 +162,3 @@ def _ranks(spikes: Array, epsilon: float | None, threshold: Threshold) -> Array:
     else:
         raise ValueError(f"threshold must be absolute, relative or exact, got {threshold!r}.")
     return jnp.sum(values > bound, axis=-1)
-
-
-def _exact_ranks(spikes: Array, epsilon: float | None) -> Array:
-    if epsilon is not None:
-        raise ValueError(f"threshold exact counts all that is not zero and takes no epsilon, got {epsilon}.")
-    if spikes.ndim != 5:
-        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
-    counts = jnp.sum(spikes.astype(jnp.float32), axis=1)
-    return matrix_ranks(jnp.moveaxis(counts, -1, 1), largest=spikes.shape[1])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,29 @@ from qpsnn_jax.graph import Graph
 from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.neurons import LIFTrace
 from qpsnn_jax.pruning.channels import Group, channel_groups, spiking_members
-from qpsnn_jax.pruning.scores import magnitude_scores, random_scores, sca_scores, svs_scores
+from qpsnn_jax.pruning.scores import count_ranks, magnitude_scores, random_scores, spike_counts
 from qpsnn_jax.sharding import mean_over
 from qpsnn_jax.zoo.blocks import kept_channels
 
-Criterion = Callable[[LIFTrace], Array]
 Scores = dict[str, Array]
 
 
-def svs(trace: LIFTrace) -> Array:
-    """SVS (the paper's proposal) as a criterion on what a layer did."""
-    # Spikes are 0 and 1, so that the count of singular values above ε is a rank of integers.
-    return svs_scores(trace.spikes, threshold="exact")
+class Criterion(NamedTuple):
+    """How channels are scored by what their layers did.
+
+    ``observe`` reduces a :class:`LIFTrace` ``b t h w c`` to maps ``b h w c`` while the network runs; ``score`` gives
+    one score per channel, ``c``, for the maps of all layers that have the same size, side by side.
+    """
+
+    observe: Callable[[LIFTrace], Array]
+    score: Callable[[Array], Array]
 
 
-def sca(trace: LIFTrace) -> Array:
-    """SCA (the paper's baseline) as a criterion on what a layer did."""
-    return sca_scores(trace.membranes)
+svs = Criterion(lambda trace: spike_counts(trace.spikes), lambda counts: jnp.mean(count_ranks(counts), axis=0))
+"""SVS, the paper's proposal: mean ranks of the maps of spikes, counted over time, which are exact."""
+
+sca = Criterion(lambda trace: jnp.mean(jnp.abs(trace.membranes), axis=1), lambda maps: jnp.sum(maps, (1, 2)).mean(0))
+"""SCA, the paper's baseline: mean L1 norms of the maps of membranes."""
 
 
 def score(
@@ -38,14 +44,14 @@ def score(
 ) -> Scores:
     """Score of every channel of every group, in one pass over the batches, in evaluation mode.
 
-    A group's score is the mean over its LIF layers and the batches; only the scores are ever stored, not the maps.
-    A group without a LIF layer gets none.
+    A group's score is the mean over its LIF layers and the batches. The maps of one batch are held at a time. A group
+    without a LIF layer gets none.
 
     Args:
         graph, variables: the network.
         batches: normalized images ``b h w c`` (or frames ``b t h w c``), each batch of the same size.
-        criterion: from a :class:`LIFTrace` ``b t h w c`` to one score per channel: :func:`svs`, :func:`sca`, or any
-            function of that form. Where a layer is flat, its maps have the height 1.
+        criterion: :data:`svs`, :data:`sca`, or any other :class:`Criterion`. Where a layer is flat, its maps have the
+            height 1.
         mesh: of devices that each score an equal part of every batch (:func:`qpsnn_jax.sharding.data_mesh`).
 
     Returns:
@@ -59,11 +65,12 @@ def score(
     """
     groups = channel_groups(graph)
     layers = {name: members for name, group in groups.items() if (members := spiking_members(graph, group))}
-    capture = {layer: partial(_score_maps, criterion, groups[name].size) for name in layers for layer in layers[name]}
+    capture = {layer: partial(_observe, criterion, groups[name].size) for name in layers for layer in layers[name]}
 
     def batch_scores(variables: Any, images: Array) -> Scores:
-        captured: Any = SpikingNetwork(graph).apply(variables, images, capture=capture)[1]
-        return {name: jnp.mean(jnp.stack([captured[m] for m in members]), axis=0) for name, members in layers.items()}
+        maps: Any = SpikingNetwork(graph).apply(variables, images, capture=capture)[1]
+        found = _score_side_by_side(criterion, maps)
+        return {name: jnp.mean(jnp.stack([found[m] for m in members]), axis=0) for name, members in layers.items()}
 
     step = jax.jit(batch_scores if mesh is None else mean_over(mesh, batch_scores))
     total: Scores | None = None
@@ -123,10 +130,23 @@ def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] 
     return {name: _highest(group, scores, chosen.get(str(group.label), 0.0)) for name, group in groups.items()}
 
 
-def _score_maps(criterion: Criterion, channels: int, trace: LIFTrace) -> Array:
+def _observe(criterion: Criterion, channels: int, trace: LIFTrace) -> Array:
     if trace.spikes.ndim == 3:
         trace = LIFTrace(*(x.reshape(*x.shape[:2], 1, -1, channels) for x in trace))
-    return criterion(trace)
+    return criterion.observe(trace)
+
+
+def _score_side_by_side(criterion: Criterion, maps: dict[str, Array]) -> dict[str, Array]:
+    """Scores by layer; the criterion runs, and is compiled, once for every size of map instead of every layer."""
+    sizes: dict[tuple[int, ...], list[str]] = {}
+    for layer, own in maps.items():
+        sizes.setdefault(own.shape[:3], []).append(layer)
+    scores: dict[str, Array] = {}
+    for layers in sizes.values():
+        together = criterion.score(jnp.concatenate([maps[layer] for layer in layers], axis=-1))
+        ends = np.cumsum([maps[layer].shape[-1] for layer in layers])
+        scores |= dict(zip(layers, jnp.split(together, ends[:-1]), strict=True))
+    return scores
 
 
 def _highest(group: Group, scores: Mapping[str, Any], ratio: float) -> np.ndarray:

@@ -16,6 +16,7 @@ from qpsnn_jax.pruning import rank, scores
 DRAW = np.random.default_rng(0)
 LABELS = np.array([0, 2])
 SPIKES = (DRAW.random((3, 2, 4, 6, 5, 3)) < 0.4).astype(np.float32)
+COUNTS = SPIKES.sum(2).astype(np.uint8)
 CODES = DRAW.integers(0, 16, (4, 5))
 F32, BF16 = jnp.float32, jnp.bfloat16
 
@@ -83,6 +84,8 @@ def score_and_loss_table() -> list[Contract]:
         Contract("singular_values", scores.singular_values, normal(2, 3, 5, 4, 2), out=F32),
         Contract("svs_scores", scores.svs_scores, SPIKES, grad=False, out=F32),
         Contract("svs_ranks", lambda s: scores.svs_ranks(s, threshold="absolute"), SPIKES, grad=False),
+        Contract("spike_counts", scores.spike_counts, SPIKES, grad=False, floats=()),
+        Contract("count_ranks", scores.count_ranks, COUNTS, grad=False, floats=()),
         Contract("svs_ranks-exact", lambda s: scores.svs_ranks(s, threshold="exact"), SPIKES, grad=False),
         Contract("matrix_ranks", lambda s: rank.matrix_ranks(s, largest=1), SPIKES, grad=False),
         Contract("sca_scores", scores.sca_scores, normal(2, 3, 4, 4, 5)),

@@ -6,7 +6,7 @@ from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax.graph import LIF, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Graph, Input, Quantizer
 from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.pruning import channel_groups, sca, score, score_magnitude, score_random, select, svs
+from qpsnn_jax.pruning import Criterion, channel_groups, sca, score, score_magnitude, score_random, select, svs
 from qpsnn_jax.zoo import resnet20, vgg16
 
 over = pytest.mark.parametrize
@@ -37,7 +37,10 @@ def rate(trace) -> np.ndarray:
     return trace.spikes.mean(axis=tuple(range(trace.spikes.ndim - 1)))
 
 
-@over(("criterion", "expected"), [(svs, ranks), (sca, activity), (rate, rate)])
+RATE = Criterion(lambda trace: trace.spikes.mean(1), lambda maps: maps.mean((0, 1, 2)))
+
+
+@over(("criterion", "expected"), [(svs, ranks), (sca, activity), (RATE, rate)])
 def test_score_is_the_mean_over_batches_and_layers(recorded, criterion, expected):
     variables, batches, traces = recorded
     seen = []
@@ -66,11 +69,11 @@ def test_the_criterion_is_traced_once_for_each_layer(recorded):
     variables, batches, _ = recorded
     shapes = []
 
-    def criterion(trace):
+    def observe(trace):
         shapes.append(trace.spikes.shape)
-        return rate(trace)
+        return trace.spikes.mean(1)
 
-    score(GRAPH, variables, batches, criterion)
+    score(GRAPH, variables, batches, Criterion(observe, RATE.score))
     assert sorted(shapes) == sorted(
         [(4, 2, 6, 6, 6), (4, 2, 3, 3, 8), *[(4, 2, 3, 3, 9)] * 2, (4, 2, 3, 3, 7), (4, 2, 1, 1, 5)]
     )
@@ -84,7 +87,7 @@ def test_score_without_batches(recorded):
 def test_a_group_without_neurons_gets_no_score():
     nodes = (Input("image", (4, 4, 2)), Conv("a", "image", 3), Conv("b", "a", 4), LIF("lif", "b"))
     graph = Graph((*nodes, GlobalAveragePool("mean", "lif"), Dense("fc", "mean", 2)))
-    scores = score(graph, random_variables(graph), [images_of(graph)], rate)
+    scores = score(graph, random_variables(graph), [images_of(graph)], RATE)
     assert {name: s.shape for name, s in scores.items()} == {"b": (4,)}
 
 
@@ -94,7 +97,7 @@ def test_neurons_after_flattening():
     variables, images = random_variables(graph), images_of(graph)
     flat = SpikingNetwork(graph).apply(variables, images, capture=["lif"])[1]["lif"].spikes
     wanted = flat.reshape(2, 2, 12, 5).mean((0, 1, 2))
-    np.testing.assert_allclose(score(graph, variables, [images], rate)["a"], wanted, rtol=1e-6)
+    np.testing.assert_allclose(score(graph, variables, [images], RATE)["a"], wanted, rtol=1e-6)
 
 
 def test_magnitude():
