@@ -1,6 +1,7 @@
 """Runs a graph: the one Flax module, a thin adapter around pure functions of nodes and arrays."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.convolution import convolve
+from qpsnn_jax.convolution import accumulate, convolve
 from qpsnn_jax.graph import (
     LIF,
     Add,
@@ -26,6 +27,7 @@ from qpsnn_jax.graph import (
     Node,
     Quantizer,
     Shortcut,
+    Value,
 )
 from qpsnn_jax.neurons import LIFTrace, lif_trace
 from qpsnn_jax.quantization import integer_weights
@@ -106,7 +108,7 @@ class SpikingNetwork(nn.Module):
                 gain = jnp.ones(())
                 if node.quantizer is not None:
                     gain = self.variable("scales", node.name, _init_gain, node, node.quantizer).value["gain"]
-                return weighted(node, leaves, gain, inputs[0], timed=graph.values[node.input].timed)
+                return weighted(node, leaves, gain, inputs[0], graph.values[node.input])
             case BatchNorm():
                 leaves = self.param(node.name, _init_batch_norm, shape)
                 stats = self.variable("batch_stats", node.name, _init_batch_stats, shape)
@@ -140,8 +142,8 @@ def run_lif(node: LIF, currents: Array) -> LIFTrace:
     )
 
 
-def weighted(node: Conv | Dense, leaves: Leaves, gain: Array, x: Array, *, timed: bool) -> Array:
-    """A convolution or dense layer on ``b [t] …``, its weights quantized as the node says.
+def weighted(node: Conv | Dense, leaves: Leaves, gain: Array, x: Array, given: Value) -> Array:
+    """A convolution or dense layer on ``b [t] …``, its weights quantized as the node says; ``given`` describes x.
 
     A quantized layer multiplies by odd integers and applies the scale to the sums, so that on spikes it computes
     exactly what an integer device accumulates.
@@ -149,16 +151,17 @@ def weighted(node: Conv | Dense, leaves: Leaves, gain: Array, x: Array, *, timed
     kernel, scale = leaves["kernel"], None
     if node.quantizer is not None:
         kernel, scale = integer_weights(kernel, gain=_like_kernel(gain, kernel), **_options(node.quantizer))
-    folded = x.reshape(-1, *x.shape[2:]) if timed else x
+    folded = x.reshape(-1, *x.shape[2:]) if given.timed else x
     if isinstance(node, Conv):
-        y = convolve(folded, kernel, strides=node.strides, padding=node.padding)
+        exact = partial(accumulate, bits=node.quantizer.bits) if node.quantizer and given.spiking else convolve
+        y = exact(folded, kernel, strides=node.strides, padding=node.padding)
     else:
         y = folded @ kernel
     if scale is not None:
         y = y * scale.reshape((1,) * (y.ndim - 1) + (-1,))
     if node.bias:
         y = y + leaves["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
-    return y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
+    return y.reshape(*x.shape[:2], *y.shape[1:]) if given.timed else y
 
 
 def normalize_channels(x: Array, *, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> Array:

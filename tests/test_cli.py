@@ -39,7 +39,7 @@ WRONG = {
     "ratio that empties": ([*RUN, "--ratios", "stem=0.99"], "a pruning ratio of 0.99 leaves none of 8 channels"),
     "unknown label": ([*RUN, "--ratios", "head=0.5"], "ratios name 'head'; this network has stem, outputs,"),
     "too many examples": ([*RUN, "--train-examples", "9999"], "train_examples must be a whole number from 1 to 1437"),
-    "too few for a batch": ([*RUN, "--train-examples", "8"], "batch_size 32 is larger than the 8 training images."),
+    "too few for a batch": ([*RUN, "--train-examples", "8"], "batch_size 48 is larger than the 8 training images."),
     "missing data": ([*RUN, "--data", "cifar10", "--data-dir", "nowhere"], "download_and_prepare"),
     "missing config": (["run", "absent.py", "--out", "new"], "config file absent.py does not exist."),
     "syntax error": (["run", "broken.py", "--out", "new"], "config file broken.py has a syntax error in line 2:"),

@@ -12,7 +12,7 @@ import pytest
 from small_networks import images_of, random_variables
 
 from experiments import table1_sizes, table6_energy
-from qpsnn_jax import channel_groups, init_state, make_train_step, prune, score, select
+from qpsnn_jax import Criterion, channel_groups, init_state, make_train_step, prune, score, select
 from qpsnn_jax.config import build_graph, load_config
 from qpsnn_jax.costs import cost
 
@@ -58,7 +58,8 @@ def test_config_trains_and_prunes_at_reduced_width(path):
     step = jax.jit(make_train_step(graph, tx), compiler_options={"xla_backend_optimization_level": 0})
     state, metrics = step(init_state(variables, tx, jax.random.key(0)), images, np.zeros(1, np.int32))
     assert np.isfinite(metrics["loss"])
-    scores = score(graph, state.variables, [images], lambda trace: trace.spikes.mean((0, 1, 2, 3)))
+    rate = Criterion(lambda trace: trace.spikes.mean(1), lambda maps: maps.mean((0, 1, 2)))
+    scores = score(graph, state.variables, [images], rate)
     smaller, _ = prune(graph, state.variables, select(graph, scores, config.ratios))
     for name, group in channel_groups(graph).items():
         ratio = config.ratios.get(group.label or "", 0.0)
