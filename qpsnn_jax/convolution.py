@@ -124,7 +124,7 @@ def _form_on_cpu(kernel: tuple[int, ...]) -> Form:
     flags = _cpu_flags()
     if "amx_int8" in flags and min(kernel[2:]) >= 16:
         return "int8"
-    return "int8" if "avx512_vnni" in flags and kernel[2] >= 256 else "float32"
+    return "int8" if "avx512_vnni" in flags and kernel[3] >= 256 else "float32"
 
 
 @cache

@@ -108,7 +108,7 @@ def test_unknown_form():
         ({"amx_int8", "avx512_vnni"}, (3, 3, 64, 64), "int8"),
         ({"amx_int8"}, (3, 3, 8, 64), "float32"),
         ({"avx512_vnni"}, (3, 3, 256, 256), "int8"),
-        ({"avx512_vnni"}, (3, 3, 128, 256), "float32"),
+        ({"avx512_vnni"}, (3, 3, 256, 128), "float32"),
         ({"avx2"}, (3, 3, 512, 512), "float32"),
     ],
 )
