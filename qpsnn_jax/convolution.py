@@ -1,17 +1,33 @@
 """Convolutions, each in the form that is fast for its shape and hardware; all forms of one give the same sums."""
 
 import math
-from functools import cache, partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qpsnn_jax.hardware import cpu_flags
+
 Pair = tuple[int, int]
 Form = Literal["float32", "bfloat16", "int8"]
+
+_PORTABLE: ContextVar[bool] = ContextVar("portable", default=False)
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Within it, programs are traced alike on all machines: in float32, for others to run."""
+    before = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(before)
 
 
 def convolve(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Pair = (0, 0)) -> Array:
@@ -42,7 +58,8 @@ def accumulate(
 ) -> Array:
     """:func:`convolve` of spikes with the odd integers of quantized weights, in numbers that are as small as can be.
 
-    Every form gives the exact sums that an integer device accumulates, as long as they are below 2^24:
+    Every form gives the exact sums that an integer device accumulates, as long as they are below 2^24, rounded at the
+    end to the dtype of ``spikes``:
 
     - ``float32``;
     - ``bfloat16`` operands, whose 8 significant bits hold spikes and weights of up to 8 bits, summed in float32;
@@ -57,7 +74,7 @@ def accumulate(
             (:func:`qpsnn_jax.integer_weights`).
         bits: of the weights.
         strides, padding: as in :func:`convolve`.
-        form: one of the above; the one that is fastest for this shape and hardware when left out.
+        form: one of the above; when left out, int8 on the CPUs and from the widths that are faster in it, and float32.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``spikes``.
@@ -72,17 +89,7 @@ def accumulate(
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
 def _accumulate(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair, form: Form | None) -> Array:
-    def sums(form: Form, spikes: Array, integers: Array) -> Array:
-        return _FORMS[form](spikes, integers, bits, strides, padding).astype(spikes.dtype)
-
-    if form is not None:
-        return sums(form, spikes, integers)
-    here = {"cpu": _form_on_cpu(integers.shape), "default": "bfloat16"}
-    if spikes.dtype != jnp.float32 or set(here.values()) == {"float32"}:
-        return convolve(spikes, integers, strides=strides, padding=padding)
-    return jax.lax.platform_dependent(
-        spikes, integers, **{name: partial(sums, chosen) for name, chosen in here.items()}
-    )
+    return _FORMS[form or _fastest_form(integers.shape)](spikes, integers, bits, strides, padding).astype(spikes.dtype)
 
 
 @_accumulate.defjvp
@@ -119,22 +126,17 @@ def _in_int8(spikes: Array, integers: Array, bits: int, strides: Pair, padding: 
 _FORMS = {"float32": _in_float32, "bfloat16": _in_bfloat16, "int8": _in_int8}
 
 
-def _form_on_cpu(kernel: tuple[int, ...]) -> Form:
-    """Matrix units multiply int8 ten times as fast as float32; vector units do so from some width on, and less."""
-    flags = _cpu_flags()
+def _fastest_form(kernel: tuple[int, ...]) -> Form:
+    """On this machine: int8 where a CPU multiplies it by the matrix, or by the vector from some width on.
+
+    Measured on a CPU with vector instructions for it (AVX-512 VNNI, Zen 5); elsewhere nothing was, so float32 stays.
+    """
+    if _PORTABLE.get() or jax.default_backend() != "cpu":
+        return "float32"
+    flags = cpu_flags()
     if "amx_int8" in flags and min(kernel[2:]) >= 16:
         return "int8"
     return "int8" if "avx512_vnni" in flags and kernel[3] >= 256 else "float32"
-
-
-@cache
-def _cpu_flags() -> frozenset[str]:
-    """What this machine's processor can do, as Linux tells it; nothing elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def _sums(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:

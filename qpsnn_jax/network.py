@@ -153,8 +153,8 @@ def weighted(node: Conv | Dense, leaves: Leaves, gain: Array, x: Array, given: V
         kernel, scale = integer_weights(kernel, gain=_like_kernel(gain, kernel), **_options(node.quantizer))
     folded = x.reshape(-1, *x.shape[2:]) if given.timed else x
     if isinstance(node, Conv):
-        exact = partial(accumulate, bits=node.quantizer.bits) if node.quantizer and given.spiking else convolve
-        y = exact(folded, kernel, strides=node.strides, padding=node.padding)
+        sums = partial(accumulate, bits=node.quantizer.bits) if node.quantizer and given.spiking else convolve
+        y = sums(folded, kernel, strides=node.strides, padding=node.padding)
     else:
         y = folded @ kernel
     if scale is not None:

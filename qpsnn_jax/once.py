@@ -7,5 +7,5 @@ import jax
 
 
 def run_once(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``jax.jit(function)(*arguments)``, compiled in half the time for a program that then runs slowly."""
+    """``jax.jit(function)(*arguments)``, compiled without optimization: sooner, to run slower."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*arguments)

@@ -10,7 +10,7 @@ import pytest
 from small_networks import images_of, residual_graph
 
 from qpsnn_jax import convolution, cross_entropy, init_state, init_variables, make_train_step, optimizer
-from qpsnn_jax.convolution import accumulate, convolve
+from qpsnn_jax.convolution import accumulate, convolve, portable
 from qpsnn_jax.graph import Quantizer
 
 # Maps larger than, as large as, and smaller than the kernel; with taps that see only padding.
@@ -66,7 +66,7 @@ def spikes_and_integers(shape, kernel, bits, channels=40):
     """Spikes, and odd integers with both ends of their range; the third channel's are zero."""
     rng = np.random.default_rng(bits)
     top = 2**bits - 1
-    integers = 2 * rng.integers(0, top + 1, (*kernel, channels, 6)) - top
+    integers = 2 * rng.integers(0, top + 1, (*kernel, channels, 16)) - top
     integers[..., 0], integers[..., 1], integers[..., 2] = top, -top, 0
     return (rng.random((5, *shape, channels)) < 0.4).astype(np.int64), integers
 
@@ -74,8 +74,9 @@ def spikes_and_integers(shape, kernel, bits, channels=40):
 @pytest.mark.parametrize("form", [*FORMS, None])
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize(("shape", "kernel", "strides", "padding"), [CASES[0], CASES[1], CASES[3]])
-def test_every_form_accumulates_exactly(shape, kernel, strides, padding, bits, form):
+def test_every_form_accumulates_exactly(monkeypatch, shape, kernel, strides, padding, bits, form):
     spikes, integers = spikes_and_integers(shape, kernel, bits)
+    monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset({"amx_int8"}))
     run = jax.jit(partial(accumulate, bits=bits, strides=strides, padding=padding, form=form))
     got = run(jnp.asarray(spikes, jnp.float32), jnp.asarray(integers, jnp.float32))
     assert got.dtype == jnp.float32
@@ -113,12 +114,14 @@ def test_unknown_form():
     ],
 )
 def test_the_form_follows_the_processor(monkeypatch, flags, kernel, form):
-    monkeypatch.setattr(convolution, "_cpu_flags", lambda: frozenset(flags))
-    assert convolution._form_on_cpu(kernel) == form
+    monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset(flags))
+    assert convolution._fastest_form(kernel) == form
+    with portable():
+        assert convolution._fastest_form(kernel) == "float32"
 
 
 def losses(monkeypatch, form, seed):
-    monkeypatch.setattr(convolution, "_form_on_cpu", lambda kernel: form)
+    monkeypatch.setattr(convolution, "_fastest_form", lambda kernel: form)
     graph, tx = residual_graph(Quantizer(8)), optimizer("adam", 0.01)
     step = jax.jit(make_train_step(graph, tx, loss=cross_entropy))
     state = init_state(init_variables(graph, jax.random.key(seed)), tx, jax.random.key(seed))

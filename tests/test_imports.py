@@ -23,6 +23,7 @@ LAYERS = [
         "progress",
         "files",
         "once",
+        "hardware",
         "pruning.rank",
         "stopping",
         "sharding",

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax import LIFTrace, SpikingNetwork, init_state, init_variables, make_train_step, matrix_ranks, optimizer
+from qpsnn_jax import LIFTrace, SpikingNetwork, init_state, init_variables, make_train_step, optimizer
 from qpsnn_jax.data import load
 from qpsnn_jax.graph import LIF
-from qpsnn_jax.pruning.scores import spike_counts
+from qpsnn_jax.pruning.scores import count_ranks, spike_counts
 from qpsnn_jax.zoo import resnet20
 
 TIMESTEPS = 2
@@ -89,7 +89,7 @@ def enlarged(pixels: jax.Array) -> jax.Array:
 
 def wrong_ranks(maps: np.ndarray) -> int:
     """Maps whose rank by elimination is not that of float64 singular values."""
-    exact = np.asarray(matrix_ranks(jnp.asarray(maps), largest=TIMESTEPS))
+    exact = np.asarray(_ranks(jnp.asarray(maps)))
     return int(np.sum(exact != np.linalg.matrix_rank(maps.astype(np.float64))))
 
 
@@ -111,9 +111,15 @@ def _has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+@jax.jit
+def _ranks(maps: jax.Array) -> jax.Array:
+    # As the maps of k channels of one image, b h w c.
+    return count_ranks(jnp.moveaxis(maps, 0, -1)[None])[0]
+
+
 def _ours(maps: np.ndarray) -> tuple[Callable[[], Any], int]:
     placed = jnp.asarray(maps)
-    return lambda: matrix_ranks(placed, largest=TIMESTEPS).block_until_ready(), len(maps)
+    return lambda: _ranks(placed).block_until_ready(), len(maps)
 
 
 def _in_xla(maps: np.ndarray) -> tuple[Callable[[], Any], int]:

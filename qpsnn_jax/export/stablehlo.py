@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
+from qpsnn_jax.convolution import portable
 from qpsnn_jax.export.agreement import mean_currents
 from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import Graph
@@ -35,9 +36,10 @@ def stablehlo(
     shape = export.symbolic_shape(", ".join(["b", *(str(n) for n in (*steps, *graph.input.shape))]))
 
     def currents(pixels: Array) -> Array:
-        return mean_currents(graph, dict(variables), pixels, mean, std)
+        return mean_currents(graph, variables, pixels, mean, std)
 
-    return export.export(jax.jit(currents), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
+    with portable():
+        return export.export(jax.jit(currents), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
 
 def write_stablehlo(

@@ -1,9 +1,9 @@
-r"""Exact ranks of many small integer matrices at once, by elimination over prime fields.
+r"""Ranks of many small integer matrices at once, by exact elimination over prime fields.
 
 The rank over GF(p) is never above the rank over the rationals, and below it only where p divides all of the matrix's
-largest non-zero minors. Two primes just below 8192 are tried and the higher rank is taken: a minor that behaves like a
-random number is divisible by both with a probability of 1.5e-8, one below p by neither. Residues of that size have
-products that are exact in float32, which all hardware is fast at.
+non-zero minors of the highest order. Two primes just below 8192 are tried and the higher rank is taken: a minor that
+behaves like a random number is divisible by both with a probability of 1.5e-8, one below p by neither. Residues of that
+size have products that are exact in float32.
 """
 
 import math
@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# Residues lie within p/2 + 2, whose square must stay below 2^24.
+# Residues lie within p/2 + 2; the square of that and one residue more must stay below 2^24.
 _PRIMES = (8179, 8171)
 _HALF = 4096
 # A pivot is looked for in as many columns before its row is taken for zero.
 _TRIES = 3
 # Rows eliminated before the matrix is cut to what is left of it.
 _STAGE = 8
-# Matrices that lie side by side, so that a step works on vectors and fits the cache.
+# Matrices that lie side by side: as many as a CPU's cache holds, or as keep a wider device busy.
 _LANES = 512
+_LANES_ELSEWHERE = 1 << 15
 
 
 class _Pivot(NamedTuple):
@@ -59,7 +60,7 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     k = math.prod(lead)
     if not k * n * m:
         return jnp.zeros(lead, jnp.int32)
-    lanes = min(k, _LANES)
+    lanes = min(k, _LANES if jax.default_backend() == "cpu" else _LANES_ELSEWHERE)
     # Side by side, innermost, the shorter side first; padded to whole chunks by matrices of zeros.
     order = (1, 2, 0) if n <= m else (2, 1, 0)
     n, m = sorted((n, m))

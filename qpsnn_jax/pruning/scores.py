@@ -47,8 +47,8 @@ def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Thresh
             ``relative`` one the factor on the largest singular value, max(h, w)·(float32 machine epsilon), the usual
             rank tolerance and the released code's, when left out.
         threshold: ``absolute``, ``relative``, or ``exact``: every singular value that is not zero counts, ε is not
-            used, and the integers T·S_avg are eliminated exactly (:func:`qpsnn_jax.matrix_ranks`), which is many times
-            faster than singular values. That takes spikes of 0 and 1.
+            used, and the rank of the integers T·S_avg is found by elimination (:func:`qpsnn_jax.matrix_ranks`, which
+            says how seldom it is too low). That takes spikes of 0 and 1.
 
     Returns:
         float32, one score per channel, shape ``c``, between 0 and min(h, w).
@@ -92,7 +92,7 @@ def spike_counts(spikes: Array) -> Array:
 
 
 def count_ranks(counts: Array) -> Array:
-    """Exact rank of each channel's map of :func:`spike_counts`, ``b h w c`` to int32 ``b c``."""
+    """Rank of each channel's map of :func:`spike_counts`, ``b h w c`` to int32 ``b c``, by elimination."""
     return matrix_ranks(jnp.moveaxis(counts, -1, 1), largest=int(jnp.iinfo(counts.dtype).max))
 
 

@@ -22,20 +22,28 @@ Scores = dict[str, Array]
 
 
 class Criterion(NamedTuple):
-    """How channels are scored by what their layers did.
+    """How the channels of a layer are scored by what the layer did.
 
     ``observe`` reduces a :class:`LIFTrace` ``b t h w c`` to maps ``b h w c`` while the network runs; ``score`` gives
-    one score per channel, ``c``, for the maps of all layers that have the same size, side by side.
+    one score per channel, ``c``. Where a channel's score depends on its own maps alone, ``separate`` says so: the maps
+    of all layers of one size are then scored side by side, which is compiled once for each size.
     """
 
     observe: Callable[[LIFTrace], Array]
     score: Callable[[Array], Array]
+    separate: bool = False
 
 
-svs = Criterion(lambda trace: spike_counts(trace.spikes), lambda counts: jnp.mean(count_ranks(counts), axis=0))
-"""SVS, the paper's proposal: mean ranks of the maps of spikes, counted over time, which are exact."""
+svs = Criterion(
+    lambda trace: spike_counts(trace.spikes), lambda counts: jnp.mean(count_ranks(counts), axis=0), separate=True
+)
+"""SVS, the paper's proposal: mean ranks of the integer maps T·S_avg, by :func:`qpsnn_jax.matrix_ranks`."""
 
-sca = Criterion(lambda trace: jnp.mean(jnp.abs(trace.membranes), axis=1), lambda maps: jnp.sum(maps, (1, 2)).mean(0))
+sca = Criterion(
+    lambda trace: jnp.mean(jnp.abs(trace.membranes), axis=1),
+    lambda maps: jnp.mean(jnp.sum(maps, axis=(1, 2)), axis=0),
+    separate=True,
+)
 """SCA, the paper's baseline: mean L1 norms of the maps of membranes."""
 
 
@@ -58,18 +66,20 @@ def score(
         ``{group: scores}``, each of the group's size.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, ``criterion`` is none, its maps or its scores have another shape.
 
     References:
         QP-SNN (ICLR 2025), Eq. 7 and 11-13.
     """
+    if not isinstance(criterion, Criterion):
+        raise ValueError(f"criterion must be a Criterion(observe, score), got {criterion!r}.")
     groups = channel_groups(graph)
     layers = {name: members for name, group in groups.items() if (members := spiking_members(graph, group))}
     capture = {layer: partial(_observe, criterion, groups[name].size) for name in layers for layer in layers[name]}
 
     def batch_scores(variables: Any, images: Array) -> Scores:
         maps: Any = SpikingNetwork(graph).apply(variables, images, capture=capture)[1]
-        found = _score_side_by_side(criterion, maps)
+        found = _score_maps(criterion, maps)
         return {name: jnp.mean(jnp.stack([found[m] for m in members]), axis=0) for name, members in layers.items()}
 
     step = jax.jit(batch_scores if mesh is None else mean_over(mesh, batch_scores))
@@ -133,19 +143,26 @@ def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] 
 def _observe(criterion: Criterion, channels: int, trace: LIFTrace) -> Array:
     if trace.spikes.ndim == 3:
         trace = LIFTrace(*(x.reshape(*x.shape[:2], 1, -1, channels) for x in trace))
-    return criterion.observe(trace)
+    maps = criterion.observe(trace)
+    if maps.ndim != 4 or maps.shape[-1] != channels:
+        raise ValueError(f"observe of the criterion must give maps b h w {channels}, gave the shape {maps.shape}.")
+    return maps
 
 
-def _score_side_by_side(criterion: Criterion, maps: dict[str, Array]) -> dict[str, Array]:
-    """Scores by layer; the criterion runs, and is compiled, once for every size of map instead of every layer."""
-    sizes: dict[tuple[int, ...], list[str]] = {}
+def _score_maps(criterion: Criterion, maps: dict[str, Array]) -> dict[str, Array]:
+    """Scores by layer."""
+    alike: dict[Any, list[str]] = {}
     for layer, own in maps.items():
-        sizes.setdefault(own.shape[:3], []).append(layer)
+        alike.setdefault(own.shape[:3] if criterion.separate else layer, []).append(layer)
     scores: dict[str, Array] = {}
-    for layers in sizes.values():
-        together = criterion.score(jnp.concatenate([maps[layer] for layer in layers], axis=-1))
-        ends = np.cumsum([maps[layer].shape[-1] for layer in layers])
-        scores |= dict(zip(layers, jnp.split(together, ends[:-1]), strict=True))
+    for layers in alike.values():
+        widths = [maps[layer].shape[-1] for layer in layers]
+        found = criterion.score(jnp.concatenate([maps[layer] for layer in layers], axis=-1))
+        if found.shape != (sum(widths),):
+            raise ValueError(
+                f"score of the criterion must give one number per channel, {sum(widths)}; gave the shape {found.shape}."
+            )
+        scores |= dict(zip(layers, jnp.split(found, np.cumsum(widths)[:-1]), strict=True))
     return scores
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax import losses, neurons, quantization, surrogate
+from qpsnn_jax import convolution, losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import rank, scores
 
 DRAW = np.random.default_rng(0)
@@ -79,6 +79,24 @@ def quantizer_table() -> list[Contract]:
     ]
 
 
+def convolution_table() -> list[Contract]:
+    c, three = convolution, np.round(3 * normal(3, 3, 4, 2))
+    forms = [
+        Contract(
+            f"accumulate-{form}",
+            lambda s, form=form: c.accumulate(
+                s, jnp.asarray(2 * three + 1, s.dtype), bits=3, padding=(1, 1), form=form
+            ),
+            (SPIKES[:, 0, :, :, :4, :1] * np.ones(4)).astype(np.float32),
+        )
+        for form in (None, "float32", "bfloat16", "int8")
+    ]
+    return [
+        *forms,
+        Contract("convolve", lambda k: c.convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 2, 3, 4)),
+    ]
+
+
 def score_and_loss_table() -> list[Contract]:
     return [
         Contract("singular_values", scores.singular_values, normal(2, 3, 5, 4, 2), out=F32),
@@ -96,7 +114,7 @@ def score_and_loss_table() -> list[Contract]:
     ]
 
 
-TABLE = [*neuron_table(), *quantizer_table(), *score_and_loss_table()]
+TABLE = [*neuron_table(), *quantizer_table(), *convolution_table(), *score_and_loss_table()]
 over = pytest.mark.parametrize
 
 
@@ -129,7 +147,7 @@ def total(contract: Contract) -> Callable:
 
 
 def test_every_public_function_has_a_contract():
-    modules = (surrogate, neurons, quantization, losses, scores, rank)
+    modules = (surrogate, neurons, quantization, losses, scores, rank, convolution)
     wanted = set.union(*map(public_functions, modules))
     assert {"lif", "quantize", "svs_scores", "fire_step"} <= wanted
     assert wanted == {contract.name.split("-")[0] for contract in TABLE}

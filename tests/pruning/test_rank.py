@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax.pruning.rank import matrix_ranks
+from qpsnn_jax.pruning.rank import _rank_in_field, matrix_ranks
 
 over = pytest.mark.parametrize
 
@@ -83,3 +83,20 @@ def test_any_leading_shape():
 def test_bad_input(shape: tuple, largest: int, message: str):
     with pytest.raises(ValueError, match=message):
         matrix_ranks(jnp.zeros(shape), largest=largest)
+
+
+@over(("first", "found"), [(0, True), (1, True), (2, True), (3, False)])
+@over("row", [0, 6, 7, 8, 9])
+def test_a_pivot_is_looked_for_in_three_columns(first: int, found: bool, row: int):
+    """One row of a diagonal matrix, mixed so that its first number that is not zero stands after so many zeros."""
+    n = 10
+    # Every other row has its pivot where it is looked for, and nothing elsewhere.
+    mixing = np.eye(n, n + 3, dtype=np.float32)
+    mixing[row] = 0
+    mixing[row, row + first] = 5
+    # A row whose own column holds the shifted pivot would be one with it; such rows are zero.
+    matrix = np.eye(n, dtype=np.float32)
+    if first:
+        matrix[row + 1 :] = 0
+    rank = _rank_in_field(jnp.asarray(matrix)[..., None], 1, jnp.float32(8179), jnp.asarray(mixing)[:, : n + 2])
+    assert rank.item() == np.trace(matrix) - 1 + (found and row + first < n + 2)

@@ -65,7 +65,42 @@ def test_svs_is_the_default(recorded):
     jax.tree.map(np.testing.assert_array_equal, *(score(GRAPH, variables, batches[:1], *c) for c in ([], [svs])))
 
 
-def test_the_criterion_is_traced_once_for_each_layer(recorded):
+def test_a_score_may_depend_on_the_other_channels_of_its_layer(recorded):
+    variables, batches, traces = recorded
+    share = Criterion(RATE.observe, lambda maps: maps.mean((0, 1, 2)) / maps.mean((0, 1, 2)).sum())
+    for group, found in score(GRAPH, variables, batches, share).items():
+        wanted = np.mean([rate(t[layer]) / rate(t[layer]).sum() for t in traces for layer in LAYERS[group]], axis=0)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+@over(("separate", "sizes"), [(True, [5, 6, 7 + 8 + 9 + 9]), (False, [5, 6, 7, 8, 9, 9])])
+def test_separate_scores_are_compiled_once_for_each_size_of_map(recorded, separate, sizes):
+    variables, batches, _ = recorded
+    seen = []
+
+    def scores(maps):
+        seen.append(maps.shape[-1])
+        return RATE.score(maps)
+
+    score(GRAPH, variables, batches, Criterion(RATE.observe, scores, separate))
+    assert sorted(seen) == sizes
+
+
+@over(
+    ("criterion", "message"),
+    [
+        (rate, "criterion must be a Criterion"),
+        (Criterion(rate, RATE.score), "observe of the criterion must give maps b h w"),
+        (Criterion(RATE.observe, lambda maps: maps.mean((1, 2))), "score of the criterion must give one number"),
+        (Criterion(RATE.observe, lambda maps: maps.mean()), "score of the criterion must give one number"),
+    ],
+)
+def test_a_criterion_of_another_form_is_refused(recorded, criterion, message):
+    with pytest.raises(ValueError, match=message):
+        score(GRAPH, recorded[0], recorded[1], criterion)
+
+
+def test_the_criterion_observes_each_layer_once(recorded):
     variables, batches, _ = recorded
     shapes = []
 

@@ -1,0 +1,87 @@
+"""What a training step costs, in counts that do not depend on the machine: work, memory, compilations."""
+
+import logging
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+from small_networks import images_of
+
+from qpsnn_jax import SpikingNetwork, init_state, init_variables, make_train_step
+from qpsnn_jax.cli import main
+from qpsnn_jax.graph import Conv, Dense
+from qpsnn_jax.zoo import resnet20, vgg16
+
+BATCH = 4
+
+
+def products(jaxpr) -> int:
+    """Multiply-accumulates of all convolutions and matrix products, those inside other programs too."""
+    total = 0
+    for equation in jaxpr.eqns:
+        shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "shape")]
+        if equation.primitive.name == "conv_general_dilated":
+            numbers = equation.params["dimension_numbers"]
+            _, kernel, out = shapes
+            dilated = math.prod(equation.params["lhs_dilation"])
+            inner = kernel[numbers.rhs_spec[1]] * math.prod(kernel[i] for i in numbers.rhs_spec[2:])
+            total += math.prod(out) * inner // dilated
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += math.prod(shapes[-1]) * math.prod(shapes[0][i] for i in contracted)
+        inner = [products(each) for each in jaxprs_in_params(equation.params)]
+        # Branches are the forms of one sum, of which a platform takes one.
+        total += max(inner, default=0) if equation.primitive.name == "cond" else sum(inner)
+    return total
+
+
+def forward_products(graph) -> tuple[int, int]:
+    """Multiply-accumulates of the first layer and of all layers on one image, all time steps, every tap counted."""
+    first, total = 0, 0
+    for node in graph.nodes:
+        if isinstance(node, Conv | Dense):
+            given, shape = graph.values[node.input], graph.values[node.name].shape
+            window = math.prod(node.kernel) if isinstance(node, Conv) else 1
+            here = math.prod(shape) * window * given.shape[-1] * (graph.timesteps if given.timed else 1)
+            first, total = first or here, total + here
+    return first, total
+
+
+def train_step(graph):
+    tx = optax.sgd(0.1)
+    state = init_state(init_variables(graph, jax.random.key(0)), tx, jax.random.key(0))
+    return make_train_step(graph, tx), (state, images_of(graph, BATCH), jnp.zeros(BATCH, jnp.int32))
+
+
+@pytest.mark.parametrize("network", [resnet20, vgg16])
+def test_a_step_multiplies_three_times_as_much_as_inference(network):
+    graph = network(bits=2, timesteps=2, width=1 / 16)
+    first, forward = forward_products(graph)
+    images = images_of(graph, BATCH)
+    variables = init_variables(graph, jax.random.key(0))
+    assert products(jax.make_jaxpr(SpikingNetwork(graph).apply)(variables, images).jaxpr) == BATCH * forward
+    step, arguments = train_step(graph)
+    # Forward, by inputs and by weights; nobody needs the gradient by the images.
+    assert products(jax.make_jaxpr(step)(*arguments).jaxpr) == BATCH * (3 * forward - first)
+
+
+def test_a_step_holds_hardly_more_than_every_layers_output():
+    graph = resnet20(bits=2, timesteps=2, width=1 / 16)
+    timed = {node.name: graph.timesteps if graph.values[node.name].timed else 1 for node in graph.nodes}
+    outputs = BATCH * sum(math.prod(graph.values[name].shape) * steps for name, steps in timed.items())
+    step, arguments = train_step(graph)
+    analysis = jax.jit(step, donate_argnums=0).lower(*arguments).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes < 1.2 * 4 * outputs
+
+
+def test_a_run_compiles_each_step_once(small_config, tmp_path, caplog):
+    """The training and the evaluation step of either network, however many epochs and stages evaluate it."""
+    with caplog.at_level(logging.WARNING, logger="jax"), jax.log_compiles():
+        assert main(["run", str(small_config), "--out", str(tmp_path / "run")]) == 0
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    assert compiled.count("step") == 4
+    assert compiled.count("batch_scores") == 1
