@@ -92,10 +92,11 @@ def nir_graph(
         nodes' names, a layer that is followed by a batch-norm has its own.
 
     Raises:
-        ValueError: the package ``nir`` is not installed, or something that NIR does not express exactly, naming the
-            node: a leak other than ½, a soft reset, a threshold that is not positive, attention, a max-pool of
-            other windows than 2×2 or of what is not spikes, a batch-norm that does not follow a layer of its own, a
-            kernel that is not square, a value added to itself, an output that is not a dense layer.
+        ValueError: the package ``nir`` is not installed, mean and std do not fit the input, or something that NIR
+            does not express exactly, naming the node: a leak other than ½, a soft reset, a threshold that is not
+            positive, attention, a max-pool of other windows than 2×2 or of what is not spikes, a batch-norm that does
+            not follow a layer of its own, a kernel that is not square, a value added to itself, an output that is not
+            a dense layer.
 
     References:
         Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15, 2024.
@@ -103,15 +104,14 @@ def nir_graph(
     nir = nir_package()
     if not isinstance(graph.output, Dense):
         raise ValueError(f"node {graph.output.name!r}: the last node must be a dense readout.")
+    notes = {"timesteps": graph.timesteps, "frames": graph.input.frames, "dt": DT, **_statistics(graph, mean, std)}
     build = _Builder(nir, graph, weights_of(graph, variables))
     for node in graph.nodes:
         if node.name == OUTPUT or "/" in node.name:
             raise ValueError(f"node {node.name!r}: NIR files take no / in a name, and {OUTPUT!r} is taken; rename it.")
         build.values[node.name] = _translated(build, node)
     build.add(OUTPUT, nir.Output(np.array([graph.classes, 1, 1])), build.values[graph.output.name], (1, 1, 1))
-    notes = {"timesteps": graph.timesteps, "frames": graph.input.frames, "dt": DT}
-    statistics = {key: np.asarray(x, np.float64) for key, x in (("mean", mean), ("std", std)) if x is not None}
-    return nir.NIRGraph(nodes=build.nodes, edges=build.edges, metadata=notes | statistics)
+    return nir.NIRGraph(nodes=build.nodes, edges=build.edges, metadata=notes)
 
 
 def write_nir(path: Path, document: Any) -> int:
@@ -137,6 +137,15 @@ def nir_package() -> Any:
     except ImportError:
         raise ValueError("NIR needs the package nir: pip install 'qpsnn-jax[nir]'.") from None
     return nir
+
+
+def _statistics(graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, np.ndarray]:
+    if mean is None and std is None:
+        return {}
+    channels = graph.input.shape[2]
+    if mean is None or std is None or not len(mean) == len(std) == channels or min(std) <= 0:
+        raise ValueError(f"mean and std need {channels} numbers, std positive, got mean={mean} and std={std}.")
+    return {"mean": np.asarray(mean, np.float64), "std": np.asarray(std, np.float64)}
 
 
 def _translated(build: _Builder, node: Node) -> _Value:

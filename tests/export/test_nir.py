@@ -1,5 +1,6 @@
 """NIR: its equations give our spikes, it comes back as it went, and what it cannot say is refused by name."""
 
+import dataclasses
 import sys
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from qpsnn_jax.cli import main
 from qpsnn_jax.data import normalize
 from qpsnn_jax.export.nir_graph import DT, nir_graph, write_nir
 from qpsnn_jax.export.nir_import import import_nir, read_nir
+from qpsnn_jax.export.runs import read_run, write_run
 from qpsnn_jax.graph import (
     LIF,
     Add,
@@ -61,9 +63,8 @@ def same_documents(one, other):
                 np.testing.assert_array_equal(np.asarray(value), np.asarray(theirs[field]), err_msg=f"{name} {field}")
 
 
-@pytest.mark.parametrize("name", ["vggsnn", "dense"])
-def test_nirs_equations_give_our_currents_and_spikes(name, tmp_path):
-    graph, variables = GRAPHS[name], variables_of(name)
+def test_nirs_equations_give_our_currents_and_spikes(tmp_path):
+    graph, variables = GRAPHS["dense"], variables_of("dense")
     images = normalize(jnp.asarray(pixels_of(graph, 4)), *moments(graph))
     write_nir(tmp_path / "a.nir", nir_graph(graph, variables, *moments(graph)))
     document = read_nir(tmp_path / "a.nir")
@@ -133,10 +134,10 @@ def tie(fire):
 
 
 def sums_graph():
-    """Sums of spikes that convolutions, pools and further sums read, as in SEW blocks, in full precision."""
+    """On frames, in full precision: sums of spikes that convolutions, pools and other sums read, as in SEW blocks."""
     return Graph(
         (
-            Input("image", (6, 6, 2)),
+            Input("image", (6, 6, 2), frames=True),
             Conv("conv1", "image", 4),
             BatchNorm("bn1", "conv1"),
             LIF("lif1", "bn1"),
@@ -229,6 +230,13 @@ def test_what_nir_cannot_say_is_refused(name):
     graph, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         nir_graph(graph, random_variables(graph))
+
+
+def test_statistics_that_do_not_fit():
+    graph = sums_graph()
+    for statistics in (((0.5,), (0.5,)), ((0.5, 0.5), None), ((0.5, 0.5), (0.5, 0.0))):
+        with pytest.raises(ValueError, match="mean and std need 2 numbers"):
+            nir_graph(graph, random_variables(graph), *statistics)
 
 
 def _neurons(shape, **changes):
@@ -369,6 +377,17 @@ def test_export_and_verify_a_run(small_run, tmp_path, capsys):
         assert "--stem-bits and --readout-bits are for packed, c and onnx" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [out.parent]
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_whole_numbers_refuse_goes_by_nir(small_run, tmp_path):
+    graph, run = sums_graph(), read_run(small_run)
+    data = dataclasses.replace(run.data, mean=(0.5, 0.5), std=(0.25, 0.25))
+    run = dataclasses.replace(run, graph=graph, variables=random_variables(graph), data=data)
+    with pytest.raises(ValueError, match="node 'conv2' reads spikes with full-precision weights"):
+        write_run(run, tmp_path / "new" / "a.qpsnn", "packed")
+    assert not (tmp_path / "new").exists()
+    assert write_run(run, tmp_path / "new" / "a.nir", "nir").endswith(" bytes")
+    assert import_nir(read_nir(tmp_path / "new" / "a.nir"))[0].timesteps == graph.timesteps
 
 
 def test_the_missing_package_is_named(monkeypatch):

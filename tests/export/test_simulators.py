@@ -4,6 +4,9 @@ snntorch fires above the threshold, as NIR says; spikingjelly fires at it, so th
 float32.
 """
 
+import re
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from exported import GRAPHS, moments, pixels_of, variables_of
 from small_networks import images_of, random_variables
 from test_nir import ours, shown, sums_graph, tie
 
+from qpsnn_jax import export
 from qpsnn_jax.data import normalize
+from qpsnn_jax.export.agreement import mean_currents
 from qpsnn_jax.export.nir_graph import nir_graph, write_nir
 from qpsnn_jax.export.runs import read_run
 
@@ -57,6 +62,25 @@ def simulate(request, capsys):
         return np.stack(outputs, 1), counts
 
     return run
+
+
+def test_the_page_runs_as_it_stands(small_run, tmp_path, monkeypatch, capsys):
+    for name in ("torch", "nirtorch", "snntorch"):
+        pytest.importorskip(name, reason=f"{name} is not installed (the extra simulators)")
+    run = read_run(small_run)
+    write_nir(tmp_path / "digits.nir", nir_graph(run.graph, run.variables, run.data.mean, run.data.std))
+    monkeypatch.chdir(tmp_path)
+    page = (Path(export.__file__).parent / "NIR.md").read_text()
+    first, nudge = re.findall(r"```python\n(.*?)```", page, re.S)
+    names = {}
+    exec(first, names)
+    dark = np.zeros((1, *run.graph.input.shape), np.uint8)
+    expected = mean_currents(run.graph, run.variables, dark, run.data.mean, run.data.std)
+    np.testing.assert_allclose(names["total"], expected, atol=1e-4)
+    assert capsys.readouterr().out.endswith(f"tensor([{int(np.argmax(expected))}])\n")
+    before = names["graph"].nodes["lif1"].v_threshold.copy()
+    exec(nudge, names)
+    assert (names["graph"].nodes["lif1"].v_threshold == np.nextafter(before, np.float32(1))).all()
 
 
 def check(simulate, path, graph, variables, images):
