@@ -134,7 +134,9 @@ def nir_package() -> Any:
     """
     try:
         import nir  # pyright: ignore[reportMissingImports]
-    except ImportError:
+
+        _ = nir.NIRGraph  # where the package is missing, any folder of this name can be imported
+    except (ImportError, AttributeError):
         raise ValueError("NIR needs the package nir: pip install 'qpsnn-jax[nir]'.") from None
     return nir
 

@@ -51,7 +51,7 @@ class _Reader:
 
 
 def import_nir(
-    document: Any, *, timesteps: int | None = None, frames: bool | None = None, dt: float = DT
+    document: Any, *, timesteps: int | None = None, frames: bool | None = None, dt: float | None = None
 ) -> tuple[Graph, dict[str, Any]]:
     r"""A graph with full-precision weights that does what a NIR graph does in Euler steps of ``dt``.
 
@@ -63,7 +63,7 @@ def import_nir(
         document: a ``nir.NIRGraph``, from :func:`read_nir` or another tool.
         timesteps: T; that of the graph's metadata when left out.
         frames: whether every step has an input of its own; what the metadata say, or no, when left out.
-        dt: length of a step in seconds.
+        dt: length of a step in seconds; that of the metadata, or 10⁻⁴ as in other tools, when left out.
 
     Returns:
         The graph, whose nodes have NIR's names, and its variables, float32.
@@ -79,7 +79,7 @@ def import_nir(
     if timesteps is None:
         raise ValueError("the NIR graph does not say how many steps to run it for; give timesteps.")
     frames = bool(notes.get("frames", False) if frames is None else frames)
-    reader = _Reader(document, int(timesteps), frames, dt)
+    reader = _Reader(document, int(timesteps), frames, float(notes.get("dt", DT) if dt is None else dt))
     for name in _sorted(reader):
         reader.values[name] = _read(reader, name, reader.nodes_of[name])
     return Graph(tuple(reader.nodes), reader.timesteps), {"params": reader.params}

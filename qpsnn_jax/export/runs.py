@@ -97,21 +97,28 @@ def write_run(exported: Exported, path: Path, form: str, *, portable: bool = Fal
     Raises:
         ValueError: as the export, or a package that it needs is not installed.
     """
-    if form in FOLDED:
-        _ = exported.folded  # refused before a folder is made
-    path.parent.mkdir(parents=True, exist_ok=True)
     if form == "c":
-        text = write_c(path, IntegerNetwork.of(exported.folded), portable=portable)
+        network = IntegerNetwork.of(exported.folded)
+        text = write_c(_placed(path), network, portable=portable)
         return f"{text.working_bytes:,} bytes of working memory and {text.constant_bytes:,} of constants"
     if form == "onnx":
-        return f"{write_onnx(path, exported.folded):,} bytes"
+        folded = exported.folded
+        return f"{write_onnx(_placed(path), folded):,} bytes"
     whole = (exported.graph, exported.variables, exported.data.mean, exported.data.std)
     if form == "nir":
-        return f"{write_nir(path, nir_graph(*whole)):,} bytes"
+        document = nir_graph(*whole)
+        return f"{write_nir(_placed(path), document):,} bytes"
     if form == "stablehlo":
-        return f"{write_stablehlo(path, *whole):,} bytes"
-    packed = write_packed(path, exported.folded, exported.notes)
+        return f"{write_stablehlo(_placed(path), *whole):,} bytes"
+    folded = exported.folded
+    packed = write_packed(_placed(path), folded, exported.notes)
     return f"{packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header"
+
+
+def _placed(path: Path) -> Path:
+    """Makes the folder of a file, once nothing refuses the network any more."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _notes(path: Path, run: Path, config: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from itertools import pairwise
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -263,6 +264,11 @@ def _foreign(middle=None, edges=(), **changes):
 def test_a_network_of_another_tool():
     document = _foreign()
     graph, variables = import_nir(document, timesteps=5, frames=True)
+    (cells,) = (node for node in graph.nodes if isinstance(node, LIF))
+    assert (cells.tau, cells.threshold, cells.fire) == pytest.approx((0.8, 0.75, ">"))
+    document.metadata = {"dt": 2.5e-4, "timesteps": 7}
+    assert import_nir(document)[0].by_name["cells"].tau == pytest.approx(0.5)
+    assert import_nir(document, dt=1e-4, timesteps=5, frames=True)[0] == graph
     images = images_of(graph, 6)
     assert images.shape == (6, 5, 3, 4, 2)
     currents, spikes = ours(graph, variables, images)
@@ -391,6 +397,7 @@ def test_what_whole_numbers_refuse_goes_by_nir(small_run, tmp_path):
 
 
 def test_the_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nir", None)
-    with pytest.raises(ValueError, match="needs the package nir: pip install"):
-        nir_graph(residual_graph(), {})
+    for found in (None, ModuleType("nir")):
+        monkeypatch.setitem(sys.modules, "nir", found)
+        with pytest.raises(ValueError, match="needs the package nir: pip install"):
+            nir_graph(residual_graph(), {})
