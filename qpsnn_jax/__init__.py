@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from qpsnn_jax.export.csource import c_source
     from qpsnn_jax.export.folding import fold
     from qpsnn_jax.export.integer_network import IntegerNetwork
+    from qpsnn_jax.export.nir_graph import nir_graph, write_nir
+    from qpsnn_jax.export.nir_import import import_nir, read_nir
     from qpsnn_jax.export.onnx_graph import onnx_model
     from qpsnn_jax.export.packed import load_packed, write_packed
     from qpsnn_jax.export.stablehlo import stablehlo
@@ -43,6 +45,8 @@ _HOMES = {
     "export.csource": ("c_source",),
     "export.folding": ("fold",),
     "export.integer_network": ("IntegerNetwork",),
+    "export.nir_graph": ("nir_graph", "write_nir"),
+    "export.nir_import": ("import_nir", "read_nir"),
     "export.onnx_graph": ("onnx_model",),
     "export.packed": ("load_packed", "write_packed"),
     "export.stablehlo": ("stablehlo",),

@@ -32,7 +32,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; its status is 0, 2 for a wrong input, 1 for a run that failed, 130 or 143 when stopped."""
+    """Run the command line.
+
+    Its status is 0, 2 for a wrong input, 1 for a run that failed or an export that disagrees, 130 or 143 when stopped.
+    """
     parser = _Parser(
         prog="qpsnn",
         description="Compress spiking neural networks: quantize, score, prune, fine-tune (QP-SNN, ICLR 2025).",
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command is None:
             parser.error(f"give a COMMAND, one of {', '.join(COMMANDS)}")
         _keep_compiled()
-        COMMANDS[given.command](given.rest)
+        return COMMANDS[given.command](given.rest) or 0
     except KeyboardInterrupt as stop:
         from qpsnn_jax.stopping import Terminated
 
@@ -59,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"qpsnn: error: {_sentence(error)}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
-    return 0
 
 
 def _run(arguments: list[str]) -> None:
@@ -216,9 +218,10 @@ def _export(arguments: list[str]) -> None:
     parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
     parser.add_argument(
         "--format",
-        choices=("packed", "c", "onnx", "stablehlo"),
+        choices=_FORMATS,
         required=True,
-        help="packed: one small file; c: C99 source and header; onnx: for onnxruntime; stablehlo: what JAX exports",
+        help="packed: one small file; c: C99 source and header; onnx: for onnxruntime; nir: for other simulators; "
+        "stablehlo: what JAX exports",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write; must be new")
     _add_export_options(parser)
@@ -229,38 +232,32 @@ def _export(arguments: list[str]) -> None:
         raise ValueError(f"{taken[0]} exists; choose another --out.")
     if given.portable and given.format != "c":
         raise ValueError("--portable is for --format c.")
-    from qpsnn_jax.export.runs import fold_run, write_run
+    _check_export_options(given)
+    from qpsnn_jax.export.runs import read_run, write_run
 
-    exported = fold_run(given.path, given.data_dir, stem_bits=given.stem_bits, readout_bits=given.readout_bits)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    exported = read_run(given.path, given.data_dir, stem_bits=given.stem_bits, readout_bits=given.readout_bits)
     print(f"{given.out}: {write_run(exported, given.out, given.format, portable=given.portable)}")
 
 
-def _verify(arguments: list[str]) -> None:
+def _verify(arguments: list[str]) -> int:
     """Run an export of a run beside the trained network, on its test images."""
     parser = _Parser(prog="qpsnn verify", description=_verify.__doc__)
     parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
-    parser.add_argument(
-        "--format", choices=("packed", "c", "onnx"), required=True, help="the export; c is compiled, all are run"
-    )
+    parser.add_argument("--format", choices=_FORMATS, required=True, help="the export; c is compiled, all are run")
     parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
     parser.add_argument("--cc", default="cc -O2", help="C compiler and its options, 'cc -O2' when left out")
     _add_export_options(parser)
     given = parser.parse_args(arguments)
-    from qpsnn_jax.export.runs import fold_run
-    from qpsnn_jax.export.verify import report, verify_c, verify_onnx, verify_packed
+    _check_export_options(given)
+    from qpsnn_jax.export.runs import read_run
+    from qpsnn_jax.export.verify import verify
 
     options = {"stem_bits": given.stem_bits, "readout_bits": given.readout_bits, "test_examples": given.test_examples}
-    exported = fold_run(given.path, given.data_dir, **options)
-    print(report(verify_packed(exported)))
-    if given.format == "c":
-        equal = verify_c(exported, given.cc)
-        print(f"the C program has the logits of the whole numbers on {100 * equal:.2f} %")
-    if given.format == "onnx":
-        same, apart = verify_onnx(exported)
-        print(
-            f"onnxruntime has the predictions of the float network on {100 * same:.2f} %, currents within {apart:.1e}"
-        )
+    verdict = verify(read_run(given.path, given.data_dir, **options), given.format, cc=given.cc)
+    print(verdict.text)
+    if verdict.broken:
+        print(f"qpsnn: the two sides disagree: {verdict.broken}", file=sys.stderr)
+    return 1 if verdict.broken else 0
 
 
 def _infer(arguments: list[str]) -> None:
@@ -309,7 +306,7 @@ def _data(arguments: list[str]) -> None:
         raise ValueError(f"{given.name} is not what it should be: {report.problems[0]}")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "run": _run,
     "train": _train,
     "score": _score,
@@ -324,6 +321,15 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "infer": _infer,
     "data": _data,
 }
+
+
+# Those of qpsnn_jax.export.runs, whose import would take longer than reading the help.
+_FORMATS = ("packed", "c", "onnx", "nir", "stablehlo")
+
+
+def _check_export_options(given: argparse.Namespace) -> None:
+    if given.format in ("nir", "stablehlo") and (given.stem_bits, given.readout_bits) != (32, 32):
+        raise ValueError(f"--stem-bits and --readout-bits are for packed, c and onnx; {given.format} keeps float32.")
 
 
 def _add_export_options(parser: _Parser) -> None:

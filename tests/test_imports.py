@@ -54,7 +54,8 @@ LAYERS = [
     {"zoo", "pruning.channels"},
     {"pruning.selection", "torch_import", "costs"},
     {"pruning", "optim", "steps", "export.folding", "export.agreement"},
-    {"export.stablehlo"},
+    {"export.stablehlo", "export.nir_graph"},
+    {"export.nir_import"},
     {"checkpoint", "config"},
     {"presets", "train"},
     {"pipeline"},
@@ -74,6 +75,7 @@ ONLY_IN = {
     "grain": {"data.stream"},
     "matplotlib": {"plots"},
     "argparse": {"cli"},
+    "nir": {"export.nir_graph"},
     "onnx": {"export.onnx_graph"},
     "onnxruntime": {"export.verify"},
 }

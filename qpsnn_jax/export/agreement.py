@@ -1,8 +1,8 @@
-"""Do the whole numbers do what the trained network does: a simulation of them in JAX, and a comparison by layer."""
+"""Does an export do what the trained network does: a comparison by layer, and a simulation of whole numbers in JAX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax import Array
 from qpsnn_jax.data.dataset import normalize
 from qpsnn_jax.export.folded import MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.graph import Graph
+from qpsnn_jax.graph import LIF, Graph
 from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.neurons import LIFTrace
 
@@ -22,20 +22,33 @@ _FLOAT32 = 2**24
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of a float network and its whole numbers on the same images.
+    """Of a float network and its export on the same images.
 
     Attributes:
         images: how many.
         predictions: share of images with the same prediction.
-        accuracy_float, accuracy_integer: share of correct predictions; None without labels.
+        accuracy_float, accuracy_other: share of correct predictions; None without labels.
         spikes: by layer of neurons, the share of spikes that differ.
     """
 
     images: int
     predictions: float
     accuracy_float: float | None
-    accuracy_integer: float | None
+    accuracy_other: float | None
     spikes: dict[str, float]
+
+
+class Side(NamedTuple):
+    """A float network, and mean and std of each channel of the pixels that it reads."""
+
+    graph: Graph
+    variables: Mapping[str, Any]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+# From pixels to predictions and the spikes of every layer.
+_Run = Callable[[np.ndarray], tuple[np.ndarray, Mapping[str, np.ndarray]]]
 
 
 def compare(
@@ -62,25 +75,60 @@ def compare(
     Raises:
         ValueError: no images, or images of another shape than the network's.
     """
-    if not len(pixels):
-        raise ValueError("pixels must hold at least one image.")
     names = [layer.name for layer in network.folded.neurons]
 
+    def whole(batch: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        logits, maps = network(batch, names)
+        return logits.argmax(-1), maps
+
+    return _compared(_runner(Side(graph, variables, mean, std), names), whole, names, pixels, labels)
+
+
+def compare_networks(first: Side, second: Side, pixels: np.ndarray, labels: np.ndarray | None = None) -> Agreement:
+    """Run two float networks side by side, whose neurons have the same names.
+
+    Args:
+        first, second: the trained network and the one to compare with it.
+        pixels: uint8 images ``b h w c`` or frames ``b t h w c``.
+        labels: integers ``b``, for the accuracies.
+
+    Returns:
+        :class:`Agreement`.
+
+    Raises:
+        ValueError: no images, or images of another shape than the networks'.
+    """
+    names = [node.name for node in first.graph.nodes if isinstance(node, LIF)]
+    return _compared(_runner(first, names), _runner(second, names), names, pixels, labels)
+
+
+def _runner(side: Side, names: Sequence[str]) -> _Run:
     @jax.jit
     def forward(tree: Any, batch: Array) -> tuple[Array, dict[str, Array]]:
-        reducers = dict.fromkeys(names, _spikes_of)
-        output: Any = SpikingNetwork(graph).apply(tree, normalize(batch, tuple(mean), tuple(std)), capture=reducers)
+        images = normalize(batch, tuple(side.mean), tuple(side.std))
+        output: Any = SpikingNetwork(side.graph).apply(tree, images, capture=dict.fromkeys(names, _spikes_of))
         return jnp.argmax(jnp.mean(output[0], axis=1), axis=-1), output[1]
 
+    def run(batch: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        predictions, spikes = forward(dict(side.variables), jnp.asarray(batch))
+        return np.asarray(predictions), {name: np.asarray(values) for name, values in spikes.items()}
+
+    return run
+
+
+def _compared(
+    ours: _Run, theirs: _Run, names: Sequence[str], pixels: np.ndarray, labels: np.ndarray | None
+) -> Agreement:
+    if not len(pixels):
+        raise ValueError("pixels must hold at least one image.")
     predictions, differing = [], dict.fromkeys(names, 0.0)
     for start in range(0, len(pixels), _BATCH):
         batch = pixels[start : start + _BATCH]
-        expected, spikes = forward(variables, jnp.asarray(batch))
-        logits, maps = network(batch, names)
-        predictions.append(np.stack([np.asarray(expected), logits.argmax(-1)]))
+        (expected, spikes), (found, maps) = ours(batch), theirs(batch)
+        predictions.append(np.stack([expected, found]))
         for name in names:
-            whole = maps[name].reshape(spikes[name].shape)
-            differing[name] += len(batch) / len(pixels) * float((whole != np.asarray(spikes[name])).mean())
+            differs = maps[name].reshape(spikes[name].shape) != spikes[name]
+            differing[name] += len(batch) / len(pixels) * float(differs.mean())
     both = np.concatenate(predictions, axis=1)
     accurate = [None if labels is None else float((side == labels).mean()) for side in both]
     return Agreement(len(pixels), float((both[0] == both[1]).mean()), accurate[0], accurate[1], differing)

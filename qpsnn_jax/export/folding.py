@@ -34,12 +34,18 @@ class _Terms(NamedTuple):
     residuals: list[Residual]
 
 
-class _Source(NamedTuple):
-    """A graph, its variables as NumPy arrays, codes and scales of the quantized layers, and the maps so far."""
+class Weights(NamedTuple):
+    """Variables in float64, and of every quantized layer the codes c and the scale γ/s of each channel."""
 
-    graph: Graph
     variables: Mapping[str, Any]
     codes: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+class _Source(NamedTuple):
+    """A graph, its weights, and the maps so far."""
+
+    graph: Graph
+    weights: Weights
     maps: set[str]
     mean: np.ndarray
     std: np.ndarray
@@ -88,9 +94,8 @@ def fold(
         raise ValueError(f"mean and std need {pixels} numbers, std positive, got mean={mean} and std={std}.")
     if attention := next((node for node in graph.nodes if isinstance(node, Attention)), None):
         raise ValueError(f"node {attention.name!r}: spiking self-attention has no form in whole numbers here.")
-    arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
     center, spread = (np.asarray(x, np.float64) for x in (mean, std))
-    source = _Source(graph, arrays, _codes(graph, variables), {graph.input.name}, center, spread, stem_bits)
+    source = _Source(graph, weights_of(graph, variables), {graph.input.name}, center, spread, stem_bits)
     layers: list[Layer] = []
     for node in graph.nodes:
         if (layer := _layer(source, node)) is not None:
@@ -99,6 +104,41 @@ def fold(
     layers.append(_readout(source, readout_bits))
     image = Image(graph.input.name, graph.input.shape, tuple(float(255 * m) for m in center), graph.input.frames)
     return Folded(image, tuple(layers), graph.timesteps)
+
+
+def weights_of(graph: Graph, variables: Mapping[str, Any]) -> Weights:
+    """The variables of a graph as an export reads them."""
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
+    return Weights(arrays, _codes(graph, variables))
+
+
+def affine(weights: Weights, conv: Conv | Dense, norm: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:
+    r"""Factor a on the sums of whole (or, unquantized, real) weights and bias b of every channel.
+
+    Args:
+        weights: from :func:`weights_of`.
+        conv: a layer.
+        norm: the batch-norm that follows it, if any.
+
+    Returns:
+        :math:`a = f γ/s` and :math:`b = f(c - μ) + β` with :math:`f = w_{bn}/\sqrt{var+ε}`, float64, one for each
+        channel; without a batch-norm :math:`a = γ/s` and :math:`b = c`.
+    """
+    params, ones = weights.variables["params"], np.ones(conv.features)
+    gamma = weights.codes[conv.name][1] * ones if conv.quantizer else ones
+    bias = params[conv.name]["bias"] if conv.bias else 0 * ones
+    if norm is None:
+        return gamma, bias
+    stats = weights.variables["batch_stats"][norm.name]
+    factor = params[norm.name]["scale"] / np.sqrt(stats["var"] + norm.epsilon)
+    return factor * gamma, params[norm.name]["bias"] + factor * (bias - stats["mean"])
+
+
+def summed_weights(weights: Weights, conv: Conv | Dense) -> np.ndarray:
+    """What a layer's factor stands before, float64: its odd integers 2c - s, or unquantized its kernel."""
+    if conv.quantizer is None:
+        return weights.variables["params"][conv.name]["kernel"]
+    return 2.0 * weights.codes[conv.name][0] - ((1 << conv.quantizer.bits) - 1)
 
 
 def _codes(graph: Graph, variables: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -149,7 +189,7 @@ def _neurons(source: _Source, node: LIF) -> Neurons:
             f"got {len(terms.synapses)} and {len(terms.residuals)}."
         )
     conv, norm = terms.synapses[0]
-    factor, bias = _affine(source, conv, norm)
+    factor, bias = affine(source.weights, conv, norm)
     where, kernel = _reads(source, conv)
     strides, padding = (conv.strides, conv.padding) if isinstance(conv, Conv) else ((1, 1), (0, 0))
     if where == source.graph.input.name:
@@ -201,23 +241,12 @@ def _reads(source: _Source, conv: Conv | Dense) -> tuple[str, np.ndarray]:
         name = node.input
     if name not in source.maps:
         raise ValueError(f"node {conv.name!r} reads {name!r}, which is not spikes; that has no form in whole numbers.")
-    kernel = source.codes[conv.name][0] if conv.quantizer else source.variables["params"][conv.name]["kernel"]
+    weights = source.weights
+    kernel = weights.codes[conv.name][0] if conv.quantizer else weights.variables["params"][conv.name]["kernel"]
     if isinstance(conv, Dense):
         shape = graph.values[name].shape
         kernel = kernel.reshape(*((1,) * (3 - len(shape))), *shape, conv.features)
     return name, kernel
-
-
-def _affine(source: _Source, conv: Conv | Dense, norm: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:
-    """Factor on the sums of whole (or, unquantized, real) weights and bias of every channel."""
-    params, ones = source.variables["params"], np.ones(conv.features)
-    gamma = source.codes[conv.name][1] * ones if conv.quantizer else ones
-    bias = params[conv.name]["bias"] if conv.bias else 0 * ones
-    if norm is None:
-        return gamma, bias
-    stats = source.variables["batch_stats"][norm.name]
-    factor = params[norm.name]["scale"] / np.sqrt(stats["var"] + norm.epsilon)
-    return factor * gamma, params[norm.name]["bias"] + factor * (bias - stats["mean"])
 
 
 def _stem(source: _Source, conv: Conv | Dense, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -236,7 +265,7 @@ def _readout(source: _Source, bits: int) -> Readout:
     graph, node = source.graph, source.graph.output
     if not isinstance(node, Dense):
         raise ValueError(f"node {node.name!r}: the last node must be a dense readout.")
-    params = source.variables["params"][node.name]
+    params = source.weights.variables["params"][node.name]
     tip = graph.by_name[node.input]
     if isinstance(tip, Flatten):
         tip = graph.by_name[tip.input]
@@ -250,10 +279,9 @@ def _readout(source: _Source, bits: int) -> Readout:
     if where not in source.maps - {graph.input.name}:
         raise ValueError(f"node {node.name!r}: a readout of {where!r} is none of spikes, their average-pool or sums.")
     shape = graph.values[tip.name].shape
-    weights = params["kernel"]
+    weights = summed_weights(source.weights, node)
     if node.quantizer:
-        integers, scale = source.codes[node.name]
-        weights = (2.0 * integers - ((1 << node.quantizer.bits) - 1)) * scale
+        weights = weights * source.weights.codes[node.name][1]
     kernel = weights.reshape(*((1,) * (3 - len(shape))), *shape, node.features)
     bias = (params["bias"] if node.bias else np.zeros(node.features)).astype(np.float32)
     if bits == _FULL:

@@ -1,7 +1,9 @@
-"""Export of a run: its network folded with the statistics of its data, and where it comes from."""
+"""Export of a run: its network with the statistics of its data, and where it comes from."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from qpsnn_jax import pipeline
 from qpsnn_jax.config import as_dict
@@ -10,24 +12,46 @@ from qpsnn_jax.export.csource import write_c
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.nir_graph import nir_graph, write_nir
 from qpsnn_jax.export.onnx_graph import write_onnx
 from qpsnn_jax.export.packed import write_packed
 from qpsnn_jax.export.stablehlo import write_stablehlo
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.steps import Variables
 
+# The exports that start from codes, scales and biases; the others take the float network as it is.
+FOLDED = ("packed", "c", "onnx")
+FORMATS = (*FOLDED, "nir", "stablehlo")
 
-class Exported(NamedTuple):
-    """A run's network, folded, with the test set it is measured on and notes on where it comes from."""
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A run's network with the test set it is measured on and notes on where it comes from.
+
+    Attributes:
+        graph, variables, data, notes: of the run.
+        stem_bits, readout_bits: of :func:`fold`.
+    """
 
     graph: Graph
     variables: Variables
     data: DataSet
-    folded: Folded
     notes: dict[str, Any]
+    stem_bits: int = 32
+    readout_bits: int = 32
+
+    @cached_property
+    def folded(self) -> Folded:
+        """The network as codes, scales and biases.
+
+        Raises:
+            ValueError: it has no form in whole numbers.
+        """
+        bits = {"stem_bits": self.stem_bits, "readout_bits": self.readout_bits}
+        return fold(self.graph, self.variables, self.data.mean, self.data.std, **bits)
 
 
-def fold_run(
+def read_run(
     path: Path,
     data_dir: str | None = None,
     *,
@@ -35,7 +59,7 @@ def fold_run(
     readout_bits: int = 32,
     test_examples: int | None = None,
 ) -> Exported:
-    """Fold the network of a run.
+    """The network of a run, ready to be exported.
 
     Args:
         path: a run, whose last complete stage is taken, or one of its complete stages.
@@ -47,7 +71,7 @@ def fold_run(
         :class:`Exported`. Its notes are the run's config, the record of the stage and the versions.
 
     Raises:
-        ValueError: no run or stage is there, its data are missing, or the network has no form in whole numbers.
+        ValueError: no run or stage is there, or its data are missing.
     """
     graph, variables = pipeline.load_network(path)
     run = pipeline.run_of(path)
@@ -55,17 +79,16 @@ def fold_run(
         raise ValueError(f"{path} belongs to no run, so the mean and std of its pixels are not known; give a run.")
     config = pipeline.read_config(run)
     data = pipeline.load_test_data(graph, config, data_dir=data_dir, test_examples=test_examples)
-    folded = fold(graph, variables, data.mean, data.std, stem_bits=stem_bits, readout_bits=readout_bits)
-    return Exported(graph, variables, data, folded, _notes(path, run, config))
+    return Exported(graph, variables, data, _notes(path, run, config), stem_bits, readout_bits)
 
 
 def write_run(exported: Exported, path: Path, form: str, *, portable: bool = False) -> str:
-    """Write a run's network as a file.
+    """Write a run's network as a file, in a folder that is made if it is not there.
 
     Args:
-        exported: from :func:`fold_run`.
+        exported: from :func:`read_run`.
         path: of the file.
-        form: ``packed``, ``c``, ``onnx`` or ``stablehlo``.
+        form: one of :data:`FORMATS`.
         portable: of :func:`qpsnn_jax.export.csource.c_source`.
 
     Returns:
@@ -75,15 +98,27 @@ def write_run(exported: Exported, path: Path, form: str, *, portable: bool = Fal
         ValueError: as the export, or a package that it needs is not installed.
     """
     if form == "c":
-        text = write_c(path, IntegerNetwork.of(exported.folded), portable=portable)
+        network = IntegerNetwork.of(exported.folded)
+        text = write_c(_placed(path), network, portable=portable)
         return f"{text.working_bytes:,} bytes of working memory and {text.constant_bytes:,} of constants"
     if form == "onnx":
-        return f"{write_onnx(path, exported.folded):,} bytes"
+        folded = exported.folded
+        return f"{write_onnx(_placed(path), folded):,} bytes"
+    whole = (exported.graph, exported.variables, exported.data.mean, exported.data.std)
+    if form == "nir":
+        document = nir_graph(*whole)
+        return f"{write_nir(_placed(path), document):,} bytes"
     if form == "stablehlo":
-        data = exported.data
-        return f"{write_stablehlo(path, exported.graph, exported.variables, data.mean, data.std):,} bytes"
-    packed = write_packed(path, exported.folded, exported.notes)
+        return f"{write_stablehlo(_placed(path), *whole):,} bytes"
+    folded = exported.folded
+    packed = write_packed(_placed(path), folded, exported.notes)
     return f"{packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header"
+
+
+def _placed(path: Path) -> Path:
+    """Makes the folder of a file, once nothing refuses the network any more."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _notes(path: Path, run: Path, config: Any) -> dict[str, Any]:

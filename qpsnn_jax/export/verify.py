@@ -3,21 +3,29 @@
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from qpsnn_jax.data.feed import evaluation_batches, everything
-from qpsnn_jax.export.agreement import Agreement, compare, mean_currents
+from qpsnn_jax.export.agreement import Agreement, Side, compare, compare_networks, mean_currents
 from qpsnn_jax.export.csource import write_c
 from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.nir_graph import nir_graph, write_nir
+from qpsnn_jax.export.nir_import import import_nir, read_nir
 from qpsnn_jax.export.onnx_graph import onnx_model
 from qpsnn_jax.export.packed import load_packed, write_packed
-from qpsnn_jax.export.runs import Exported
+from qpsnn_jax.export.runs import FOLDED, Exported
+from qpsnn_jax.export.stablehlo import stablehlo
 
+# Rounding can turn an image that lies between two classes; eight bits in the first and last layer turn more.
+SAME_PREDICTIONS = 0.999
+SAME_PREDICTIONS_ROUNDED = 0.9
 _BATCH = 50
 _DRIVER = """
 #include <stdio.h>
@@ -34,11 +42,64 @@ int main(void) {{
 """
 
 
+class Verdict(NamedTuple):
+    """What a comparison found: its ``text``, and the promise of the format that is ``broken``, or nothing."""
+
+    text: str
+    broken: str
+
+
+def verify(exported: Exported, form: str, *, cc: str = "cc -O2") -> Verdict:
+    """Run an export beside the trained network on the test set, and hold it to what its format promises.
+
+    Every format promises the predictions of the float network on at least 99.9 % of the images, or 90 % where weights
+    of the first or last layer are rounded to 8 bits; C also every logit of the whole numbers, bit for bit.
+
+    Args:
+        exported: from :func:`qpsnn_jax.export.runs.read_run`.
+        form: one of :data:`qpsnn_jax.export.runs.FORMATS`. What starts from whole numbers is compared as such too.
+        cc: C compiler and its options.
+
+    Returns:
+        :class:`Verdict`.
+
+    Raises:
+        ValueError: as the export, the compiler fails, a package is missing, or there are no test images.
+    """
+    lines, broken = [], []
+    least = SAME_PREDICTIONS if exported.stem_bits == exported.readout_bits == 32 else SAME_PREDICTIONS_ROUNDED
+
+    def hold(name: str, same: float) -> None:
+        if same < least:
+            broken.append(f"{name} should have {100 * least:g} % of the predictions, and has {100 * same:.2f} %.")
+
+    if form in FOLDED:
+        agreement = verify_packed(exported)
+        lines.append(report(agreement, "the whole numbers"))
+        hold("the whole numbers", agreement.predictions)
+    if form == "c":
+        equal = verify_c(exported, cc)
+        lines.append(f"the C program has the logits of the whole numbers on {100 * equal:.2f} %")
+        if equal < 1:
+            broken.append(f"the C program should have every logit, and differs on {100 * (1 - equal):.2f} %.")
+    if form == "nir":
+        agreement = verify_nir(exported)
+        lines.append(report(agreement, "the NIR graph"))
+        hold("the NIR graph", agreement.predictions)
+    for name, other, run in (("onnxruntime", "onnx", verify_onnx), ("StableHLO", "stablehlo", verify_stablehlo)):
+        if form == other:
+            same, apart = run(exported)
+            share = f"{100 * same:.2f} %, currents within {apart:.1e}"
+            lines.append(f"{name} has the predictions of the float network on {share}")
+            hold(name, same)
+    return Verdict("\n".join(lines), " ".join(broken))
+
+
 def verify_packed(exported: Exported) -> Agreement:
     """Write the packed file, read it back, and compare its whole numbers with the float network on the test set.
 
     Args:
-        exported: from :func:`qpsnn_jax.export.runs.fold_run`.
+        exported: from :func:`qpsnn_jax.export.runs.read_run`.
 
     Returns:
         :class:`Agreement`.
@@ -58,7 +119,7 @@ def verify_c(exported: Exported, cc: str, *, portable: bool = False) -> float:
     """Compile the C program and compare its logits with the interpreter's on the test set.
 
     Args:
-        exported: from :func:`qpsnn_jax.export.runs.fold_run`.
+        exported: from :func:`qpsnn_jax.export.runs.read_run`.
         cc: the compiler and its options.
         portable: of :func:`qpsnn_jax.export.csource.c_source`.
 
@@ -85,7 +146,7 @@ def verify_onnx(exported: Exported) -> tuple[float, float]:
     """Run the ONNX model in onnxruntime on the CPU and compare it with the float network on the test set.
 
     Args:
-        exported: from :func:`qpsnn_jax.export.runs.fold_run`.
+        exported: from :func:`qpsnn_jax.export.runs.read_run`.
 
     Returns:
         The share of images with the same prediction, and the largest difference of a time-mean current.
@@ -97,9 +158,55 @@ def verify_onnx(exported: Exported) -> tuple[float, float]:
         import onnxruntime  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("onnxruntime is not installed: pip install 'qpsnn-jax[onnx]'.") from None
-    data = exported.data
     model = onnx_model(exported.folded).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return _beside(exported, lambda pixels: session.run(None, {"pixels": pixels})[0])
+
+
+def verify_stablehlo(exported: Exported) -> tuple[float, float]:
+    """Serialize the StableHLO, read it back, run it by XLA, and compare it with the float network on the test set.
+
+    Args:
+        exported: from :func:`qpsnn_jax.export.runs.read_run`.
+
+    Returns:
+        The share of images with the same prediction, and the largest difference of a time-mean current.
+
+    Raises:
+        ValueError: the images do not fit.
+    """
+    data = exported.data
+    written = stablehlo(exported.graph, exported.variables, data.mean, data.std).serialize()
+    read = export.deserialize(written)
+    return _beside(exported, lambda pixels: read.call(jnp.asarray(pixels)))
+
+
+def verify_nir(exported: Exported) -> Agreement:
+    """Write the NIR file, read it back as a network, and compare that with the float network on the test set.
+
+    Args:
+        exported: from :func:`qpsnn_jax.export.runs.read_run`.
+
+    Returns:
+        :class:`Agreement`; pixels are normalized as the file's metadata say.
+
+    Raises:
+        ValueError: as the export, or there are no test images.
+    """
+    data, (images, labels) = exported.data, everything(exported.data.test)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.nir"
+        write_nir(path, nir_graph(exported.graph, exported.variables, data.mean, data.std))
+        document = read_nir(path)
+    notes = document.metadata
+    graph, variables = import_nir(document)
+    read = Side(graph, variables, tuple(notes["mean"].tolist()), tuple(notes["std"].tolist()))
+    return compare_networks(Side(exported.graph, exported.variables, data.mean, data.std), read, images, labels)
+
+
+def _beside(exported: Exported, run: Callable[[np.ndarray], Any]) -> tuple[float, float]:
+    """Share of equal predictions and largest difference of currents of the float network and of ``run``."""
+    data = exported.data
 
     @jax.jit
     def forward(tree: Any, pixels: jax.Array) -> jax.Array:
@@ -107,18 +214,18 @@ def verify_onnx(exported: Exported) -> tuple[float, float]:
 
     sides = []
     for pixels, _ in evaluation_batches(data.test):
-        found: Any = session.run(None, {"pixels": pixels})[0]
-        sides.append(np.stack([np.asarray(forward(exported.variables, jnp.asarray(pixels))), found]))
+        expected = np.asarray(forward(exported.variables, jnp.asarray(pixels)))
+        sides.append(np.stack([expected, np.asarray(run(pixels))]))
     ours, theirs = np.concatenate(sides, axis=1)
     return float((ours.argmax(-1) == theirs.argmax(-1)).mean()), float(np.abs(ours - theirs).max())
 
 
-def report(agreement: Agreement) -> str:
-    """An agreement as lines of text: predictions, accuracies, and differing spikes by layer."""
+def report(agreement: Agreement, other: str) -> str:
+    """An agreement with ``other`` as lines of text: predictions, accuracies, and differing spikes by layer."""
     lines = [f"{agreement.images:,} test images, the same prediction on {100 * agreement.predictions:.2f} %"]
-    if agreement.accuracy_float is not None and agreement.accuracy_integer is not None:
-        both = f"{100 * agreement.accuracy_float:.2f} % and {100 * agreement.accuracy_integer:.2f} %"
-        lines.append(f"accuracy of the float network and of the whole numbers: {both}")
+    if agreement.accuracy_float is not None and agreement.accuracy_other is not None:
+        both = f"{100 * agreement.accuracy_float:.2f} % and {100 * agreement.accuracy_other:.2f} %"
+        lines.append(f"accuracy of the float network and of {other}: {both}")
     lines.append("spikes that differ, of all spikes and silences of a layer:")
     lines += [f"  {name:20} {share:.2e}" for name, share in agreement.spikes.items()]
     return "\n".join(lines)

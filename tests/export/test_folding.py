@@ -67,7 +67,7 @@ def test_trained_network_on_its_test_set(small_run):
     assert exact.predictions == 1
     assert exact.accuracy_float is not None
     assert exact.accuracy_float > 0.2
-    assert exact.accuracy_integer == exact.accuracy_float
+    assert exact.accuracy_other == exact.accuracy_float
     assert max(exact.spikes.values()) < 1e-4
     assert rounded[8].predictions >= 0.9
 

@@ -1,5 +1,6 @@
 """`qpsnn verify` runs both sides, `qpsnn infer` classifies files; what does not fit is refused in a sentence."""
 
+import dataclasses
 import re
 import shutil
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from qpsnn_jax.cli import main
 from qpsnn_jax.data import load
+from qpsnn_jax.export import verify
 from qpsnn_jax.export.images import classify
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed import load_packed, write_packed
@@ -28,6 +30,80 @@ def test_verify_prints_the_agreement(small_run, capsys):
     assert "the compiler 'absent-cc' cannot be run" in capsys.readouterr().err
     assert main([*command, "--cc", "gcc -fno-such-option"]) == 2
     assert "no-such-option" in capsys.readouterr().err
+
+
+def _other_classes(folded):
+    *layers, readout = folded.layers
+    return dataclasses.replace(folded, layers=(*layers, dataclasses.replace(readout, kernel=-readout.kernel)))
+
+
+def _spoiled_packed(change):
+    load = verify.load_packed
+    change.setattr(verify, "load_packed", lambda path: load(path)._replace(folded=_other_classes(load(path).folded)))
+
+
+def _spoiled_c(change):
+    change.setattr(verify, "_DRIVER", verify._DRIVER.replace("(long)logits[k]", "(long)logits[k] + 1"))
+
+
+def _spoiled_onnx(change):
+    make = verify.onnx_model
+    change.setattr(verify, "onnx_model", lambda folded: make(_other_classes(folded)))
+
+
+def _spoiled_nir(change):
+    read = verify.read_nir
+
+    def spoiled(path):
+        document = read(path)
+        document.nodes["fc"].weight = -document.nodes["fc"].weight
+        return document
+
+    change.setattr(verify, "read_nir", spoiled)
+
+
+def _spoiled_stablehlo(change):
+    make = verify.stablehlo
+
+    def spoiled(graph, variables, mean, std):
+        fc = {name: -leaf for name, leaf in variables["params"]["fc"].items()}
+        return make(graph, {**variables, "params": {**variables["params"], "fc": fc}}, mean, std)
+
+    change.setattr(verify, "stablehlo", spoiled)
+
+
+SPOILED = {
+    "packed": (_spoiled_packed, (), "the whole numbers should have 99.9 % of the predictions, and has"),
+    "c": (_spoiled_c, ("cc",), "the C program should have every logit, and differs on 100.00 %"),
+    "onnx": (_spoiled_onnx, ("onnx", "onnxruntime"), "onnxruntime should have 99.9 % of the predictions, and has"),
+    "nir": (_spoiled_nir, ("nir",), "the NIR graph should have 99.9 % of the predictions, and has"),
+    "stablehlo": (_spoiled_stablehlo, (), "StableHLO should have 99.9 % of the predictions, and has"),
+}
+
+
+@pytest.mark.parametrize("form", SPOILED)
+def test_a_broken_promise_is_status_1(form, small_run, capsys, monkeypatch):
+    spoil, needed, message = SPOILED[form]
+    for name in needed:
+        _ = compiler("gcc") if name == "cc" else pytest.importorskip(name, reason=f"{name} is not installed")
+    command = ["verify", str(small_run), "--format", form, "--test-examples", "20", "--cc", "gcc -O1"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert " on 100.00 %" in captured.out
+    assert captured.err == ""
+    spoil(monkeypatch)
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"qpsnn: the two sides disagree: {message}")
+    assert captured.err.count("\n") == 1
+    assert "%" in captured.out
+
+
+def test_rounded_weights_promise_less(small_run, capsys):
+    command = ["verify", str(small_run), "--format", "packed", "--stem-bits", "8", "--readout-bits", "8"]
+    assert main(command) == 0
+    same = float(re.search(r"the same prediction on ([0-9.]+) %", capsys.readouterr().out)[1])
+    assert same >= 90
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,403 @@
+"""NIR: its equations give our spikes, it comes back as it went, and what it cannot say is refused by name."""
+
+import dataclasses
+import sys
+from itertools import pairwise
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from exported import GRAPHS, moments, pixels_of, variables_of
+from nir_oracle import run as run_nir
+from small_networks import images_of, random_variables, residual_graph
+
+from qpsnn_jax.cli import main
+from qpsnn_jax.data import normalize
+from qpsnn_jax.export.nir_graph import DT, nir_graph, write_nir
+from qpsnn_jax.export.nir_import import import_nir, read_nir
+from qpsnn_jax.export.runs import read_run, write_run
+from qpsnn_jax.graph import (
+    LIF,
+    Add,
+    Attention,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    Graph,
+    Input,
+    MaxPool,
+    Shortcut,
+)
+from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.zoo import resnet20
+
+nir = pytest.importorskip("nir", reason="nir is not installed (the extra nir)")
+
+EXPRESSIBLE = [name for name in GRAPHS if name != "sew_resnet18"]
+
+
+def ours(graph, variables, images):
+    """Currents ``b t classes``, and how many spikes every neuron and max-pool gave."""
+    names = [node.name for node in graph.nodes if isinstance(node, LIF | MaxPool)]
+    run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x, capture=names))
+    currents, captured = run(variables, images)
+    return np.asarray(currents), {name: int(np.sum(getattr(x, "spikes", x))) for name, x in captured.items()}
+
+
+def shown(graph, images):
+    """The images at every step."""
+    images = np.asarray(images)
+    return images if graph.input.frames else np.repeat(images[:, None], graph.timesteps, 1)
+
+
+def same_documents(one, other):
+    assert set(one.nodes) == set(other.nodes)
+    assert set(one.edges) == set(other.edges)
+    for name, node in one.nodes.items():
+        theirs = vars(other.nodes[name])
+        for field, value in vars(node).items():
+            if field not in ("metadata", "input_type", "output_type"):
+                np.testing.assert_array_equal(np.asarray(value), np.asarray(theirs[field]), err_msg=f"{name} {field}")
+
+
+def test_nirs_equations_give_our_currents_and_spikes(tmp_path):
+    graph, variables = GRAPHS["dense"], variables_of("dense")
+    images = normalize(jnp.asarray(pixels_of(graph, 4)), *moments(graph))
+    write_nir(tmp_path / "a.nir", nir_graph(graph, variables, *moments(graph)))
+    document = read_nir(tmp_path / "a.nir")
+    currents, spikes = ours(graph, variables, images)
+    outputs, counts = run_nir(document, shown(graph, images))
+    assert min(spikes.values()) > 0
+    assert counts == spikes
+    np.testing.assert_allclose(outputs, currents, atol=1e-5)
+    back, restored = import_nir(document)
+    again, counts = ours(back, restored, images)
+    assert (back.timesteps, back.input) == (graph.timesteps, graph.input)
+    assert counts == spikes
+    np.testing.assert_allclose(again, currents, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", EXPRESSIBLE)
+def test_what_is_imported_is_exported_alike(name, tmp_path):
+    graph = GRAPHS[name]
+    document = nir_graph(graph, variables_of(name), *moments(graph))
+    write_nir(tmp_path / "a.nir", document)
+    back, variables = import_nir(read_nir(tmp_path / "a.nir"))
+    same_documents(nir_graph(back, variables), document)
+    carrying = {
+        node.name for node in graph.nodes if isinstance(node, Shortcut) and node.source != (*range(len(node.source)),)
+    }
+    assert carrying <= {node.name for node in back.nodes if isinstance(node, Shortcut)}
+    for kind in (LIF, MaxPool):
+        names = [{node.name for node in side.nodes if isinstance(node, kind)} for side in (graph, back)]
+        assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.7, 3e-3])
+def test_neurons_are_half_of_ours(threshold):
+    for fire, below in ((">", 0), (">=", 1)):
+        graph = _graph(Conv("conv1", "image", 2), LIF("lif1", "conv1", threshold=threshold, fire=fire), *READOUT)
+        node = nir_graph(graph, random_variables(graph)).nodes["lif1"]
+        assert set((node.tau / DT).ravel()) == {2.0}
+        assert (node.r == 1).all()
+        assert not node.v_leak.any()
+        assert not node.v_reset.any()
+        expected = np.float32(threshold) - below * (
+            np.float32(threshold) - np.nextafter(np.float32(threshold), np.float32(0))
+        )
+        assert node.v_threshold.dtype == np.float32
+        assert set((2 * node.v_threshold).ravel()) == {expected}
+
+
+@pytest.mark.parametrize("fire", [">=", ">"])
+def test_a_membrane_at_the_threshold(fire):
+    """Currents of 1 and of 2/3 reach a threshold of 1 exactly, at once and after the second step."""
+    graph, variables = tie(fire)
+    images = jnp.ones((1, 2, 2, 1))
+    _, spikes = ours(graph, variables, images)
+    document = nir_graph(graph, variables)
+    assert run_nir(document, shown(graph, images))[1] == spikes
+    assert ours(*import_nir(document), images)[1] == spikes
+    assert spikes == {"lif1": {">=": 4 * (4 + 2), ">": 4 * (2 + 1)}[fire]}
+
+
+def tie(fire):
+    """A neuron that stands at its threshold at once, one that gets there in the second step."""
+    nodes = (Conv("conv1", "image", 2, (1, 1), padding=(0, 0)), LIF("lif1", "conv1", threshold=0.75, fire=fire))
+    graph = Graph((Input("image", (2, 2, 1)), *nodes, Flatten("flat", "lif1"), Dense("fc", "flat", 3)), 4)
+    variables = random_variables(graph)
+    variables["params"]["conv1"]["kernel"] = np.array([0.75, 0.5], np.float32).reshape(1, 1, 1, 2)
+    return graph, variables
+
+
+def sums_graph():
+    """On frames, in full precision: sums of spikes that convolutions, pools and other sums read, as in SEW blocks."""
+    return Graph(
+        (
+            Input("image", (6, 6, 2), frames=True),
+            Conv("conv1", "image", 4),
+            BatchNorm("bn1", "conv1"),
+            LIF("lif1", "bn1"),
+            Conv("conv2", "lif1", 4, bias=True),
+            LIF("lif2", "conv2"),
+            Add("add1", "lif1", "lif2"),
+            Conv("conv3", "add1", 4),
+            BatchNorm("bn3", "conv3"),
+            LIF("lif3", "bn3"),
+            Add("add2", "add1", "lif3"),
+            AveragePool("pool", "add2", (2, 2), (2, 2), (1, 1)),
+            Conv("conv4", "pool", 5, (1, 1), padding=(0, 0)),
+            LIF("lif4", "conv4"),
+            Flatten("flatten", "lif4"),
+            Dense("fc", "flatten", 3, bias=False),
+        ),
+        3,
+    )
+
+
+def test_sums_and_average_pools_between_layers():
+    graph = sums_graph()
+    variables, images = random_variables(graph), images_of(graph, 4)
+    document = nir_graph(graph, variables)
+    currents, spikes = ours(graph, variables, images)
+    outputs, counts = run_nir(document, shown(graph, images))
+    assert counts == spikes
+    np.testing.assert_allclose(outputs, currents, atol=1e-5)
+    back, restored = import_nir(document)
+    again, counts = ours(back, restored, images)
+    assert counts == spikes
+    np.testing.assert_allclose(again, currents, atol=1e-5)
+    assert sum(isinstance(node, Add) for node in back.nodes) == 2
+
+
+def _graph(*nodes):
+    return Graph((Input("image", (4, 4, 1)), *nodes), 2)
+
+
+STEM = (Conv("conv1", "image", 2), LIF("lif1", "conv1"))
+READOUT = (Flatten("flatten", "lif1"), Dense("fc", "flatten", 3))
+REFUSED = {
+    "leak": (resnet20(width=1 / 8, lif=LIF("", "", tau=0.25)), "node 'lif1': only a leak of 0.5 and a hard reset"),
+    "soft reset": (resnet20(width=1 / 8, lif=LIF("", "", reset="soft")), "node 'lif1': only a leak of 0.5 and a hard"),
+    "threshold": (
+        _graph(Conv("conv1", "image", 2), LIF("lif1", "conv1", threshold=0.0), *READOUT),
+        "node 'lif1': the threshold must be",
+    ),
+    "attention": (
+        _graph(*STEM, Attention("product", "lif1", "lif1", "lif1", 2), Flatten("flatten", "product"), READOUT[1]),
+        "node 'product': NIR has no attention",
+    ),
+    "large max-pool": (GRAPHS["sew_resnet18"], r"node 'pool1': only a max-pool over 2×2 spikes .* got \(3, 3\)"),
+    "max-pool of currents": (
+        _graph(Conv("conv1", "image", 2), MaxPool("pool", "conv1"), LIF("lif1", "pool"), *READOUT),
+        "node 'pool': NIR has no max-pool, and this one is not of spikes",
+    ),
+    "batch-norm of spikes": (
+        _graph(*STEM, BatchNorm("bn", "lif1"), Flatten("flatten", "bn"), READOUT[1]),
+        "node 'bn': NIR has no batch-norm",
+    ),
+    "batch-norm of a layer that others read": (
+        _graph(
+            Conv("conv1", "image", 2), BatchNorm("bn", "conv1"), Add("add", "bn", "conv1"), LIF("lif1", "add"), *READOUT
+        ),
+        "node 'bn': NIR has no batch-norm",
+    ),
+    "oblong kernel": (
+        _graph(Conv("conv1", "image", 2, (1, 3), padding=(0, 1)), LIF("lif1", "conv1"), *READOUT),
+        "node 'conv1': a kernel of 1×3 is not square",
+    ),
+    "twice the same": (
+        _graph(*STEM, Add("add", "lif1", "lif1"), Flatten("flatten", "add"), READOUT[1]),
+        "node 'add': adds 'lif1' to itself",
+    ),
+    "no readout": (_graph(*STEM), "node 'lif1': the last node must be a dense readout"),
+    "name of a folder": (
+        _graph(Conv("stem/conv", "image", 2), LIF("lif1", "stem/conv"), *READOUT),
+        "node 'stem/conv': NIR files take no /",
+    ),
+    "name of the output": (
+        _graph(Conv("output", "image", 2), LIF("lif1", "output"), *READOUT),
+        "node 'output': NIR files take no /",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_nir_cannot_say_is_refused(name):
+    graph, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        nir_graph(graph, random_variables(graph))
+
+
+def test_statistics_that_do_not_fit():
+    graph = sums_graph()
+    for statistics in (((0.5,), (0.5,)), ((0.5, 0.5), None), ((0.5, 0.5), (0.5, 0.0))):
+        with pytest.raises(ValueError, match="mean and std need 2 numbers"):
+            nir_graph(graph, random_variables(graph), *statistics)
+
+
+def _neurons(shape, **changes):
+    zeros = np.zeros(shape)
+    fields = {"tau": zeros + 5e-4, "r": zeros + 2, "v_leak": zeros, "v_threshold": zeros + 0.3, "v_reset": zeros}
+    return nir.LIF(**(fields | changes))
+
+
+def _foreign(middle=None, edges=(), **changes):
+    """A network of another tool: flat layers, a leak of 0.8, weights of its own."""
+    draw = np.random.default_rng(5)
+    nodes = {
+        "in": nir.Input(np.array([2, 3, 4])),
+        "flat": nir.Flatten({"input": np.array([2, 3, 4])}, 0, -1),
+        "first": nir.Affine(draw.normal(size=(6, 24)), draw.normal(size=6)),
+        "cells": middle or _neurons((6,), **changes),
+        "last": nir.Linear(draw.normal(size=(3, 6))),
+        "out": nir.Output(np.array([3])),
+    }
+    names = list(nodes)
+    return nir.NIRGraph(nodes, [*pairwise(names), *edges], type_check=False)
+
+
+def test_a_network_of_another_tool():
+    document = _foreign()
+    graph, variables = import_nir(document, timesteps=5, frames=True)
+    (cells,) = (node for node in graph.nodes if isinstance(node, LIF))
+    assert (cells.tau, cells.threshold, cells.fire) == pytest.approx((0.8, 0.75, ">"))
+    document.metadata = {"dt": 2.5e-4, "timesteps": 7}
+    assert import_nir(document)[0].by_name["cells"].tau == pytest.approx(0.5)
+    assert import_nir(document, dt=1e-4, timesteps=5, frames=True)[0] == graph
+    images = images_of(graph, 6)
+    assert images.shape == (6, 5, 3, 4, 2)
+    currents, spikes = ours(graph, variables, images)
+    outputs, counts = run_nir(document, np.asarray(images))
+    assert 0 < spikes["cells"] < 6 * 5 * 6
+    assert counts == spikes
+    np.testing.assert_allclose(outputs, currents, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_in_words(padding):
+    draw = np.random.default_rng(6)
+    conv = nir.Conv2d((6, 6), draw.normal(size=(4, 2, 3, 3)), 1, padding, 1, 1, draw.normal(size=4))
+    size = {"same": 6, "valid": 4}[padding]
+    nodes = {
+        "in": nir.Input(np.array([2, 6, 6])),
+        "conv": conv,
+        "cells": _neurons((4, size, size)),
+        "last": nir.Conv2d((size, size), draw.normal(size=(3, 4, size, size)), 1, 0, 1, 1, np.zeros(3)),
+        "out": nir.Output(np.array([3, 1, 1])),
+    }
+    graph, _ = import_nir(nir.NIRGraph(nodes, list(pairwise(nodes))), timesteps=1)
+    assert graph.values["cells"].shape == (size, size, 4)
+
+
+def _conv(**changes):
+    fields = {"input_shape": (3, 4), "weight": np.ones((2, 2, 1, 1)), "stride": 1, "padding": 0, "dilation": 1}
+    return nir.Conv2d(**(fields | {"groups": 1, "bias": np.zeros(2)} | changes))
+
+
+FOREIGN = {
+    "steps": (lambda: (_foreign(), {}), "does not say how many steps"),
+    "kind": (lambda: _foreign(nir.Threshold(np.ones(6))), "node 'cells': NIR's Threshold has no form"),
+    "thresholds": (lambda: _foreign(v_threshold=np.arange(6.0)), "node 'cells': its neurons differ in v_threshold"),
+    "resting": (lambda: _foreign(v_leak=np.ones(6)), "node 'cells': only neurons that rest and reset at zero"),
+    "reset": (lambda: _foreign(v_reset=np.ones(6)), "node 'cells': only neurons that rest and reset at zero"),
+    "fast": (lambda: _foreign(tau=np.full(6, 5e-5)), "node 'cells': only neurons .* tau 5e-05 with dt 0.0001"),
+    "cycle": (lambda: _foreign(edges=[("cells", "first")]), "node '(first|cells)': it is part of a cycle"),
+    "spikes out": (lambda: _spikes_out(), "node 'out': its input must be one layer"),
+    "dead end": (lambda: _with("side", _neurons((6,)), ("first", "side")), "node 'side': no edge leads on from it"),
+    "nothing read": (lambda: _with("side", _neurons((6,)), ("side", "last")), "node 'side': no edge leads to it"),
+    "edge to nothing": (lambda: _foreign(edges=[("cells", "absent")]), "an edge from 'cells' to 'absent'"),
+    "two inputs": (lambda: _with("in2", nir.Input(np.array([6])), ("in2", "last")), "exactly one Input"),
+    "groups": (lambda: _with("side", _conv(groups=2), ("in", "side"), ("side", "flat")), "node 'side': .*groups"),
+    "dilation": (lambda: _with("side", _conv(dilation=2), ("in", "side"), ("side", "flat")), "node 'side': .*dilation"),
+    "channels": (
+        lambda: _with("side", _conv(weight=np.ones((2, 3, 1, 1))), ("in", "side"), ("side", "flat")),
+        "node 'side': weights of shape .* do not fit 2 channels",
+    ),
+    "matrix": (
+        lambda: _with("side", nir.Linear(np.ones((6, 7))), ("flat", "side"), ("side", "cells")),
+        r"node 'side': a matrix of shape \(6, 7\) does not fit",
+    ),
+    "rows alone": (
+        lambda: _with("side", nir.Flatten({"input": np.array([2, 3, 4])}, 1, -1), ("in", "side"), ("side", "first")),
+        "node 'side': NIR's Flatten has no form",
+    ),
+    "even window": (
+        lambda: _with("side", _conv(weight=np.ones((2, 2, 2, 2)), padding="same"), ("in", "side"), ("side", "flat")),
+        "node 'side': its padding is not the same on both sides",
+    ),
+}
+
+
+def _with(name, node, *edges):
+    document = _foreign(edges=edges)
+    document.nodes[name] = node
+    return document
+
+
+def _spikes_out():
+    nodes = {"in": nir.Input(np.array([6])), "cells": _neurons((6,)), "out": nir.Output(np.array([6]))}
+    return nir.NIRGraph(nodes, [("in", "cells"), ("cells", "out")])
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_a_graph_cannot_say_is_refused(name):
+    make, message = FOREIGN[name]
+    made = make()
+    document, options = made if isinstance(made, tuple) else (made, {"timesteps": 2})
+    with pytest.raises(ValueError, match=message):
+        import_nir(document, **options)
+
+
+def test_files_that_are_none(tmp_path):
+    (tmp_path / "text.nir").write_text("no network")
+    with pytest.raises(ValueError, match=r"text.nir is no NIR file: OSError"):
+        read_nir(tmp_path / "text.nir")
+    nir.write(tmp_path / "node.nir", nir.Linear(np.ones((2, 2))))
+    with pytest.raises(ValueError, match=r"node.nir is no NIR file|holds a NIR Linear and no graph"):
+        read_nir(tmp_path / "node.nir")
+    with pytest.raises(FileNotFoundError):
+        read_nir(tmp_path / "absent.nir")
+
+
+def test_export_and_verify_a_run(small_run, tmp_path, capsys):
+    out = tmp_path / "folder" / "small.nir"
+    assert main(["export", str(small_run), "--format", "nir", "--out", str(out)]) == 0
+    assert f"{out.stat().st_size:,} bytes" in capsys.readouterr().out
+    notes = read_nir(out).metadata
+    assert (int(notes["timesteps"]), bool(notes["frames"]), float(notes["dt"])) == (2, False, DT)
+    assert 0 < notes["mean"] < 1
+    assert 0 < notes["std"] < 1
+    assert main(["verify", str(small_run), "--format", "nir"]) == 0
+    text = capsys.readouterr().out
+    assert "100 test images, the same prediction on 100.00 %" in text
+    assert "accuracy of the float network and of the NIR graph" in text
+    assert "lif3                 0.00e+00" in text
+    for command in (["export", "--out", str(tmp_path / "new")], ["verify"]):
+        words = [command[0], str(small_run), *command[1:], "--format", "nir", "--stem-bits", "8"]
+        assert main(words) == 2
+        assert "--stem-bits and --readout-bits are for packed, c and onnx" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [out.parent]
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_whole_numbers_refuse_goes_by_nir(small_run, tmp_path):
+    graph, run = sums_graph(), read_run(small_run)
+    data = dataclasses.replace(run.data, mean=(0.5, 0.5), std=(0.25, 0.25))
+    run = dataclasses.replace(run, graph=graph, variables=random_variables(graph), data=data)
+    with pytest.raises(ValueError, match="node 'conv2' reads spikes with full-precision weights"):
+        write_run(run, tmp_path / "new" / "a.qpsnn", "packed")
+    assert not (tmp_path / "new").exists()
+    assert write_run(run, tmp_path / "new" / "a.nir", "nir").endswith(" bytes")
+    assert import_nir(read_nir(tmp_path / "new" / "a.nir"))[0].timesteps == graph.timesteps
+
+
+def test_the_missing_package_is_named(monkeypatch):
+    for found in (None, ModuleType("nir")):
+        monkeypatch.setitem(sys.modules, "nir", found)
+        with pytest.raises(ValueError, match="needs the package nir: pip install"):
+            nir_graph(residual_graph(), {})
