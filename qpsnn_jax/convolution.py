@@ -1,9 +1,6 @@
 """Convolutions, each in the form that is fast for its shape and hardware; all forms of one give the same sums."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from itertools import product
 from typing import Literal, get_args
@@ -16,18 +13,6 @@ from qpsnn_jax.hardware import cpu_flags
 
 Pair = tuple[int, int]
 Form = Literal["float32", "bfloat16", "int8"]
-
-_PORTABLE: ContextVar[bool] = ContextVar("portable", default=False)
-
-
-@contextmanager
-def portable() -> Iterator[None]:
-    """Within it, programs are traced alike on all machines: in float32, for others to run."""
-    before = _PORTABLE.set(True)
-    try:
-        yield
-    finally:
-        _PORTABLE.reset(before)
 
 
 def convolve(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Pair = (0, 0)) -> Array:
@@ -131,7 +116,7 @@ def _fastest_form(kernel: tuple[int, ...]) -> Form:
 
     Measured on a CPU with vector instructions for it (AVX-512 VNNI, Zen 5); elsewhere nothing was, so float32 stays.
     """
-    if _PORTABLE.get() or jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu":
         return "float32"
     flags = cpu_flags()
     if "amx_int8" in flags and min(kernel[2:]) >= 16:

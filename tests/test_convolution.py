@@ -10,8 +10,9 @@ import pytest
 from small_networks import images_of, residual_graph
 
 from qpsnn_jax import convolution, cross_entropy, init_state, init_variables, make_train_step, optimizer
-from qpsnn_jax.convolution import accumulate, convolve, portable
+from qpsnn_jax.convolution import accumulate, convolve
 from qpsnn_jax.graph import Quantizer
+from qpsnn_jax.hardware import cpu_flags, portable
 
 # Maps larger than, as large as, and smaller than the kernel; with taps that see only padding.
 CASES = [
@@ -116,8 +117,6 @@ def test_unknown_form():
 def test_the_form_follows_the_processor(monkeypatch, flags, kernel, form):
     monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset(flags))
     assert convolution._fastest_form(kernel) == form
-    with portable():
-        assert convolution._fastest_form(kernel) == "float32"
 
 
 def losses(monkeypatch, form, seed):
@@ -141,3 +140,10 @@ def test_training_in_int8_is_training_in_float32(monkeypatch):
         np.testing.assert_allclose(fast[:5], exact[:5], rtol=1e-5)
         # Then rounding elsewhere in the program may grow, as far as another seed at most.
         assert abs(fast[-10:].mean() - exact[-10:].mean()) <= abs(other[-10:].mean() - exact[-10:].mean()) + 1e-3
+
+
+def test_a_program_for_other_machines_knows_nothing_of_this_one():
+    here = cpu_flags()
+    with portable():
+        assert cpu_flags() == frozenset()
+    assert cpu_flags() == here

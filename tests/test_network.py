@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from small_networks import images_of, random_variables
 
 from qpsnn_jax.graph import (
@@ -180,8 +181,15 @@ def convolved_batches(graph: Graph) -> list[int]:
     """How many images each convolution of the traced network sees."""
     images, network = images_of(graph, BATCH), SpikingNetwork(graph)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
-    jaxpr = jax.make_jaxpr(network.apply)(variables, images)
-    return [e.invars[0].aval.shape[0] for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+
+    def seen(jaxpr) -> list[int]:
+        found = []
+        for e in jaxpr.eqns:
+            found += [e.invars[0].aval.shape[0]] if e.primitive.name == "conv_general_dilated" else []
+            found += [batch for inner in jaxprs_in_params(e.params) for batch in seen(inner)]
+        return found
+
+    return seen(jax.make_jaxpr(network.apply)(variables, images).jaxpr)
 
 
 def test_static_images_are_convolved_once():

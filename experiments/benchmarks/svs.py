@@ -22,6 +22,7 @@ import numpy as np
 
 from qpsnn_jax import LIFTrace, SpikingNetwork, init_state, init_variables, make_train_step, optimizer
 from qpsnn_jax.data import load
+from qpsnn_jax.data.feed import everything
 from qpsnn_jax.graph import LIF
 from qpsnn_jax.pruning.scores import count_ranks, spike_counts
 from qpsnn_jax.zoo import resnet20
@@ -61,17 +62,18 @@ def main(arguments: list[str] | None = None) -> int:
 def trained_maps(width: float, steps: int, images: int) -> dict[int, np.ndarray]:
     """Spike counts of the layers of a trained network, by the size of the maps, ``k n n``."""
     data = load("digits", seed=0)
+    examples, shown = everything(data.train), everything(data.test).images[:images]
     graph = resnet20(bits=2, timesteps=TIMESTEPS, width=width)
     tx = optimizer("adam", 1e-3)
     step = jax.jit(make_train_step(graph, tx, prepare=lambda key, x: enlarged(x)), donate_argnums=0)
     state = init_state(init_variables(graph, jax.random.key(0)), tx, jax.random.key(0))
     for number in range(steps):
         part = slice(16 * number, 16 * number + 16)
-        state, _ = step(state, data.train.images[part], data.train.labels[part])
+        state, _ = step(state, examples.images[part], examples.labels[part])
     layers = {node.name: counts for node in graph.nodes if isinstance(node, LIF)}
     apply = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, enlarged(x), capture=layers)[1])
     found: dict[int, list[np.ndarray]] = {}
-    for layer in jax.device_get(apply(state.variables, data.test.images[:images])).values():
+    for layer in jax.device_get(apply(state.variables, shown)).values():
         found.setdefault(layer.shape[1], []).append(np.moveaxis(layer, -1, 1).reshape(-1, *layer.shape[1:3]))
     return {size: np.concatenate(layers) for size, layers in found.items()}
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, export
 
-from qpsnn_jax.convolution import portable
 from qpsnn_jax.export.agreement import mean_currents
 from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import Graph
+from qpsnn_jax.hardware import portable
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
