@@ -1,11 +1,12 @@
 """The benchmarks run, at a width that takes seconds, and their networks compute the same everywhere."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
-from experiments.benchmarks import edge, networks
+from experiments.benchmarks import edge, networks, svs
 
 WIDTH = 1 / 8
 
@@ -19,6 +20,23 @@ def test_edge_program_is_timed_and_right():
     assert 0 < row.memory < 100
     assert 20_000 < row.file_bytes < 60_000
     assert "working memory 13 kB" in row.note
+
+
+def test_ranks_are_timed_and_right(tmp_path, capsys):
+    arguments = ["--images", "2", "--repeats", "1", "--steps", "1", "--width", "0.0625"]
+    assert svs.main([*arguments, "--json", str(tmp_path / "svs.json")]) == 0
+    found = json.loads((tmp_path / "svs.json").read_text())
+    assert found["wrong"] == 0
+    assert found["maps_an_image"] == {"32": 52, "16": 96, "8": 192}
+    assert all(seconds > 0 for row in found["seconds_a_map"].values() for seconds in row.values())
+    assert "exact elimination" in capsys.readouterr().out
+
+
+def test_a_wrong_rank_is_noticed(monkeypatch):
+    maps = np.ones((3, 8, 8), np.uint8)
+    assert svs.wrong_ranks(maps) == 0
+    monkeypatch.setattr(svs, "_ranks", lambda maps: np.array([1, 2, 1]))
+    assert svs.wrong_ranks(maps) == 1
 
 
 def test_torch_computes_what_xla_does():
