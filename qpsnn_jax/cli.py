@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from qpsnn_jax.config import Config
+    from qpsnn_jax.graph import Graph
     from qpsnn_jax.pipeline import Stage
+    from qpsnn_jax.steps import Variables
 
 
 class _Parser(argparse.ArgumentParser):
@@ -196,20 +198,42 @@ def _import_torch(arguments: list[str]) -> None:
     parser.add_argument("--bits", type=int, required=True, help="bits of the quantized weights")
     parser.add_argument("--timesteps", type=int, required=True, help="time steps T")
     parser.add_argument("--input-size", type=int, default=32, help="height and width of a ResNet20's images, 32")
+    given = _given_new_place(parser, arguments)
+    from qpsnn_jax.torch_import import import_torch, read_state_dict
+
+    options = {"bits": given.bits, "timesteps": given.timesteps, "input_size": given.input_size}
+    _save_imported(given, *import_torch(read_state_dict(given.file), **options), f"{given.bits} bits")
+
+
+def _import_nir(arguments: list[str]) -> None:
+    """Convert a NIR graph, with its weights in full precision."""
+    parser = _Parser(prog="qpsnn import-nir", description=_import_nir.__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="a file of the nir package")
+    parser.add_argument("--timesteps", type=int, help="time steps T; what the file says when left out")
+    parser.add_argument("--dt", type=float, help="length of a step in seconds; what the file says, or 1e-4")
+    given = _given_new_place(parser, arguments)
+    from qpsnn_jax.export.nir_import import import_nir, read_nir
+
+    network = import_nir(read_nir(given.file), timesteps=given.timesteps, dt=given.dt)
+    _save_imported(given, *network, "full precision")
+
+
+def _given_new_place(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="where to write the network; must be new"
     )
     given = parser.parse_args(arguments)
     if given.out.exists():
         raise ValueError(f"{given.out} exists; choose another --out.")
+    return given
+
+
+def _save_imported(given: argparse.Namespace, graph: "Graph", variables: "Variables", weights: str) -> None:
     from qpsnn_jax import pipeline
     from qpsnn_jax.costs import cost
-    from qpsnn_jax.torch_import import import_torch, read_state_dict
 
-    options = {"bits": given.bits, "timesteps": given.timesteps, "input_size": given.input_size}
-    graph, variables = import_torch(read_state_dict(given.file), **options)
     pipeline.save_network(given.out, graph, variables, {"source": given.file.name})
-    print(f"{given.out}: {cost(graph).params:,} parameters, {graph.classes} classes, {given.bits} bits")
+    print(f"{given.out}: {cost(graph).params:,} parameters, {graph.classes} classes, {weights}")
 
 
 def _export(arguments: list[str]) -> None:
@@ -315,6 +339,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": _evaluate,
     "cost": _cost,
     "import-torch": _import_torch,
+    "import-nir": _import_nir,
     "export": _export,
     "info": _info,
     "verify": _verify,

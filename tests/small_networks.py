@@ -1,11 +1,16 @@
 """A small residual network with every kind of group, and random variables for any graph."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.graph import LIF, Add, BatchNorm, Conv, Dense, Flatten, Graph, Input, MaxPool, Quantizer, Shortcut
 from qpsnn_jax.network import SpikingNetwork
+
+# Most test networks run once, so that code which compiles twice as fast is worth more than fast code.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def images_of(graph: Graph, batch: int = 2, seed: int = 0) -> jax.Array:

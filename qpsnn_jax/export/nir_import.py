@@ -82,7 +82,7 @@ def import_nir(
     reader = _Reader(document, int(timesteps), frames, float(notes.get("dt", DT) if dt is None else dt))
     for name in _sorted(reader):
         reader.values[name] = _read(reader, name, reader.nodes_of[name])
-    return Graph(tuple(reader.nodes), reader.timesteps), {"params": reader.params}
+    return Graph(tuple(reader.nodes), reader.timesteps), {"params": reader.params, "batch_stats": {}, "scales": {}}
 
 
 def read_nir(path: Path) -> Any:

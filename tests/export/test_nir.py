@@ -14,7 +14,7 @@ from nir_oracle import run as run_nir
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax.cli import main
-from qpsnn_jax.data import normalize
+from qpsnn_jax.data import load, normalize
 from qpsnn_jax.export.nir_graph import DT, nir_graph, write_nir
 from qpsnn_jax.export.nir_import import import_nir, read_nir
 from qpsnn_jax.export.runs import read_run, write_run
@@ -33,6 +33,7 @@ from qpsnn_jax.graph import (
     Shortcut,
 )
 from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.pipeline import load_network
 from qpsnn_jax.zoo import resnet20
 
 nir = pytest.importorskip("nir", reason="nir is not installed (the extra nir)")
@@ -401,3 +402,23 @@ def test_the_missing_package_is_named(monkeypatch):
         monkeypatch.setitem(sys.modules, "nir", found)
         with pytest.raises(ValueError, match="needs the package nir: pip install"):
             nir_graph(residual_graph(), {})
+
+
+def test_import_on_the_command_line(small_run, tmp_path, capsys):
+    assert main(["export", str(small_run), "--format", "nir", "--out", str(tmp_path / "a.nir")]) == 0
+    command = ["import-nir", str(tmp_path / "a.nir"), "--out", str(tmp_path / "back")]
+    assert main(command) == 0
+    assert "10 classes, full precision" in capsys.readouterr().out
+    assert load_network(tmp_path / "back")[0] == import_nir(read_nir(tmp_path / "a.nir"))[0]
+    classes = []
+    data = load("digits", test_examples=100)
+    images = normalize(jnp.asarray(data.test.images), data.mean, data.std)
+    for network in (small_run, tmp_path / "back"):
+        graph, variables = load_network(network)
+        classes.append(np.argmax(np.mean(SpikingNetwork(graph).apply(variables, images), axis=1), axis=-1))
+    np.testing.assert_array_equal(*classes)
+    assert main(command) == 2
+    assert "exists; choose another --out." in capsys.readouterr().err
+    assert main(["import-nir", str(tmp_path / "absent.nir"), "--out", str(tmp_path / "new")]) == 2
+    assert "absent.nir" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -10,7 +10,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import images_of, random_variables, residual_graph
+from small_networks import images_of, jit, random_variables, residual_graph
 
 from qpsnn_jax import network
 from qpsnn_jax.graph import LIF, Add, Conv, Dense, Flatten, Graph, Input, Quantizer, Shortcut
@@ -23,8 +23,6 @@ from qpsnn_jax.zoo import resnet20, sew_resnet18, spikingformer, vgg16, vggsnn
 over = pytest.mark.parametrize
 RULES = [(gamma, per) for gamma in ("none", "max", "percentile", "mean") for per in ("layer", "channel")]
 RULES += [("mse", "channel")]
-# These networks run once, so that code which compiles twice as fast is worth more than fast code.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 GRAPH = residual_graph(Quantizer(3))
 GROUPS, VARIABLES = channel_groups(GRAPH), random_variables(GRAPH)
 KEEP = {"stem": [0, 2, 5], "conv1": [7, 1, 2, 4], "conv2": [1, 2, 6, 7, 8], "conv3": [3, 4], "hidden": [0, 1, 4]}
