@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from qpsnn_jax.export import FOLDED, FORMATS
+
 if TYPE_CHECKING:
     from qpsnn_jax.config import Config
     from qpsnn_jax.graph import Graph
@@ -242,7 +244,7 @@ def _export(arguments: list[str]) -> None:
     parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
     parser.add_argument(
         "--format",
-        choices=_FORMATS,
+        choices=FORMATS,
         required=True,
         help="packed: one small file; c: C99 source and header; onnx: for onnxruntime; nir: for other simulators; "
         "stablehlo: what JAX exports",
@@ -267,7 +269,7 @@ def _verify(arguments: list[str]) -> int:
     """Run an export of a run beside the trained network, on its test images."""
     parser = _Parser(prog="qpsnn verify", description=_verify.__doc__)
     parser.add_argument("path", type=Path, metavar="RUN", help="a run or one of its complete stages")
-    parser.add_argument("--format", choices=_FORMATS, required=True, help="the export; c is compiled, all are run")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="the export; c is compiled, all are run")
     parser.add_argument("--test-examples", type=int, help="how many test images; those of the run when left out")
     parser.add_argument("--cc", default="cc -O2", help="C compiler and its options, 'cc -O2' when left out")
     _add_export_options(parser)
@@ -348,12 +350,8 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
 }
 
 
-# Those of qpsnn_jax.export.runs, whose import would take longer than reading the help.
-_FORMATS = ("packed", "c", "onnx", "nir", "stablehlo")
-
-
 def _check_export_options(given: argparse.Namespace) -> None:
-    if given.format in ("nir", "stablehlo") and (given.stem_bits, given.readout_bits) != (32, 32):
+    if given.format not in FOLDED and (given.stem_bits, given.readout_bits) != (32, 32):
         raise ValueError(f"--stem-bits and --readout-bits are for packed, c and onnx; {given.format} keeps float32.")
 
 

@@ -87,14 +87,9 @@ def _accumulate_tangent(
     return _accumulate(spikes, integers, bits, strides, padding, form), tangent
 
 
-def _in_float32(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Array:
+def _in_floats(dtype: jnp.dtype, spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Array:
     del bits
-    return _sums(spikes.astype(jnp.float32), integers.astype(jnp.float32), strides, padding, jnp.float32)
-
-
-def _in_bfloat16(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Array:
-    del bits
-    return _sums(spikes.astype(jnp.bfloat16), integers.astype(jnp.bfloat16), strides, padding, jnp.float32)
+    return _sums(spikes.astype(dtype), integers.astype(dtype), strides, padding, jnp.float32)
 
 
 def _in_int8(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Array:
@@ -108,7 +103,11 @@ def _in_int8(spikes: Array, integers: Array, bits: int, strides: Pair, padding: 
     return 2 * _sums(spikes, halves, strides, padding, jnp.int32) + windows * odd[:1, :1, :1]
 
 
-_FORMS = {"float32": _in_float32, "bfloat16": _in_bfloat16, "int8": _in_int8}
+_FORMS = {
+    "float32": partial(_in_floats, jnp.float32),
+    "bfloat16": partial(_in_floats, jnp.bfloat16),
+    "int8": _in_int8,
+}
 
 
 def _fastest_form(kernel: tuple[int, ...]) -> Form:

@@ -4,3 +4,7 @@ What a device needs is NumPy alone (:mod:`~qpsnn_jax.export.folded`, :mod:`~qpsn
 :mod:`~qpsnn_jax.export.packed`, :mod:`~qpsnn_jax.export.csource`). JAX is used to fold a trained network, to compare it
 with what left, and for StableHLO; NIR holds folded float32 weights.
 """
+
+# The exports that start from codes, scales and biases; the others take the float network as it is.
+FOLDED = ("packed", "c", "onnx")
+FORMATS = (*FOLDED, "nir", "stablehlo")

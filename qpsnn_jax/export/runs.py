@@ -19,10 +19,6 @@ from qpsnn_jax.export.stablehlo import write_stablehlo
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.steps import Variables
 
-# The exports that start from codes, scales and biases; the others take the float network as it is.
-FOLDED = ("packed", "c", "onnx")
-FORMATS = (*FOLDED, "nir", "stablehlo")
-
 
 @dataclass(frozen=True, eq=False)
 class Exported:
@@ -88,7 +84,7 @@ def write_run(exported: Exported, path: Path, form: str, *, portable: bool = Fal
     Args:
         exported: from :func:`read_run`.
         path: of the file.
-        form: one of :data:`FORMATS`.
+        form: one of :data:`qpsnn_jax.export.FORMATS`.
         portable: of :func:`qpsnn_jax.export.csource.c_source`.
 
     Returns:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import export
 
 from qpsnn_jax.data.feed import evaluation_batches, everything
+from qpsnn_jax.export import FOLDED
 from qpsnn_jax.export.agreement import Agreement, Side, compare, compare_networks, mean_currents
 from qpsnn_jax.export.csource import write_c
 from qpsnn_jax.export.integer_network import IntegerNetwork
@@ -20,7 +21,7 @@ from qpsnn_jax.export.nir_graph import nir_graph, write_nir
 from qpsnn_jax.export.nir_import import import_nir, read_nir
 from qpsnn_jax.export.onnx_graph import onnx_model
 from qpsnn_jax.export.packed import load_packed, write_packed
-from qpsnn_jax.export.runs import FOLDED, Exported
+from qpsnn_jax.export.runs import Exported
 from qpsnn_jax.export.stablehlo import stablehlo
 
 # Rounding can turn an image that lies between two classes; eight bits in the first and last layer turn more.
@@ -57,7 +58,7 @@ def verify(exported: Exported, form: str, *, cc: str = "cc -O2") -> Verdict:
 
     Args:
         exported: from :func:`qpsnn_jax.export.runs.read_run`.
-        form: one of :data:`qpsnn_jax.export.runs.FORMATS`. What starts from whole numbers is compared as such too.
+        form: one of :data:`qpsnn_jax.export.FORMATS`. What starts from whole numbers is compared as such too.
         cc: C compiler and its options.
 
     Returns:

@@ -27,8 +27,7 @@ def singular_values(spikes: Array) -> Array:
     References:
         QP-SNN (ICLR 2025), Eq. 11-12.
     """
-    if spikes.ndim != 5:
-        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
+    _check_maps("spikes", spikes)
     rates = jnp.mean(spikes.astype(jnp.float32), axis=1)
     maps = jnp.moveaxis(rates, -1, 1)
     # On the CPU, JAX's batched SVD splits its batch over the very threads that run it, and two of them in one
@@ -86,8 +85,7 @@ def spike_counts(spikes: Array) -> Array:
     Raises:
         ValueError: ``spikes`` is not five-dimensional.
     """
-    if spikes.ndim != 5:
-        raise ValueError(f"spikes must have the shape b t h w c, got {spikes.shape}.")
+    _check_maps("spikes", spikes)
     return jnp.sum(spikes, axis=1, dtype=jnp.float32).astype(np.min_scalar_type(spikes.shape[1]))
 
 
@@ -113,8 +111,7 @@ def sca_scores(membranes: Array) -> Array:
     References:
         QP-SNN (ICLR 2025), Eq. 7; Li et al., ICML 2024.
     """
-    if membranes.ndim != 5:
-        raise ValueError(f"membranes must have the shape b t h w c, got {membranes.shape}.")
+    _check_maps("membranes", membranes)
     return jnp.mean(jnp.sum(jnp.abs(membranes), axis=(2, 3)), axis=(0, 1))
 
 
@@ -135,6 +132,11 @@ def random_scores(key: Array, channels: int) -> Array:
         channels: how many.
     """
     return jax.random.uniform(key, (channels,))
+
+
+def _check_maps(name: str, array: Array) -> None:
+    if array.ndim != 5:
+        raise ValueError(f"{name} must have the shape b t h w c, got {array.shape}.")
 
 
 def _svd(maps: Array) -> Array:

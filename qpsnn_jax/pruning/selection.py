@@ -14,7 +14,7 @@ from qpsnn_jax.graph import Graph
 from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.neurons import LIFTrace
 from qpsnn_jax.pruning.channels import Group, channel_groups, spiking_members
-from qpsnn_jax.pruning.scores import count_ranks, magnitude_scores, random_scores, spike_counts
+from qpsnn_jax.pruning.scores import count_ranks, magnitude_scores, random_scores, sca_scores, spike_counts
 from qpsnn_jax.sharding import mean_over
 from qpsnn_jax.zoo.blocks import kept_channels
 
@@ -40,9 +40,7 @@ svs = Criterion(
 """SVS, the paper's proposal: mean ranks of the integer maps T·S_avg, by :func:`qpsnn_jax.matrix_ranks`."""
 
 sca = Criterion(
-    lambda trace: jnp.mean(jnp.abs(trace.membranes), axis=1),
-    lambda maps: jnp.mean(jnp.sum(maps, axis=(1, 2)), axis=0),
-    separate=True,
+    lambda trace: jnp.mean(jnp.abs(trace.membranes), axis=1), lambda maps: sca_scores(maps[:, None]), separate=True
 )
 """SCA, the paper's baseline: mean L1 norms of the maps of membranes."""
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import jit
 
 import qpsnn_jax.network as network
 from qpsnn_jax.convolution import convolve
@@ -14,8 +15,6 @@ from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.quantization import gamma_of, quantize
 from qpsnn_jax.torch_import import import_torch
 
-# Every network runs once, so that quick compilation is worth more than quick code.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 RECORDED = {"resnet20": {"bits": 2, "timesteps": 2}, "vgg16": {"bits": 4, "timesteps": 4}}
 
 
