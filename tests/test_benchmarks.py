@@ -33,9 +33,9 @@ def test_ranks_are_timed_and_right(tmp_path, capsys):
 
 
 def test_a_wrong_rank_is_noticed(monkeypatch):
-    maps = np.ones((3, 8, 8), np.uint8)
+    maps = np.ones((1, 8, 8, 3), np.uint8)
     assert svs.wrong_ranks(maps) == 0
-    monkeypatch.setattr(svs, "_ranks", lambda maps: np.array([1, 2, 1]))
+    monkeypatch.setattr(svs, "_ranks", lambda maps: np.array([[1, 2, 1]]))
     assert svs.wrong_ranks(maps) == 1
 
 

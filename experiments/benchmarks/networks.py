@@ -30,6 +30,11 @@ def network(bits: int | None, *, pruned: bool, width: float = 1.0, drive: float 
         ``(graph, variables)``.
     """
     graph = resnet20(bits=bits, width=width, ratios=RATIOS if pruned else None)
+    return graph, with_statistics(graph, drive)
+
+
+def with_statistics(graph: Graph, drive: float = 0.0) -> dict[str, Any]:
+    """Fresh variables of a graph, with the statistics of a batch of noise; ``drive`` as in :func:`network`."""
     # A running average that forgets at once holds the statistics of the one batch.
     nodes = (replace(node, momentum=0.0) if isinstance(node, BatchNorm) else node for node in graph.nodes)
     forgetful = SpikingNetwork(replace(graph, nodes=tuple(nodes)))
@@ -39,7 +44,7 @@ def network(bits: int | None, *, pruned: bool, width: float = 1.0, drive: float 
             leaves["bias"] = leaves["bias"] + drive
     measure = jax.jit(lambda tree, images: forgetful.apply(tree, images, train=True, mutable=["batch_stats"])[1])
     images = jax.random.normal(jax.random.key(1), (2, *graph.input.shape))
-    return graph, variables | dict(measure(variables, images))
+    return variables | dict(measure(variables, images))
 
 
 def in_xla(graph: Graph, variables: dict[str, Any], image: np.ndarray) -> Callable[[], np.ndarray]:

@@ -1,9 +1,10 @@
 r"""Ranks of many small integer matrices at once, by exact elimination over prime fields.
 
 The rank over GF(p) is never above the rank over the rationals, and below it only where p divides all of the matrix's
-non-zero minors of the highest order. Two primes just below 8192 are tried and the higher rank is taken: a minor that
-behaves like a random number is divisible by both with a probability of 1.5e-8, one below p by neither. Residues of that
-size have products that are exact in float32.
+non-zero minors of the highest order. Three primes are tried and the highest rank is taken: a minor that behaves like a
+random number is divisible by all three with a probability of 4e-11, one below p by none. Residues are small enough that
+eight products of them and one residue more have a sum that is exact in float32, so that a matrix is reduced only after
+every eighth step.
 """
 
 import math
@@ -15,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# Residues lie within p/2 + 2; the square of that and one residue more must stay below 2^24.
-_PRIMES = (8179, 8171)
-_HALF = 4096
+_PRIMES = (2887, 2879, 2861)
+# Residues lie within p/2 + 2.
+_HALF = 1446
+# Whole numbers up to here are exact in float32.
+_EXACT = 1 << 24
 # A pivot is looked for in as many columns before its row is taken for zero.
-_TRIES = 3
-# Rows eliminated before the matrix is cut to what is left of it.
+_TRIES = 2
+# Rows eliminated before the matrix is reduced and cut to what is left of it: 8·1446² + 1446 is below 2^24.
 _STAGE = 8
 # Matrices that lie side by side: as many as a CPU's cache holds, or as keep a wider device busy.
 _LANES = 512
@@ -40,14 +43,14 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     """Rank of every integer matrix ``n m`` of an array ``… n m``.
 
     Each step of the elimination takes the next row. The columns are mixed by a random matrix over the field first, so
-    that a row that is not zero has its pivot in the next column, or in one of the two after it, but for one time in p³.
+    that a row that is not zero has its pivot in the next column or in the one after it, but for one time in p².
 
     Args:
         matrices: whole numbers of any dtype, shape ``… n m``.
         largest: bound on their magnitude, below 2^24.
 
     Returns:
-        int32, shape ``…``. Never too high; too low with a probability below 1e-7 for a matrix of random numbers.
+        int32, shape ``…``. Never too high; too low with a probability below 1e-10 for a matrix of random numbers.
 
     Raises:
         ValueError: ``matrices`` has fewer than two axes, or ``largest`` is out of its range.
@@ -66,7 +69,8 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     n, m = sorted((n, m))
     padded = jnp.pad(matrices.reshape(k, *matrices.shape[-2:]).transpose(order), ((0, 0), (0, 0), (0, -k % lanes)))
     chunks = jnp.moveaxis(padded.reshape(n, m, -1, lanes), 2, 0)
-    mixing = np.random.default_rng(0).integers(1 - _HALF, _HALF, (len(_PRIMES), m, n + _TRIES - 1))
+    shape, half = (len(_PRIMES), m, n + _TRIES - 1), min(_PRIMES) // 2
+    mixing = np.random.default_rng(0).integers(-half, half + 1, shape)
     fields = jnp.asarray(_PRIMES, jnp.float32), jnp.asarray(mixing, jnp.float32)
 
     def ranks(chunk: Array) -> Array:
@@ -85,7 +89,7 @@ def _rank_in_field(matrices: Array, largest: int, prime: Array, mixing: Array) -
         # once. XLA would otherwise compute the pivot's row and column anew for every element of the matrix.
         def step(done: Array, carry: tuple[Array, _Pivot, Array]) -> tuple[Array, _Pivot, Array]:
             left, pivot, rank = carry
-            left = _reduced(left - pivot.column[:, None] * pivot.row[None], prime)
+            left = left - pivot.column[:, None] * pivot.row[None]
             return left, _pivot(left, done + 1, prime), rank + pivot.found
 
         left, pivot, rank = jax.lax.fori_loop(0, steps - 1, step, (left, _pivot(left, 0, prime), rank))
@@ -95,11 +99,11 @@ def _rank_in_field(matrices: Array, largest: int, prime: Array, mixing: Array) -
 
 
 def _mixed(matrices: Array, largest: int, prime: Array, mixing: Array) -> Array:
-    """The rows times the mixing matrix, ``n m k`` to ``n (n + 2) k``, in sums that stay exact."""
+    """The rows times the mixing matrix, ``n m k`` to ``n (n + 1) k``, in sums that stay exact."""
     numbers = matrices.astype(jnp.float32)
-    if largest >= _HALF:
+    if largest > _HALF:
         numbers, largest = _reduced(numbers, prime), _HALF
-    terms = max(1, _HALF // largest)
+    terms = _EXACT // (largest * _HALF)
     mixed = jnp.zeros((), jnp.float32)
     for first in range(0, matrices.shape[1], terms):
         part = slice(first, first + terms)
@@ -110,8 +114,8 @@ def _mixed(matrices: Array, largest: int, prime: Array, mixing: Array) -> Array:
 
 def _pivot(left: Array, done: Array | int, prime: Array) -> _Pivot:
     """The next row's pivot in the first of the next columns that has one."""
-    row = jax.lax.dynamic_index_in_dim(left, done, 0, keepdims=False)
-    columns = [jax.lax.dynamic_index_in_dim(left, done + i, 1, keepdims=False) for i in range(_TRIES)]
+    row = _reduced(jax.lax.dynamic_index_in_dim(left, done, 0, keepdims=False), prime)
+    columns = [_reduced(jax.lax.dynamic_index_in_dim(left, done + i, 1, keepdims=False), prime) for i in range(_TRIES)]
     values = [jax.lax.dynamic_index_in_dim(row, done + i, 0, keepdims=False) for i in range(_TRIES)]
     column, value = columns.pop(), values.pop()
     while values:
@@ -127,8 +131,9 @@ def _inverse(values: Array, prime: Array) -> Array:
     for bit in range(max(_PRIMES).bit_length()):
         result = jnp.where(exponent >> bit & 1 == 1, _reduced(result * power, prime), result)
         power = _reduced(power * power, prime)
-    # A division, because XLA computes those once and anything cheaper for every element that needs it.
-    return result - jnp.floor(result / prime + 0.5) * prime
+    # The quotient is exact, and there because XLA computes a division once: what is cheaper it computes anew for every
+    # element that needs it, with all the products that led to it.
+    return result * prime / prime
 
 
 def _reduced(values: Array, prime: Array) -> Array:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax.pruning.rank import _rank_in_field, matrix_ranks
+from qpsnn_jax.pruning.rank import _PRIMES, _rank_in_field, matrix_ranks
 
 over = pytest.mark.parametrize
 
@@ -63,7 +63,7 @@ def test_large_numbers(largest: int):
     np.testing.assert_array_equal(matrix_ranks(jnp.asarray(matrices), largest=largest), wanted)
 
 
-@over("prime", [8179, 8171])
+@over("prime", _PRIMES)
 def test_a_minor_divisible_by_one_prime(prime: int):
     assert matrix_ranks(jnp.asarray([[prime, 0], [0, 3]]), largest=prime) == 2
 
@@ -85,18 +85,19 @@ def test_bad_input(shape: tuple, largest: int, message: str):
         matrix_ranks(jnp.zeros(shape), largest=largest)
 
 
-@over(("first", "found"), [(0, True), (1, True), (2, True), (3, False)])
+@over(("first", "found"), [(0, True), (1, True), (2, False)])
 @over("row", [0, 6, 7, 8, 9])
-def test_a_pivot_is_looked_for_in_three_columns(first: int, found: bool, row: int):
+def test_a_pivot_is_looked_for_in_two_columns(first: int, found: bool, row: int):
     """One row of a diagonal matrix, mixed so that its first number that is not zero stands after so many zeros."""
     n = 10
     # Every other row has its pivot where it is looked for, and nothing elsewhere.
-    mixing = np.eye(n, n + 3, dtype=np.float32)
+    mixing = np.eye(n, n + 2, dtype=np.float32)
     mixing[row] = 0
     mixing[row, row + first] = 5
     # A row whose own column holds the shifted pivot would be one with it; such rows are zero.
     matrix = np.eye(n, dtype=np.float32)
     if first:
         matrix[row + 1 :] = 0
-    rank = _rank_in_field(jnp.asarray(matrix)[..., None], 1, jnp.float32(8179), jnp.asarray(mixing)[:, : n + 2])
-    assert rank.item() == np.trace(matrix) - 1 + (found and row + first < n + 2)
+    prime = jnp.float32(_PRIMES[0])
+    rank = _rank_in_field(jnp.asarray(matrix)[..., None], 1, prime, jnp.asarray(mixing)[:, : n + 1])
+    assert rank.item() == np.trace(matrix) - 1 + (found and row + first < n + 1)

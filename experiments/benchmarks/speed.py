@@ -1,0 +1,254 @@
+"""Training steps and inference of the paper's networks beside PyTorch, on a CPU or a GPU.
+
+Command: python -m experiments.benchmarks.speed [--networks resnet20] [--batches 8 32] [--repeats 7] [--json FILE]
+
+2 bits, full width, T = 2 (ResNet20) or 4 (VGG-16), with batch statistics measured so that neurons fire as in training.
+All sides compute the same network from the same weights on the same images, and their first results are compared. They
+take turns in one process, compiled before; the median and the range of the turns are reported. "plain XLA" is the
+project's network with every product a float32 convolution. PyTorch takes part where it is installed: as it comes, in
+channels-last layout, compiled, and with its bfloat16 autocast, which rounds where the others do not. Ours: in
+experiments/README.md.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.benchmarks.networks import with_statistics
+from qpsnn_jax import Graph, SpikingNetwork, init_state, make_train_step
+from qpsnn_jax.convolution import convolve
+from qpsnn_jax.graph import Conv, Dense
+from qpsnn_jax.zoo import resnet20, vgg16
+
+NETWORKS = {"resnet20": partial(resnet20, timesteps=2), "vgg16": partial(vgg16, timesteps=4)}
+_LEARNING_RATE, _MOMENTUM = 0.01, 0.9
+# Results further from ours than this are of another computation.
+_ALIKE, _ROUNDED = 1e-3, 0.1
+
+
+class Case(NamedTuple):
+    """What is timed: a network with its variables on images ``b h w c`` and labels ``b``."""
+
+    graph: Graph
+    variables: dict[str, Any]
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Row(NamedTuple):
+    """What a side took: seconds of each turn, and how far its first loss is from ours, relatively."""
+
+    side: str
+    seconds: list[float]
+    apart: float
+
+
+# From a case, what does the work once, waits for it, and returns the loss.
+Side = Callable[[Case], Callable[[], float]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the tables; the exit status is 1 where a side computes something else."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["resnet20"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 32])
+    parser.add_argument("--work", nargs="+", choices=WORK, default=list(WORK))
+    parser.add_argument("--sides", nargs="+", metavar="SIDE", help="those to time, in full; all when left out")
+    parser.add_argument("--width", type=float, default=1.0, help="multiplies every width; 1 is the paper's")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    given = parser.parse_args(arguments)
+    found = []
+    for name in given.networks:
+        for batch in given.batches:
+            case = make_case(name, batch, given.width)
+            for work in given.work:
+                sides = {name: side for name, side in WORK[work].items() if given.sides is None or name in given.sides}
+                rows = list(compare(case, sides, given.repeats))
+                print(table(f"{name}, {work}, batch {batch}", rows, case, work), flush=True)
+                found += [{"network": name, "batch": batch, "work": work, **row._asdict()} for row in rows]
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+    return int(any(row["apart"] > (_ROUNDED if "bfloat16" in row["side"] else _ALIKE) for row in found))
+
+
+def make_case(name: str, batch: int, width: float) -> Case:
+    """A network of the paper on random images."""
+    graph = NETWORKS[name](bits=2, width=width)
+    draw = np.random.default_rng(0)
+    images = draw.normal(size=(batch, *graph.input.shape)).astype(np.float32)
+    return Case(graph, with_statistics(graph), images, draw.integers(0, 10, batch).astype(np.int32))
+
+
+def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
+    """The sides in turns; those of PyTorch where it is installed."""
+    ready: dict[str, Callable[[], float]] = {}
+    losses: dict[str, float] = {}
+    for name, side in sides.items():
+        if "PyTorch" in name and importlib.util.find_spec("torch") is None:
+            print(f"{name}: PyTorch is not installed, skipped.", file=sys.stderr)
+            continue
+        ready[name] = side(case)
+        losses[name] = ready[name]()
+        ready[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(repeats):
+        for name, run in ready.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    ours = next(iter(losses.values()))
+    for name, loss in losses.items():
+        yield Row(name, seconds[name], abs(loss - ours) / abs(ours))
+
+
+def table(title: str, rows: list[Row], case: Case, work: str) -> str:
+    """The rows as Markdown."""
+    batch = len(case.labels)
+    billions = products(case.graph, work) * batch / 1e9
+    lines = [f"| {title} | ms an image | range | images/s | G products/s | loss apart |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        middle, low, high = (1e3 * x / batch for x in (np.median(row.seconds), min(row.seconds), max(row.seconds)))
+        rate = f"{1e3 / middle:.1f} | {1e3 * billions / (batch * middle):.0f}"
+        lines.append(f"| {row.side} | {middle:.2f} | {low:.2f} to {high:.2f} | {rate} | {row.apart:.1e} |")
+    return "\n".join(lines) + "\n"
+
+
+def products(graph: Graph, work: str) -> int:
+    """Multiply-accumulates of an image, every tap counted; a training step's are those by inputs and weights too."""
+    total = first = 0
+    for node in graph.nodes:
+        if isinstance(node, Conv | Dense):
+            given, shape = graph.values[node.input], graph.values[node.name].shape
+            window = math.prod(node.kernel) if isinstance(node, Conv) else 1
+            here = math.prod(shape) * window * given.shape[-1] * (graph.timesteps if given.timed else 1)
+            first, total = first or here, total + here
+    return 3 * total - first if work == "training" else total
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Within it every product of a network that is traced is a float32 convolution."""
+
+    def as_convolution(x: Any, kernel: Any, *, bits: int = 0, strides: Any = (1, 1), padding: Any = (0, 0)) -> Any:
+        del bits
+        around = [(p, p) for p in padding]
+        return jax.lax.conv_general_dilated(x, kernel, strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    names = ("accumulate", "convolve")
+    with mock.patch.multiple("qpsnn_jax.network", **dict.fromkeys(names, as_convolution)):
+        yield
+
+
+def _step_in_jax(case: Case) -> Callable[[], float]:
+    tx = optax.sgd(_LEARNING_RATE, momentum=_MOMENTUM)
+    state = jax.jit(partial(init_state, tx=tx))(case.variables, key=jax.random.key(0))
+    step = jax.jit(make_train_step(case.graph, tx), donate_argnums=0)
+    images, labels = jax.device_put((case.images, case.labels))
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = step(state, images, labels)
+        return float(jax.block_until_ready(metrics)["loss"])
+
+    return run
+
+
+def _plain_step_in_jax(case: Case) -> Callable[[], float]:
+    run = _step_in_jax(case)
+    with plain():
+        run()
+    return run
+
+
+def _inference_in_jax(case: Case) -> Callable[[], float]:
+    apply = jax.jit(SpikingNetwork(case.graph).apply)
+    variables, images = jax.device_put((case.variables, case.images))
+    return lambda: _loss_of(np.asarray(apply(variables, images)).mean(1), case.labels)
+
+
+def _plain_inference_in_jax(case: Case) -> Callable[[], float]:
+    run = _inference_in_jax(case)
+    with plain():
+        run()
+    return run
+
+
+def _loss_of(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels).mean())
+
+
+def _in_torch(work: str, *, channels_last: bool = False, compiled: bool = False, autocast: bool = False) -> Side:
+    def side(case: Case) -> Callable[[], float]:
+        import torch  # pyright: ignore[reportMissingImports]
+
+        from experiments.benchmarks.torch_network import TorchNetwork
+
+        device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+        layout = {"memory_format": torch.channels_last} if channels_last else {}
+        network = TorchNetwork(case.graph, case.variables).to(device, **layout)
+        network.train(work == "training")
+        images = torch.from_numpy(case.images).permute(0, 3, 1, 2).contiguous().to(device, **layout)
+        labels = torch.from_numpy(case.labels).long().to(device)
+        forward: Any = torch.compile(network) if compiled else network
+        rounded = torch.autocast(device, torch.bfloat16, enabled=autocast)
+
+        def loss() -> Any:
+            with rounded:
+                currents = forward(images)
+            return torch.nn.functional.cross_entropy(currents.float().mean(0), labels)
+
+        if work == "inference":
+
+            def infer() -> float:
+                with torch.inference_mode():
+                    return float(loss())
+
+            return infer
+        optimizer = torch.optim.SGD(network.parameters(), lr=_LEARNING_RATE, momentum=_MOMENTUM)
+
+        def step() -> float:
+            optimizer.zero_grad(set_to_none=True)
+            value = loss()
+            value.backward()
+            optimizer.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return float(value.detach())
+
+        return step
+
+    return side
+
+
+def _torch_sides(work: str) -> dict[str, Side]:
+    return {
+        "PyTorch": _in_torch(work),
+        "PyTorch, channels last": _in_torch(work, channels_last=True),
+        "PyTorch, channels last, compiled": _in_torch(work, channels_last=True, compiled=True),
+        "PyTorch, channels last, bfloat16": _in_torch(work, channels_last=True, autocast=True),
+        "PyTorch, channels last, bfloat16, compiled": _in_torch(work, channels_last=True, autocast=True, compiled=True),
+    }
+
+
+WORK: dict[str, dict[str, Side]] = {
+    "training": {"qpsnn_jax": _step_in_jax, "plain XLA": _plain_step_in_jax} | _torch_sides("training"),
+    "inference": {"qpsnn_jax": _inference_in_jax, "plain XLA": _plain_inference_in_jax} | _torch_sides("inference"),
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,140 @@
+"""A network in training in PyTorch: what the benchmarks hold the JAX one against, written plainly for that alone.
+
+Time is folded into the batch, the first layer sees an image once, and nothing is kept that the step does not need, so
+that it is as fast as plain PyTorch goes.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+from torch.nn import functional  # pyright: ignore[reportMissingImports]
+
+from qpsnn_jax.graph import (
+    LIF,
+    Add,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    Graph,
+    Input,
+    MaxPool,
+    Quantizer,
+    Shortcut,
+)
+
+
+class Fire(torch.autograd.Function):
+    """A step whose derivative is a triangle."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        """1 where x is not negative."""
+        ctx.save_for_backward(x)
+        return (x >= 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The triangle of width 1."""
+        (x,) = ctx.saved_tensors
+        return gradient * (1 - x.abs()).clamp(min=0)
+
+
+class TorchNetwork(torch.nn.Module):
+    """A :class:`qpsnn_jax.Graph` with its variables; images ``b c h w`` to currents ``t b classes``."""
+
+    def __init__(self, graph: Graph, variables: dict[str, Any]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.layers = torch.nn.ModuleDict()
+        for node in graph.nodes:
+            if isinstance(node, Conv | Dense | BatchNorm):
+                self.layers[node.name] = _layer(node, graph, variables)
+
+    def forward(self, images: Any) -> Any:
+        """Output currents."""
+        values: dict[str, Any] = {}
+        for node in self.graph.nodes:
+            values[node.name] = self._run(node, [values[name] for name in node.inputs], images)
+        return values[self.graph.output.name].unflatten(0, (self.graph.timesteps, -1))
+
+    def _run(self, node: Any, inputs: list[Any], images: Any) -> Any:
+        match node:
+            case Input():
+                return images
+            case Conv():
+                weight = quantized(self.layers[node.name].weight, node.quantizer)
+                return functional.conv2d(inputs[0], weight, stride=node.strides, padding=node.padding)
+            case Dense():
+                layer = self.layers[node.name]
+                return functional.linear(inputs[0], quantized(layer.weight, node.quantizer), layer.bias)
+            case BatchNorm():
+                return self.layers[node.name](inputs[0])
+            case LIF():
+                return neurons(inputs[0], node, self.graph.timesteps, self.graph.values[node.input].timed)
+            case MaxPool():
+                return functional.max_pool2d(inputs[0], node.window, node.strides, node.padding)
+            case Shortcut():
+                return shortcut(inputs[0], node)
+            case Add():
+                return inputs[0] + inputs[1]
+            case GlobalAveragePool():
+                return inputs[0].mean((2, 3))
+            case Flatten():
+                # As rows, columns, channels, the order of the weights.
+                return inputs[0].permute(0, 2, 3, 1).flatten(1)
+        raise ValueError(f"node {node.name!r}: the benchmark knows no {type(node).__name__}.")
+
+
+def quantized(weight: Any, quantizer: Quantizer | None) -> Any:
+    """ReScaW with γ = mean of the layer's magnitudes and the clipped straight-through gradient."""
+    if quantizer is None:
+        return weight
+    top = 2**quantizer.bits - 1
+    gamma = weight.detach().abs().mean()
+    clipped = (weight / gamma).clamp(-1, 1)
+    rounded = (2 * torch.round((clipped + 1) * (top / 2)) - top) / top
+    return gamma * (clipped + (rounded - clipped).detach())
+
+
+def neurons(currents: Any, node: LIF, timesteps: int, timed: bool) -> Any:
+    """Spikes of LIF neurons, the steps one after the other along the batch."""
+    steps = currents.chunk(timesteps) if timed else [currents] * timesteps
+    membrane, spikes = torch.zeros_like(steps[0]), []
+    for current in steps:
+        membrane = node.tau * membrane + current
+        spikes.append(Fire.apply(membrane - node.threshold))
+        membrane = membrane * (1 - spikes[-1])
+    return torch.cat(spikes)
+
+
+def shortcut(x: Any, node: Shortcut) -> Any:
+    """A strided slice, its channels between zeros."""
+    x = x[:, :, :: node.stride, :: node.stride]
+    if node.source == tuple(range(x.shape[1])):
+        return x
+    before = next(i for i, source in enumerate(node.source) if source >= 0)
+    after = len(node.source) - before - sum(source >= 0 for source in node.source)
+    return functional.pad(x, (0, 0, 0, 0, before, after))
+
+
+def _layer(node: Conv | Dense | BatchNorm, graph: Graph, variables: dict[str, Any]) -> Any:
+    leaves = {name: torch.from_numpy(np.array(x)) for name, x in variables["params"][node.name].items()}
+    if isinstance(node, BatchNorm):
+        # PyTorch's momentum is the part of the new value.
+        layer = torch.nn.BatchNorm2d(len(leaves["scale"]), eps=node.epsilon, momentum=1 - node.momentum)
+        stats = variables["batch_stats"][node.name]
+        state = {"weight": leaves["scale"], "bias": leaves["bias"]}
+        state |= {f"running_{name}": torch.from_numpy(np.array(stats[name])) for name in ("mean", "var")}
+        layer.load_state_dict(state, strict=False)
+        return layer
+    inputs = graph.values[node.input].shape[-1]
+    if isinstance(node, Conv):
+        layer = torch.nn.Conv2d(inputs, node.features, node.kernel, bias=False)
+        layer.load_state_dict({"weight": leaves["kernel"].permute(3, 2, 0, 1)})
+        return layer
+    layer = torch.nn.Linear(inputs, node.features, bias=node.bias)
+    layer.load_state_dict({"weight": leaves["kernel"].T} | ({"bias": leaves["bias"]} if node.bias else {}))
+    return layer
