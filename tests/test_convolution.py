@@ -99,6 +99,78 @@ def test_derivatives_are_those_of_the_convolution(form):
     np.testing.assert_allclose(tangent, jax.jvp(plain, (spikes, integers), turns)[1], rtol=1e-5, atol=1e-3)
 
 
+ROUNDED = [((6, 6), (3, 3), (1, 1)), ((5, 7), (1, 3), (0, 1)), ((6, 6), (5, 3), (2, 0)), ((4, 4), (1, 1), (0, 0))]
+
+
+def rounding(monkeypatch):
+    """On a machine whose gradients are products of bfloat16, whatever the width."""
+    monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(convolution, "_NARROWEST_ROUNDED", 1)
+
+
+@pytest.mark.parametrize(("shape", "kernel", "padding"), ROUNDED)
+def test_gradients_in_bfloat16_are_those_of_what_was_rounded(monkeypatch, shape, kernel, padding):
+    rounding(monkeypatch)
+    spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers(shape, kernel, 8, 5))
+    y, pull = jax.vjp(jax.jit(partial(accumulate, bits=8, padding=padding)), spikes, integers)
+    pushed = jax.random.normal(jax.random.key(0), y.shape)
+    rounded = pushed.astype(jnp.bfloat16).astype(jnp.float32)
+    plain = jax.vjp(partial(convolve, padding=padding), spikes, integers)[1]
+    for got, wanted, unrounded in zip(pull(pushed), plain(rounded), plain(pushed), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-3)
+        assert np.abs(got - unrounded).max() > 1e-3  # or nothing was rounded
+
+
+def test_gradients_in_bfloat16_under_every_transformation(monkeypatch):
+    rounding(monkeypatch)
+    spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers((6, 6), (3, 3), 8, 5))
+    fast, plain = partial(accumulate, bits=8, padding=(1, 1)), partial(convolve, padding=(1, 1))
+    both = jnp.stack([spikes, 1 - spikes])
+    turn = jax.random.normal(jax.random.key(0), integers.shape)
+    pushed = jax.random.normal(jax.random.key(1), plain(spikes, integers).shape)
+
+    def pulled(run, spikes, integers):
+        return jax.vjp(run, spikes, integers)[1](pushed)
+
+    def total(run, integers):
+        return jnp.sum(jax.vmap(run, (0, None))(both, integers) * pushed[None])
+
+    def loss(run, integers):
+        return jnp.mean(jnp.square(run(spikes, integers)))
+
+    def checks(run):
+        yield jax.jvp(partial(run, spikes), (integers,), (turn,))[1]
+        yield from jax.vmap(partial(pulled, run), (0, None))(both, integers)
+        yield jax.grad(partial(total, run))(integers)
+        # The second derivative passes through the rounded gradients.
+        yield jax.jvp(jax.grad(partial(loss, run)), (integers,), (turn,))[1]
+        yield jax.grad(lambda k: jnp.vdot(jax.grad(partial(loss, run))(k), turn))(integers)
+
+    for got, wanted in zip(checks(fast), checks(plain), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(
+    ("flags", "shape", "kernel", "strides", "padding", "dtype", "rounded"),
+    [
+        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, True),
+        ({"amx_bf16"}, (8, 8), (1, 1, 128, 256), (1, 1), (0, 0), jnp.float32, True),
+        ({"avx2"}, (8, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 64, 128), (1, 1), (1, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (2, 2), (1, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (2, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (1, 1), (3, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.bfloat16, False),
+    ],
+)
+def test_gradients_are_rounded_where_that_is_fast(monkeypatch, flags, shape, kernel, strides, padding, dtype, rounded):
+    monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset(flags))
+    spikes, integers = jnp.zeros((1, *shape, kernel[2]), dtype), jnp.zeros(kernel, dtype)
+    run = partial(accumulate, bits=8, strides=strides, padding=padding, form="float32")
+    text = str(jax.make_jaxpr(lambda *operands: jax.vjp(run, *operands)[1](run(*operands)))(spikes, integers))
+    assert ("u16" in text) == rounded
+
+
 def test_unknown_form():
     with pytest.raises(ValueError, match="form must be float32, bfloat16 or int8, got 'int4'"):
         accumulate(jnp.zeros((1, 3, 3, 2)), jnp.ones((3, 3, 2, 2)), bits=2, form="int4")  # pyright: ignore
@@ -109,8 +181,8 @@ def test_unknown_form():
     [
         ({"amx_int8", "avx512_vnni"}, (3, 3, 64, 64), "int8"),
         ({"amx_int8"}, (3, 3, 8, 64), "float32"),
-        ({"avx512_vnni"}, (3, 3, 256, 256), "int8"),
-        ({"avx512_vnni"}, (3, 3, 256, 128), "float32"),
+        ({"avx512_vnni"}, (3, 3, 64, 256), "int8"),
+        ({"avx512_vnni"}, (3, 3, 32, 256), "float32"),
         ({"avx2"}, (3, 3, 512, 512), "float32"),
     ],
 )
@@ -119,13 +191,16 @@ def test_the_form_follows_the_processor(monkeypatch, flags, kernel, form):
     assert convolution._fastest_form(kernel) == form
 
 
-def losses(monkeypatch, form, seed):
+def losses(monkeypatch, form, seed, *, rounded=False):
     monkeypatch.setattr(convolution, "_fastest_form", lambda kernel: form)
+    monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset({"avx512_bf16"} if rounded else ()))
+    monkeypatch.setattr(convolution, "_NARROWEST_ROUNDED", 1)
     graph, tx = residual_graph(Quantizer(8)), optimizer("adam", 0.01)
     step = jax.jit(make_train_step(graph, tx, loss=cross_entropy))
     state = init_state(init_variables(graph, jax.random.key(seed)), tx, jax.random.key(seed))
     images, labels = images_of(graph, 16), jnp.arange(16) % graph.values[graph.output.name].shape[-1]
-    assert ("xi8>" in step.lower(state, images, labels).as_text()) == (form == "int8")
+    text = step.lower(state, images, labels).as_text()
+    assert ("xi8>" in text, "xui16>" in text) == (form == "int8", rounded)
     found = []
     for _ in range(50):
         state, metrics = step(state, images, labels)
@@ -135,9 +210,10 @@ def losses(monkeypatch, form, seed):
 
 def test_training_in_int8_is_training_in_float32(monkeypatch):
     exact, other = losses(monkeypatch, "float32", 0), losses(monkeypatch, "float32", 1)
-    for form in ("int8", "bfloat16"):
-        fast = losses(monkeypatch, form, 0)
-        np.testing.assert_allclose(fast[:5], exact[:5], rtol=1e-5)
+    # The same losses, until gradients that were rounded have moved the weights.
+    for form, rounded, same in (("int8", False, 5), ("bfloat16", False, 5), ("int8", True, 1)):
+        fast = losses(monkeypatch, form, 0, rounded=rounded)
+        np.testing.assert_allclose(fast[:same], exact[:same], rtol=1e-5)
         # Then rounding elsewhere in the program may grow, as far as another seed at most.
         assert abs(fast[-10:].mean() - exact[-10:].mean()) <= abs(other[-10:].mean() - exact[-10:].mean()) + 1e-3
 

@@ -24,6 +24,7 @@ LAYERS = [
         "files",
         "once",
         "hardware",
+        "bfloat16",
         "pruning.rank",
         "stopping",
         "sharding",

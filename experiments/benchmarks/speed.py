@@ -157,8 +157,8 @@ def plain() -> Iterator[None]:
 def _step_in_jax(case: Case) -> Callable[[], float]:
     tx = optax.sgd(_LEARNING_RATE, momentum=_MOMENTUM)
     state = jax.jit(partial(init_state, tx=tx))(case.variables, key=jax.random.key(0))
-    step = jax.jit(make_train_step(case.graph, tx), donate_argnums=0)
     images, labels = jax.device_put((case.images, case.labels))
+    step = jax.jit(make_train_step(case.graph, tx), donate_argnums=0).lower(state, images, labels).compile()
 
     def run() -> float:
         nonlocal state
@@ -168,24 +168,18 @@ def _step_in_jax(case: Case) -> Callable[[], float]:
     return run
 
 
-def _plain_step_in_jax(case: Case) -> Callable[[], float]:
-    run = _step_in_jax(case)
-    with plain():
-        run()
-    return run
-
-
 def _inference_in_jax(case: Case) -> Callable[[], float]:
-    apply = jax.jit(SpikingNetwork(case.graph).apply)
     variables, images = jax.device_put((case.variables, case.images))
+    apply = jax.jit(SpikingNetwork(case.graph).apply).lower(variables, images).compile()
     return lambda: _loss_of(np.asarray(apply(variables, images)).mean(1), case.labels)
 
 
-def _plain_inference_in_jax(case: Case) -> Callable[[], float]:
-    run = _inference_in_jax(case)
-    with plain():
-        run()
-    return run
+def _plain(side: Side) -> Side:
+    def make(case: Case) -> Callable[[], float]:
+        with plain():
+            return side(case)
+
+    return make
 
 
 def _loss_of(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -246,8 +240,8 @@ def _torch_sides(work: str) -> dict[str, Side]:
 
 
 WORK: dict[str, dict[str, Side]] = {
-    "training": {"qpsnn_jax": _step_in_jax, "plain XLA": _plain_step_in_jax} | _torch_sides("training"),
-    "inference": {"qpsnn_jax": _inference_in_jax, "plain XLA": _plain_inference_in_jax} | _torch_sides("inference"),
+    "training": {"qpsnn_jax": _step_in_jax, "plain XLA": _plain(_step_in_jax)} | _torch_sides("training"),
+    "inference": {"qpsnn_jax": _inference_in_jax, "plain XLA": _plain(_inference_in_jax)} | _torch_sides("inference"),
 }
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from qpsnn_jax.graph import (
     Graph,
     Input,
     MaxPool,
+    Node,
     Quantizer,
     Shortcut,
 )
@@ -51,7 +52,7 @@ class TorchNetwork(torch.nn.Module):
         self.layers = torch.nn.ModuleDict()
         for node in graph.nodes:
             if isinstance(node, Conv | Dense | BatchNorm):
-                self.layers[node.name] = _layer(node, graph, variables)
+                self.layers[_key(node)] = _layer(node, graph, variables)
 
     def forward(self, images: Any) -> Any:
         """Output currents."""
@@ -65,13 +66,13 @@ class TorchNetwork(torch.nn.Module):
             case Input():
                 return images
             case Conv():
-                weight = quantized(self.layers[node.name].weight, node.quantizer)
+                weight = quantized(self.layers[_key(node)].weight, node.quantizer)
                 return functional.conv2d(inputs[0], weight, stride=node.strides, padding=node.padding)
             case Dense():
-                layer = self.layers[node.name]
+                layer = self.layers[_key(node)]
                 return functional.linear(inputs[0], quantized(layer.weight, node.quantizer), layer.bias)
             case BatchNorm():
-                return self.layers[node.name](inputs[0])
+                return self.layers[_key(node)](inputs[0])
             case LIF():
                 return neurons(inputs[0], node, self.graph.timesteps, self.graph.values[node.input].timed)
             case MaxPool():
@@ -138,3 +139,8 @@ def _layer(node: Conv | Dense | BatchNorm, graph: Graph, variables: dict[str, An
     layer = torch.nn.Linear(inputs, node.features, bias=node.bias)
     layer.load_state_dict({"weight": leaves["kernel"].T} | ({"bias": leaves["bias"]} if node.bias else {}))
     return layer
+
+
+def _key(node: Node) -> str:
+    """A name without the dots that a module's may not have."""
+    return node.name.replace(".", "_")

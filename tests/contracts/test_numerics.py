@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax import convolution, losses, neurons, quantization, surrogate
+from qpsnn_jax import bfloat16, convolution, losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import rank, scores
 
 DRAW = np.random.default_rng(0)
@@ -42,6 +42,7 @@ class Contract:
         return self.name
 
 
+MAPS = normal(2, 5, 4, 3)
 CURRENTS, WEIGHTS, READOUT = normal(2, 4, 3, 5), normal(3, 3, 2, 4), normal(2, 4, 5)
 DISTANCE, KERNEL, GAMMAS = normal(4, 6), normal(4, 5)[0], np.abs(normal(1, 5))
 
@@ -80,7 +81,7 @@ def quantizer_table() -> list[Contract]:
 
 
 def convolution_table() -> list[Contract]:
-    c, three = convolution, np.round(3 * normal(3, 3, 3, 2)[0])
+    c, b, three = convolution, bfloat16, jnp.asarray(np.round(3 * normal(3, 3, 3, 2)[0]))
     forms = [
         Contract(
             f"accumulate-{form}",
@@ -93,6 +94,8 @@ def convolution_table() -> list[Contract]:
     ]
     return [
         *forms,
+        Contract("convolve_rounded", lambda x: b.convolve_rounded(x, three, (1, 1)), MAPS, floats=(F32,)),
+        Contract("correlate_rounded", lambda x: b.correlate_rounded(MAPS[0], x, (1, 1)), MAPS, floats=(F32,)),
         Contract("convolve", lambda k: c.convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 3, 4)),
     ]
 
@@ -147,7 +150,7 @@ def total(contract: Contract) -> Callable:
 
 
 def test_every_public_function_has_a_contract():
-    modules = (surrogate, neurons, quantization, losses, scores, rank, convolution)
+    modules = (surrogate, neurons, quantization, losses, scores, rank, convolution, bfloat16)
     wanted = set.union(*map(public_functions, modules))
     assert {"lif", "quantize", "svs_scores", "fire_step"} <= wanted
     assert wanted == {contract.name.split("-")[0] for contract in TABLE}
