@@ -27,6 +27,7 @@ LAYERS = [
         "pruning.rank",
         "stopping",
         "sharding",
+        "processes",
         "export",
         "export.folded",
     },
