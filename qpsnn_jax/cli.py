@@ -434,7 +434,9 @@ def _parse_run(name: str, command: Callable, arguments: list[str]) -> tuple[Path
 
 def _add_process_options(parser: _Parser) -> None:
     parser.add_argument(
-        "--processes", metavar="N", help="how many processes do this together; auto: as Slurm, Open MPI or a TPU pod say"
+        "--processes",
+        metavar="N",
+        help="how many processes do this together; auto: as Slurm, Open MPI or a TPU pod say",
     )
     parser.add_argument("--process-id", type=int, metavar="I", help="which of them this one is, from 0 on")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens for the others")
@@ -442,16 +444,15 @@ def _add_process_options(parser: _Parser) -> None:
 
 def _join(given: argparse.Namespace) -> None:
     """Join the other processes, if there are any; the config is read after, because its file may use JAX."""
-    placed = given.process_id is not None and given.coordinator is not None
-    alone = given.process_id is None and given.coordinator is None
-    if given.processes is None and alone:
+    places = [place for place in (given.process_id, given.coordinator) if place is not None]
+    if given.processes is None and not places:
         return
-    auto, counted = given.processes == "auto", (given.processes or "").isdecimal()
-    if not (auto and alone or counted and placed):
+    takes_places = (given.processes or "").isdecimal()
+    if len(places) != 2 * takes_places or not (takes_places or given.processes == "auto"):
         raise ValueError("--processes takes auto, or a number together with --process-id and --coordinator.")
     from qpsnn_jax.processes import join
 
-    join(int(given.processes) if counted else None, given.process_id, given.coordinator)
+    join(int(given.processes) if takes_places else None, given.process_id, given.coordinator)
 
 
 def _require_stage(directory: Path, stage: str, command: str) -> None:

@@ -269,9 +269,9 @@ def _places(state: TrainState, mesh: Mesh, *, fsdp: bool) -> TrainState:
     places: TrainState = jax.tree.map(lambda _: whole, state)
     if not fsdp:
         return places
-    variables = places.variables | {"params": cut(mesh, state.variables["params"])}
-    opt_state, average = cut(mesh, (state.opt_state, state.average))
-    return places._replace(variables=variables, opt_state=opt_state, average=average)
+    params = {"params": cut(mesh, state.variables["params"])}
+    average = places.average and places.average | params
+    return places._replace(variables=places.variables | params, opt_state=cut(mesh, state.opt_state), average=average)
 
 
 def _due(config: Config, steps: int, epoch: int, within: int) -> bool:
