@@ -381,7 +381,9 @@ def _parse_training(parser: _Parser, arguments: list[str]) -> tuple[argparse.Nam
     _add_process_options(parser)
     given, rest = parser.parse_known_args(arguments)
     _join(given)
-    return given, _chosen(given.config, rest)
+    from qpsnn_jax.processes import alike
+
+    return given, alike(_chosen)(given.config, rest)
 
 
 def _chosen(name: str, rest: list[str]) -> "Config":
@@ -447,12 +449,12 @@ def _join(given: argparse.Namespace) -> None:
     places = [place for place in (given.process_id, given.coordinator) if place is not None]
     if given.processes is None and not places:
         return
-    takes_places = (given.processes or "").isdecimal()
-    if len(places) != 2 * takes_places or not (takes_places or given.processes == "auto"):
+    processes = given.processes or ""
+    if len(places) != 2 * processes.isdecimal() or not (processes.isdecimal() or processes == "auto"):
         raise ValueError("--processes takes auto, or a number together with --process-id and --coordinator.")
     from qpsnn_jax.processes import join
 
-    join(int(given.processes) if takes_places else None, given.process_id, given.coordinator)
+    join(int(processes) if processes.isdecimal() else None, given.process_id, given.coordinator)
 
 
 def _require_stage(directory: Path, stage: str, command: str) -> None:

@@ -28,7 +28,7 @@ from qpsnn_jax.data import DataSet, load
 from qpsnn_jax.data.feed import count, sample
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.once import run_once
-from qpsnn_jax.processes import write_together
+from qpsnn_jax.processes import alike, write_together
 from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
 from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.sharding import data_mesh
@@ -64,6 +64,7 @@ class Stage:
     seconds: float
 
 
+@alike
 def check_run(directory: Path, config: Config) -> bool:
     """Whether ``directory`` already holds this run, whatever the directory of its data; nothing is written.
 
@@ -95,6 +96,7 @@ def open_run(directory: Path, config: Config) -> None:
     if not check_run(directory, config):
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "config.json", {"config": as_dict(config), "versions": versions()})
+        check_run(directory, config)  # again, because it is the first process's config
 
 
 def read_config(directory: Path) -> Config:
@@ -112,6 +114,7 @@ def read_config(directory: Path) -> Config:
         raise ValueError(f"{path} is damaged ({error}).") from None
 
 
+@alike
 def load_data(config: Config) -> DataSet:
     """The data set of a config.
 

@@ -5,16 +5,20 @@ anything.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.multihost_utils import sync_global_devices
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 
 from qpsnn_jax.files import write_whole
 from qpsnn_jax.sharding import data_mesh, replicated, split
 
+P = ParamSpec("P")
+R = TypeVar("R")
 # Seconds that a process which ends waits for the others: enough for them to end too, after they last met.
 _PATIENCE = 30
 
@@ -55,15 +59,31 @@ def meet(where: str) -> None:
         sync_global_devices(where)
 
 
+def alike(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, but where it fails in one process it fails in all, so that none waits for one that has gone."""
+
+    @wraps(function)
+    def checked(*arguments: P.args, **options: P.kwargs) -> R:
+        if jax.process_count() == 1:
+            return function(*arguments, **options)
+        try:
+            result, failure = function(*arguments, **options), None
+        except (ValueError, OSError) as error:
+            result, failure = None, error
+        if process_allgather(np.int32(failure is not None)).any():
+            raise failure or ValueError("another process has failed, and says why.")
+        return cast(R, result)
+
+    return checked
+
+
 def by_first(work: Callable[[], object]) -> None:
     """Let the first process do something to the files, once all have come here; all go on when it is done.
 
     What a process has read before, and decided by, is therefore the same in all of them.
     """
-    meet("before the first process writes")
-    if is_first():
-        work()
-    meet("after the first process has written")
+    meet("the first process writes")
+    alike(lambda: work() if is_first() else None)()
 
 
 def write_together(path: Path, data: bytes) -> None:

@@ -29,23 +29,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def started(directory: Path, *options: str, count: int = 1, devices: int = 1) -> list[subprocess.Popen]:
-    """The run in so many processes that join, each with so many CPU devices."""
+def started(directory: Path, *options: str, count: int = 1, devices: int = 1, odd: tuple[str, ...] = ()) -> list:
+    """The run in so many processes that join, each with so many CPU devices; the last has the ``odd`` options too."""
     # Unoptimized code compiles in half the time, and rounds alike in both.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), *sys.path])
     command = [sys.executable, str(HERE / "in_processes.py"), "run", *SMALL, "--out", str(directory), *options]
     joining = ["--processes", str(count), "--coordinator", f"localhost:{free_port()}"] if count > 1 else []
+    own = [[*joining, "--process-id", str(i)] if joining else [] for i in range(count)]
+    own[-1] += odd
     return [
         subprocess.Popen(
-            [*command, *joining, *(["--process-id", str(i)] if joining else [])],
+            [*command, *place],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(count)
+        for place in own
     ]
 
 
@@ -108,6 +110,13 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(small_network, tmp_p
         assert [list(rows) for rows in (mine, yours, whole)] == [["0"], ["2"], ["0", "2"]]
         assert len({*mine["0"], *yours["2"]}) == len({*whole["0"], *whole["2"]}) == 4
     assert len({x for rows in (*first["rows"], *second["rows"]) for part in rows.values() for x in part}) == 20
+
+
+def test_processes_that_do_not_run_the_same_all_end(tmp_path):
+    pair = started(tmp_path / "run", count=2, odd=("--seed", "1"))
+    (first, second) = (complaint.splitlines()[-1] for _, complaint in ended(pair, 2))
+    assert first == "qpsnn: error: another process has failed, and says why."
+    assert second.startswith(f"qpsnn: error: {tmp_path / 'run'} holds another run (seed is 0 there and 1 here)")
 
 
 def test_a_process_alone_waits_for_nobody(tmp_path):
