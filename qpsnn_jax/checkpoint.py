@@ -2,7 +2,7 @@
 
 A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax) and ``meta.json``: the graph, the caller's notes, shape and
 CRC-32 of every array, and the CRC-32 of every file. It is written under a temporary name and renamed, so that a name
-without ``.tmp`` is always whole.
+without ``.tmp`` is always whole. Several processes must save and restore together; the first writes the description.
 """
 
 import json
@@ -16,6 +16,8 @@ import jax
 import numpy as np
 
 from qpsnn_jax.graph import Graph, from_json, to_json
+from qpsnn_jax.processes import by_first
+from qpsnn_jax.sharding import data_mesh, fetched, put, replicated
 
 _KEPT = 2
 _ADVICE = "delete it to go on from an earlier one"
@@ -37,7 +39,7 @@ def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, 
         directory: made when missing.
         step: N, 0 or more.
         graph: of the network that ``state`` belongs to.
-        state: a pytree of arrays.
+        state: a pytree of arrays; those that are not on the devices of all processes must be the same in each.
         notes: plain values for JSON.
 
     Returns:
@@ -47,22 +49,16 @@ def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, 
 
     final = directory / f"step_{step}"
     temporary = directory / f"step_{step}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    ocp.save(str(temporary.resolve() / "arrays"), state)
+    by_first(lambda: _make_anew(temporary))
+    ocp.save(str(temporary.resolve() / "arrays"), _shared(state))
     meta = {
         "step": step,
         "graph": json.loads(to_json(graph)),
         "notes": notes,
         "shapes": _shapes(state),
         "crc32": _checksums(state),
-        "files": _file_checksums(temporary / "arrays"),
     }
-    (temporary / "meta.json").write_text(json.dumps(meta | {"crc32_meta": _checksum(meta)}))
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    for step in _steps(directory)[:-_KEPT]:
-        shutil.rmtree(directory / f"step_{step}")
+    by_first(lambda: _finish(temporary, final, meta))
     return final
 
 
@@ -100,7 +96,8 @@ def restore(checkpoint: Checkpoint, like: Any) -> Any:
 
     Args:
         checkpoint: from :func:`latest` or :func:`read`.
-        like: a pytree of arrays or shapes of the same structure; what comes back has its structure, on its devices.
+        like: a pytree of arrays or shapes of the same structure; what comes back has its structure, on its devices, and
+            where it has none, on one of this process.
 
     Returns:
         The state that was saved, bit for bit.
@@ -128,6 +125,29 @@ def restore(checkpoint: Checkpoint, like: Any) -> Any:
     return state
 
 
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def _finish(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
+    """Describe the arrays that are written, rename the folder, and delete what is too old."""
+    meta = meta | {"files": _file_checksums(temporary / "arrays")}
+    (temporary / "meta.json").write_text(json.dumps(meta | {"crc32_meta": _checksum(meta)}))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    for step in _steps(final.parent)[:-_KEPT]:
+        shutil.rmtree(final.parent / f"step_{step}")
+
+
+def _shared(state: Any) -> Any:
+    """The state on the devices of all processes, as Orbax wants it where there are several."""
+    if jax.process_count() == 1:
+        return state
+    whole = replicated(data_mesh())
+    return jax.tree.map(lambda x: put(x, whole) if getattr(x, "is_fully_addressable", True) else x, state)
+
+
 def _checksum(meta: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
@@ -138,7 +158,7 @@ def _steps(directory: Path) -> list[int]:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -148,7 +168,7 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 
 def _checksums(state: Any) -> dict[str, int]:
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+    leaves = jax.tree_util.tree_leaves_with_path(fetched(state))
     return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for path, leaf in leaves}
 
 

@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> None:
         "--out", required=True, type=Path, metavar="DIR", help="directory of the run, new or this run's"
     )
     parser.add_argument("--compare", action="store_true", help="also run the controls: baseline, random, from scratch")
-    given, config = _parse_config(parser, arguments)
+    given, config = _parse_training(parser, arguments)
     from qpsnn_jax import pipeline, report
 
     pipeline.check_run(given.out, config)
@@ -86,8 +86,8 @@ def _run(arguments: list[str]) -> None:
         pipeline.run_controls(config, given.out, data)
     controls = pipeline.read_controls(given.out)
     report.write_report(config, given.out, data, stages, controls)
-    print(report.table([*stages, *controls]))
-    print(f"\nreport: {given.out / 'report.md'}")
+    _say(report.table([*stages, *controls]))
+    _say(f"\nreport: {given.out / 'report.md'}")
 
 
 def _train(arguments: list[str]) -> None:
@@ -96,7 +96,7 @@ def _train(arguments: list[str]) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="directory of the run, new or this run's"
     )
-    given, config = _parse_config(parser, arguments)
+    given, config = _parse_training(parser, arguments)
     from qpsnn_jax import pipeline
 
     pipeline.check_run(given.out, config)
@@ -113,8 +113,8 @@ def _score(arguments: list[str]) -> None:
     _require_stage(directory, "quantized", "qpsnn train")
     scores = pipeline.score_channels(config, directory, pipeline.load_data(config))
     for name, values in scores.items():
-        print(f"{name:20} {len(values):5} channels, scores {values.min():.4g} to {values.max():.4g}")
-    print(f"\nscores: {directory / 'pruned' / 'scores.npz'}")
+        _say(f"{name:20} {len(values):5} channels, scores {values.min():.4g} to {values.max():.4g}")
+    _say(f"\nscores: {directory / 'pruned' / 'scores.npz'}")
 
 
 def _prune(arguments: list[str]) -> None:
@@ -377,9 +377,13 @@ def _config_parser(name: str, command: Callable) -> _Parser:
     return parser
 
 
-def _parse_config(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace, "Config"]:
+def _parse_training(parser: _Parser, arguments: list[str]) -> tuple[argparse.Namespace, "Config"]:
+    _add_process_options(parser)
     given, rest = parser.parse_known_args(arguments)
-    return given, _chosen(given.config, rest)
+    _join(given)
+    from qpsnn_jax.processes import alike
+
+    return given, alike(_chosen)(given.config, rest)
 
 
 def _chosen(name: str, rest: list[str]) -> "Config":
@@ -422,10 +426,35 @@ def _settings(rest: list[str]) -> dict[str, Any]:
 def _parse_run(name: str, command: Callable, arguments: list[str]) -> tuple[Path, "Config"]:
     parser = _Parser(prog=f"qpsnn {name}", description=command.__doc__)
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory of the run")
+    _add_process_options(parser)
     given = parser.parse_args(arguments)
+    _join(given)
     from qpsnn_jax.pipeline import read_config
 
     return given.directory, read_config(given.directory)
+
+
+def _add_process_options(parser: _Parser) -> None:
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        help="how many processes do this together; auto: as Slurm, Open MPI or a TPU pod say",
+    )
+    parser.add_argument("--process-id", type=int, metavar="I", help="which of them this one is, from 0 on")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens for the others")
+
+
+def _join(given: argparse.Namespace) -> None:
+    """Join the other processes, if there are any; the config is read after, because its file may use JAX."""
+    places = [place for place in (given.process_id, given.coordinator) if place is not None]
+    if given.processes is None and not places:
+        return
+    processes = given.processes or ""
+    if len(places) != 2 * processes.isdecimal() or not (processes.isdecimal() or processes == "auto"):
+        raise ValueError("--processes takes auto, or a number together with --process-id and --coordinator.")
+    from qpsnn_jax.processes import join
+
+    join(int(processes) if processes.isdecimal() else None, given.process_id, given.coordinator)
 
 
 def _require_stage(directory: Path, stage: str, command: str) -> None:
@@ -438,7 +467,15 @@ def _require_stage(directory: Path, stage: str, command: str) -> None:
 def _print_stages(stages: "list[Stage]") -> None:
     from qpsnn_jax.report import table
 
-    print(table(stages))
+    _say(table(stages))
+
+
+def _say(text: str) -> None:
+    """Print the result; of several processes, the first does."""
+    from qpsnn_jax.processes import is_first
+
+    if is_first():
+        print(text)
 
 
 def _keep_compiled() -> None:

@@ -48,7 +48,8 @@ class Config:
     Fine-tuning: ``finetune_epochs``, ``finetune_optimizer``, ``finetune_learning_rate``; the rest as in training.
 
     Run: ``seed``; ``checkpoint_epochs``, how many epochs lie between checkpoints; ``checkpoint_steps``, how many steps
-    lie between those within an epoch (None: there are none).
+    lie between those within an epoch (None: there are none); ``fsdp``, cut the weights and what the optimizer keeps of
+    them over the devices (fully sharded data parallel) instead of holding them whole on each.
 
     Raises:
         ValueError: a field of the wrong type or out of range, naming it.
@@ -104,6 +105,7 @@ class Config:
     seed: int = 0
     checkpoint_epochs: int = 5
     checkpoint_steps: int | None = None
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
         for name, hint in field_types().items():

@@ -26,9 +26,9 @@ from qpsnn_jax.config import Config, as_dict, build_graph, from_dict
 from qpsnn_jax.costs import cost
 from qpsnn_jax.data import DataSet, load
 from qpsnn_jax.data.feed import count, sample
-from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.once import run_once
+from qpsnn_jax.processes import alike, write_together
 from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
 from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.sharding import data_mesh
@@ -38,8 +38,8 @@ from qpsnn_jax.train import Evaluation, Plan, evaluate, fit, normalizer, whole_b
 STAGES = ("quantized", "pruned", "finetuned")
 CONTROLS = ("baseline", "random", "scratch")
 ACTIVITY = "activity.npz"
-# Settings that do not change what a run computes: where its data lie, who reads them, when it is saved.
-_CIRCUMSTANCES = ("data_dir", "workers", "checkpoint_epochs", "checkpoint_steps")
+# Settings that do not change what a run computes: where its data lie, who reads them, when it is saved, what holds it.
+_CIRCUMSTANCES = ("data_dir", "workers", "checkpoint_epochs", "checkpoint_steps", "fsdp")
 _CRITERIA = {"svs": svs, "sca": sca}
 _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -64,6 +64,7 @@ class Stage:
     seconds: float
 
 
+@alike
 def check_run(directory: Path, config: Config) -> bool:
     """Whether ``directory`` already holds this run, whatever the directory of its data; nothing is written.
 
@@ -95,6 +96,7 @@ def open_run(directory: Path, config: Config) -> None:
     if not check_run(directory, config):
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "config.json", {"config": as_dict(config), "versions": versions()})
+        check_run(directory, config)  # again, because it is the first process's config
 
 
 def read_config(directory: Path) -> Config:
@@ -112,6 +114,7 @@ def read_config(directory: Path) -> Config:
         raise ValueError(f"{path} is damaged ({error}).") from None
 
 
+@alike
 def load_data(config: Config) -> DataSet:
     """The data set of a config.
 
@@ -342,8 +345,8 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write JSON under a temporary name, then rename."""
-    write_whole(path, (json.dumps(document, indent=2) + "\n").encode())
+    """Write JSON under a temporary name, then rename; of several processes, the first does."""
+    write_together(path, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def _training(config: Config, epochs: int) -> Plan:
@@ -418,7 +421,7 @@ def _last_stage(run: Path) -> list[Path]:
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **{name: np.asarray(values) for name, values in arrays.items()})
-    write_whole(path, stream.getvalue())
+    write_together(path, stream.getvalue())
 
 
 def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -> Scores:

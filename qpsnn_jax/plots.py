@@ -8,11 +8,11 @@ import numpy as np
 
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.data.feed import first
-from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import LIF, Conv, Graph
 from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.once import run_once
 from qpsnn_jax.pipeline import STAGES, Stage, load_network, read_notes, stored_arrays
+from qpsnn_jax.processes import write_together
 from qpsnn_jax.steps import Variables
 from qpsnn_jax.train import normalizer
 
@@ -57,7 +57,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
 def _write(figure: Any, path: Path) -> Path:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, format="png")
-    write_whole(path, drawn.getvalue())
+    write_together(path, drawn.getvalue())
     return path
 
 

@@ -41,15 +41,27 @@ class _Lines:
         print(f"{self._title}: {text}", file=sys.stderr, flush=True)
 
 
+class _Silent:
+    def advance(self, steps: int, note: str) -> None:
+        """Say nothing."""
+
+    def line(self, text: str) -> None:
+        """Say nothing."""
+
+
 @contextmanager
-def progress(title: str, *, total: int, done: int = 0) -> Iterator[Progress]:
+def progress(title: str, *, total: int, done: int = 0, shown: bool = True) -> Iterator[Progress]:
     """Progress over ``total`` steps of which ``done`` lie behind.
 
     Args:
         title: what is being done.
         total: steps in all.
         done: steps behind us, when work is resumed.
+        shown: False says nothing, because another process does.
     """
+    if not shown:
+        yield _Silent()
+        return
     if not (sys.stderr.isatty() or _in_notebook()):
         yield _Lines(title)
         return

@@ -9,8 +9,8 @@ from qpsnn_jax import plots
 from qpsnn_jax.config import Config, as_dict
 from qpsnn_jax.costs import Cost
 from qpsnn_jax.data import DataSet
-from qpsnn_jax.files import write_whole
 from qpsnn_jax.pipeline import Stage, versions, write_json
+from qpsnn_jax.processes import write_together
 
 _COLUMNS = (
     "accuracy last",
@@ -50,7 +50,7 @@ def write_report(config: Config, directory: Path, data: DataSet, stages: list[St
         document["controls"] = [dataclasses.asdict(stage) for stage in controls]
     pictures = plots.draw_all(directory, data, [*stages, *controls])
     text = _markdown(document, stages, controls, pictures)
-    write_whole(directory / "report.md", text.encode())
+    write_together(directory / "report.md", text.encode())
     write_json(directory / "report.json", document)
 
 

@@ -83,6 +83,7 @@ def make_train_step(
     prepare: Prepare = lambda key, images: images,
     decay: float = 0.999,
     penalty: Mapping[str, Reducer] | None = None,
+    gather: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """One update of spatio-temporal back-propagation, as a pure function.
 
@@ -94,6 +95,8 @@ def make_train_step(
         decay: of the moving average, used where the state keeps one.
         penalty: reducers for ``capture`` whose scalar results are added to the loss, such as
             :func:`qpsnn_jax.sops_reducers` scaled by what an operation may cost.
+        gather: from params as the state holds them to params as the network uses them, of the same values: brings
+            together what is cut over devices.
 
     Returns:
         ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch, and
@@ -106,7 +109,7 @@ def make_train_step(
         images = prepare(key, images)
 
         def objective(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
-            variables = state.variables | {"params": params}
+            variables = state.variables | {"params": gather(params)}
             output, updates = network.apply(
                 variables, images, train=True, mutable=["batch_stats"], capture=penalty or {}
             )

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -22,13 +23,13 @@ from qpsnn_jax.costs import activity_reducers, sops_reducers
 from qpsnn_jax.data import DataSet, normalize
 from qpsnn_jax.data.dataset import Examples
 from qpsnn_jax.data.feed import Feed, count, evaluation_batches, feed
-from qpsnn_jax.files import write_whole
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.network import Capture, Reducer
 from qpsnn_jax.optim import OptimizerName, cosine_schedule, optimizer
+from qpsnn_jax.processes import agreed, is_first, write_together
 from qpsnn_jax.progress import progress
-from qpsnn_jax.sharding import data_mesh, replicated, split
+from qpsnn_jax.sharding import cut, data_mesh, fetched, put, replicated, split
 from qpsnn_jax.steps import (
     Loss,
     TrainState,
@@ -77,7 +78,8 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     Every epoch visits the training set in an order drawn from the seed and the epoch's number, in whole batches. Each
     step's random key comes from the seed and the step's number. So a run that was killed and started again ends with
     the same bits as one that was not. ``directory`` gets ``metrics.jsonl`` and checkpoints, every ``checkpoint_epochs``
-    and within an epoch every ``checkpoint_steps``. SIGTERM saves one more and stops.
+    and within an epoch every ``checkpoint_steps``. SIGTERM saves one more and stops. Several processes, which must all
+    call this alike, train together; a SIGTERM to any of them stops all after the same step.
 
     Args:
         graph, variables: the network to start from.
@@ -91,12 +93,10 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
 
     Raises:
         ValueError: the batch is larger than the training set, a checkpoint or the metrics in ``directory`` cannot be
-            read, the devices cannot share a batch equally, or there are several JAX processes.
+            read, or the devices cannot share a batch equally.
         FloatingPointError: the loss or a weight is no longer finite; the last good checkpoint stays.
         Terminated: SIGTERM came, and everything is saved.
     """
-    if jax.process_count() > 1:
-        raise ValueError("training runs in one JAX process; start it without jax.distributed.")
     config = plan.config
     steps_per_epoch = whole_batches(config, data)
     tx = optimizer(
@@ -114,7 +114,8 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     key = jax.random.key_data(jax.random.key(plan.seed))
     initial = jax.jit(partial(init_state, tx=tx, average=config.average is not None))(variables, key=key)
     mesh = mesh_of(config)
-    initial = jax.device_put(initial, replicated(mesh))
+    whole, places = replicated(mesh), _places(initial, mesh, fsdp=config.fsdp)
+    initial = put(initial, places)
     batches = feed(data.train, config.batch_size, plan.seed, workers=config.workers, mesh=mesh)
     state, epochs, losses, seconds = _resume(initial, graph, directory, batches)
     started = time.monotonic() - seconds
@@ -126,19 +127,21 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
             prepare=_prepare(data, config),
             decay=config.average or 0.0,
             penalty=_penalty(graph, config.sops_penalty),
+            **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if config.fsdp else {}),
         ),
         donate_argnums=0,
-        out_shardings=replicated(mesh),
+        out_shardings=(places, whole),
     )
-    eval_step = _activity_step(graph, data.mean, data.std)
+    eval_step = _activity_step(graph, data.mean, data.std, mesh)
     result, done, total = None, int(state.step), plan.epochs * steps_per_epoch
     metrics = _Metrics(directory, done, losses)
     with (
         closing(batches),
         closing(metrics),
-        progress(title, total=total, done=done) as shown,
-        termination() as stopping,
+        progress(title, total=total, done=done, shown=is_first()) as shown,
+        termination() as terminated,
     ):
+        stopping = agreed(terminated)
         for number in range(done + 1, total + 1):
             state, values = step(state, *next(batches))
             shown.advance(1, metrics.record(values))
@@ -159,8 +162,11 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
                 _save(directory, graph, state, notes)
             if stop:
                 raise Terminated
-    result = result or _evaluate(eval_step, evaluation_variables(state), data.test, config.workers, mesh)
-    return Trained(evaluation_variables(state), result, epochs, time.monotonic() - started)
+        if stopping():  # in the last step
+            raise Terminated
+    final = put(evaluation_variables(state), whole)
+    result = result or _evaluate(eval_step, final, data.test, config.workers, mesh)
+    return Trained(final, result, epochs, time.monotonic() - started)
 
 
 def evaluate(
@@ -177,11 +183,13 @@ def evaluate(
     Returns:
         :class:`Evaluation`. The activity is the mean over all examples.
     """
+    mesh = data_mesh()
     if capture is None:
-        step = _activity_step(graph, data.mean, data.std)
+        step = _activity_step(graph, data.mean, data.std, mesh)
     else:
-        step = jax.jit(make_eval_step(graph, prepare=normalizer(data), capture=capture))
-    return _evaluate(step, variables, examples, 0, data_mesh())
+        made = make_eval_step(graph, prepare=normalizer(data), capture=capture)
+        step = jax.jit(made, out_shardings=replicated(mesh))
+    return _evaluate(step, variables, examples, 0, mesh)
 
 
 def whole_batches(config: Config, data: DataSet) -> int:
@@ -214,21 +222,22 @@ def normalizer(data: DataSet) -> Callable[[Array], Array]:
 
 
 @lru_cache(maxsize=4)
-def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable:
+def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh) -> Callable:
     """Kept, because fine-tuning evaluates the network that pruning has just evaluated, and compiling takes seconds."""
     prepare = partial(normalize, mean=mean, std=std)
-    return jax.jit(make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph)))
+    step = make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph))
+    return jax.jit(step, out_shardings=replicated(mesh))
 
 
 def _evaluate(step: Callable, variables: Variables, examples: Examples, workers: int, mesh: Mesh) -> Evaluation:
-    variables = jax.device_put(variables, replicated(mesh))
+    variables = put(variables, replicated(mesh))
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     activity: dict[str, np.ndarray] = {}
     for images, labels in evaluation_batches(examples, workers=workers):
         size = len(labels)
         batch = images, labels, np.ones(size, np.float32)
         if size % mesh.size == 0:
-            batch = jax.device_put(batch, split(mesh))
+            batch = put(batch, split(mesh))
         partial_sums, captured = step(variables, *batch)
         sums = {name: value + float(partial_sums[name]) for name, value in sums.items()}
         activity = {name: activity.get(name, 0) + size * np.asarray(x, np.float64) for name, x in captured.items()}
@@ -252,6 +261,17 @@ def _penalty(graph: Graph, weight: float) -> dict[str, Reducer]:
 def _prepare(data: DataSet, config: Config) -> Callable[[Array, Array], Array]:
     augmented = augmenter(config)
     return lambda key, pixels: augmented(key, pixels, data.mean, data.std)
+
+
+def _places(state: TrainState, mesh: Mesh, *, fsdp: bool) -> TrainState:
+    """Where the arrays of a state lie: whole on every device, or the weights and what follows them cut."""
+    whole = replicated(mesh)
+    places: TrainState = jax.tree.map(lambda _: whole, state)
+    if not fsdp:
+        return places
+    params = {"params": cut(mesh, state.variables["params"])}
+    average = places.average and places.average | params
+    return places._replace(variables=places.variables | params, opt_state=cut(mesh, state.opt_state), average=average)
 
 
 def _due(config: Config, steps: int, epoch: int, within: int) -> bool:
@@ -278,7 +298,7 @@ def _resume(
 
 
 def _save(directory: Path, graph: Graph, state: TrainState, notes: dict[str, Any]) -> None:
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.variables))):
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(fetched(state.variables))):
         raise FloatingPointError(f"a weight is not finite after step {int(state.step)}; try a lower learning_rate.")
     checkpoint.save(directory, int(state.step), graph, state, notes)
 
@@ -286,6 +306,7 @@ def _save(directory: Path, graph: Graph, state: TrainState, notes: dict[str, Any
 class _Metrics:
     """Writes one JSON line per step, a step late, so that the device never waits to be read.
 
+    Of several processes the first writes; the others know the same numbers, and stop where they are not finite.
     Where tensorboardX is installed, the same numbers go to ``tensorboard`` beside it.
     """
 
@@ -294,8 +315,9 @@ class _Metrics:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = _kept_lines(path, keep)
-        write_whole(path, "".join(line + "\n" for line in kept).encode())
-        self._directory, self._file, self._board = directory, path.open("a"), _tensorboard(directory, keep)
+        write_together(path, "".join(line + "\n" for line in kept).encode())
+        self._directory, self._file = directory, (path if is_first() else Path(os.devnull)).open("a")
+        self._board = _tensorboard(directory, keep) if is_first() else None
         self._step, self._pending = keep, None
         self._losses = list(losses)
         self._note = ""

@@ -1,9 +1,11 @@
 """What tests/test_sharding.py runs in a process of its own, which has eight CPU devices."""
 
+import dataclasses
 import json
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,6 +26,7 @@ from qpsnn_jax.zoo import NETWORKS
 
 NETWORKS["small"] = small
 BATCH = 16
+WIDE = Config(network="small", data="digits", width=4.0, ste="plain")
 
 
 def step_on(devices):
@@ -35,6 +38,40 @@ def step_on(devices):
     jitted = jax.jit(make_train_step(graph, tx), out_shardings=replicated(mesh))
     compiled = jitted.lower(state, *batch).compile()
     return jax.device_get(compiled(state, *batch)), compiled.as_text()
+
+
+def cut_step_on(devices):
+    """One step of a wider network whose weights, momenta and average are cut: the state, and the compiled program."""
+    graph, mesh = build_graph(WIDE), data_mesh(devices)
+    tx = optax.sgd(0.1, momentum=0.9)
+    state = init_state(random_variables(graph), tx, jax.random.key(1), average=True)
+    places = train._places(state, mesh, fsdp=True)
+    batch = jax.device_put((images_of(graph, BATCH), jnp.arange(BATCH) % 10), split(mesh))
+    gather = partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
+    jitted = jax.jit(make_train_step(graph, tx, gather=gather), out_shardings=(places, replicated(mesh)))
+    compiled = jitted.lower(jax.device_put(state, places), *batch).compile()
+    return compiled(jax.device_put(state, places), *batch)[0], compiled.as_text()
+
+
+def cuts() -> dict:
+    devices = jax.devices()
+    alone, _ = cut_step_on(devices[:1])
+    found, program = cut_step_on(devices)
+    apart = jax.tree.map(lambda a, b: largest_difference(np.asarray(a), np.asarray(b)), found, alone)
+    held = [found.variables["params"], found.opt_state, found.average["params"]]
+    own = [sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)) for tree in held]
+    kinds = "all-gather|all-to-all|collective-permute"
+    moved = re.findall(rf"= (.*) ({kinds})(?:-start)?\(", program)
+    shapes = {tuple(x.shape) for x in jax.tree.leaves(found.variables["params"])}
+    sent = [tuple(map(int, dims.split(","))) for result, _ in moved for dims in re.findall(r"\w\[([\d,]+)\]", result)]
+    return {
+        "apart": max(jax.tree.leaves(apart)),
+        "held": [part / sum(x.nbytes for x in jax.tree.leaves(tree)) for part, tree in zip(own, held, strict=True)],
+        "kinds": sorted({kind for _, kind in moved}),
+        "sent": len(sent),
+        "weights": sum(x.shape != (10,) for x in jax.tree.leaves(found.variables["params"])),  # one bias cannot be cut
+        "strange": [shape for shape in sent if shape not in shapes],
+    }
 
 
 def largest_difference(a, b):
@@ -66,14 +103,16 @@ def steps() -> dict:
 
 
 def fits(directory: Path) -> dict:
-    """Train on eight devices, stop, and go on with one and with two."""
+    """Train on eight devices that cut the weights, stop, and go on with one, which holds them whole, and with two."""
     config = Config(network="small", data="digits", train_examples=160, test_examples=64, batch_size=32, ste="plain")
+    config = dataclasses.replace(config, checkpoint_epochs=1)
     graph, data = build_graph(config), load("digits", train_examples=160, test_examples=64)
 
     def fitted(epochs, place, devices):
         train.data_mesh = lambda: data_mesh(devices)
         variables = init_variables(graph, jax.random.key(0))
-        plan = train.Plan(config, epochs, "sgd", 0.01, 0)
+        cut = dataclasses.replace(config, fsdp=len(devices) > 1)
+        plan = train.Plan(cut, epochs, "sgd", 0.01, 0)
         done = train.fit(graph, variables, data, plan, place, "test")
         return jax.device_get(done.variables), done.result.accuracy
 
@@ -87,7 +126,6 @@ def fits(directory: Path) -> dict:
         return real(self, values)
 
     train._Metrics.record = stopping
-    object.__setattr__(config, "checkpoint_epochs", 1)
     try:
         fitted(2, directory / "eight", jax.devices())
     except KeyboardInterrupt:
@@ -101,4 +139,4 @@ def fits(directory: Path) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"steps": steps(), "fits": fits(Path(sys.argv[1]))}))
+    print(json.dumps({"steps": steps(), "cuts": cuts(), "fits": fits(Path(sys.argv[1]))}))

@@ -45,6 +45,21 @@ WRONG = {
     "syntax error": (["run", "broken.py", "--out", "new"], "config file broken.py has a syntax error in line 2:"),
     "config that talks": (["run", "talks.py", "--out", "new"], "config file talks.py: one"),
     "no config": (["run", "empty.py", "--out", "new"], "must define `config = qpsnn_jax.Config(…)`."),
+    "processes in words": (
+        [*RUN, "--processes", "two"],
+        "--processes takes auto, or a number together with --process-id and --coordinator.",
+    ),
+    "processes from nowhere": ([*RUN, "--processes", "2"], "or a number together with --process-id and --coordinator."),
+    "automatic places": ([*RUN, "--processes", "auto", "--process-id", "1"], "--processes takes auto, or a number"),
+    "places alone": (["score", "absent", "--coordinator", "host:1"], "--processes takes auto, or a number"),
+    "no such process": (
+        [*RUN, "--processes", "2", "--process-id", "2", "--coordinator", "host:1"],
+        "process-id must be at least 0 and below processes, got 2 of 2.",
+    ),
+    "no port": (
+        [*RUN, "--processes", "2", "--process-id", "0", "--coordinator", "host"],
+        "coordinator must be HOST:PORT, the same for all processes, got 'host'.",
+    ),
     "out is a file": (["run", "digits", "--out", "empty.py"], "exists and is not the directory of a run"),
     "out is foreign": (["run", "digits", "--out", "foreign"], "foreign exists and is not the directory of a run"),
     "train too": (["train", "digits", "--out", "new", "--bits", "9"], "bits must be between 1 and 8, got 9."),

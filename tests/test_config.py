@@ -68,6 +68,7 @@ WRONG = {
     "checkpoint_epochs": [0, None],
     "checkpoint_steps": [0, 1.5],
     "workers": [-1, None, "2"],
+    "fsdp": [1, "yes", None],
 }
 
 

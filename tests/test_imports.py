@@ -28,6 +28,7 @@ LAYERS = [
         "pruning.rank",
         "stopping",
         "sharding",
+        "processes",
         "export",
         "export.folded",
     },

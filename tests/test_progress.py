@@ -41,3 +41,10 @@ def test_the_bar_is_closed_when_the_work_fails(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(FloatingPointError), progress("training", total=2):
         raise FloatingPointError
+
+
+def test_what_another_process_shows_is_not_shown_again(capsys):
+    with progress("training", total=10, shown=False) as silent:
+        silent.advance(3, "loss 1.0")
+        silent.line("epoch 1/2")
+    assert capsys.readouterr() == ("", "")

@@ -29,6 +29,12 @@ def test_eight_devices_do_what_one_does(tmp_path):
     assert found["steps"]["moved"] == []
     assert found["steps"]["reductions"] > 0
     assert found["steps"]["scores"] == 0
+    # Weights that are cut are gathered where they are used, and nothing else moves but sums.
+    assert found["cuts"]["apart"] < 1e-5
+    assert max(found["cuts"]["held"]) < 0.13
+    assert found["cuts"]["kinds"] == ["all-gather"]
+    assert found["cuts"]["sent"] == found["cuts"]["weights"]
+    assert found["cuts"]["strange"] == []
     # A checkpoint of eight devices goes on with one and with two.
     assert found["fits"]["apart"] < 1e-5
     assert found["fits"]["accuracy"] == 0

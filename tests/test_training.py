@@ -175,12 +175,6 @@ def test_what_is_missing_or_damaged_is_refused(plan, whole, tmp_path):
     refused(foreign, "step_30 is not one that this training wrote")
 
 
-def test_several_processes_are_refused(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="training runs in one JAX process"):
-        fitted(plan, tmp_path / "new")
-
-
 def test_the_seed_decides(small_network, tmp_path):
     settings = {"epochs": 1, "learning_rate": 0.02, "shift": 1}
     first, again, other = (

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from qpsnn_jax.data.dataset import Arrays, Examples, Files, Source
 from qpsnn_jax.data.stream import Resumable, stream
-from qpsnn_jax.sharding import replicated, split
+from qpsnn_jax.sharding import joined, put, replicated, split
 
 # Pixels in a batch of evaluation: 500 images of 64×64, fewer of larger ones.
 _EVALUATION_PIXELS = 500 * 64 * 64
@@ -45,7 +45,8 @@ def feed(examples: Examples, batch_size: int, seed: int, *, workers: int = 0, me
         batch_size: examples in a batch.
         seed: chooses the orders and the crops.
         workers: processes that read files ahead, 0 for none; arrays need none.
-        mesh: of the devices over which each batch is split; every one of them holds the arrays.
+        mesh: of the devices over which each batch is split; every one of them holds the arrays. Of files, each process
+            reads its own part of every batch.
     """
     if isinstance(examples, Files):
         return _Streamed(examples, batch_size, seed, workers, mesh)
@@ -115,7 +116,7 @@ class _OnDevice:
 
     def __init__(self, arrays: Arrays, batch_size: int, seed: int, mesh: Mesh | None) -> None:
         places = (None, None) if mesh is None else (replicated(mesh), split(mesh))
-        self._arrays, self._size, self._key = jax.device_put(arrays, places[0]), batch_size, jax.random.key(seed)
+        self._arrays, self._size, self._key = put(arrays, places[0]), batch_size, jax.random.key(seed)
         self._take = jax.jit(_take, static_argnums=3, out_shardings=places[1])
         self._per_epoch = len(arrays.labels) // batch_size
         self._given, self._epoch, self._order = 0, -1, None
@@ -142,11 +143,13 @@ class _Streamed:
 
     def __init__(self, files: Files, batch_size: int, seed: int, workers: int, mesh: Mesh | None) -> None:
         self._place = None if mesh is None else split(mesh)
-        self._read = stream(files.source, batch_size, seed, workers=workers, transform=files.crop)
+        own = batch_size if mesh is None else batch_size // jax.process_count()
+        options = {"shard_by_process": mesh is not None, "transform": files.crop}
+        self._read = stream(files.source, own, seed, workers=workers, **options)
 
     def __next__(self) -> Arrays:
         batch = next(self._read)
-        return jax.device_put(Arrays(batch["image"], batch["label"]), self._place)
+        return joined(Arrays(batch["image"], batch["label"]), self._place)
 
     def get_state(self) -> dict[str, Any]:
         return self._read.get_state()

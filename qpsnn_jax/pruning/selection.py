@@ -15,7 +15,7 @@ from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.neurons import LIFTrace
 from qpsnn_jax.pruning.channels import Group, channel_groups, spiking_members
 from qpsnn_jax.pruning.scores import count_ranks, magnitude_scores, random_scores, sca_scores, spike_counts
-from qpsnn_jax.sharding import mean_over
+from qpsnn_jax.sharding import mean_over, put, replicated, split
 from qpsnn_jax.zoo.blocks import kept_channels
 
 Scores = dict[str, Array]
@@ -81,10 +81,11 @@ def score(
         return {name: jnp.mean(jnp.stack([found[m] for m in members]), axis=0) for name, members in layers.items()}
 
     step = jax.jit(batch_scores if mesh is None else mean_over(mesh, batch_scores))
+    variables = variables if mesh is None else put(variables, replicated(mesh))
     total: Scores | None = None
     count = 0
     for images in batches:
-        scores = step(variables, images)
+        scores = step(variables, images if mesh is None else put(images, split(mesh)))
         total = scores if total is None else jax.tree.map(jnp.add, total, scores)
         count += 1
     if total is None:
