@@ -1,7 +1,9 @@
 """Runs a graph: the one Flax module, a thin adapter around pure functions of nodes and arrays."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -176,9 +178,9 @@ def run_stateless(node: Node, inputs: list[Array]) -> Array | AttentionTrace:
     x = inputs[0]
     match node:
         case MaxPool():
-            return _pool(x, node, -jnp.inf, jax.lax.max)
+            return _max_pool(x, node)
         case AveragePool():
-            return _pool(x, node, 0.0, jax.lax.add) / (node.window[0] * node.window[1])
+            return _average_pool(x, node)
         case GlobalAveragePool():
             return jnp.mean(x, axis=(-3, -2))
         case Flatten():
@@ -216,11 +218,27 @@ def attention(query: Array, key: Array, value: Array, node: Attention) -> Attent
     return AttentionTrace(currents, meetings + node.head_features * jnp.sum(q, (-3, -2, -1)))
 
 
-def _pool(x: Array, node: MaxPool | AveragePool, start: float, combine: Callable) -> Array:
+def _max_pool(x: Array, node: MaxPool) -> Array:
+    """The largest of each window; where several are, as spikes are, the gradient goes to the first.
+
+    By selections, because the gradient of ``reduce_window`` takes four integers for every number on a CPU.
+    """
+    around = (*((0, 0) for _ in x.shape[:-3]), *((p, p) for p in node.padding), (0, 0))
+    padded = jnp.pad(x, around, constant_values=-jnp.inf)
+    sizes = zip(padded.shape[-3:-1], node.window, node.strides, strict=True)
+    rows, columns = ([slice(i, n - k + i + 1, s) for i in range(k)] for n, k, s in sizes)
+    largest, *others = (padded[..., row, column, :] for row, column in product(rows, columns))
+    for each in others:
+        largest = jnp.where(each > largest, each, largest)
+    return largest
+
+
+def _average_pool(x: Array, node: AveragePool) -> Array:
     lead = (1,) * (x.ndim - 3)
     window, strides = (*lead, *node.window, 1), (*lead, *node.strides, 1)
     padding = (*((0, 0) for _ in lead), *((p, p) for p in node.padding), (0, 0))
-    return jax.lax.reduce_window(x, np.asarray(start, x.dtype), combine, window, strides, padding)
+    sums = jax.lax.reduce_window(x, np.zeros((), x.dtype), jax.lax.add, window, strides, padding)
+    return sums / math.prod(node.window)
 
 
 def _repeat(x: Array, timesteps: int) -> Array:

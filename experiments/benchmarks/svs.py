@@ -4,8 +4,9 @@ Command: python -m experiments.benchmarks.svs [--images 8] [--repeats 5] [--json
 
 The maps are those of the paper's ResNet20 (832 of 32×32, 1,536 of 16×16 and 3,072 of 8×8 an image), 2 bits, T = 2,
 after some steps of training on digits enlarged to 32×32. All sides rank the same maps, in turns, in one process,
-compiled before, each in the layout that its network leaves them in. PyTorch is timed where it is installed: per map, which is how the released code goes about it, and in
-batches. Every rank of ours is compared with that of float64 singular values. Ours: in experiments/README.md.
+compiled before, each in the layout that its network leaves them in. PyTorch is timed where it is installed: per map,
+which is how the released code goes about it, and in batches. Every rank of ours is compared with that of float64
+singular values. Ours: in experiments/README.md.
 """
 
 import argparse
@@ -52,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     for side in sides:
         each = " | ".join(f"{1e6 * rows[size][side]:.2f}" for size in maps)
         print(f"| {side} | {each} | {1e3 * whole[side]:.1f} | {640 * whole[side]:.1f} s |")
-    print(f"{given.images * sum(share.values())} maps, {wrong} ranks of ours differ from those of float64 singular values")
+    print(
+        f"{given.images * sum(share.values())} maps, {wrong} ranks of ours differ from those of float64 singular values"
+    )
     if given.json:
         document = {"seconds_a_map": {str(size): row for size, row in rows.items()}, "seconds_an_image": whole}
         given.json.write_text(json.dumps(document | {"maps_an_image": share, "wrong": wrong}, indent=2) + "\n")

@@ -13,6 +13,7 @@ from torch.nn import functional  # pyright: ignore[reportMissingImports]
 from qpsnn_jax.graph import (
     LIF,
     Add,
+    AveragePool,
     BatchNorm,
     Conv,
     Dense,
@@ -77,6 +78,8 @@ class TorchNetwork(torch.nn.Module):
                 return neurons(inputs[0], node, self.graph.timesteps, self.graph.values[node.input].timed)
             case MaxPool():
                 return functional.max_pool2d(inputs[0], node.window, node.strides, node.padding)
+            case AveragePool():
+                return functional.avg_pool2d(inputs[0], node.window, node.strides, node.padding)
             case Shortcut():
                 return shortcut(inputs[0], node)
             case Add():
