@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qpsnn_jax.pruning import (
         channel_groups,
         magnitude_scores,
+        make_score_step,
         prune,
         random_scores,
         sca_scores,
@@ -59,6 +60,7 @@ _HOMES = {
     "pruning": (
         "Criterion",
         "channel_groups",
+        "make_score_step",
         "magnitude_scores",
         "matrix_ranks",
         "prune",

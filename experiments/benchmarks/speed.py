@@ -155,7 +155,19 @@ def plain() -> Iterator[None]:
         yield
 
 
-def _step_in_jax(case: Case) -> Callable[[], float]:
+class Step(NamedTuple):
+    """A step of training: runs once, waits, gives the loss; ``memory`` are the bytes it needs, by analysis."""
+
+    run: Callable[[], float]
+    memory: float
+
+    def __call__(self) -> float:
+        """Run it."""
+        return self.run()
+
+
+def step_in_jax(case: Case) -> Step:
+    """Training with SGD, compiled."""
     tx = optax.sgd(_LEARNING_RATE, momentum=_MOMENTUM)
     state = jax.jit(partial(init_state, tx=tx))(case.variables, key=jax.random.key(0))
     images, labels = jax.device_put((case.images, case.labels))
@@ -166,7 +178,8 @@ def _step_in_jax(case: Case) -> Callable[[], float]:
         state, metrics = step(state, images, labels)
         return float(jax.block_until_ready(metrics)["loss"])
 
-    return run
+    needs = step.memory_analysis()
+    return Step(run, needs.temp_size_in_bytes + needs.argument_size_in_bytes)
 
 
 def _inference_in_jax(case: Case) -> Callable[[], float]:
@@ -175,9 +188,11 @@ def _inference_in_jax(case: Case) -> Callable[[], float]:
     return lambda: _loss_of(np.asarray(apply(variables, images)).mean(1), case.labels)
 
 
-def _plain(side: Side) -> Side:
+def around(side: Side, within: Callable[[], Any]) -> Side:
+    """The side, made ready within a context."""
+
     def make(case: Case) -> Callable[[], float]:
-        with plain():
+        with within():
             return side(case)
 
     return make
@@ -187,12 +202,17 @@ def _loss_of(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels).mean())
 
 
-def _in_torch(work: str, *, channels_last: bool = False, compiled: bool = False, autocast: bool = False) -> Side:
+def in_torch(
+    work: str, *, channels_last: bool = False, compiled: bool = False, autocast: bool = False, tf32: bool = False
+) -> Side:
+    """A side in PyTorch, on the kind of device that JAX has."""
+
     def side(case: Case) -> Callable[[], float]:
         import torch  # pyright: ignore[reportMissingImports]
 
         from experiments.benchmarks.torch_network import TorchNetwork
 
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
         layout = {"memory_format": torch.channels_last} if channels_last else {}
         network = TorchNetwork(case.graph, case.variables).to(device, **layout)
@@ -232,17 +252,18 @@ def _in_torch(work: str, *, channels_last: bool = False, compiled: bool = False,
 
 def _torch_sides(work: str) -> dict[str, Side]:
     return {
-        "PyTorch": _in_torch(work),
-        "PyTorch, channels last": _in_torch(work, channels_last=True),
-        "PyTorch, channels last, compiled": _in_torch(work, channels_last=True, compiled=True),
-        "PyTorch, channels last, bfloat16": _in_torch(work, channels_last=True, autocast=True),
-        "PyTorch, channels last, bfloat16, compiled": _in_torch(work, channels_last=True, autocast=True, compiled=True),
+        "PyTorch": in_torch(work),
+        "PyTorch, channels last": in_torch(work, channels_last=True),
+        "PyTorch, channels last, compiled": in_torch(work, channels_last=True, compiled=True),
+        "PyTorch, channels last, bfloat16": in_torch(work, channels_last=True, autocast=True),
+        "PyTorch, channels last, bfloat16, compiled": in_torch(work, channels_last=True, autocast=True, compiled=True),
     }
 
 
 WORK: dict[str, dict[str, Side]] = {
-    "training": {"qpsnn_jax": _step_in_jax, "plain XLA": _plain(_step_in_jax)} | _torch_sides("training"),
-    "inference": {"qpsnn_jax": _inference_in_jax, "plain XLA": _plain(_inference_in_jax)} | _torch_sides("inference"),
+    "training": {"qpsnn_jax": step_in_jax, "plain XLA": around(step_in_jax, plain)} | _torch_sides("training"),
+    "inference": {"qpsnn_jax": _inference_in_jax, "plain XLA": around(_inference_in_jax, plain)}
+    | _torch_sides("inference"),
 }
 
 if __name__ == "__main__":

@@ -10,13 +10,23 @@ from qpsnn_jax.pruning.scores import (
     svs_ranks,
     svs_scores,
 )
-from qpsnn_jax.pruning.selection import Criterion, sca, score, score_magnitude, score_random, select, svs
+from qpsnn_jax.pruning.selection import (
+    Criterion,
+    make_score_step,
+    sca,
+    score,
+    score_magnitude,
+    score_random,
+    select,
+    svs,
+)
 
 __all__ = [
     "Criterion",
     "Group",
     "channel_groups",
     "magnitude_scores",
+    "make_score_step",
     "matrix_ranks",
     "prune",
     "random_scores",

@@ -69,6 +69,29 @@ def score(
     References:
         QP-SNN (ICLR 2025), Eq. 7 and 11-13.
     """
+    batch_scores = make_score_step(graph, criterion)
+    step = jax.jit(batch_scores if mesh is None else mean_over(mesh, batch_scores))
+    variables = variables if mesh is None else put(variables, replicated(mesh))
+    total: Scores | None = None
+    count = 0
+    for images in batches:
+        scores = step(variables, images if mesh is None else put(images, split(mesh)))
+        total = scores if total is None else jax.tree.map(jnp.add, total, scores)
+        count += 1
+    if total is None:
+        raise ValueError("score needs at least one batch of images.")
+    return {name: total[name] / count for name in channel_groups(graph) if name in total}
+
+
+def make_score_step(graph: Graph, criterion: Criterion = svs) -> Callable[[Any, Array], Scores]:
+    """What :func:`score` does with one batch, as a pure function ``(variables, images) -> {group: scores}``.
+
+    Args:
+        graph, criterion: as in :func:`score`.
+
+    Raises:
+        ValueError: ``criterion`` is none; in the function, its maps or its scores have another shape.
+    """
     if not isinstance(criterion, Criterion):
         raise ValueError(f"criterion must be a Criterion(observe, score), got {criterion!r}.")
     groups = channel_groups(graph)
@@ -80,17 +103,7 @@ def score(
         found = _score_maps(criterion, maps)
         return {name: jnp.mean(jnp.stack([found[m] for m in members]), axis=0) for name, members in layers.items()}
 
-    step = jax.jit(batch_scores if mesh is None else mean_over(mesh, batch_scores))
-    variables = variables if mesh is None else put(variables, replicated(mesh))
-    total: Scores | None = None
-    count = 0
-    for images in batches:
-        scores = step(variables, images if mesh is None else put(images, split(mesh)))
-        total = scores if total is None else jax.tree.map(jnp.add, total, scores)
-        count += 1
-    if total is None:
-        raise ValueError("score needs at least one batch of images.")
-    return {name: total[name] / count for name in layers}
+    return batch_scores
 
 
 def score_magnitude(graph: Graph, variables: Any) -> Scores:
