@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax import checkpoint
+from qpsnn_jax.compiling import run_once
 from qpsnn_jax.config import Config, as_dict, build_graph, from_dict
 from qpsnn_jax.costs import cost
 from qpsnn_jax.data import DataSet, load
 from qpsnn_jax.data.feed import count, sample
 from qpsnn_jax.graph import Graph
-from qpsnn_jax.once import run_once
 from qpsnn_jax.processes import alike, write_together
 from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
 from qpsnn_jax.pruning.selection import Scores

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from qpsnn_jax.compiling import run_once
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.data.feed import first
 from qpsnn_jax.graph import LIF, Conv, Graph
 from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.once import run_once
 from qpsnn_jax.pipeline import STAGES, Stage, load_network, read_notes, stored_arrays
 from qpsnn_jax.processes import write_together
 from qpsnn_jax.steps import Variables

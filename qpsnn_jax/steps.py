@@ -9,10 +9,10 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
+from qpsnn_jax.compiling import run_once
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.losses import cross_entropy
 from qpsnn_jax.network import Capture, Reducer, SpikingNetwork
-from qpsnn_jax.once import run_once
 
 Variables = dict[str, Any]
 Metrics = dict[str, Array]

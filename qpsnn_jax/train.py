@@ -18,6 +18,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from qpsnn_jax import checkpoint
+from qpsnn_jax.compiling import lean_jit
 from qpsnn_jax.config import Config, LossName, augmenter
 from qpsnn_jax.costs import activity_reducers, sops_reducers
 from qpsnn_jax.data import DataSet, normalize
@@ -119,7 +120,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     batches = feed(data.train, config.batch_size, plan.seed, workers=config.workers, mesh=mesh)
     state, epochs, losses, seconds = _resume(initial, graph, directory, batches)
     started = time.monotonic() - seconds
-    step = jax.jit(
+    step = lean_jit(
         make_train_step(
             graph,
             tx,
@@ -188,7 +189,7 @@ def evaluate(
         step = _activity_step(graph, data.mean, data.std, mesh)
     else:
         made = make_eval_step(graph, prepare=normalizer(data), capture=capture)
-        step = jax.jit(made, out_shardings=replicated(mesh))
+        step = lean_jit(made, out_shardings=replicated(mesh))
     return _evaluate(step, variables, examples, 0, mesh)
 
 
@@ -226,7 +227,7 @@ def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]
     """Kept, because fine-tuning evaluates the network that pruning has just evaluated, and compiling takes seconds."""
     prepare = partial(normalize, mean=mean, std=std)
     step = make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph))
-    return jax.jit(step, out_shardings=replicated(mesh))
+    return lean_jit(step, out_shardings=replicated(mesh))
 
 
 def _evaluate(step: Callable, variables: Variables, examples: Examples, workers: int, mesh: Mesh) -> Evaluation:

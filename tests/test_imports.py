@@ -22,7 +22,7 @@ LAYERS = [
         "data.stream",
         "progress",
         "files",
-        "once",
+        "compiling",
         "hardware",
         "bfloat16",
         "pruning.rank",

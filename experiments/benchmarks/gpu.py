@@ -28,10 +28,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from experiments.benchmarks.layers import median
 from experiments.benchmarks.speed import NETWORKS, Case, Side, around, in_torch, make_case, products, step_in_jax
 from qpsnn_jax import lif, make_score_step
+from qpsnn_jax.compiling import lean_jit
 from qpsnn_jax.convolution import accumulate
 
 SCORED, SCORED_AT_ONCE = 640, 128
@@ -135,17 +136,7 @@ def _attempt(measure: Callable[[], Any]) -> Any:
 def _train(way: Way, case: Case, repeats: int) -> dict[str, float]:
     _reset_peak(way)
     run = way.side(case)
-    return {"seconds": _median(run, repeats), "peak": _peak(way, run)}
-
-
-def _median(run: Callable[[], Any], repeats: int) -> float:
-    run(), run()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds))
+    return {"seconds": median(run, repeats), "peak": _peak(way, run)}
 
 
 def _reset_peak(way: Way) -> None:
@@ -176,21 +167,21 @@ def _limits(size: float, repeats: int) -> Iterator[dict[str, Any]]:
         matrix = jnp.ones((n, n), dtype)
         with jax.default_matmul_precision(precision) if precision != "default" else nullcontext():
             multiply = jax.jit(lambda x: x @ x).lower(matrix).compile()
-        seconds = _median(lambda f=multiply, x=matrix: jax.block_until_ready(f(x)), repeats)
+        seconds = median(lambda f=multiply, x=matrix: jax.block_until_ready(f(x)), repeats)
         yield {f"rate {name}": n**3 / seconds}
     array = jnp.ones(numbers)
     copy = jax.jit(lambda x: x + 1)
-    yield {"bandwidth of a copy": 8 * numbers / _median(lambda: jax.block_until_ready(copy(array)), repeats)}
+    yield {"bandwidth of a copy": 8 * numbers / median(lambda: jax.block_until_ready(copy(array)), repeats)}
     currents = jnp.ones((4, 2, numbers // 8))
     fire = jax.jit(lif)
-    yield {"bandwidth of neurons": 8 * currents.size / _median(lambda: jax.block_until_ready(fire(currents)), repeats)}
+    yield {"bandwidth of neurons": 8 * currents.size / median(lambda: jax.block_until_ready(fire(currents)), repeats)}
 
 
 def _score(case: Case) -> dict[str, float]:
     images = jnp.asarray(case.images[:SCORED_AT_ONCE])
-    step = jax.jit(make_score_step(case.graph)).lower(case.variables, images).compile()
+    step = lean_jit(make_score_step(case.graph)).lower(case.variables, images).compile()
     variables, batches = jax.device_put(case.variables), -(-SCORED // len(images))
-    seconds = batches * _median(lambda: jax.block_until_ready(step(variables, images)), 3)
+    seconds = batches * median(lambda: jax.block_until_ready(step(variables, images)), 3)
     return {"seconds": seconds, "images": batches * len(images)}
 
 

@@ -30,6 +30,7 @@ import optax
 
 from experiments.benchmarks.networks import with_statistics
 from qpsnn_jax import Graph, SpikingNetwork, init_state, make_train_step
+from qpsnn_jax.compiling import lean_jit
 from qpsnn_jax.graph import Conv, Dense
 from qpsnn_jax.hardware import keep_freed_memory
 from qpsnn_jax.zoo import resnet20, vgg16
@@ -171,7 +172,7 @@ def step_in_jax(case: Case) -> Step:
     tx = optax.sgd(_LEARNING_RATE, momentum=_MOMENTUM)
     state = jax.jit(partial(init_state, tx=tx))(case.variables, key=jax.random.key(0))
     images, labels = jax.device_put((case.images, case.labels))
-    step = jax.jit(make_train_step(case.graph, tx), donate_argnums=0).lower(state, images, labels).compile()
+    step = lean_jit(make_train_step(case.graph, tx), donate_argnums=0).lower(state, images, labels).compile()
 
     def run() -> float:
         nonlocal state
@@ -184,7 +185,7 @@ def step_in_jax(case: Case) -> Step:
 
 def _inference_in_jax(case: Case) -> Callable[[], float]:
     variables, images = jax.device_put((case.variables, case.images))
-    apply = jax.jit(SpikingNetwork(case.graph).apply).lower(variables, images).compile()
+    apply = lean_jit(SpikingNetwork(case.graph).apply).lower(variables, images).compile()
     return lambda: _loss_of(np.asarray(apply(variables, images)).mean(1), case.labels)
 
 

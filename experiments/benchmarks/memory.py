@@ -1,0 +1,76 @@
+"""Working memory of a training step beside what PyTorch keeps for its backward pass.
+
+Command: python -m experiments.benchmarks.memory [--networks vgg16 resnet20] [--batch 32]
+
+Ours is what XLA's analysis of the compiled step says it needs besides the state and the batch: everything, gradients
+included; in the order of `lean_jit`, which runs take, and in XLA's own. PyTorch's is what eager autograd saves between
+the forward and the backward pass, and the gradients of the weights, counted tensor by tensor; what single operations
+need in passing comes on top. No step is run.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from experiments.benchmarks.speed import NETWORKS, Case, make_case, plain
+from qpsnn_jax import init_state, make_train_step
+from qpsnn_jax.compiling import lean_jit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["vgg16", "resnet20"])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--width", type=float, default=1.0, help="multiplies every width; 1 is the paper's")
+    given = parser.parse_args(arguments)
+    print(f"| batch {given.batch} | lean_jit | jax.jit | plain XLA | PyTorch, eager |\n|---|---|---|---|---|")
+    for name in given.networks:
+        case = make_case(name, given.batch, given.width)
+        ours = [in_jax(case, jit) for jit in (lean_jit, jax.jit)]
+        with plain():
+            ours.append(in_jax(case, jax.jit))
+        torch = "not installed" if importlib.util.find_spec("torch") is None else f"{in_torch(case) / 1e6:.0f} MB"
+        print(f"| {name} | " + " | ".join(f"{n / 1e6:.0f} MB" for n in ours) + f" | {torch} |", flush=True)
+    return 0
+
+
+def in_jax(case: Case, jit: Callable[..., Any]) -> int:
+    """Bytes of the compiled step besides what is passed to it."""
+    tx = optax.sgd(0.01, momentum=0.9)
+    state = init_state(case.variables, tx, jax.random.key(0))
+    step = jit(make_train_step(case.graph, tx), donate_argnums=0)
+    return step.lower(state, case.images, case.labels).compile().memory_analysis().temp_size_in_bytes
+
+
+def in_torch(case: Case) -> int:
+    """Bytes of the tensors that autograd saves, each storage once and no weights, and of the gradients."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from experiments.benchmarks.torch_network import TorchNetwork
+
+    network = TorchNetwork(case.graph, case.variables).train()
+    images = torch.from_numpy(case.images).permute(0, 3, 1, 2).contiguous()
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    saved: dict[int, Any] = {}
+
+    def seen(tensor: Any) -> Any:
+        # The storage is kept, so that its address is not given away again.
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+        currents = network(images)
+        loss = torch.nn.functional.cross_entropy(currents.mean(0), torch.from_numpy(case.labels).long())
+    kept = sum(storage.nbytes() for place, storage in saved.items() if place not in own)
+    del loss
+    return kept + sum(parameter.nbytes for parameter in network.parameters())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

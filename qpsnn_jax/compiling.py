@@ -1,0 +1,33 @@
+"""How programs are compiled: those that run a single time, and those that should take little memory."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+
+
+def run_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``jax.jit(function)(*arguments)``, compiled without optimization: sooner, to run slower."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*arguments)
+
+
+def lean_jit(function: Callable[..., Any], **options: Any) -> Any:
+    """``jax.jit(function, **options)``, on a CPU in an order that holds little memory at a time.
+
+    XLA's own order there makes as much as it can as soon as it can, so that what only the end of the backward pass
+    needs lies about from the forward pass on. The results are the same, bit for bit.
+    """
+    return jax.jit(function, compiler_options=_in_lean_order(), **options)
+
+
+@cache
+def _in_lean_order() -> dict[str, Any]:
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # A release of XLA that does not know it, and has an order of its own.
+        return {}
+    return options
