@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qpsnn_jax.export import FOLDED, FORMATS
-from qpsnn_jax.hardware import keep_freed_memory
 
 if TYPE_CHECKING:
     from qpsnn_jax.config import Config
@@ -56,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command is None:
             parser.error(f"give a COMMAND, one of {', '.join(COMMANDS)}")
         _keep_compiled()
-        keep_freed_memory()
         return COMMANDS[given.command](given.rest) or 0
     except KeyboardInterrupt as stop:
         from qpsnn_jax.stopping import Terminated

@@ -16,7 +16,8 @@ def lean_jit(function: Callable[..., Any], **options: Any) -> Any:
     """``jax.jit(function, **options)``, on a CPU in an order that holds little memory at a time.
 
     XLA's own order there makes as much as it can as soon as it can, so that what only the end of the backward pass
-    needs lies about from the forward pass on. The results are the same, bit for bit.
+    needs lies about from the forward pass on. The results are the same, bit for bit; a step that takes few
+    milliseconds is a tenth slower, because less of it runs side by side.
     """
     return jax.jit(function, compiler_options=_in_lean_order(), **options)
 

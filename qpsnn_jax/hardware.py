@@ -1,7 +1,5 @@
 """What the machine can do, as far as the choice of a program depends on it."""
 
-import ctypes
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,20 +17,6 @@ def portable() -> Iterator[None]:
         yield
     finally:
         _PORTABLE.reset(before)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for what comes next; to be called before any thread starts.
-
-    XLA asks for all the working memory of a program anew at every call. What is large goes back to the system after it
-    otherwise, and comes from there page by page, zeroed: a fifth of the time of a large training step on a CPU. Does
-    nothing where the C library is not that of Linux.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    # mallopt(3): one arena, nothing mapped by itself, nothing trimmed from the end.
-    for option, value in ((-8, 1), (-4, 0), (-1, -1)):
-        ctypes.CDLL(None).mallopt(option, value)
 
 
 def cpu_flags() -> frozenset[str]:

@@ -18,12 +18,14 @@ import pytest
 from small_runs import checksums, records
 
 from qpsnn_jax import checkpoint, train
+from qpsnn_jax.compiling import lean_jit
 from qpsnn_jax.config import Config, build_graph
 from qpsnn_jax.costs import cost
 from qpsnn_jax.data import feed
 from qpsnn_jax.pipeline import load_data
 from qpsnn_jax.steps import init_variables
 from qpsnn_jax.train import Plan, evaluate, fit
+from qpsnn_jax.zoo import resnet20
 
 
 def plan_of(small_network, **changes):
@@ -395,3 +397,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     reports = [json.loads((directory / "report.json").read_text()) for directory in (whole, broken)]
     assert records(reports[0]) == records(reports[1])
     assert reports[0]["stages"][-1]["connection_ratio"] < 0.5
+
+
+def test_memory_counts_for_large_networks_alone():
+    assert train._jit(resnet20(bits=2, width=1 / 8), 32) is jax.jit
+    assert train._jit(resnet20(bits=2), 8) is lean_jit

@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from experiments.benchmarks.layers import median
 from experiments.benchmarks.speed import NETWORKS, Case, Side, around, in_torch, make_case, products, step_in_jax
 from qpsnn_jax import lif, make_score_step
-from qpsnn_jax.compiling import lean_jit
 from qpsnn_jax.convolution import accumulate
 
 SCORED, SCORED_AT_ONCE = 640, 128
@@ -179,7 +178,7 @@ def _limits(size: float, repeats: int) -> Iterator[dict[str, Any]]:
 
 def _score(case: Case) -> dict[str, float]:
     images = jnp.asarray(case.images[:SCORED_AT_ONCE])
-    step = lean_jit(make_score_step(case.graph)).lower(case.variables, images).compile()
+    step = jax.jit(make_score_step(case.graph)).lower(case.variables, images).compile()
     variables, batches = jax.device_put(case.variables), -(-SCORED // len(images))
     seconds = batches * median(lambda: jax.block_until_ready(step(variables, images)), 3)
     return {"seconds": seconds, "images": batches * len(images)}

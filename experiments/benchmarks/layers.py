@@ -23,7 +23,6 @@ import numpy as np
 from experiments.benchmarks.speed import make_case, step_in_jax
 from qpsnn_jax.convolution import accumulate
 from qpsnn_jax.graph import Conv, Graph
-from qpsnn_jax.hardware import keep_freed_memory
 
 Kind = tuple[tuple[int, ...], tuple[int, ...], tuple[int, int], tuple[int, int]]
 PARTS = ("forward", "by maps", "by kernel")
@@ -36,7 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--width", type=float, default=1.0, help="multiplies every width; 1 is the paper's")
     parser.add_argument("--repeats", type=int, default=15)
     given = parser.parse_args(arguments)
-    keep_freed_memory()
     case = make_case("resnet20", given.batch, given.width)
     print("| maps, kernel, stride | layers | " + " | ".join(PARTS) + " |\n|---|---|---|---|---|")
     totals = dict.fromkeys(PARTS, 0.0)

@@ -6,8 +6,8 @@ Command: python -m experiments.benchmarks.speed [--networks resnet20] [--batches
 All sides compute the same network from the same weights on the same images, and their first results are compared. They
 take turns in one process, compiled before; the median and the range of the turns are reported. "plain XLA" is the
 project's network with every product a float32 convolution. PyTorch takes part where it is installed: as it comes, in
-channels-last layout, compiled, and with its bfloat16 autocast, which rounds forward too. Freed memory is kept for all
-of them, as the command line does. Ours: in experiments/README.md.
+channels-last layout, compiled, and with its bfloat16 autocast, which rounds forward too. Ours: in
+experiments/README.md.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from experiments.benchmarks.networks import with_statistics
 from qpsnn_jax import Graph, SpikingNetwork, init_state, make_train_step
 from qpsnn_jax.compiling import lean_jit
 from qpsnn_jax.graph import Conv, Dense
-from qpsnn_jax.hardware import keep_freed_memory
 from qpsnn_jax.zoo import resnet20, vgg16
 
 NETWORKS = {"resnet20": partial(resnet20, timesteps=2), "vgg16": partial(vgg16, timesteps=4)}
@@ -73,7 +72,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args(arguments)
-    keep_freed_memory()
     found = []
     for name in given.networks:
         for batch in given.batches:
@@ -185,7 +183,7 @@ def step_in_jax(case: Case) -> Step:
 
 def _inference_in_jax(case: Case) -> Callable[[], float]:
     variables, images = jax.device_put((case.variables, case.images))
-    apply = lean_jit(SpikingNetwork(case.graph).apply).lower(variables, images).compile()
+    apply = jax.jit(SpikingNetwork(case.graph).apply).lower(variables, images).compile()
     return lambda: _loss_of(np.asarray(apply(variables, images)).mean(1), case.labels)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from qpsnn_jax.compiling import lean_jit
 from qpsnn_jax.graph import Graph
 from qpsnn_jax.network import SpikingNetwork
 from qpsnn_jax.neurons import LIFTrace
@@ -71,7 +70,7 @@ def score(
         QP-SNN (ICLR 2025), Eq. 7 and 11-13.
     """
     batch_scores = make_score_step(graph, criterion)
-    step = lean_jit(batch_scores if mesh is None else mean_over(mesh, batch_scores))
+    step = jax.jit(batch_scores if mesh is None else mean_over(mesh, batch_scores))
     variables = variables if mesh is None else put(variables, replicated(mesh))
     total: Scores | None = None
     count = 0
