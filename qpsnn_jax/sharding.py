@@ -27,9 +27,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh) -> NamedSharding:
-    """Equal parts of the first axis, the batch."""
-    return NamedSharding(mesh, PartitionSpec(_AXIS))
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Equal parts of an axis, the batch."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, _AXIS))
 
 
 def cut(mesh: Mesh, tree: Any) -> Any:

@@ -129,6 +129,21 @@ def make_train_step(
     return step
 
 
+def scan_steps(
+    step: Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]],
+) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
+    """Several updates as one program: ``lax.scan`` of a step over images ``n b …`` and labels ``n b``.
+
+    Returns:
+        ``steps(state, images, labels) -> (state, metrics)``, the metrics of every step, ``n``.
+    """
+
+    def steps(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, batch: step(state, *batch), state, (images, labels))
+
+    return steps
+
+
 def make_eval_step(
     graph: Graph,
     *,

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -39,6 +39,7 @@ from qpsnn_jax.steps import (
     init_state,
     make_eval_step,
     make_train_step,
+    scan_steps,
 )
 from qpsnn_jax.stopping import Terminated, termination
 
@@ -122,19 +123,17 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     batches = feed(data.train, config.batch_size, plan.seed, workers=config.workers, mesh=mesh)
     state, epochs, losses, seconds = _resume(initial, graph, directory, batches)
     started = time.monotonic() - seconds
-    step = _jit(graph, config.batch_size)(
-        make_train_step(
-            graph,
-            tx,
-            loss=_loss(config),
-            prepare=_prepare(data, config),
-            decay=config.average or 0.0,
-            penalty=_penalty(graph, config.sops_penalty),
-            **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if config.fsdp else {}),
-        ),
-        donate_argnums=0,
-        out_shardings=(places, whole),
+    made = make_train_step(
+        graph,
+        tx,
+        loss=_loss(config),
+        prepare=_prepare(data, config),
+        decay=config.average or 0.0,
+        penalty=_penalty(graph, config.sops_penalty),
+        **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if config.fsdp else {}),
     )
+    jit = partial(_jit(graph, config.batch_size), donate_argnums=0, out_shardings=(places, whole))
+    step, steps = jit(made), jit(scan_steps(made))
     eval_step = _activity_step(graph, data.mean, data.std, mesh)
     result, done, total = None, int(state.step), plan.epochs * steps_per_epoch
     metrics = _Metrics(directory, done, losses)
@@ -145,9 +144,9 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
         termination() as terminated,
     ):
         stopping = agreed(terminated)
-        for number in range(done + 1, total + 1):
-            state, values = step(state, *next(batches))
-            shown.advance(1, metrics.record(values))
+        for number, size in _dispatches(done, total, steps_per_epoch, config.checkpoint_steps):
+            state, values = step(state, *next(batches)) if size == 1 else steps(state, *batches.several(size))
+            shown.advance(size, metrics.record(values))
             epoch, within = divmod(number, steps_per_epoch)
             if within == 0:
                 metrics.flush()
@@ -255,6 +254,26 @@ def _jit(graph: Graph, examples: int) -> Callable[..., Any]:
     return lean_jit if numbers > _LARGE else jax.jit
 
 
+def _dispatches(done: int, total: int, per_epoch: int, checkpoint_steps: int | None) -> Iterator[tuple[int, int]]:
+    """How many steps are done after each program that is started, and how many it takes.
+
+    None reaches over the end of an epoch or the place of a checkpoint, so that a run that is started again cuts what is
+    left alike.
+    """
+    every = [per_epoch, total] + ([checkpoint_steps] if checkpoint_steps else [])
+    while done < total:
+        size = _at_once()
+        if size > min(n - done % n for n in every):
+            size = 1
+        done += size
+        yield done, size
+
+
+def _at_once() -> int:
+    """Steps in one program; one on a CPU, which starts programs quickly and runs the body of a loop on one thread."""
+    return 1 if jax.default_backend() == "cpu" else 8
+
+
 def _loss(config: Config) -> Loss:
     return partial(_LOSSES[config.loss], label_smoothing=config.label_smoothing)
 
@@ -314,7 +333,7 @@ def _save(directory: Path, graph: Graph, state: TrainState, notes: dict[str, Any
 
 
 class _Metrics:
-    """Writes one JSON line per step, a step late, so that the device never waits to be read.
+    """Writes one JSON line per step, a program late, so that the device never waits to be read.
 
     Of several processes the first writes; the others know the same numbers, and stop where they are not finite.
     Where tensorboardX is installed, the same numbers go to ``tensorboard`` beside it.
@@ -333,7 +352,7 @@ class _Metrics:
         self._note = ""
 
     def record(self, values: dict[str, Array]) -> str:
-        """Take a step's metrics, write those of the step before, and return them as text."""
+        """Take the metrics of a step, or of several; write those of before, and return the last as text."""
         self._write_pending()
         self._pending = values
         return self._note
@@ -347,8 +366,13 @@ class _Metrics:
     def _write_pending(self) -> None:
         if self._pending is None:
             return
-        values = {name: float(value) for name, value in self._pending.items()}
-        self._step, self._pending = self._step + 1, None
+        pending = {name: np.atleast_1d(value) for name, value in jax.device_get(self._pending).items()}
+        self._pending = None
+        for numbers in zip(*pending.values(), strict=True):
+            self._write(dict(zip(pending, map(float, numbers), strict=True)))
+
+    def _write(self, values: dict[str, float]) -> None:
+        self._step += 1
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
                 f"the loss is {values['loss']} at step {self._step}; the checkpoints before it stay in "

@@ -148,6 +148,32 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_pa
     assert checksums(tmp_path / "new") == checksums(directory)
 
 
+def test_several_steps_in_one_program(plan, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_at_once", lambda: 3)
+    assert list(train._dispatches(0, 10, 5, None)) == [(3, 3), (4, 1), (5, 1), (8, 3), (9, 1), (10, 1)]
+    assert list(train._dispatches(5, 10, 5, 4)) == [(8, 3), (9, 1), (10, 1)]
+    trained = fitted(plan, tmp_path / "whole")
+    found, expected = lines(tmp_path / "whole"), lines(whole[1])
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    # Another program rounds elsewhere, which spikes make more of from step to step.
+    np.testing.assert_allclose([x["loss"] for x in found[:5]], [x["loss"] for x in expected[:5]], rtol=1e-3)
+
+    real, calls = train._evaluate, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "_evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(plan, tmp_path / "new")
+    monkeypatch.setattr(train, "_evaluate", real)
+    same(fitted(plan, tmp_path / "new").variables, trained.variables)
+    assert lines(tmp_path / "new") == found
+
+
 @pytest.mark.parametrize(("steps", "saved"), [(7, ["step_21", "step_25"]), (12, ["step_24", "step_25"])])
 def test_checkpoints_within_epochs_are_so_many_steps_apart(plan, whole, tmp_path, steps, saved):
     sparse = dataclasses.replace(plan.config, checkpoint_steps=steps, checkpoint_epochs=99)

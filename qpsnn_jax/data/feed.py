@@ -28,6 +28,10 @@ class Feed(Resumable, Protocol):
 
     def __next__(self) -> Arrays: ...
 
+    def several(self, number: int) -> Arrays:
+        """The next batches of one epoch together, ``n b …``."""
+        ...
+
 
 def count(examples: Examples) -> int:
     """Count the examples."""
@@ -118,15 +122,24 @@ class _OnDevice:
         places = (None, None) if mesh is None else (replicated(mesh), split(mesh))
         self._arrays, self._size, self._key = put(arrays, places[0]), batch_size, jax.random.key(seed)
         self._take = jax.jit(_take, static_argnums=3, out_shardings=places[1])
+        together = None if mesh is None else split(mesh, axis=1)
+        self._several = jax.jit(_several, static_argnums=(3, 4), out_shardings=together)
         self._per_epoch = len(arrays.labels) // batch_size
         self._given, self._epoch, self._order = 0, -1, None
 
     def __next__(self) -> Arrays:
+        return self._take(*self._passed(1), self._size)
+
+    def several(self, number: int) -> Arrays:
+        return self._several(*self._passed(number), self._size, number)
+
+    def _passed(self, number: int) -> tuple[Arrays, Array, int]:
+        """The arrays, the order of the epoch, and the first of so many batches in it, which count as given."""
         epoch, row = divmod(self._given, self._per_epoch)
-        if epoch != self._epoch:
+        if epoch != self._epoch or self._order is None:
             self._epoch, self._order = epoch, _order(self._key, epoch, len(self._arrays.labels))
-        self._given += 1
-        return self._take(self._arrays, self._order, row, self._size)
+        self._given += number
+        return self._arrays, self._order, row
 
     def get_state(self) -> dict[str, Any]:
         return {"batches": self._given}
@@ -151,6 +164,9 @@ class _Streamed:
         batch = next(self._read)
         return joined(Arrays(batch["image"], batch["label"]), self._place)
 
+    def several(self, number: int) -> Arrays:
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *[next(self) for _ in range(number)])
+
     def get_state(self) -> dict[str, Any]:
         return self._read.get_state()
 
@@ -166,9 +182,13 @@ def _order(key: Array, epoch: int, total: int) -> Array:
     return jax.random.permutation(jax.random.fold_in(key, epoch), total)
 
 
-def _take(arrays: Any, order: Array, row: int, size: int) -> Any:
+def _take(arrays: Any, order: Array, row: Array | int, size: int) -> Any:
     index = jax.lax.dynamic_slice(order, (row * size,), (size,))
     return jax.tree.map(lambda x: jnp.take(x, index, axis=0), arrays)
+
+
+def _several(arrays: Any, order: Array, row: int, size: int, number: int) -> Any:
+    return jax.vmap(lambda row: _take(arrays, order, row, size))(row + jnp.arange(number))
 
 
 def _evaluation_size(examples: Examples) -> int:

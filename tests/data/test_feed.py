@@ -69,6 +69,18 @@ def test_a_feed_goes_on_where_another_was(examples):
         jax.tree.map(np.testing.assert_array_equal, tuple(next(again)), tuple(batch))
 
 
+@each
+def test_several_batches_are_the_next_ones_together(examples):
+    one_by_one, together = feed(examples, 5, 3), feed(examples, 5, 3)
+    next(one_by_one), next(together)
+    stacked = [next(one_by_one) for _ in range(3)]
+    found = together.several(3)
+    assert found.labels.shape == (3, 5)
+    for i, batch in enumerate(stacked):
+        jax.tree.map(np.testing.assert_array_equal, (found.images[i], found.labels[i]), tuple(batch))
+    jax.tree.map(np.testing.assert_array_equal, tuple(next(together)), tuple(next(one_by_one)))
+
+
 def test_arrays_are_put_on_the_device_once(monkeypatch):
     moved, put = [], jax.device_put
     monkeypatch.setattr(jax, "device_put", lambda *x: moved.append(x) or put(*x))
