@@ -58,7 +58,7 @@ def accumulate(
     - ``int8`` operands, summed in int32. Weights of 8 bits reach 255; they are computed as 2·m + 1, whose 1 is one sum
       over each window's spikes, the same for all channels.
 
-    Gradients are those of :func:`convolve`. On CPUs that multiply bfloat16 fast, from the widths on that gain by it,
+    Gradients are those of :func:`convolve`. On a CPU that multiplies bfloat16 fast, from the widths on that gain by it,
     what is pushed back is rounded to bfloat16 before it is multiplied by spikes and by integers, which are exact in it;
     the sums are float32's.
 
@@ -171,7 +171,9 @@ def _fastest_form(kernel: tuple[int, ...]) -> Form:
 
 def _gradients_in_bfloat16(spikes: Array, integers: Array, strides: Pair, padding: Pair) -> bool:
     """Whether gradients are faster in products of bfloat16 on this machine; measured on a Zen 5 (AVX-512 BF16)."""
-    fast = jax.default_backend() == "cpu" and not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"})
+    # On several devices the product over a whole batch would bring all of it to each of them.
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    fast = alone and not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"})
     rows, columns, inputs, outputs = integers.shape
     within = padding[0] < rows <= spikes.shape[1] and padding[1] < columns <= spikes.shape[2]
     plain = strides == (1, 1) and spikes.dtype == integers.dtype == jnp.float32

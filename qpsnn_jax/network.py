@@ -229,7 +229,7 @@ def _max_pool(x: Array, node: MaxPool) -> Array:
     rows, columns = ([slice(i, n - k + i + 1, s) for i in range(k)] for n, k, s in sizes)
     largest, *others = (padded[..., row, column, :] for row, column in product(rows, columns))
     for each in others:
-        largest = jnp.where(each > largest, each, largest)
+        largest = jnp.where((each > largest) | jnp.isnan(each), each, largest)
     return largest
 
 

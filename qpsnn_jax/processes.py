@@ -68,7 +68,7 @@ def alike(function: Callable[P, R]) -> Callable[P, R]:
             return function(*arguments, **options)
         try:
             result, failure = function(*arguments, **options), None
-        except (ValueError, OSError) as error:
+        except Exception as error:
             result, failure = None, error
         if process_allgather(np.int32(failure is not None)).any():
             raise failure or ValueError("another process has failed, and says why.")

@@ -132,7 +132,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
         penalty=_penalty(graph, config.sops_penalty),
         **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if config.fsdp else {}),
     )
-    jit = partial(_jit(graph, config.batch_size), donate_argnums=0, out_shardings=(places, whole))
+    jit = partial(_jit(graph, config.batch_size // mesh.size), donate_argnums=0, out_shardings=(places, whole))
     step, steps = jit(made), jit(scan_steps(made))
     eval_step = _activity_step(graph, data.mean, data.std, mesh)
     result, done, total = None, int(state.step), plan.epochs * steps_per_epoch

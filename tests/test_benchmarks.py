@@ -6,10 +6,12 @@ from contextlib import nullcontext
 
 import jax
 import numpy as np
+import optax
 import pytest
 from small_networks import images_of, random_variables, residual_graph
 
 from experiments.benchmarks import edge, gpu, memory, networks, speed, svs
+from qpsnn_jax import init_state, make_train_step
 from qpsnn_jax.graph import Quantizer
 
 WIDTH = 1 / 8
@@ -72,8 +74,9 @@ def test_sides_are_timed_and_compute_the_same(monkeypatch, tmp_path, capsys):
     ]
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in found)
     assert "| plain XLA |" in capsys.readouterr().out
-    monkeypatch.setitem(speed.WORK["inference"], "plain XLA", lambda case: lambda: 1e3)
-    assert speed.main([*ours, "--work", "inference"]) == 1
+    assert all(row["apart"] < 1e-5 for row in found if row["work"] == "inference")
+    with pytest.raises(SystemExit):
+        speed.main(["--sides", "PyTorch"])
     assert speed.products(case.graph, "inference") < speed.products(case.graph, "training")
 
 
@@ -88,16 +91,31 @@ def test_plain_xla_is_without_the_fast_forms(monkeypatch):
     assert ["xi8>" in text for text in texts] == [True, False]
 
 
-def test_a_step_in_torch_is_a_step_in_jax(monkeypatch):
-    pytest.importorskip("torch", reason="PyTorch is not installed")
+def test_a_network_in_torch_is_the_one_in_jax():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from experiments.benchmarks.torch_network import TorchNetwork
+
     case = speed.make_case("resnet20", 4, WIDTH)
-    for name in ("qpsnn_jax", "PyTorch"):
-        run = speed.WORK["training"][name](case)
-        losses = [run() for _ in range(4)]
-        if name == "qpsnn_jax":
-            expected = losses
-    np.testing.assert_allclose(losses, expected, rtol=0.05)
-    assert memory.in_torch(case) > 4 * sum(leaf.size for leaf in jax.tree.leaves(case.variables["params"]))
+    state, tx = init_state(case.variables, optax.sgd(0.1), jax.random.key(0)), optax.sgd(0.1)
+    apply = jax.jit(speed.SpikingNetwork(case.graph).apply)
+    expected = apply(case.variables, case.images)
+    after, _ = jax.jit(make_train_step(case.graph, tx))(state, case.images, case.labels)
+    network = TorchNetwork(case.graph, case.variables)
+    images = torch.from_numpy(case.images).permute(0, 3, 1, 2).contiguous()
+    with torch.inference_mode():
+        found = network.eval()(images).transpose(0, 1).numpy()
+    # A spike on the verge of the threshold may differ in the last bit, and what follows from it.
+    assert np.median(np.abs(found - expected)) < 0.05 * np.std(expected)
+    loss = torch.nn.functional.cross_entropy(network.train()(images).mean(0), torch.from_numpy(case.labels).long())
+    loss.backward()
+    for name in ("conv1", "layer3.2.conv2", "fc"):
+        kernel = case.variables["params"][name]["kernel"]
+        moved = np.asarray(kernel - after.variables["params"][name]["kernel"]) / 0.1
+        gradient = network.layers[name.replace(".", "_")].weight.grad.numpy()
+        gradient = gradient.transpose(2, 3, 1, 0) if gradient.ndim == 4 else gradient.T
+        assert np.corrcoef(moved.ravel(), gradient.ravel())[0, 1] > 0.98, name
+        np.testing.assert_allclose(np.linalg.norm(moved), np.linalg.norm(gradient), rtol=0.1)
+    assert memory.in_torch(case) > 4 * case.images.size
 
 
 def test_memory_is_counted(monkeypatch, capsys):

@@ -4,8 +4,8 @@ Command: python -m experiments.benchmarks.memory [--networks vgg16 resnet20] [--
 
 Ours is what XLA's analysis of the compiled step says it needs besides the state and the batch: everything, gradients
 included; in the order of `lean_jit`, which runs take, and in XLA's own. PyTorch's is what eager autograd saves between
-the forward and the backward pass, and the gradients of the weights, counted tensor by tensor; what single operations
-need in passing comes on top. No step is run.
+the forward and the backward pass, besides weights and images, counted tensor by tensor; gradients of the weights, which
+grow as that shrinks, and what single operations need in passing are not in it. No step is run.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from experiments.benchmarks.speed import NETWORKS, Case, make_case, plain
@@ -49,14 +50,14 @@ def in_jax(case: Case, jit: Callable[..., Any]) -> int:
 
 
 def in_torch(case: Case) -> int:
-    """Bytes of the tensors that autograd saves, each storage once and no weights, and of the gradients."""
+    """Bytes of the tensors that autograd saves, each storage once, no weights and no images."""
     import torch  # pyright: ignore[reportMissingImports]
 
     from experiments.benchmarks.torch_network import TorchNetwork
 
     network = TorchNetwork(case.graph, case.variables).train()
-    images = torch.from_numpy(case.images).permute(0, 3, 1, 2).contiguous()
-    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    images = torch.from_numpy(np.array(case.images)).permute(0, 3, 1, 2).contiguous()
+    own = {tensor.untyped_storage().data_ptr() for tensor in (images, *network.parameters())}
     saved: dict[int, Any] = {}
 
     def seen(tensor: Any) -> Any:
@@ -67,9 +68,8 @@ def in_torch(case: Case) -> int:
     with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
         currents = network(images)
         loss = torch.nn.functional.cross_entropy(currents.mean(0), torch.from_numpy(case.labels).long())
-    kept = sum(storage.nbytes() for place, storage in saved.items() if place not in own)
     del loss
-    return kept + sum(parameter.nbytes for parameter in network.parameters())
+    return sum(storage.nbytes() for place, storage in saved.items() if place not in own)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """A network in training in PyTorch: what the benchmarks hold the JAX one against, written plainly for that alone.
 
-Time is folded into the batch, the first layer sees an image once, and nothing is kept that the step does not need, so
-that it is as fast as plain PyTorch goes.
+Time is folded into the batch, and the first layer sees an image once.
 """
 
 from typing import Any

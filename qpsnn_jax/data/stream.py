@@ -89,9 +89,10 @@ def stream(
     data = grain.MapDataset.source(source).seed(seed)
     if shuffle:
         data = data.shuffle()
-    data = data[hosts.shard_index : share * hosts.shard_count : hosts.shard_count]
+    # Before the cut, so that an example's draws do not depend on the number of hosts.
     if transform is not None:
         data = data.random_map(transform)
+    data = data[hosts.shard_index : share * hosts.shard_count : hosts.shard_count]
     data = data.batch(batch_size, drop_remainder=True).repeat(epochs)
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
     if workers:

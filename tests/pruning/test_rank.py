@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax.pruning.rank import _PRIMES, _rank_in_field, matrix_ranks
+from qpsnn_jax.pruning.rank import _PRIMES, _inverse, _rank_in_field, matrix_ranks
 
 over = pytest.mark.parametrize
 
@@ -85,13 +85,13 @@ def test_bad_input(shape: tuple, largest: int, message: str):
         matrix_ranks(jnp.zeros(shape), largest=largest)
 
 
-@over(("first", "found"), [(0, True), (1, True), (2, False)])
+@over(("first", "found"), [(0, True), (1, True), (2, True), (3, False)])
 @over("row", [0, 6, 7, 8, 9])
-def test_a_pivot_is_looked_for_in_two_columns(first: int, found: bool, row: int):
+def test_a_pivot_is_looked_for_in_three_columns(first: int, found: bool, row: int):
     """One row of a diagonal matrix, mixed so that its first number that is not zero stands after so many zeros."""
     n = 10
     # Every other row has its pivot where it is looked for, and nothing elsewhere.
-    mixing = np.eye(n, n + 2, dtype=np.float32)
+    mixing = np.eye(n, n + 3, dtype=np.float32)
     mixing[row] = 0
     mixing[row, row + first] = 5
     # A row whose own column holds the shifted pivot would be one with it; such rows are zero.
@@ -99,5 +99,15 @@ def test_a_pivot_is_looked_for_in_two_columns(first: int, found: bool, row: int)
     if first:
         matrix[row + 1 :] = 0
     prime = jnp.float32(_PRIMES[0])
-    rank = _rank_in_field(jnp.asarray(matrix)[..., None], 1, prime, jnp.asarray(mixing)[:, : n + 1])
-    assert rank.item() == np.trace(matrix) - 1 + (found and row + first < n + 1)
+    rank = _rank_in_field(jnp.asarray(matrix)[..., None], 1, prime, jnp.asarray(mixing)[:, : n + 2])
+    assert rank.item() == np.trace(matrix) - 1 + (found and row + first < n + 2)
+
+
+@over("prime", _PRIMES)
+def test_inverses_are_whole_even_where_quotients_are_not(prime: int):
+    """Division on a GPU may be two units in the last place off, as by this divisor."""
+    values = np.arange(-(prime // 2), prime // 2 + 1)
+    for off in (1 - 2**-22, 1, 1 + 2**-22):
+        found = np.asarray(_inverse(jnp.asarray(values, jnp.float32), jnp.float32(prime), jnp.float32(prime * off)))
+        np.testing.assert_array_equal(found, np.round(found))
+        np.testing.assert_array_equal(values * found.astype(np.int64) % prime, values != 0)
