@@ -98,7 +98,8 @@ def measured(kind: Kind, repeats: int, *, plain: bool) -> dict[str, float]:
 
 def median(run: Callable[[], Any], repeats: int) -> float:
     """Median seconds, after two runs that do not count."""
-    run(), run()
+    for _ in range(2):
+        run()
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
