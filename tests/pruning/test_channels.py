@@ -121,7 +121,7 @@ def test_pruning_equals_silencing(name: str, quantizer: Quantizer | None):
     pruned_currents, pruned_loss, pruned_after = evaluate_and_train(smaller, pruned, images, {})
     np.testing.assert_allclose(pruned_currents, currents, atol=1e-4)
     np.testing.assert_allclose(pruned_loss, loss, rtol=1e-4)
-    close(pruned_after, prune(graph, jax.device_get(after), keep)[1], atol=1e-4)
+    close(pruned_after, prune(graph, jax.device_get(after), keep)[1], atol=3e-4)
     assert jax.tree.map(jnp.shape, pruned) == jax.tree.map(jnp.shape, random_variables(smaller))
     # The test could not fail on a network that is silent, or that does not mind the loss of its channels.
     assert np.ptp(currents, axis=0).max() > 0.01
