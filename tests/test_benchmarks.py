@@ -91,6 +91,22 @@ def test_plain_xla_is_without_the_fast_forms(monkeypatch):
     assert ["xi8>" in text for text in texts] == [True, False]
 
 
+def test_any_network_is_computed_in_torch(monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from experiments.benchmarks.torch_network import TorchNetwork
+
+    case = small_case(monkeypatch)
+    # PyTorch's layers have no gain, which is 1 where training begins.
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.ones_like(leaf) if path[-1].key == "gain" else leaf, case.variables
+    )
+    expected = jax.jit(speed.SpikingNetwork(case.graph).apply)(variables, case.images)
+    images = torch.from_numpy(np.array(case.images)).permute(0, 3, 1, 2).contiguous()
+    with torch.inference_mode():
+        found = TorchNetwork(case.graph, variables).eval()(images).transpose(0, 1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_a_network_in_torch_is_the_one_in_jax():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     from experiments.benchmarks.torch_network import TorchNetwork
@@ -101,7 +117,7 @@ def test_a_network_in_torch_is_the_one_in_jax():
     expected = apply(case.variables, case.images)
     after, _ = jax.jit(make_train_step(case.graph, tx))(state, case.images, case.labels)
     network = TorchNetwork(case.graph, case.variables)
-    images = torch.from_numpy(case.images).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(np.array(case.images)).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
         found = network.eval()(images).transpose(0, 1).numpy()
     # A spike on the verge of the threshold may differ in the last bit, and what follows from it.

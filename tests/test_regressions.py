@@ -12,10 +12,10 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from small_networks import images_of
 
+from experiments.benchmarks import speed
 from qpsnn_jax import SpikingNetwork, compiling, init_state, init_variables, make_train_step
 from qpsnn_jax.cli import main
 from qpsnn_jax.compiling import lean_jit
-from qpsnn_jax.graph import Conv, Dense
 from qpsnn_jax.zoo import resnet20, vgg16
 
 BATCH = 4
@@ -41,18 +41,6 @@ def products(jaxpr) -> int:
     return total
 
 
-def forward_products(graph) -> tuple[int, int]:
-    """Multiply-accumulates of the first layer and of all layers on one image, all time steps, every tap counted."""
-    first, total = 0, 0
-    for node in graph.nodes:
-        if isinstance(node, Conv | Dense):
-            given, shape = graph.values[node.input], graph.values[node.name].shape
-            window = math.prod(node.kernel) if isinstance(node, Conv) else 1
-            here = math.prod(shape) * window * given.shape[-1] * (graph.timesteps if given.timed else 1)
-            first, total = first or here, total + here
-    return first, total
-
-
 def train_step(graph):
     tx = optax.sgd(0.1)
     state = init_state(init_variables(graph, jax.random.key(0)), tx, jax.random.key(0))
@@ -62,13 +50,14 @@ def train_step(graph):
 @pytest.mark.parametrize("network", [resnet20, vgg16])
 def test_a_step_multiplies_three_times_as_much_as_inference(network):
     graph = network(bits=2, timesteps=2, width=1 / 16)
-    first, forward = forward_products(graph)
     images = images_of(graph, BATCH)
     variables = init_variables(graph, jax.random.key(0))
-    assert products(jax.make_jaxpr(SpikingNetwork(graph).apply)(variables, images).jaxpr) == BATCH * forward
+    assert products(jax.make_jaxpr(SpikingNetwork(graph).apply)(variables, images).jaxpr) == BATCH * speed.products(
+        graph, "inference"
+    )
     step, arguments = train_step(graph)
     # Forward, by inputs and by weights; nobody needs the gradient by the images.
-    assert products(jax.make_jaxpr(step)(*arguments).jaxpr) == BATCH * (3 * forward - first)
+    assert products(jax.make_jaxpr(step)(*arguments).jaxpr) == BATCH * speed.products(graph, "training")
 
 
 @pytest.mark.parametrize(("network", "share"), [(resnet20, 0.8), (vgg16, 1.0)])

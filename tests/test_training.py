@@ -125,8 +125,7 @@ def test_a_finished_training_is_only_read(plan, whole, tmp_path):
     assert lines(copy) == lines(directory)
 
 
-def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_path, monkeypatch):
-    trained, directory = whole
+def interrupt_in_the_fourth_epoch(plan, directory):
     real, calls = train._evaluate, []
 
     def interrupted(*arguments):
@@ -135,14 +134,18 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_pa
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(train, "_evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fitted(plan, tmp_path / "new")
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train, "_evaluate", interrupted)
+        fitted(plan, directory)
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_path):
+    trained, directory = whole
+    interrupt_in_the_fourth_epoch(plan, tmp_path / "new")
     assert steps_saved(tmp_path / "new") == ["step_10"]
     assert len(lines(tmp_path / "new")) == 20
     with (tmp_path / "new" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "lo')
-    monkeypatch.undo()
     same(fitted(plan, tmp_path / "new").variables, trained.variables)
     assert lines(tmp_path / "new") == lines(directory)
     assert checksums(tmp_path / "new") == checksums(directory)
@@ -158,18 +161,7 @@ def test_several_steps_in_one_program(plan, whole, tmp_path, monkeypatch):
     # Another program rounds elsewhere, which spikes make more of from step to step.
     np.testing.assert_allclose([x["loss"] for x in found[:5]], [x["loss"] for x in expected[:5]], rtol=1e-3)
 
-    real, calls = train._evaluate, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(train, "_evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fitted(plan, tmp_path / "new")
-    monkeypatch.setattr(train, "_evaluate", real)
+    interrupt_in_the_fourth_epoch(plan, tmp_path / "new")
     same(fitted(plan, tmp_path / "new").variables, trained.variables)
     assert lines(tmp_path / "new") == found
 

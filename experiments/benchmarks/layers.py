@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.speed import make_case, step_in_jax
+from experiments.benchmarks.speed import make_case, plain_convolution, step_in_jax
 from qpsnn_jax.convolution import accumulate
 from qpsnn_jax.graph import Conv, Graph
 
@@ -78,11 +78,8 @@ def measured(kind: Kind, repeats: int, *, plain: bool) -> dict[str, float]:
     draw = np.random.default_rng(0)
     spikes = jnp.asarray(draw.random(shape) < 0.3, jnp.float32)
     integers = jnp.asarray(2 * draw.integers(0, 4, kernel) - 3, jnp.float32)
-    run: Callable[..., Any] = partial(accumulate, bits=2, strides=strides, padding=padding)
-    if plain:
-        numbers = ("NHWC", "HWIO", "NHWC")
-        around = [(p, p) for p in padding]
-        run = partial(jax.lax.conv_general_dilated, window_strides=strides, padding=around, dimension_numbers=numbers)
+    convolution = plain_convolution if plain else accumulate
+    run: Callable[..., Any] = partial(convolution, bits=2, strides=strides, padding=padding)
     pushed = jnp.asarray(draw.normal(size=jax.eval_shape(run, spikes, integers).shape), jnp.float32)
 
     def parts() -> Iterator[Callable[..., Any]]:

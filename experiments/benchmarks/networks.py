@@ -58,6 +58,8 @@ def in_torch(graph: Graph, variables: dict[str, Any], image: np.ndarray, *, chan
     """The network on one image ``1 h w c`` in PyTorch, batch-norm folded into the convolutions, time in the batch."""
     import torch  # pyright: ignore[reportMissingImports]
 
+    from experiments.benchmarks.torch_network import neurons, shortcut
+
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def tensor(array: Any) -> Any:
@@ -83,9 +85,10 @@ def in_torch(graph: Graph, variables: dict[str, Any], image: np.ndarray, *, chan
                 run.append((norm.name, lambda values, f=convolve, name=node.input: f(values[name])))
             case LIF():
                 timed = graph.values[node.input].timed
-                run.append((node.name, partial(_torch_neurons, node=node, timesteps=graph.timesteps, timed=timed)))
+                fire = partial(neurons, node=node, timesteps=graph.timesteps, timed=timed)
+                run.append((node.name, lambda values, f=fire, name=node.input: f(values[name])))
             case Shortcut():
-                run.append((node.name, partial(_torch_shortcut, node=node)))
+                run.append((node.name, lambda values, n=node: shortcut(values[n.input], n)))
             case Add():
                 run.append((node.name, lambda values, n=node: values[n.first] + values[n.second]))
             case GlobalAveragePool():
@@ -108,28 +111,3 @@ def in_torch(graph: Graph, variables: dict[str, Any], image: np.ndarray, *, chan
 def _shown(values: dict[str, Any], *, picture: Any) -> Any:
     del values
     return picture
-
-
-def _torch_neurons(values: dict[str, Any], *, node: LIF, timesteps: int, timed: bool) -> Any:
-    import torch  # pyright: ignore[reportMissingImports]
-
-    currents = values[node.input]
-    steps = currents.chunk(timesteps) if timed else [currents] * timesteps
-    membrane, spikes = torch.zeros_like(steps[0]), []
-    for current in steps:
-        membrane = membrane * node.tau + current
-        fired = (membrane >= node.threshold).to(current.dtype)
-        membrane = membrane * (1 - fired)
-        spikes.append(fired)
-    return torch.cat(spikes)
-
-
-def _torch_shortcut(values: dict[str, Any], *, node: Shortcut) -> Any:
-    import torch  # pyright: ignore[reportMissingImports]
-
-    strided = values[node.input][:, :, :: node.stride, :: node.stride]
-    if node.source == tuple(range(strided.shape[1])):
-        return strided
-    before = next(i for i, source in enumerate(node.source) if source >= 0)
-    after = len(node.source) - before - sum(source >= 0 for source in node.source)
-    return torch.nn.functional.pad(strided, (0, 0, 0, 0, before, after))

@@ -140,17 +140,18 @@ def products(graph: Graph, work: str) -> int:
     return 3 * total - first if work == "training" else total
 
 
+def plain_convolution(x: Any, kernel: Any, *, bits: int = 0, strides: Any = (1, 1), padding: Any = (0, 0)) -> Any:
+    """XLA's own convolution, whatever the bits of the kernel."""
+    del bits
+    around = [(p, p) for p in padding]
+    return jax.lax.conv_general_dilated(x, kernel, strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 @contextmanager
 def plain() -> Iterator[None]:
     """Within it every product of a network that is traced is a float32 convolution."""
-
-    def as_convolution(x: Any, kernel: Any, *, bits: int = 0, strides: Any = (1, 1), padding: Any = (0, 0)) -> Any:
-        del bits
-        around = [(p, p) for p in padding]
-        return jax.lax.conv_general_dilated(x, kernel, strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
     names = ("accumulate", "convolve")
-    with mock.patch.multiple("qpsnn_jax.network", **dict.fromkeys(names, as_convolution)):
+    with mock.patch.multiple("qpsnn_jax.network", **dict.fromkeys(names, plain_convolution)):
         yield
 
 

@@ -44,7 +44,10 @@ class Fire(torch.autograd.Function):
 
 
 class TorchNetwork(torch.nn.Module):
-    """A :class:`qpsnn_jax.Graph` with its variables; images ``b c h w`` to currents ``t b classes``."""
+    """A :class:`qpsnn_jax.Graph` with its variables; images ``b c h w`` to currents ``t b classes``.
+
+    Gains of quantized layers are left at 1, where training begins.
+    """
 
     def __init__(self, graph: Graph, variables: dict[str, Any]) -> None:
         super().__init__()
@@ -66,8 +69,9 @@ class TorchNetwork(torch.nn.Module):
             case Input():
                 return images
             case Conv():
-                weight = quantized(self.layers[_key(node)].weight, node.quantizer)
-                return functional.conv2d(inputs[0], weight, stride=node.strides, padding=node.padding)
+                layer = self.layers[_key(node)]
+                weight = quantized(layer.weight, node.quantizer)
+                return functional.conv2d(inputs[0], weight, layer.bias, node.strides, node.padding)
             case Dense():
                 layer = self.layers[_key(node)]
                 return functional.linear(inputs[0], quantized(layer.weight, node.quantizer), layer.bias)
@@ -114,20 +118,23 @@ def neurons(currents: Any, node: LIF, timesteps: int, timed: bool) -> Any:
 
 
 def shortcut(x: Any, node: Shortcut) -> Any:
-    """A strided slice, its channels between zeros."""
+    """A strided slice, its channels at their places among zeros."""
     x = x[:, :, :: node.stride, :: node.stride]
-    if node.source == tuple(range(x.shape[1])):
-        return x
-    before = next(i for i, source in enumerate(node.source) if source >= 0)
-    after = len(node.source) - before - sum(source >= 0 for source in node.source)
-    return functional.pad(x, (0, 0, 0, 0, before, after))
+    whole = tuple(range(x.shape[1]))
+    before = node.source.index(0) if 0 in node.source else 0
+    after = len(node.source) - before - len(whole)
+    if node.source == (-1,) * before + whole + (-1,) * after:
+        return functional.pad(x, (0, 0, 0, 0, before, after)) if before or after else x
+    # Of a pruned network; -1 is the channel of zeros at the end.
+    return functional.pad(x, (0, 0, 0, 0, 0, 1))[:, list(node.source)]
 
 
 def _layer(node: Conv | Dense | BatchNorm, graph: Graph, variables: dict[str, Any]) -> Any:
     leaves = {name: torch.from_numpy(np.array(x)) for name, x in variables["params"][node.name].items()}
     if isinstance(node, BatchNorm):
         # PyTorch's momentum is the part of the new value.
-        layer = torch.nn.BatchNorm2d(len(leaves["scale"]), eps=node.epsilon, momentum=1 - node.momentum)
+        kind = torch.nn.BatchNorm2d if len(graph.values[node.name].shape) == 3 else torch.nn.BatchNorm1d
+        layer = kind(len(leaves["scale"]), eps=node.epsilon, momentum=1 - node.momentum)
         stats = variables["batch_stats"][node.name]
         state = {"weight": leaves["scale"], "bias": leaves["bias"]}
         state |= {f"running_{name}": torch.from_numpy(np.array(stats[name])) for name in ("mean", "var")}
@@ -135,11 +142,12 @@ def _layer(node: Conv | Dense | BatchNorm, graph: Graph, variables: dict[str, An
         return layer
     inputs = graph.values[node.input].shape[-1]
     if isinstance(node, Conv):
-        layer = torch.nn.Conv2d(inputs, node.features, node.kernel, bias=False)
-        layer.load_state_dict({"weight": leaves["kernel"].permute(3, 2, 0, 1)})
-        return layer
-    layer = torch.nn.Linear(inputs, node.features, bias=node.bias)
-    layer.load_state_dict({"weight": leaves["kernel"].T} | ({"bias": leaves["bias"]} if node.bias else {}))
+        layer = torch.nn.Conv2d(inputs, node.features, node.kernel, bias=node.bias)
+        weight = leaves["kernel"].permute(3, 2, 0, 1)
+    else:
+        layer = torch.nn.Linear(inputs, node.features, bias=node.bias)
+        weight = leaves["kernel"].T
+    layer.load_state_dict({"weight": weight} | ({"bias": leaves["bias"]} if node.bias else {}))
     return layer
 
 
