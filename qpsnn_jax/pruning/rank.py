@@ -1,14 +1,13 @@
 r"""Ranks of many small integer matrices at once, by exact elimination over prime fields.
 
 The rank over GF(p) is never above the rank over the rationals, and below it only where p divides all of the matrix's
-non-zero minors of the highest order. Three primes are tried and the highest rank is taken: a minor that behaves like a
-random number is divisible by all three with a probability of 4e-11, one below p by none. Residues are small enough that
-eight products of them and one residue more have a sum that is exact in float32, so that a matrix is reduced only after
-every eighth step.
+non-zero minors of the highest order. Two primes are tried and the higher rank is taken: a minor that behaves like a
+random number is divisible by both with a probability of 2e-10, one below p by neither. All sums are of whole numbers
+below 2^24, exact in float32: a product of two residues of 16 bits is taken in two halves, each of 8 bits by 16.
 """
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -16,42 +15,54 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-_PRIMES = (2887, 2879, 2861)
-# Residues lie within p/2 + 4, wherever a quotient may be rounded a little off.
-_HALF = 1448
+_PRIMES = (65521, 65519)
 # Whole numbers up to here are exact in float32.
 _EXACT = 1 << 24
+# Bound on residues, which may lie a few numbers beyond p/2.
+_REACH = 1 << 15
+# A residue is 256 times its high half and its low half, both of them within 128.
+_HALVES = 256
+# Bound on the numbers of the mixing matrix.
+_MIX = 1024
 # A pivot is looked for in as many columns before its row is taken for zero.
-_TRIES = 3
-# Rows eliminated before the matrix is reduced and cut to what is left of it: 8·1448² + 1448 is below 2^24.
+_TRIES = 2
+# Rows eliminated before the matrix is cut to what is left of it.
 _STAGE = 8
-# Matrices that lie side by side: as many as a CPU's cache holds, or as keep a wider device busy.
-_LANES = 512
-_LANES_ELSEWHERE = 1 << 15
+# Matrices lie side by side, with so many numbers in all: what a CPU's cache holds, or what keeps a wider device busy.
+_NUMBERS = 1 << 19
+_NUMBERS_ELSEWHERE = 1 << 25
+
+
+class _Field(NamedTuple):
+    """A prime, and the inverses of all residues."""
+
+    prime: Array
+    inverses: Array
 
 
 class _Pivot(NamedTuple):
-    """One step: the pivot's column and its row over the pivot, and 1 where there is a pivot, for every matrix."""
+    """One step: the pivot's column in two halves, and its row over the pivot."""
 
-    column: Array
+    high: Array
+    low: Array
     row: Array
-    found: Array
 
 
 @partial(jax.jit, static_argnames="largest")
 def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     """Rank of every integer matrix ``n m`` of an array ``… n m``.
 
-    Each step of the elimination takes the next row. The columns are mixed by a random matrix over the field first, so
-    that a row that is not zero has its pivot in the next column or in one of the two after it, but in one matrix of
-    about 6p³/n³, in each of the fields.
+    Each step of the elimination takes the next row. The columns are mixed by a random matrix first, so that a row that
+    is not zero has its pivot in the next column or in the one after it. For n ≤ m that fails in one of 2049²/n matrices
+    at most, in each of the fields.
 
     Args:
         matrices: whole numbers of any dtype, shape ``… n m``.
         largest: bound on their magnitude, below 2^24.
 
     Returns:
-        int32, shape ``…``. Never too high; too low with a probability below 1e-10 for a matrix of random numbers.
+        int32, shape ``…``. Never too high; too low with a probability below 1e-9 for a matrix of random numbers with
+        n = 32.
 
     Raises:
         ValueError: ``matrices`` has fewer than two axes, or ``largest`` is out of its range.
@@ -64,15 +75,16 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     k = math.prod(lead)
     if not k * n * m:
         return jnp.zeros(lead, jnp.int32)
-    lanes = min(k, _LANES if jax.default_backend() == "cpu" else _LANES_ELSEWHERE)
+    numbers = _NUMBERS if jax.default_backend() == "cpu" else _NUMBERS_ELSEWHERE
+    lanes = min(k, max(1, numbers // (n * m)))
     # Side by side, innermost, the shorter side first; padded to whole chunks by matrices of zeros.
     order = (1, 2, 0) if n <= m else (2, 1, 0)
     n, m = sorted((n, m))
     padded = jnp.pad(matrices.reshape(k, *matrices.shape[-2:]).transpose(order), ((0, 0), (0, 0), (0, -k % lanes)))
     chunks = jnp.moveaxis(padded.reshape(n, m, -1, lanes), 2, 0)
-    shape, half = (len(_PRIMES), m, n + _TRIES - 1), min(_PRIMES) // 2
-    mixing = np.random.default_rng(0).integers(-half, half + 1, shape)
-    fields = jnp.asarray(_PRIMES, jnp.float32), jnp.asarray(mixing, jnp.float32)
+    mixing = np.random.default_rng(0).integers(-_MIX, _MIX + 1, (len(_PRIMES), m, n + _TRIES - 1))
+    inverses = np.stack([_inverses(prime) for prime in _PRIMES])
+    fields = _Field(jnp.asarray(_PRIMES, jnp.float32), jnp.asarray(inverses)), jnp.asarray(mixing, jnp.float32)
 
     def ranks(chunk: Array) -> Array:
         return jnp.max(jax.lax.map(lambda field: _rank_in_field(chunk, largest, *field), fields), axis=0)
@@ -80,63 +92,97 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     return jax.lax.map(ranks, chunks).reshape(-1)[:k].reshape(lead)
 
 
-def _rank_in_field(matrices: Array, largest: int, prime: Array, mixing: Array) -> Array:
-    left = _mixed(matrices, largest, prime, mixing)
-    rank = jnp.zeros(matrices.shape[2], jnp.int32)
+def _rank_in_field(matrices: Array, largest: int, field: _Field, mixing: Array) -> Array:
+    left = _mixed(matrices, largest, field.prime, mixing)
+    pivot = _Pivot(*(jnp.zeros((size, left.shape[2])) for size in (left.shape[0], *left.shape[:2])))
+    rank = jnp.zeros(left.shape[2], jnp.int32)
     while rows := left.shape[0]:
         steps = min(rows, _STAGE)
 
-        # The next pivot is found at the end of a step, not at its beginning: only what a loop carries is computed
-        # once. XLA would otherwise compute the pivot's row and column anew for every element of the matrix.
+        # A step ends with the next pivot, not with what is left after it: only what a loop carries is computed once.
+        # XLA would otherwise compute the pivot's row and column anew for every element of the matrix.
         def step(done: Array, carry: tuple[Array, _Pivot, Array]) -> tuple[Array, _Pivot, Array]:
             left, pivot, rank = carry
-            left = left - pivot.column[:, None] * pivot.row[None]
-            return left, _pivot(left, done + 1, prime), rank + pivot.found
+            left = _eliminated(left, pivot, field.prime)
+            pivot, found = _pivot(left, done, field)
+            return left, pivot, rank + found
 
-        left, pivot, rank = jax.lax.fori_loop(0, steps - 1, step, (left, _pivot(left, 0, prime), rank))
-        rank = rank + pivot.found
-        left = _reduced(left[steps:, steps:] - pivot.column[steps:, None] * pivot.row[None, steps:], prime)
+        left, pivot, rank = jax.lax.fori_loop(0, steps, step, (left, pivot, rank))
+        left, pivot = left[steps:, steps:], _Pivot(*(part[steps:] for part in pivot))
     return rank
 
 
+def _eliminated(left: Array, pivot: _Pivot, prime: Array) -> Array:
+    return _reduced(left - _scaled(pivot.high[:, None], pivot.low[:, None], pivot.row[None], prime), prime)
+
+
 def _mixed(matrices: Array, largest: int, prime: Array, mixing: Array) -> Array:
-    """The rows times the mixing matrix, ``n m k`` to ``n (n + 2) k``, in sums that stay exact."""
+    """The rows times the mixing matrix, ``n m k`` to ``n (n + 1) k``."""
     numbers = matrices.astype(jnp.float32)
-    if largest > _HALF:
-        numbers, largest = _reduced(numbers, prime), _HALF
-    terms = _EXACT // (largest * _HALF)
-    mixed = jnp.zeros((), jnp.float32)
-    for first in range(0, matrices.shape[1], terms):
+    if largest < _HALVES:
+        return _product(numbers, largest, prime, mixing)
+    high, low = (_product(half, _HALVES // 2, prime, mixing) for half in _halves(_reduced(numbers, prime)))
+    return _reduced(_HALVES * high + low, prime)
+
+
+def _product(numbers: Array, largest: int, prime: Array, mixing: Array) -> Array:
+    """``n m k`` times ``m c`` over the field, in sums that stay exact."""
+    terms = _EXACT // (largest * _MIX)
+    total = jnp.zeros((), jnp.float32)
+    for first in range(0, numbers.shape[1], terms):
         part = slice(first, first + terms)
         product = jnp.einsum("nmk,mc->nck", numbers[:, part], mixing[part], precision="highest")
-        mixed = _reduced(mixed + _reduced(product, prime), prime)
-    return mixed
+        total = _reduced(total + _reduced(product, prime), prime)
+    return total
 
 
-def _pivot(left: Array, done: Array | int, prime: Array) -> _Pivot:
-    """The next row's pivot in the first of the next columns that has one."""
-    row = _reduced(jax.lax.dynamic_index_in_dim(left, done, 0, keepdims=False), prime)
-    columns = [_reduced(jax.lax.dynamic_index_in_dim(left, done + i, 1, keepdims=False), prime) for i in range(_TRIES)]
+def _pivot(left: Array, done: Array | int, field: _Field) -> tuple[_Pivot, Array]:
+    """The next row's pivot in the first of the next columns that has one, and 1 where there is one."""
+    row = jax.lax.dynamic_index_in_dim(left, done, 0, keepdims=False)
+    columns = [jax.lax.dynamic_index_in_dim(left, done + i, 1, keepdims=False) for i in range(_TRIES)]
     values = [jax.lax.dynamic_index_in_dim(row, done + i, 0, keepdims=False) for i in range(_TRIES)]
     column, value = columns.pop(), values.pop()
     while values:
         here = values[-1] != 0
         column, value = jnp.where(here[None], columns.pop(), column), jnp.where(here, values.pop(), value)
-    return _Pivot(column, _reduced(row * _inverse(value, prime, prime)[None], prime), (value != 0).astype(jnp.int32))
+    over = _times(_inverse(value, field)[None], row, field.prime)
+    return _Pivot(*_halves(column), over), (value != 0).astype(jnp.int32)
 
 
-def _inverse(values: Array, prime: Array, divisor: Array) -> Array:
-    """``values`` to the power p - 2, their inverse, and 0 of 0; ``divisor`` is p, as near as a device divides by it."""
-    exponent = prime.astype(jnp.int32) - 2
-    result, power = jnp.ones_like(values), values
-    for bit in range(max(_PRIMES).bit_length()):
-        result = jnp.where(exponent >> bit & 1 == 1, _reduced(result * power, prime), result)
-        power = _reduced(power * power, prime)
+def _inverse(values: Array, field: _Field) -> Array:
+    """Inverses, and 0 of 0."""
+    found = jnp.take(field.inverses, (values + _REACH).astype(jnp.int32), mode="clip").astype(jnp.float32)
     # The quotient is there because XLA computes a division once: what is cheaper it computes anew for every element
-    # that needs it, with all the products that led to it. It is rounded, because not every device divides exactly.
-    return jnp.round(result * prime / divisor)
+    # that needs it. It is rounded, because it is not exact.
+    return jnp.round(found * field.prime / field.prime)
+
+
+@cache
+def _inverses(prime: int) -> np.ndarray:
+    """The inverse of every number from -2^15 to 2^15, and 0 of multiples of p: powers to p - 2."""
+    power = np.arange(-_REACH, _REACH + 1) % prime
+    result, exponent = np.ones_like(power), prime - 2
+    while exponent:
+        result = result * power % prime if exponent & 1 else result
+        power, exponent = power * power % prime, exponent >> 1
+    return np.where(result > prime // 2, result - prime, result).astype(np.int16)
+
+
+def _times(a: Array, b: Array, prime: Array) -> Array:
+    """Residues of the products of residues."""
+    return _reduced(_scaled(*_halves(a), b, prime), prime)
+
+
+def _scaled(high: Array, low: Array, b: Array, prime: Array) -> Array:
+    """``b`` times the residue whose halves are given, not reduced: below 2^24 - p."""
+    return _HALVES * _reduced(high * b, prime) + low * b
+
+
+def _halves(residues: Array) -> tuple[Array, Array]:
+    high = jnp.floor(residues / _HALVES + 0.5)
+    return high, residues - _HALVES * high
 
 
 def _reduced(values: Array, prime: Array) -> Array:
-    """Residues within p/2 + 2 of whole numbers below 2^24."""
+    """Residues within p/2 + 6 of whole numbers below 2^24."""
     return values - jnp.floor(values * (1 / prime) + 0.5) * prime
