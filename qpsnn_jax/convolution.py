@@ -12,14 +12,15 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from qpsnn_jax.bfloat16 import convolve_rounded, correlate_rounded
+from qpsnn_jax import winograd
 from qpsnn_jax.hardware import cpu_flags
 
 Pair = tuple[int, int]
-Form = Literal["float32", "bfloat16", "int8"]
+Form = Literal["float32", "bfloat16", "int8", "winograd"]
 
-# Channels from which on gradients in bfloat16 are faster.
-_NARROWEST_ROUNDED = 128
+# Channels from which on Winograd's sums in bfloat16 are faster than sums in int8, and than gradients in float32.
+_NARROWEST_SUMS = 128
+_NARROWEST_GRADIENTS = 64
 
 
 def convolve(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Pair = (0, 0)) -> Array:
@@ -56,11 +57,12 @@ def accumulate(
     - ``float32``;
     - ``bfloat16`` operands, whose 8 significant bits hold spikes and weights of up to 8 bits, summed in float32;
     - ``int8`` operands, summed in int32. Weights of 8 bits reach 255; they are computed as 2·m + 1, whose 1 is one sum
-      over each window's spikes, the same for all channels.
+      over each window's spikes, the same for all channels;
+    - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.winograd`).
 
-    Gradients are those of :func:`convolve`. On a CPU that multiplies bfloat16 fast, from the widths on that gain by it,
-    what is pushed back is rounded to bfloat16 before it is multiplied by spikes and by integers, which are exact in it;
-    the sums are float32's.
+    Gradients are those of :func:`convolve`. On a CPU that multiplies bfloat16 fast, those of kernels of 3×3 at stride 1
+    are Winograd's, from the widths on that gain by it: what is pushed back is rounded to bfloat16 before it is
+    multiplied, and so are weights of more than 4 bits; the sums are float32's.
 
     Args:
         spikes: 0 and 1, ``b h w i``, floating.
@@ -68,22 +70,28 @@ def accumulate(
             (:func:`qpsnn_jax.integer_weights`).
         bits: of the weights.
         strides, padding: as in :func:`convolve`.
-        form: one of the above; when left out, int8 on the CPUs and from the widths that are faster in it, and float32.
+        form: one of the above; when left out, what is fastest for the shapes on this hardware.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``spikes``.
 
     Raises:
-        ValueError: ``form`` is unknown.
+        ValueError: ``form`` is unknown, or is ``winograd`` for other shapes or more bits.
     """
     if form not in (None, *get_args(Form)):
-        raise ValueError(f"form must be float32, bfloat16 or int8, got {form!r}.")
+        raise ValueError(f"form must be float32, bfloat16, int8 or winograd, got {form!r}.")
+    if form == "winograd" and not _exact_by_winograd(spikes, integers, bits, strides, padding):
+        raise ValueError(
+            "form winograd is for kernels of 3×3 at stride 1, padding up to 2, maps of 3×3 or more and up to 4 bits; "
+            f"got a kernel {integers.shape} at strides {strides}, padding {padding}, {bits} bits."
+        )
     return _accumulate(spikes, integers, bits, strides, padding, form)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
 def _accumulate(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair, form: Form | None) -> Array:
-    return _FORMS[form or _fastest_form(integers.shape)](spikes, integers, bits, strides, padding).astype(spikes.dtype)
+    form = form or _fastest_form(spikes, integers, bits, strides, padding)
+    return _FORMS[form](spikes, integers, bits, strides, padding).astype(spikes.dtype)
 
 
 @_accumulate.defjvp
@@ -92,27 +100,25 @@ def _accumulate_tangent(
 ) -> tuple[Array, Array]:
     (spikes, integers), (to_spikes, to_integers) = operands, tangents
     linear = partial(convolve, strides=strides, padding=padding)
-    if _gradients_in_bfloat16(spikes, integers, strides, padding):
+    if _gradients_by_winograd(spikes, integers, strides, padding):
         linear = partial(_convolve_p.bind, padding=padding)
     tangent = linear(to_spikes, integers) + linear(spikes, to_integers)
     return _accumulate(spikes, integers, bits, strides, padding, form), tangent
 
 
-# A convolution at stride 1 whose gradients are rounded. A primitive, because nothing else has a gradient of its own and
-# can be mapped and pushed forward too: custom_vjp knows no forward mode, linear_call no vmap.
-_convolve_p = Primitive("convolve_with_rounded_gradients")
+# A convolution whose gradients are Winograd's. A primitive, because nothing else has a gradient of its own and can be
+# mapped and pushed forward too: custom_vjp knows no forward mode, linear_call no vmap.
+_convolve_p = Primitive("convolve_with_gradients_by_winograd")
 
 
 def _gradient_by_maps(pushed: Array, x: ad.UndefinedPrimal, kernel: Array, *, padding: Pair) -> Array:
     del x
-    rows, columns = kernel.shape[:2]
-    around = rows - 1 - padding[0], columns - 1 - padding[1]
-    return convolve_rounded(pushed, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), around)
+    return winograd.gradient_by_maps(pushed, kernel, padding)
 
 
 def _gradient_by_kernel(pushed: Array, x: Array, kernel: ad.UndefinedPrimal, *, padding: Pair) -> Array:
     del kernel
-    return correlate_rounded(x, pushed, padding)
+    return winograd.gradient_by_kernel(x, pushed, padding)
 
 
 def _mapped(operands: tuple, axes: tuple, *, padding: Pair) -> tuple[Array, int]:
@@ -147,37 +153,54 @@ def _in_int8(spikes: Array, integers: Array, bits: int, strides: Pair, padding: 
     return 2 * _sums(spikes, halves, strides, padding, jnp.int32) + windows * odd[:1, :1, :1]
 
 
+def _by_winograd(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Array:
+    del bits, strides
+    return winograd.convolve(spikes.astype(jnp.float32), integers.astype(jnp.float32), padding)
+
+
 _FORMS = {
     "float32": partial(_in_floats, jnp.float32),
     "bfloat16": partial(_in_floats, jnp.bfloat16),
     "int8": _in_int8,
+    "winograd": _by_winograd,
 }
 
 
-def _fastest_form(kernel: tuple[int, ...]) -> Form:
-    """On this machine: int8 where a CPU multiplies it by the matrix, or by the vector from some width on.
+def _fastest_form(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Form:
+    """On this machine: int8 where a CPU multiplies it by the matrix; by the vector, Winograd's sums or int8.
 
-    Measured on a CPU with vector instructions for it (AVX-512 VNNI, Zen 5), where the narrowest that gains has 64
-    channels; elsewhere nothing was, so float32 stays. The products of bfloat16 that gradients are made of are faster in
-    inference by an eighth, not in training, and hold a fifth more memory there.
+    Measured on a CPU with vector instructions for int8 and bfloat16 (Zen 5: AVX-512 VNNI and BF16), where the narrowest
+    that gains by int8 has 64 channels; elsewhere nothing was, so float32 stays.
     """
     if jax.default_backend() != "cpu":
         return "float32"
-    flags, narrowest = cpu_flags(), min(kernel[2:])
-    if "amx_int8" in flags and narrowest >= 16:
-        return "int8"
+    flags, narrowest = cpu_flags(), min(integers.shape[2:])
+    if "amx_int8" in flags:
+        return "int8" if narrowest >= 16 else "float32"
+    exact = _exact_by_winograd(spikes, integers, bits, strides, padding)
+    if "avx512_bf16" in flags and exact and narrowest >= _NARROWEST_SUMS:
+        return "winograd"
     return "int8" if "avx512_vnni" in flags and narrowest >= 64 else "float32"
 
 
-def _gradients_in_bfloat16(spikes: Array, integers: Array, strides: Pair, padding: Pair) -> bool:
-    """Whether gradients are faster in products of bfloat16 on this machine; measured on a Zen 5 (AVX-512 BF16)."""
+def _fits_winograd(spikes: Array, integers: Array, strides: Pair, padding: Pair) -> bool:
+    within = max(padding) <= 2 and min(spikes.shape[1:3]) >= 3
+    return within and strides == (1, 1) and integers.shape[:2] == (3, 3)
+
+
+def _exact_by_winograd(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> bool:
+    # The products of all 9 places that a sum is made of, in magnitude, are within 200 times the largest weight.
+    largest = 200 * (2**bits - 1) * integers.shape[2]
+    return _fits_winograd(spikes, integers, strides, padding) and bits <= 4 and largest < 2**24
+
+
+def _gradients_by_winograd(spikes: Array, integers: Array, strides: Pair, padding: Pair) -> bool:
+    """Whether Winograd's gradients are faster on this machine; measured on a Zen 5 (AVX-512 BF16)."""
     # On several devices the product over a whole batch would bring all of it to each of them.
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
     fast = alone and not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"})
-    rows, columns, inputs, outputs = integers.shape
-    within = padding[0] < rows <= spikes.shape[1] and padding[1] < columns <= spikes.shape[2]
-    plain = strides == (1, 1) and spikes.dtype == integers.dtype == jnp.float32
-    return fast and within and plain and min(inputs, outputs) >= _NARROWEST_ROUNDED
+    fits = _fits_winograd(spikes, integers, strides, padding) and spikes.dtype == integers.dtype == jnp.float32
+    return fast and fits and min(integers.shape[2:]) >= _NARROWEST_GRADIENTS
 
 
 def _sums(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax import bfloat16, convolution, losses, neurons, quantization, surrogate
+from qpsnn_jax import convolution, losses, neurons, quantization, surrogate, winograd
 from qpsnn_jax.pruning import rank, scores
 
 DRAW = np.random.default_rng(0)
@@ -81,7 +81,8 @@ def quantizer_table() -> list[Contract]:
 
 
 def convolution_table() -> list[Contract]:
-    c, b, three = convolution, bfloat16, jnp.asarray(np.round(3 * normal(3, 3, 3, 2)[0]))
+    c, w, three = convolution, winograd, jnp.asarray(np.round(3 * normal(3, 3, 3, 2)[0]))
+    turned = three.swapaxes(2, 3)
     forms = [
         Contract(
             f"accumulate-{form}",
@@ -90,12 +91,12 @@ def convolution_table() -> list[Contract]:
             ),
             SPIKES[:, 0],
         )
-        for form in (None, "float32", "bfloat16", "int8")
+        for form in (None, "float32", "bfloat16", "int8", "winograd")
     ]
     return [
         *forms,
-        Contract("convolve_rounded", lambda x: b.convolve_rounded(x, three, (1, 1)), MAPS, floats=(F32,)),
-        Contract("correlate_rounded", lambda x: b.correlate_rounded(MAPS[0], x, (1, 1)), MAPS, floats=(F32,)),
+        Contract("gradient_by_maps", lambda y: w.gradient_by_maps(y, turned, (1, 1)), MAPS, floats=(F32,)),
+        Contract("gradient_by_kernel", lambda x: w.gradient_by_kernel(MAPS[0], x, (1, 1)), MAPS, floats=(F32,)),
         Contract("convolve", lambda k: c.convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 3, 4)),
     ]
 
@@ -150,7 +151,7 @@ def total(contract: Contract) -> Callable:
 
 
 def test_every_public_function_has_a_contract():
-    modules = (surrogate, neurons, quantization, losses, scores, rank, convolution, bfloat16)
+    modules = (surrogate, neurons, quantization, losses, scores, rank, convolution, winograd)
     wanted = set.union(*map(public_functions, modules))
     assert {"lif", "quantize", "svs_scores", "fire_step"} <= wanted
     assert wanted == {contract.name.split("-")[0] for contract in TABLE}
