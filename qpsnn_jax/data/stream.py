@@ -4,8 +4,11 @@ Batch k is a function of the seed, k and the number of hosts alone: neither work
 The state of the iterator is a small dictionary for the checkpoint; setting it continues with the very next batch.
 """
 
+import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,15 +100,53 @@ def stream(
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD))
     if workers:
         _settle_flags()
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _leave_interrupts
-        )
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        return _Apart(iter(batches.mp_prefetch(options)))
     return iter(batches)
 
 
-def _leave_interrupts(*_: Any) -> None:
-    """Ctrl-C at a terminal reaches the workers too; the program that they work for stops them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Apart:
+    """Batches of worker processes that Ctrl-C at a terminal does not reach; the program that they work for stops them.
+
+    Processes inherit which signals are held back, from their very start, and Grain starts them when batches are asked
+    for. So a thread that holds interrupts back asks for each batch; who waits for it does not hold them back.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        # Otherwise started together with the first worker, after which it no longer holds interrupts back.
+        resource_tracker.ensure_running()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        answer: queue.SimpleQueue = queue.SimpleQueue()
+        asking = threading.Thread(target=self._ask, args=(answer,), daemon=True)
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            asking.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        batch, error = answer.get()
+        if error is not None:
+            raise error
+        return batch
+
+    def _ask(self, answer: queue.SimpleQueue) -> None:
+        try:
+            answer.put((next(self._batches), None))
+        except Exception as error:
+            answer.put((None, error))
+
+    def get_state(self) -> dict[str, Any]:
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._batches.set_state(state)
+
+    def close(self) -> None:
+        self._batches.close()
 
 
 def _settle_flags() -> None:

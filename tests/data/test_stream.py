@@ -2,6 +2,11 @@
 
 import io
 import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -114,6 +119,22 @@ def test_worker_processes_change_nothing_and_resume():
     assert labels(again) == labels(rest)
     for one, two in zip(first + rest, expected, strict=True):
         np.testing.assert_array_equal(one["image"], two["image"])
+
+
+def test_an_interrupt_does_not_reach_workers_that_are_starting():
+    batches = stream(Numbers(), 5, 3, workers=2)
+    answers = []
+    # A worker needs a second to start, in which it could not ignore anything yet.
+    reading = threading.Thread(target=lambda: answers.extend(next(batches) for _ in range(6)))
+    reading.start()
+    while reading.is_alive():
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGINT)
+        time.sleep(0.01)
+    reading.join()
+    batches.close()
+    plain = stream(Numbers(), 5, 3)
+    assert labels(answers) == labels([next(plain) for _ in range(6)])
 
 
 @pytest.mark.parametrize(
