@@ -17,7 +17,7 @@ References:
 """
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def _differentiated_as(plain: Bilinear) -> Callable[[Bilinear], Bilinear]:
             change = plain(tangents[0], operands[1], padding) + plain(operands[0], tangents[1], padding)
             return function(*operands, padding), change
 
-        return wraps(fast)(lambda x, y, padding: function(x, y, padding))
+        return function
 
     return decorate
 
@@ -110,8 +110,8 @@ def gradient_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
     tiles = _floats(padded.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
     right = _both(_spread, tiles, 0, 1)
     products = [_product(turned[4 * n : 4 * n + 4], _matrices(part), 1) for n, part in enumerate(right)]
-    columns = _joined(_tap, [each.reshape(2, 2, *each.shape[1:]) for each in products])
-    return jnp.stack([jnp.stack(column) for column in columns], 1) / 4
+    taps = _joined(_tap, [each.reshape(2, 2, *each.shape[1:]) for each in products])
+    return jnp.stack([jnp.stack(column) for column in taps], 1) / 4
 
 
 def _sums(x: Array, kernel: Array, padding: Pair, contracted: int) -> Array:

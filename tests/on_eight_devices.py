@@ -17,6 +17,7 @@ from small_runs import small
 
 from qpsnn_jax import train
 from qpsnn_jax.config import Config, build_graph
+from qpsnn_jax.convolution import accumulate
 from qpsnn_jax.data import load
 from qpsnn_jax.graph import Quantizer
 from qpsnn_jax.pruning import score
@@ -138,5 +139,21 @@ def fits(directory: Path) -> dict:
     return {"apart": max(jax.tree.leaves(apart)), "accuracy": abs(one[1] - two[1])}
 
 
+def tiles() -> dict:
+    """Winograd's sums of a batch that is shared by all devices."""
+    draw, mesh = np.random.default_rng(0), data_mesh(jax.devices())
+    spikes = jnp.asarray(draw.random((BATCH, 7, 6, 16)) < 0.4, jnp.float32)
+    integers = jnp.asarray(2 * draw.integers(0, 4, (3, 3, 16, 8)) - 3, jnp.float32)
+    run = partial(accumulate, bits=2, padding=(1, 1))
+    placed = jax.device_put(spikes, split(mesh)), jax.device_put(integers, replicated(mesh))
+    compiled = jax.jit(partial(run, form="winograd")).lower(*placed).compile()
+    found = compiled(*placed)
+    return {
+        "apart": largest_difference(np.asarray(found), np.asarray(run(spikes, integers, form="float32"))),
+        "held": found.addressable_shards[0].data.shape[0],
+        "moved": re.findall(r" (all-[a-z]+|collective-permute)(?:-start)?\(", compiled.as_text()),
+    }
+
+
 if __name__ == "__main__":
-    print(json.dumps({"steps": steps(), "cuts": cuts(), "fits": fits(Path(sys.argv[1]))}))
+    print(json.dumps({"steps": steps(), "tiles": tiles(), "cuts": cuts(), "fits": fits(Path(sys.argv[1]))}))
