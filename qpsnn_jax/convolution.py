@@ -60,9 +60,9 @@ def accumulate(
       over each window's spikes, the same for all channels;
     - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.winograd`).
 
-    Gradients are those of :func:`convolve`. On a CPU that multiplies bfloat16 fast, those of kernels of 3×3 at stride 1
-    are Winograd's, from the widths on that gain by it: what is pushed back is rounded to bfloat16 before it is
-    multiplied, and so are weights of more than 4 bits; the sums are float32's.
+    Gradients are those of :func:`convolve`. On one CPU device that multiplies bfloat16 fast, in float32, those of
+    kernels of 3×3 at stride 1 are Winograd's from the widths on that gain by it: what is pushed back is rounded to
+    bfloat16 before it is multiplied, and so are weights of more than 4 bits; the sums are float32's.
 
     Args:
         spikes: 0 and 1, ``b h w i``, floating.
@@ -196,8 +196,10 @@ def _exact_by_winograd(spikes: Array, integers: Array, bits: int, strides: Pair,
 
 def _gradients_by_winograd(spikes: Array, integers: Array, strides: Pair, padding: Pair) -> bool:
     """Whether Winograd's gradients are faster on this machine; measured on a Zen 5 (AVX-512 BF16)."""
-    # On several devices the product over a whole batch would bring all of it to each of them.
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    # On several devices the product over a whole batch would bring all of it to each of them; and shard_map wants to
+    # know over which of its axes a tangent varies, which the primitive does not tell.
+    whole = jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
+    alone = jax.default_backend() == "cpu" and whole
     fast = alone and not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"})
     fits = _fits_winograd(spikes, integers, strides, padding) and spikes.dtype == integers.dtype == jnp.float32
     return fast and fits and min(integers.shape[2:]) >= _NARROWEST_GRADIENTS

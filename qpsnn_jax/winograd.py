@@ -16,6 +16,7 @@ References:
     Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -59,7 +60,7 @@ def _plain_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
 
 @_differentiated_as(_plain)
 def convolve(x: Array, kernel: Array, padding: Pair) -> Array:
-    """:func:`qpsnn_jax.convolution.convolve` at stride 1.
+    """:func:`qpsnn_jax.convolution.convolve` at stride 1, of operands rounded to bfloat16.
 
     Args:
         x: maps ``b h w i``, float32.
@@ -119,11 +120,11 @@ def _sums(x: Array, kernel: Array, padding: Pair, contracted: int) -> Array:
     left, right = _both(_input, _pairs(x, padding), 1, 3), _both(_kernel, kernel, 0, 1)
     products = [_product(_matrices(v), _matrices(u), 1 + contracted) for v, u in zip(left, right, strict=True)]
     b, rows, columns = left[0].shape[2:5]
-    sums = _joined(_output, [each.reshape(2, 2, b, rows, columns, -1) for each in products])
+    sums = _joined(_output, [each.reshape(2, 2, b, rows, columns, each.shape[2]) for each in products])
     # Stacked, and so computed once; XLA would otherwise keep the products and sum them wherever the maps are read.
-    maps = jnp.stack([jnp.stack(column, 2) for column in sums], 4).reshape(b, 2 * rows, 2 * columns, -1) / 4
+    maps = jnp.stack([jnp.stack(column, 2) for column in sums], 4)
     h, w = (n + 2 * p - 2 for n, p in zip(x.shape[1:3], padding, strict=True))
-    return maps[:, :h, :w]
+    return maps.reshape(b, 2 * rows, 2 * columns, maps.shape[-1])[:, :h, :w] / 4
 
 
 def _pairs(x: Array, padding: Pair) -> Array:
@@ -192,7 +193,7 @@ def _around(padding: Pair) -> Pair:
 
 def _matrices(places: Array) -> Array:
     """Bits of ``2 2 … c`` as matrices of four places, ``4 n c``."""
-    return _bits(places).reshape(4, -1, places.shape[-1])
+    return _bits(places).reshape(4, math.prod(places.shape[2:-1]), places.shape[-1])
 
 
 def _product(x: Array, y: Array, contracted: int) -> Array:
@@ -203,7 +204,7 @@ def _product(x: Array, y: Array, contracted: int) -> Array:
 
 
 def _bits(x: Array) -> Array:
-    """The upper halves of float32 numbers, rounded to the nearest, ties to even."""
+    """The upper halves of float32 numbers, rounded to the nearest, ties to even; the usual NaN stays one."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(jnp.uint16)
 

@@ -113,12 +113,26 @@ def test_winograd_accumulates_exactly(shape, padding, bits):
 
 
 def test_winograd_accumulates_the_largest_sums_exactly():
-    channels = 5592  # the most whose products of 4 bits are told to stay exact
-    spikes, signs = np.ones((1, 4, 4, channels)), np.array([[1, -1, 1], [1, 1, -1], [-1, 1, 1]])[..., None, None]
-    integers = np.concatenate([np.full((3, 3, channels, 1), 15), np.broadcast_to(15 * signs, (3, 3, channels, 1))], -1)
+    channels, top = 5592, 15  # the most channels whose products of 4 bits are told to stay exact
+    assert 200 * top * channels < 2**24 <= 200 * top * (channels + 1)
+    # All channels alike, with every pattern along either axis, so that the sums of every place are at their largest.
+    on = np.array(list(product([0, 1], repeat=4)))
+    signs = np.array(list(product([-1, 1], repeat=3)))
+    spikes = np.einsum("ih,jw->ijhw", on, on).reshape(-1, 4, 4, 1)
+    integers = top * np.einsum("ih,jw->hwij", signs, signs).reshape(3, 3, 1, -1)
+    expected = channels * by_sums(spikes, integers, (1, 1), (1, 1))
     run = jax.jit(partial(accumulate, bits=4, padding=(1, 1), form="winograd"))
-    got = run(jnp.asarray(spikes, jnp.float32), jnp.asarray(integers, jnp.float32))
-    np.testing.assert_array_equal(got, by_sums(spikes, integers, (1, 1), (1, 1)))
+    operands = np.repeat(spikes, channels, axis=3), np.repeat(integers, channels, axis=2)
+    np.testing.assert_array_equal(run(*(jnp.asarray(x, jnp.float32) for x in operands)), expected)
+
+
+def test_winograd_of_no_images():
+    run = partial(accumulate, bits=2, padding=(1, 1), form="winograd")
+    y, pull = jax.vjp(run, jnp.zeros((0, 5, 4, 3)), jnp.ones((3, 3, 3, 2)))
+    assert y.shape == (0, 5, 4, 2)
+    by_maps, by_kernel = pull(y)
+    assert by_maps.shape == (0, 5, 4, 3)
+    np.testing.assert_array_equal(by_kernel, jnp.zeros((3, 3, 3, 2)))
 
 
 def by_winograd(monkeypatch):
@@ -161,8 +175,13 @@ def test_gradients_by_winograd_under_every_transformation(monkeypatch):
     def loss(run, integers):
         return jnp.mean(jnp.square(run(spikes, integers)))
 
+    def on_a_mesh(run, spikes):
+        mesh = jax.make_mesh((1,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+        return jax.shard_map(run, mesh=mesh, in_specs=jax.P("devices"), out_specs=jax.P("devices"))(spikes)
+
     def checks(run):
         yield jax.jvp(partial(run, spikes), (integers,), (turn,))[1]
+        yield jax.vjp(partial(on_a_mesh, lambda x: run(x, integers)), spikes)[1](pushed)[0]
         yield from jax.vmap(partial(pulled, run), (0, None))(both, integers)
         yield jax.grad(partial(total, run))(integers)
         # The second derivative passes through Winograd's gradients.

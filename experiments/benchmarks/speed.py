@@ -5,9 +5,9 @@ Command: python -m experiments.benchmarks.speed [--networks resnet20] [--batches
 2 bits, full width, T = 2 (ResNet20) or 4 (VGG-16), with batch statistics measured so that neurons fire as in training.
 All sides compute the same network from the same weights on the same images; how far their first losses lie apart is in
 the table, and tests hold their results against each other. They take turns in one process, compiled before; of a turn
-the second run is timed, and the median and the range of the turns are reported. "plain XLA" is the project's network with every product a float32 convolution.
-PyTorch takes part where it is installed: as it comes, in channels-last layout, compiled, and with its bfloat16
-autocast, which rounds forward too. Ours: in experiments/README.md.
+the second run is timed, and the median and the range of the turns are reported. "plain XLA" is the project's network
+with every product a float32 convolution. PyTorch takes part where it is installed: as it comes, in channels-last
+layout, compiled, and with its bfloat16 autocast, which rounds forward too. Ours: in experiments/README.md.
 """
 
 import argparse

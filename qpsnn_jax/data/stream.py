@@ -18,6 +18,8 @@ from qpsnn_jax.data.dataset import Source
 # Reading threads in each process and batches they may be ahead; Pillow decodes without holding Python's lock.
 _THREADS = 4
 _AHEAD = 4
+# Seconds that closing waits for a batch that is being read.
+_PATIENCE = 10.0
 
 
 class Resumable(Protocol):
@@ -109,11 +111,14 @@ class _Apart:
     """Batches of worker processes that Ctrl-C at a terminal does not reach; the program that they work for stops them.
 
     Processes inherit which signals are held back, from their very start, and Grain starts them when batches are asked
-    for. So a thread that holds interrupts back asks for each batch; who waits for it does not hold them back.
+    for. So a thread that holds interrupts back asks for each batch; who waits for it does not hold them back, and finds
+    a batch that was asked for before an interrupt when it asks again.
     """
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
+        self._answers: queue.SimpleQueue = queue.SimpleQueue()
+        self._asking: threading.Thread | None = None
         # Otherwise started together with the first worker, after which it no longer holds interrupts back.
         resource_tracker.ensure_running()
 
@@ -121,32 +126,38 @@ class _Apart:
         return self
 
     def __next__(self) -> Any:
-        answer: queue.SimpleQueue = queue.SimpleQueue()
-        asking = threading.Thread(target=self._ask, args=(answer,), daemon=True)
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            asking.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        batch, error = answer.get()
+        if self._asking is None:
+            self._asking = threading.Thread(target=self._ask, daemon=True)
+            self._asking.start()
+        batch, error = self._answers.get()
+        self._asking = None
         if error is not None:
             raise error
         return batch
 
-    def _ask(self, answer: queue.SimpleQueue) -> None:
+    def _ask(self) -> None:
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            answer.put((next(self._batches), None))
-        except Exception as error:
-            answer.put((None, error))
+            self._answers.put((next(self._batches), None))
+        except BaseException as error:
+            self._answers.put((None, error))
 
     def get_state(self) -> dict[str, Any]:
         return self._batches.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
+        if self._asking is not None:
+            self._answers.get()
+            self._asking = None
         self._batches.set_state(state)
 
     def close(self) -> None:
         self._batches.close()
+        if self._asking is not None:
+            # It may have started a worker meanwhile.
+            self._asking.join(_PATIENCE)
+            self._batches.close()
 
 
 def _settle_flags() -> None:

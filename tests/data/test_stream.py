@@ -8,13 +8,14 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from qpsnn_jax.data.host_crop import CenterCrop, TrainCrop, draw_box
-from qpsnn_jax.data.stream import stream
+from qpsnn_jax.data.stream import _Apart, stream
 
 COUNT = 23
 
@@ -127,14 +128,71 @@ def test_an_interrupt_does_not_reach_workers_that_are_starting():
     # A worker needs a second to start, in which it could not ignore anything yet.
     reading = threading.Thread(target=lambda: answers.extend(next(batches) for _ in range(6)))
     reading.start()
-    while reading.is_alive():
+    deadline = time.monotonic() + 60
+    while reading.is_alive() and time.monotonic() < deadline:
         for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGINT)
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGINT)
         time.sleep(0.01)
-    reading.join()
     batches.close()
     plain = stream(Numbers(), 5, 3)
     assert labels(answers) == labels([next(plain) for _ in range(6)])
+
+
+class Slow:
+    """Counts, once it is let; or fails."""
+
+    def __init__(self, error=None):
+        self.let, self.error, self.count, self.closed = threading.Event(), error, 0, 0
+
+    def __next__(self):
+        self.let.wait(30)
+        if self.error is not None:
+            raise self.error
+        self.count += 1
+        return self.count
+
+    def set_state(self, state):
+        self.count = state
+
+    def close(self):
+        self.closed += 1
+        self.let.set()
+
+
+def interrupted(batches):
+    """Ask for a batch, and be interrupted while it is waited for."""
+    alarm = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        alarm.start()
+        next(batches)
+    alarm.join()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_who_waits_for_a_worker_can_be_interrupted_and_ask_again():
+    slow = Slow()
+    batches = _Apart(slow)
+    interrupted(batches)
+    slow.let.set()
+    assert [next(batches) for _ in range(3)] == [1, 2, 3]
+    slow.let.clear()
+    interrupted(batches)
+    slow.let.set()
+    batches.set_state(7)
+    assert next(batches) == 8
+    slow.let.clear()
+    interrupted(batches)
+    batches.close()
+    assert slow.closed == 2  # before and after what was asked for has come
+
+
+@pytest.mark.parametrize("error", [StopIteration(), ValueError("broken"), SystemExit(1)])
+def test_what_ends_a_read_reaches_who_waits(error):
+    slow = Slow(error)
+    slow.let.set()
+    with pytest.raises(type(error)):
+        next(_Apart(slow))
 
 
 @pytest.mark.parametrize(
