@@ -24,8 +24,6 @@ _REACH = 1 << 15
 _HALVES = 256
 # Bound on the numbers of the mixing matrix.
 _MIX = 1024
-# A pivot is looked for in as many columns before its row is taken for zero.
-_TRIES = 2
 # Rows eliminated before the matrix is cut to what is left of it.
 _STAGE = 8
 # Matrices lie side by side, with so many numbers in all: what a CPU's cache holds, or what keeps a wider device busy.
@@ -83,7 +81,7 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     n, m = sorted((n, m))
     padded = jnp.pad(matrices.reshape(k, *matrices.shape[-2:]).transpose(order), ((0, 0), (0, 0), (0, -k % lanes)))
     chunks = jnp.moveaxis(padded.reshape(n, m, -1, lanes), 2, 0)
-    mixing = np.random.default_rng(0).integers(-_MIX, _MIX + 1, (len(_PRIMES), m, n + _TRIES - 1))
+    mixing = np.random.default_rng(0).integers(-_MIX, _MIX + 1, (len(_PRIMES), m, n + 1))
     inverses = np.stack([_inverses(prime) for prime in _PRIMES])
     fields = _Field(jnp.asarray(_PRIMES, jnp.float32), jnp.asarray(inverses)), jnp.asarray(mixing, jnp.float32)
 
@@ -138,14 +136,12 @@ def _product(numbers: Array, largest: int, prime: Array, mixing: Array) -> Array
 
 
 def _pivot(left: Array, done: Array | int, field: _Field) -> tuple[_Pivot, Array]:
-    """The next row's pivot in the first of the next columns that has one, and 1 where there is one."""
+    """The next row's pivot, in the next column or else in the one after it, and 1 where there is one."""
     row = jax.lax.dynamic_index_in_dim(left, done, 0, keepdims=False)
-    columns = [jax.lax.dynamic_index_in_dim(left, done + i, 1, keepdims=False) for i in range(_TRIES)]
-    values = [jax.lax.dynamic_index_in_dim(row, done + i, 0, keepdims=False) for i in range(_TRIES)]
-    column, value = columns.pop(), values.pop()
-    while values:
-        here = values[-1] != 0
-        column, value = jnp.where(here[None], columns.pop(), column), jnp.where(here, values.pop(), value)
+    column, after = (jax.lax.dynamic_index_in_dim(left, done + i, 1, keepdims=False) for i in (0, 1))
+    value, spare = (jax.lax.dynamic_index_in_dim(row, done + i, 0, keepdims=False) for i in (0, 1))
+    here = value != 0
+    column, value = jnp.where(here[None], column, after), jnp.where(here, value, spare)
     over = _times(_inverse(value, field)[None], row, field.prime)
     return _Pivot(*_halves(column), over), (value != 0).astype(jnp.int32)
 
