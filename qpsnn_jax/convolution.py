@@ -208,23 +208,23 @@ def _gradients_by_winograd(spikes: Array, integers: Array, strides: Pair, paddin
 def _sums(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:
     # XLA exchanges map and kernel where the kernel is the larger, which is 4 to 80 times slower on a CPU.
     if math.prod(x.shape[1:3]) < math.prod(kernel.shape[:2]):
-        return _by_patches(x, kernel, strides, padding, dtype)
+        return _dense(x, kernel, strides, padding, dtype)
     (ph, pw), dimensions = padding, ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
         x, kernel, strides, ((ph, ph), (pw, pw)), dimension_numbers=dimensions, preferred_element_type=dtype
     )
 
 
-def _by_patches(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:
-    """One product of all patches with the kernel, without the taps that see nothing but padding."""
-    sizes = tuple(zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True))
-    outputs = [(n + 2 * p - k) // s + 1 for n, k, s, p in sizes]
-    rows, columns = (
-        [tap for tap in range(k) if any(p <= s * o + tap < p + n for o in range(out))]
-        for (n, k, s, p), out in zip(sizes, outputs, strict=True)
-    )
-    padded = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
-    ends = [s * (out - 1) + 1 for out, s in zip(outputs, strides, strict=True)]
-    seen = [padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]] for i, j in product(rows, columns)]
-    weights = jnp.concatenate([kernel[i, j] for i, j in product(rows, columns)])
-    return jnp.matmul(jnp.concatenate(seen, axis=-1), weights, preferred_element_type=dtype)
+def _dense(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:
+    """One product of whole maps with a matrix: for every place of the sums, the taps by which it sees each pixel."""
+    axes = tuple(zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True))
+    sizes = [(n + 2 * p - k) // s + 1 for n, k, s, p in axes]
+    # The taps that place 0 has for the first pixel and beyond, then those of place 1, one stride before, and so on.
+    before = [max(0, s * (size - 1) - p) for size, (_, _, s, p) in zip(sizes, axes, strict=True)]
+    after = [max(0, p + n - k) for n, k, _, p in axes]
+    padded = jnp.pad(kernel, (*zip(before, after, strict=True), (0, 0), (0, 0)))
+    first = [[b + p - s * i for i in range(n)] for b, n, (_, _, s, p) in zip(before, sizes, axes, strict=True)]
+    taps = [padded[i : i + x.shape[1], j : j + x.shape[2]] for i, j in product(*first)]
+    matrix = jnp.stack(taps, axis=3).reshape(math.prod(x.shape[1:]), -1)
+    sums = jnp.matmul(x.reshape(len(x), -1), matrix, preferred_element_type=dtype)
+    return sums.reshape(len(x), *sizes, kernel.shape[-1])

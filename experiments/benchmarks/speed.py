@@ -130,12 +130,15 @@ def table(title: str, rows: list[Row], case: Case, work: str) -> str:
 
 
 def products(graph: Graph, work: str) -> int:
-    """Multiply-accumulates of an image, every tap counted; a training step's are those by inputs and weights too."""
+    """Multiply-accumulates of an image; a training step's are those by inputs and weights too.
+
+    Every tap counts, those on padding too; of a kernel larger than the map as many as the map has places.
+    """
     total = first = 0
     for node in graph.nodes:
         if isinstance(node, Conv | Dense):
             given, shape = graph.values[node.input], graph.values[node.name].shape
-            window = math.prod(node.kernel) if isinstance(node, Conv) else 1
+            window = min(math.prod(node.kernel), math.prod(given.shape[:2])) if isinstance(node, Conv) else 1
             here = math.prod(shape) * window * given.shape[-1] * (graph.timesteps if given.timed else 1)
             first, total = first or here, total + here
     return 3 * total - first if work == "training" else total
