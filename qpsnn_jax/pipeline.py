@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -265,11 +266,15 @@ def load_network(path: Path) -> tuple[Graph, Variables]:
     for place in (path, path / "final", *(stage / "final" for stage in _last_stage(path))):
         found = checkpoint.read(place) if (place / "meta.json").exists() else checkpoint.latest(place)
         if found is not None and found.notes.get("variables"):
-            shapes = jax.eval_shape(lambda key, graph=found.graph: init_variables(graph, key), jax.random.key(0))
-            return found.graph, checkpoint.restore(found, shapes)
+            return found.graph, checkpoint.restore(found, _shapes(found.graph))
     raise ValueError(
         f"{path} holds no finished network; give a run or a stage that is complete, or an imported network."
     )
+
+
+@lru_cache(maxsize=4)
+def _shapes(graph: Graph) -> Variables:
+    return jax.eval_shape(partial(init_variables, graph), jax.random.key(0))
 
 
 def save_network(path: Path, graph: Graph, variables: Variables, notes: dict[str, Any]) -> None:

@@ -101,9 +101,8 @@ def _scores(scores: dict[str, np.ndarray], keep: dict[str, list[int]]) -> Any:
     for axis, (name, values) in zip(axes, scores.items(), strict=False):
         order = np.argsort(-values, kind="stable")
         kept = np.isin(order, keep.get(name, order))
-        place = np.arange(len(values))
-        axis.bar(place[kept], values[order][kept], width=1.0, color="tab:blue")
-        axis.bar(place[~kept], values[order][~kept], width=1.0, color="tab:red")
+        for shown, color in ((kept, "tab:blue"), (~kept, "tab:red")):
+            axis.stairs(np.where(shown, values[order], 0), fill=True, color=color)
         axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=7)
     for axis in axes[len(scores) :]:
@@ -131,9 +130,9 @@ def _weights(whole: tuple[Graph, Variables], final: tuple[Graph, Variables]) -> 
     for axis, name in zip(axes, shown, strict=False):
         for label, (_, variables) in (("before pruning", whole), ("fine-tuned", final)):
             kernel = np.asarray(variables["params"][name]["kernel"]).ravel()
-            axis.hist(
-                kernel / max(np.abs(kernel).mean(), 1e-12), bins=80, range=(-4, 4), density=True, alpha=0.5, label=label
-            )
+            normed = kernel / max(np.abs(kernel).mean(), 1e-12)
+            density, edges = np.histogram(normed, bins=80, range=(-4, 4), density=True)
+            axis.stairs(density, edges, fill=True, alpha=0.5, label=label)
         axis.set_title(name, fontsize=8)
         axis.tick_params(labelsize=7)
     for axis in axes[len(shown) :]:
