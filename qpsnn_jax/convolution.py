@@ -226,5 +226,5 @@ def _dense(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dty
     first = [[b + p - s * i for i in range(n)] for b, n, (_, _, s, p) in zip(before, sizes, axes, strict=True)]
     taps = [padded[i : i + x.shape[1], j : j + x.shape[2]] for i, j in product(*first)]
     matrix = jnp.stack(taps, axis=3).reshape(math.prod(x.shape[1:]), -1)
-    sums = jnp.matmul(x.reshape(len(x), -1), matrix, preferred_element_type=dtype)
-    return sums.reshape(len(x), *sizes, kernel.shape[-1])
+    sums = jnp.matmul(x.reshape(x.shape[0], -1), matrix, preferred_element_type=dtype)
+    return sums.reshape(x.shape[0], *sizes, kernel.shape[-1])
