@@ -106,9 +106,11 @@ def gradient_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
     for n, part in enumerate(left):
         turned = jax.lax.dynamic_update_slice(turned, _matrices(part), (4 * n, 0, 0))
     turned = turned.transpose(0, 2, 1)
-    (b, h, w, outputs), (rows, columns) = pushed.shape, left[0].shape[3:5]
-    padded = jnp.pad(_bits(pushed), ((0, 0), (0, 2 * rows - h), (0, 2 * columns - w), (0, 0)))
-    tiles = _floats(padded.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
+    (rows, columns), (b, _, _, outputs), (above, before) = left[0].shape[3:5], pushed.shape, _around(padding)
+    # Padded as for the gradient by the maps: computed once for both, and written down, where XLA would otherwise
+    # compute what is pushed back, which takes many numbers, for each of the four transformed parts.
+    inner = _padded(pushed, _around(padding))[:, above : above + 2 * rows, before : before + 2 * columns]
+    tiles = _floats(inner.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
     right = _both(_spread, tiles, 0, 1)
     products = [_product(turned[4 * n : 4 * n + 4], _matrices(part), 1) for n, part in enumerate(right)]
     taps = _joined(_tap, [each.reshape(2, 2, *each.shape[1:]) for each in products])
@@ -129,10 +131,19 @@ def _sums(x: Array, kernel: Array, padding: Pair, contracted: int) -> Array:
 
 def _pairs(x: Array, padding: Pair) -> Array:
     """Maps rounded to bfloat16, in float32, by pairs of rows and of columns, ``b rows 2 columns 2 i``."""
+    padded = _padded(x, padding)
+    b, h, w, inputs = padded.shape
+    return _floats(padded.reshape(b, h // 2, 2, w // 2, 2, inputs))
+
+
+def _padded(x: Array, padding: Pair) -> Array:
+    """Bits of maps with zeros around them, and one more row and column where their number is odd."""
     (b, h, w, inputs), (vertical, horizontal) = x.shape, padding
-    around = ((0, 0), (vertical, vertical + h % 2), (horizontal, horizontal + w % 2), (0, 0))
-    padded = jnp.pad(_bits(x), around)
-    return _floats(padded.reshape(b, padded.shape[1] // 2, 2, padded.shape[2] // 2, 2, inputs))
+    padded = jnp.zeros((b, h + 2 * vertical + h % 2, w + 2 * horizontal + w % 2, inputs), jnp.uint16)
+    # In two parts, which XLA writes down; one, or a padding, it takes back where only what is inside is read.
+    for first, part in zip((0, b // 2), jnp.split(_bits(x), [b // 2]), strict=True):
+        padded = jax.lax.dynamic_update_slice(padded, part, (first, vertical, horizontal, 0))
+    return padded
 
 
 # Of the four places along an axis, the outer two (0 and 3) and the inner two (1 and 2) are computed alike. A
