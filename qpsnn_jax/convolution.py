@@ -3,7 +3,7 @@
 import math
 from functools import partial
 from itertools import product
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,13 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from qpsnn_jax import winograd
+from qpsnn_jax import bfloat16, winograd
 from qpsnn_jax.hardware import cpu_flags
 
 Pair = tuple[int, int]
 Form = Literal["float32", "bfloat16", "int8", "winograd"]
 
-# Channels from which on Winograd's sums in bfloat16 are faster than sums in int8, and than gradients in float32.
+# Channels from which on Winograd's sums are faster than sums in int8, and gradients in bfloat16 than in float32.
 _NARROWEST_SUMS = 128
 _NARROWEST_GRADIENTS = 64
 
@@ -61,8 +61,9 @@ def accumulate(
     - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.winograd`).
 
     Gradients are those of :func:`convolve`. On one CPU device that multiplies bfloat16 fast, in float32, those of
-    kernels of 3×3 at stride 1 are Winograd's from the widths on that gain by it: what is pushed back is rounded to
-    bfloat16 before it is multiplied, and so are weights of more than 4 bits; the sums are float32's.
+    kernels of up to 9 taps are products of bfloat16 from the widths on that gain by it (:mod:`qpsnn_jax.bfloat16`),
+    Winograd's for 3×3 at stride 1: what is pushed back is rounded to bfloat16 before it is multiplied, and by Winograd
+    weights of more than 4 bits too; the sums are float32's. By maps those of strided kernels of 3×3 are in float32.
 
     Args:
         spikes: 0 and 1, ``b h w i``, floating.
@@ -100,33 +101,42 @@ def _accumulate_tangent(
 ) -> tuple[Array, Array]:
     (spikes, integers), (to_spikes, to_integers) = operands, tangents
     linear = partial(convolve, strides=strides, padding=padding)
-    if _gradients_by_winograd(spikes, integers, strides, padding):
-        linear = partial(_convolve_p.bind, padding=padding)
+    if _rounds_gradients(spikes, integers):
+        linear = partial(_convolve_p.bind, strides=strides, padding=padding)
     tangent = linear(to_spikes, integers) + linear(spikes, to_integers)
     return _accumulate(spikes, integers, bits, strides, padding, form), tangent
 
 
-# A convolution whose gradients are Winograd's. A primitive, because nothing else has a gradient of its own and can be
-# mapped and pushed forward too: custom_vjp knows no forward mode, linear_call no vmap.
-_convolve_p = Primitive("convolve_with_gradients_by_winograd")
+# A convolution whose gradients are products of bfloat16. A primitive, because nothing else has a gradient of its own
+# and can be mapped and pushed forward too: custom_vjp knows no forward mode, linear_call no vmap.
+_convolve_p = Primitive("convolve_with_gradients_in_bfloat16")
 
 
-def _gradient_by_maps(pushed: Array, x: ad.UndefinedPrimal, kernel: Array, *, padding: Pair) -> Array:
-    del x
-    return winograd.gradient_by_maps(pushed, kernel, padding)
+def _gradient_by_maps(pushed: Array, x: ad.UndefinedPrimal, kernel: Array, *, strides: Pair, padding: Pair) -> Array:
+    if _fits_winograd(x.aval, kernel, strides, padding):
+        return winograd.gradient_by_maps(pushed, kernel, padding)
+    if kernel.shape[:2] == (1, 1) and padding == (0, 0):
+        return bfloat16.gradient_by_maps(pushed, kernel, _geometry(x.aval, kernel, strides, padding))
+    plain = partial(convolve, kernel=kernel, strides=strides, padding=padding)
+    return jax.linear_transpose(plain, x.aval)(pushed)[0]
 
 
-def _gradient_by_kernel(pushed: Array, x: Array, kernel: ad.UndefinedPrimal, *, padding: Pair) -> Array:
-    del kernel
-    return winograd.gradient_by_kernel(x, pushed, padding)
+def _gradient_by_kernel(pushed: Array, x: Array, kernel: ad.UndefinedPrimal, *, strides: Pair, padding: Pair) -> Array:
+    if _fits_winograd(x, kernel.aval, strides, padding):
+        return winograd.gradient_by_kernel(x, pushed, padding)
+    return bfloat16.gradient_by_kernel(x, pushed, _geometry(x, kernel.aval, strides, padding))
 
 
-def _mapped(operands: tuple, axes: tuple, *, padding: Pair) -> tuple[Array, int]:
-    return jax.vmap(partial(convolve, padding=padding), axes)(*operands), 0
+def _geometry(x: Any, kernel: Any, strides: Pair, padding: Pair) -> bfloat16.Geometry:
+    return bfloat16.Geometry(x.shape[1:3], kernel.shape[:2], strides, padding)
 
 
-def _shape(x: Array, kernel: Array, *, padding: Pair) -> ShapedArray:
-    sums = jax.eval_shape(partial(convolve, padding=padding), x, kernel)
+def _mapped(operands: tuple, axes: tuple, **options: Pair) -> tuple[Array, int]:
+    return jax.vmap(partial(convolve, **options), axes)(*operands), 0
+
+
+def _shape(x: Array, kernel: Array, **options: Pair) -> ShapedArray:
+    sums = jax.eval_shape(partial(convolve, **options), x, kernel)
     return ShapedArray(sums.shape, sums.dtype)
 
 
@@ -183,7 +193,7 @@ def _fastest_form(spikes: Array, integers: Array, bits: int, strides: Pair, padd
     return "int8" if "avx512_vnni" in flags and narrowest >= 64 else "float32"
 
 
-def _fits_winograd(spikes: Array, integers: Array, strides: Pair, padding: Pair) -> bool:
+def _fits_winograd(spikes: Any, integers: Any, strides: Pair, padding: Pair) -> bool:
     within = max(padding) <= 2 and min(spikes.shape[1:3]) >= 3
     return within and strides == (1, 1) and integers.shape[:2] == (3, 3)
 
@@ -194,15 +204,17 @@ def _exact_by_winograd(spikes: Array, integers: Array, bits: int, strides: Pair,
     return _fits_winograd(spikes, integers, strides, padding) and bits <= 4 and largest < 2**24
 
 
-def _gradients_by_winograd(spikes: Array, integers: Array, strides: Pair, padding: Pair) -> bool:
-    """Whether Winograd's gradients are faster on this machine; measured on a Zen 5 (AVX-512 BF16)."""
+def _rounds_gradients(spikes: Array, integers: Array) -> bool:
+    """Whether gradients by products of bfloat16 are faster on this machine; measured on a Zen 5 (AVX-512 BF16)."""
     # On several devices the product over a whole batch would bring all of it to each of them; and shard_map wants to
     # know over which of its axes a tangent varies, which the primitive does not tell.
     whole = jax.device_count() == 1 and not jax.sharding.get_abstract_mesh().manual_axes
     alone = jax.default_backend() == "cpu" and whole
     fast = alone and not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"})
-    fits = _fits_winograd(spikes, integers, strides, padding) and spikes.dtype == integers.dtype == jnp.float32
-    return fast and fits and min(integers.shape[2:]) >= _NARROWEST_GRADIENTS
+    # More taps, seen side by side, are too much to copy; and maps below the kernel are one product as they are.
+    fits = math.prod(integers.shape[:2]) <= min(9, math.prod(spikes.shape[1:3])) and spikes.dtype == integers.dtype
+    wide = min(integers.shape[2:]) >= _NARROWEST_GRADIENTS
+    return fast and fits and wide and spikes.dtype == jnp.float32
 
 
 def _sums(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:

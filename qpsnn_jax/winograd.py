@@ -9,8 +9,7 @@ usual one, so that whole numbers stay whole: of spikes the left factor is within
 one is within 9·(2^b - 1), which bfloat16 holds up to 4 bits. Other numbers are rounded to bfloat16, and again when they
 are transformed. Sums are float32's. Derivatives of the derivatives are those of float32 convolutions.
 
-For CPUs that multiply bfloat16 faster than float32. XLA copies bfloat16 number by number, so that until the product
-numbers are kept as integers of the same bits.
+For CPUs that multiply bfloat16 faster than float32 (:mod:`qpsnn_jax.bfloat16`).
 
 References:
     Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
@@ -18,30 +17,12 @@ References:
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-Pair = tuple[int, int]
-Bilinear = Callable[[Array, Array, Pair], Array]
-
-
-def _differentiated_as(plain: Bilinear) -> Callable[[Bilinear], Bilinear]:
-    """Gives a function that is linear in either operand the derivatives of another."""
-
-    def decorate(fast: Bilinear) -> Bilinear:
-        function = partial(jax.custom_jvp, nondiff_argnums=(2,))(fast)
-
-        @function.defjvp
-        def tangent(padding: Pair, operands: tuple, tangents: tuple) -> tuple[Array, Array]:
-            change = plain(tangents[0], operands[1], padding) + plain(operands[0], tangents[1], padding)
-            return function(*operands, padding), change
-
-        return function
-
-    return decorate
+from qpsnn_jax.bfloat16 import Pair, bits_of, differentiated_as, floats_of, multiply
 
 
 def _plain(x: Array, kernel: Array, padding: Pair, numbers: tuple[str, str, str] = ("NHWC", "HWIO", "NHWC")) -> Array:
@@ -58,7 +39,7 @@ def _plain_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
     return _plain(x, pushed, padding, ("CHWN", "IHWO", "HWNC"))
 
 
-@_differentiated_as(_plain)
+@differentiated_as(_plain)
 def convolve(x: Array, kernel: Array, padding: Pair) -> Array:
     """:func:`qpsnn_jax.convolution.convolve` at stride 1, of operands rounded to bfloat16.
 
@@ -73,7 +54,7 @@ def convolve(x: Array, kernel: Array, padding: Pair) -> Array:
     return _sums(x, kernel, padding, 0)
 
 
-@_differentiated_as(_plain_by_maps)
+@differentiated_as(_plain_by_maps)
 def gradient_by_maps(pushed: Array, kernel: Array, padding: Pair) -> Array:
     """Gradient of :func:`convolve` by its maps: the convolution of what is pushed back with the kernel turned.
 
@@ -88,7 +69,7 @@ def gradient_by_maps(pushed: Array, kernel: Array, padding: Pair) -> Array:
     return _sums(pushed, jnp.flip(kernel, (0, 1)), _around(padding), 1)
 
 
-@_differentiated_as(_plain_by_kernel)
+@differentiated_as(_plain_by_kernel)
 def gradient_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
     """Gradient of :func:`convolve` by its kernel.
 
@@ -110,9 +91,9 @@ def gradient_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
     # Padded as for the gradient by the maps: computed once for both, and written down, where XLA would otherwise
     # compute what is pushed back, which takes many numbers, for each of the four transformed parts.
     inner = _padded(pushed, _around(padding))[:, above : above + 2 * rows, before : before + 2 * columns]
-    tiles = _floats(inner.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
+    tiles = floats_of(inner.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
     right = _both(_spread, tiles, 0, 1)
-    products = [_product(turned[4 * n : 4 * n + 4], _matrices(part), 1) for n, part in enumerate(right)]
+    products = [multiply(turned[4 * n : 4 * n + 4], _matrices(part), 1) for n, part in enumerate(right)]
     taps = _joined(_tap, [each.reshape(2, 2, *each.shape[1:]) for each in products])
     return jnp.stack([jnp.stack(column) for column in taps], 1) / 4
 
@@ -120,7 +101,7 @@ def gradient_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
 def _sums(x: Array, kernel: Array, padding: Pair, contracted: int) -> Array:
     """Winograd's sums; ``contracted`` is the axis behind the kernel's taps, 0 or 1, that goes with the channels."""
     left, right = _both(_input, _pairs(x, padding), 1, 3), _both(_kernel, kernel, 0, 1)
-    products = [_product(_matrices(v), _matrices(u), 1 + contracted) for v, u in zip(left, right, strict=True)]
+    products = [multiply(_matrices(v), _matrices(u), 1 + contracted) for v, u in zip(left, right, strict=True)]
     b, rows, columns = left[0].shape[2:5]
     sums = _joined(_output, [each.reshape(2, 2, b, rows, columns, each.shape[2]) for each in products])
     # Stacked, and so computed once; XLA would otherwise keep the products and sum them wherever the maps are read.
@@ -133,7 +114,7 @@ def _pairs(x: Array, padding: Pair) -> Array:
     """Maps rounded to bfloat16, in float32, by pairs of rows and of columns, ``b rows 2 columns 2 i``."""
     padded = _padded(x, padding)
     b, h, w, inputs = padded.shape
-    return _floats(padded.reshape(b, h // 2, 2, w // 2, 2, inputs))
+    return floats_of(padded.reshape(b, h // 2, 2, w // 2, 2, inputs))
 
 
 def _padded(x: Array, padding: Pair) -> Array:
@@ -141,7 +122,7 @@ def _padded(x: Array, padding: Pair) -> Array:
     (b, h, w, inputs), (vertical, horizontal) = x.shape, padding
     padded = jnp.zeros((b, h + 2 * vertical + h % 2, w + 2 * horizontal + w % 2, inputs), jnp.uint16)
     # In two parts, which XLA writes down; one, or a padding, it takes back where only what is inside is read.
-    for first, part in zip((0, b // 2), jnp.split(_bits(x), [b // 2]), strict=True):
+    for first, part in zip((0, b // 2), jnp.split(bits_of(x), [b // 2]), strict=True):
         padded = jax.lax.dynamic_update_slice(padded, part, (first, vertical, horizontal, 0))
     return padded
 
@@ -204,21 +185,4 @@ def _around(padding: Pair) -> Pair:
 
 def _matrices(places: Array) -> Array:
     """Bits of ``2 2 … c`` as matrices of four places, ``4 n c``."""
-    return _bits(places).reshape(4, math.prod(places.shape[2:-1]), places.shape[-1])
-
-
-def _product(x: Array, y: Array, contracted: int) -> Array:
-    """Products of matrices of bfloat16, given by their bits; ``contracted`` is the axis of ``y``."""
-    left, right = (jax.lax.bitcast_convert_type(each, jnp.bfloat16) for each in (x, y))
-    numbers = (((2,), (contracted,)), ((0,), (0,)))
-    return jax.lax.dot_general(left, right, numbers, preferred_element_type=jnp.float32)
-
-
-def _bits(x: Array) -> Array:
-    """The upper halves of float32 numbers, rounded to the nearest, ties to even; the usual NaN stays one."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(jnp.uint16)
-
-
-def _floats(bits: Array) -> Array:
-    return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+    return bits_of(places).reshape(4, math.prod(places.shape[2:-1]), places.shape[-1])

@@ -24,6 +24,7 @@ LAYERS = [
         "files",
         "compiling",
         "hardware",
+        "bfloat16",
         "winograd",
         "pruning.rank",
         "stopping",

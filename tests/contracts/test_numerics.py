@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax import convolution, losses, neurons, quantization, surrogate, winograd
+from qpsnn_jax import bfloat16, convolution, losses, neurons, quantization, surrogate, winograd
 from qpsnn_jax.pruning import rank, scores
 
 DRAW = np.random.default_rng(0)
@@ -81,8 +81,10 @@ def quantizer_table() -> list[Contract]:
 
 
 def convolution_table() -> list[Contract]:
-    c, w, three = convolution, winograd, jnp.asarray(np.round(3 * normal(3, 3, 3, 2)[0]))
-    turned = three.swapaxes(2, 3)
+    b, c, w, three = bfloat16, convolution, winograd, jnp.asarray(np.round(3 * normal(3, 3, 3, 2)[0]))
+    turned, at_once = three.swapaxes(2, 3), jnp.asarray(np.round(3 * normal(1, 1, 2, 3)[0]))
+    strided, passed = b.Geometry((5, 4), (3, 2), (1, 2), (1, 0)), b.Geometry((9, 4), (1, 1), (2, 1), (0, 0))
+    pushed = jnp.asarray(normal(2, 5, 2, 2)[0])
     forms = [
         Contract(
             f"accumulate-{form}",
@@ -97,6 +99,8 @@ def convolution_table() -> list[Contract]:
         *forms,
         Contract("gradient_by_maps", lambda y: w.gradient_by_maps(y, turned, (1, 1)), MAPS, floats=(F32,)),
         Contract("gradient_by_kernel", lambda x: w.gradient_by_kernel(MAPS[0], x, (1, 1)), MAPS, floats=(F32,)),
+        Contract("gradient_by_maps-passed", lambda y: b.gradient_by_maps(y, at_once, passed), MAPS, floats=(F32,)),
+        Contract("gradient_by_kernel-taps", lambda x: b.gradient_by_kernel(x, pushed, strided), MAPS, floats=(F32,)),
         Contract("convolve", lambda k: c.convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 3, 4)),
     ]
 

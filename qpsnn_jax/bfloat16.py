@@ -1,0 +1,132 @@
+"""Products of bfloat16 with sums in float32, and gradients of convolutions by them.
+
+For CPUs that multiply bfloat16 faster than float32. XLA copies bfloat16 number by number, so that until the product
+numbers are kept as integers of the same bits. What is whole and has 8 bits at most is exact; other numbers are rounded.
+Derivatives of the gradients are those of float32 convolutions.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Pair = tuple[int, int]
+Bilinear = Callable[[Array, Array, Any], Array]
+
+
+class Geometry(NamedTuple):
+    """Of a convolution: rows and columns of its maps and of its kernel, strides, and zeros on either side."""
+
+    maps: Pair
+    kernel: Pair
+    strides: Pair
+    padding: Pair
+
+
+def bits_of(x: Array) -> Array:
+    """The upper halves of float32 numbers, rounded to the nearest, ties to even; the usual NaN stays one."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(jnp.uint16)
+
+
+def floats_of(bits: Array) -> Array:
+    """The float32 numbers of which these are the upper halves."""
+    return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def multiply(x: Array, y: Array, contracted: int = 1) -> Array:
+    """Products of matrices of bfloat16, given by their bits.
+
+    Args:
+        x: ``n i k``, uint16.
+        y: ``n k j``, or ``n j k`` where ``contracted`` is 2, uint16.
+        contracted: the axis k of ``y``.
+
+    Returns:
+        ``n i j``, float32.
+    """
+    left, right = (jax.lax.bitcast_convert_type(each, jnp.bfloat16) for each in (x, y))
+    numbers = (((2,), (contracted,)), ((0,), (0,)))
+    return jax.lax.dot_general(left, right, numbers, preferred_element_type=jnp.float32)
+
+
+def differentiated_as(plain: Bilinear) -> Callable[[Bilinear], Bilinear]:
+    """Gives a function that is linear in either of its first two arguments the derivatives of another."""
+
+    def decorate(fast: Bilinear) -> Bilinear:
+        function = partial(jax.custom_jvp, nondiff_argnums=(2,))(fast)
+
+        @function.defjvp
+        def tangent(options: Any, operands: tuple, tangents: tuple) -> tuple[Array, Array]:
+            change = plain(tangents[0], operands[1], options) + plain(operands[0], tangents[1], options)
+            return function(*operands, options), change
+
+        return function
+
+    return decorate
+
+
+def _plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    around = [(p, p) for p in geometry.padding]
+    return jax.lax.conv_general_dilated(x, kernel, geometry.strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _plain_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
+    maps = jax.ShapeDtypeStruct((len(pushed), *geometry.maps, kernel.shape[2]), pushed.dtype)
+    return jax.linear_transpose(lambda x: _plain(x, kernel, geometry), maps)(pushed)[0]
+
+
+def _plain_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
+    kernel = jax.ShapeDtypeStruct((*geometry.kernel, x.shape[3], pushed.shape[3]), x.dtype)
+    return jax.linear_transpose(lambda k: _plain(x, k, geometry), kernel)(pushed)[0]
+
+
+@differentiated_as(_plain_by_maps)
+def gradient_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Gradient of a convolution with a kernel of 1×1, without padding, by its maps.
+
+    Args:
+        pushed: cotangent of the sums, ``b h w o``, float32.
+        kernel: ``1 1 i o``, float32.
+        geometry: of the convolution.
+
+    Returns:
+        float32, shape ``b h w i``; zeros where the strides pass over the maps.
+    """
+    b, h, w, outputs = pushed.shape
+    inputs = kernel.shape[2]
+    turned = bits_of(kernel).reshape(1, inputs, outputs).transpose(0, 2, 1)
+    seen = multiply(bits_of(pushed).reshape(1, b * h * w, outputs), turned).reshape(b, h, w, inputs)
+    skipped = [
+        (0, size - (n - 1) * stride - 1, stride - 1)
+        for size, n, stride in zip(geometry.maps, (h, w), geometry.strides, strict=True)
+    ]
+    return jax.lax.pad(seen, jnp.zeros((), seen.dtype), ((0, 0, 0), *skipped, (0, 0, 0)))
+
+
+@differentiated_as(_plain_by_kernel)
+def gradient_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
+    """Gradient of a convolution by its kernel: one product of what all taps saw with what is pushed back.
+
+    Args:
+        x: the maps, ``b h w i``, float32.
+        pushed: cotangent of the sums, ``b h w o``, float32.
+        geometry: of the convolution.
+
+    Returns:
+        float32, shape ``h w i o``.
+    """
+    (_, h, w, outputs), inputs, padding = pushed.shape, x.shape[3], geometry.padding
+    padded = jnp.pad(bits_of(x), ((0, 0), *((p, p) for p in padding), (0, 0)))
+    down, right = geometry.strides
+    taps = (
+        padded[:, i : i + down * (h - 1) + 1 : down, j : j + right * (w - 1) + 1 : right].reshape(-1, inputs)
+        for i, j in product(*map(range, geometry.kernel))
+    )
+    seen = jnp.stack([*taps]).transpose(0, 2, 1).reshape(1, -1, len(pushed) * h * w)
+    sums = multiply(seen, bits_of(pushed).reshape(1, -1, outputs))
+    return sums.reshape(*geometry.kernel, inputs, outputs)
