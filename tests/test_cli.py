@@ -289,3 +289,22 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, home):
     assert result.returncode == 0, result.stderr
     expected = str(tmp_path / home / "qpsnn_jax" / "compiled") if home == "home" else "None"
     assert result.stdout.splitlines()[-1] == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+@pytest.mark.parametrize("tunables", [None, "", "glibc.malloc.hugetlb=0"])
+def test_the_command_takes_memory_in_large_pages_unless_told_otherwise(tunables):
+    code = (
+        "import os, sys; from qpsnn_jax.cli import main\n"
+        "print('started', os.getpid(), os.environ.get('GLIBC_TUNABLES'), sep=',', flush=True); sys.exit(main())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    environment |= {} if tunables is None else {"GLIBC_TUNABLES": tunables}
+    command = [sys.executable, "-c", code, "cost", "digits"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    starts = [line.split(",")[1:] for line in result.stdout.splitlines() if line.startswith("started")]
+    assert len({pid for pid, _ in starts}) == 1
+    wanted = ["None", "glibc.malloc.hugetlb=1"] if tunables is None else [tunables]
+    assert [setting for _, setting in starts] == wanted
+    assert "parameters" in result.stdout
