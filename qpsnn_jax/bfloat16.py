@@ -76,7 +76,7 @@ def _plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _plain_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
-    maps = jax.ShapeDtypeStruct((len(pushed), *geometry.maps, kernel.shape[2]), pushed.dtype)
+    maps = jax.ShapeDtypeStruct((pushed.shape[0], *geometry.maps, kernel.shape[2]), pushed.dtype)
     return jax.linear_transpose(lambda x: _plain(x, kernel, geometry), maps)(pushed)[0]
 
 
@@ -120,13 +120,13 @@ def gradient_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
     Returns:
         float32, shape ``h w i o``.
     """
-    (_, h, w, outputs), inputs, padding = pushed.shape, x.shape[3], geometry.padding
-    padded = jnp.pad(bits_of(x), ((0, 0), *((p, p) for p in padding), (0, 0)))
+    (b, h, w, outputs), inputs = pushed.shape, x.shape[3]
+    padded = jnp.pad(bits_of(x), ((0, 0), *((p, p) for p in geometry.padding), (0, 0)))
     down, right = geometry.strides
-    taps = (
-        padded[:, i : i + down * (h - 1) + 1 : down, j : j + right * (w - 1) + 1 : right].reshape(-1, inputs)
+    taps = [
+        padded[:, i : i + down * (h - 1) + 1 : down, j : j + right * (w - 1) + 1 : right].reshape(b * h * w, inputs)
         for i, j in product(*map(range, geometry.kernel))
-    )
-    seen = jnp.stack([*taps]).transpose(0, 2, 1).reshape(1, -1, len(pushed) * h * w)
-    sums = multiply(seen, bits_of(pushed).reshape(1, -1, outputs))
+    ]
+    seen = jnp.stack(taps).transpose(0, 2, 1).reshape(1, len(taps) * inputs, b * h * w)
+    sums = multiply(seen, bits_of(pushed).reshape(1, b * h * w, outputs))
     return sums.reshape(*geometry.kernel, inputs, outputs)

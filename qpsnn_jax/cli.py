@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from qpsnn_jax.export import FOLDED, FORMATS
-from qpsnn_jax.hardware import take_large_pages
 
 if TYPE_CHECKING:
     from qpsnn_jax.config import Config
@@ -39,7 +38,6 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Without ``arguments`` it takes those of the process, which starts anew to take its memory in large pages.
     Its status is 0, 2 for a wrong input, 1 for a run that failed or an export that disagrees, 130 or 143 when stopped.
     """
     parser = _Parser(
@@ -56,8 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = parser.parse_args(arguments)
         if given.command is None:
             parser.error(f"give a COMMAND, one of {', '.join(COMMANDS)}")
-        if arguments is None:
-            take_large_pages()
         _keep_compiled()
         return COMMANDS[given.command](given.rest) or 0
     except KeyboardInterrupt as stop:
@@ -494,7 +490,3 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}."
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,9 +13,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from qpsnn_jax import bfloat16, winograd
+from qpsnn_jax.bfloat16 import Pair
 from qpsnn_jax.hardware import cpu_flags
 
-Pair = tuple[int, int]
 Form = Literal["float32", "bfloat16", "int8", "winograd"]
 
 # Channels from which on Winograd's sums are faster than sums in int8, and gradients in bfloat16 than in float32.
@@ -60,10 +60,10 @@ def accumulate(
       over each window's spikes, the same for all channels;
     - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.winograd`).
 
-    Gradients are those of :func:`convolve`. On one CPU device that multiplies bfloat16 fast, in float32, those of
-    kernels of up to 9 taps are products of bfloat16 from the widths on that gain by it (:mod:`qpsnn_jax.bfloat16`),
-    Winograd's for 3×3 at stride 1: what is pushed back is rounded to bfloat16 before it is multiplied, and by Winograd
-    weights of more than 4 bits too; the sums are float32's. By maps those of strided kernels of 3×3 are in float32.
+    Gradients are those of :func:`convolve`. On one CPU device that multiplies bfloat16 fast, in float32, what is pushed
+    back is rounded to bfloat16 before it is multiplied, from the widths on that gain by it: by the kernel for kernels
+    of up to 9 taps, by the maps where those are 3×3 at stride 1 (Winograd's, which round weights of more than 4 bits
+    too) or 1×1 without padding. The sums are float32's. Under ``vmap`` nothing is rounded.
 
     Args:
         spikes: 0 and 1, ``b h w i``, floating.
@@ -218,25 +218,50 @@ def _rounds_gradients(spikes: Array, integers: Array) -> bool:
 
 
 def _sums(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:
+    pixels, taps = math.prod(x.shape[1:3]), math.prod(kernel.shape[:2])
     # XLA exchanges map and kernel where the kernel is the larger, which is 4 to 80 times slower on a CPU.
-    if math.prod(x.shape[1:3]) < math.prod(kernel.shape[:2]):
-        return _dense(x, kernel, strides, padding, dtype)
+    if pixels < taps:
+        places = math.prod(_sizes(x, kernel, strides, padding))
+        # A matrix from all pixels to all places is fast as long as it is not much larger than the kernel.
+        form = _dense if pixels * places <= 4 * taps else _by_patches
+        return form(x, kernel, strides, padding, dtype)
     (ph, pw), dimensions = padding, ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
         x, kernel, strides, ((ph, ph), (pw, pw)), dimension_numbers=dimensions, preferred_element_type=dtype
     )
 
 
+def _sizes(x: Array, kernel: Array, strides: Pair, padding: Pair) -> list[int]:
+    """Rows and columns of the sums."""
+    axes = zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
+    return [(n + 2 * p - k) // s + 1 for n, k, s, p in axes]
+
+
 def _dense(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:
     """One product of whole maps with a matrix: for every place of the sums, the taps by which it sees each pixel."""
-    axes = tuple(zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True))
-    sizes = [(n + 2 * p - k) // s + 1 for n, k, s, p in axes]
+    sizes = _sizes(x, kernel, strides, padding)
+    axes = tuple(zip(x.shape[1:3], kernel.shape[:2], strides, padding, sizes, strict=True))
     # The taps that place 0 has for the first pixel and beyond, then those of place 1, one stride before, and so on.
-    before = [max(0, s * (size - 1) - p) for size, (_, _, s, p) in zip(sizes, axes, strict=True)]
-    after = [max(0, p + n - k) for n, k, _, p in axes]
+    before = [max(0, s * (size - 1) - p) for _, _, s, p, size in axes]
+    after = [max(0, p + n - k) for n, k, _, p, _ in axes]
     padded = jnp.pad(kernel, (*zip(before, after, strict=True), (0, 0), (0, 0)))
-    first = [[b + p - s * i for i in range(n)] for b, n, (_, _, s, p) in zip(before, sizes, axes, strict=True)]
+    first = [[b + p - s * i for i in range(size)] for b, (_, _, s, p, size) in zip(before, axes, strict=True)]
     taps = [padded[i : i + x.shape[1], j : j + x.shape[2]] for i, j in product(*first)]
     matrix = jnp.stack(taps, axis=3).reshape(math.prod(x.shape[1:]), -1)
-    sums = jnp.matmul(x.reshape(x.shape[0], -1), matrix, preferred_element_type=dtype)
+    sums = jnp.matmul(x.reshape(x.shape[0], matrix.shape[0]), matrix, preferred_element_type=dtype)
     return sums.reshape(x.shape[0], *sizes, kernel.shape[-1])
+
+
+def _by_patches(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:
+    """One product of all patches with the kernel, without the taps that see nothing but padding."""
+    sizes = tuple(zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True))
+    outputs = _sizes(x, kernel, strides, padding)
+    rows, columns = (
+        [tap for tap in range(k) if any(p <= s * o + tap < p + n for o in range(out))]
+        for (n, k, s, p), out in zip(sizes, outputs, strict=True)
+    )
+    padded = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
+    ends = [s * (out - 1) + 1 for out, s in zip(outputs, strides, strict=True)]
+    seen = [padded[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]] for i, j in product(rows, columns)]
+    weights = jnp.concatenate([kernel[i, j] for i, j in product(rows, columns)])
+    return jnp.matmul(jnp.concatenate(seen, axis=-1), weights, preferred_element_type=dtype)

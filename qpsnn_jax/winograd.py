@@ -121,9 +121,10 @@ def _padded(x: Array, padding: Pair) -> Array:
     """Bits of maps with zeros around them, and one more row and column where their number is odd."""
     (b, h, w, inputs), (vertical, horizontal) = x.shape, padding
     padded = jnp.zeros((b, h + 2 * vertical + h % 2, w + 2 * horizontal + w % 2, inputs), jnp.uint16)
-    # In two parts, which XLA writes down; one, or a padding, it takes back where only what is inside is read.
-    for first, part in zip((0, b // 2), jnp.split(bits_of(x), [b // 2]), strict=True):
-        padded = jax.lax.dynamic_update_slice(padded, part, (first, vertical, horizontal, 0))
+    # In two parts, which XLA writes down; one, or a padding, it takes back where only what is inside is read. By rows,
+    # because several devices share the batch.
+    for first, part in zip((0, h // 2), jnp.split(bits_of(x), [h // 2], axis=1), strict=True):
+        padded = jax.lax.dynamic_update_slice(padded, part, (0, vertical + first, horizontal, 0))
     return padded
 
 

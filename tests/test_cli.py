@@ -295,10 +295,10 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, home):
 @pytest.mark.parametrize("tunables", [None, "", "glibc.malloc.hugetlb=0"])
 def test_the_command_takes_memory_in_large_pages_unless_told_otherwise(tunables):
     code = (
-        "import os, sys; from qpsnn_jax.cli import main\n"
-        "print('started', os.getpid(), os.environ.get('GLIBC_TUNABLES'), sep=',', flush=True); sys.exit(main())"
+        "import os, sys; from qpsnn_jax.__main__ import start\n"
+        "print('started', os.getpid(), os.environ.get('GLIBC_TUNABLES'), sep=',', flush=True); sys.exit(start())"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "QPSNN_STARTED")}
     environment |= {} if tunables is None else {"GLIBC_TUNABLES": tunables}
     command = [sys.executable, "-c", code, "cost", "digits"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -307,4 +307,6 @@ def test_the_command_takes_memory_in_large_pages_unless_told_otherwise(tunables)
     assert len({pid for pid, _ in starts}) == 1
     wanted = ["None", "glibc.malloc.hugetlb=1"] if tunables is None else [tunables]
     assert [setting for _, setting in starts] == wanted
+    privileged = subprocess.run(command, capture_output=True, text=True, env=environment | {"QPSNN_STARTED": "1"})
+    assert privileged.stdout.count("started") == 1
     assert "parameters" in result.stdout

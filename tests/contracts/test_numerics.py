@@ -84,7 +84,8 @@ def convolution_table() -> list[Contract]:
     b, c, w, three = bfloat16, convolution, winograd, jnp.asarray(np.round(3 * normal(3, 3, 3, 2)[0]))
     turned, at_once = three.swapaxes(2, 3), jnp.asarray(np.round(3 * normal(1, 1, 2, 3)[0]))
     strided, passed = b.Geometry((5, 4), (3, 2), (1, 2), (1, 0)), b.Geometry((9, 4), (1, 1), (2, 1), (0, 0))
-    pushed = jnp.asarray(normal(2, 5, 2, 2)[0])
+    pushed, right = (jnp.asarray(normal(*shape)[0]) for shape in ((2, 5, 2, 2), (2, 3, 5)))
+    fast = b.differentiated_as(lambda x, y, factor: factor * x * y)(lambda x, y, factor: x * y * factor)
     forms = [
         Contract(
             f"accumulate-{form}",
@@ -101,6 +102,10 @@ def convolution_table() -> list[Contract]:
         Contract("gradient_by_kernel", lambda x: w.gradient_by_kernel(MAPS[0], x, (1, 1)), MAPS, floats=(F32,)),
         Contract("gradient_by_maps-passed", lambda y: b.gradient_by_maps(y, at_once, passed), MAPS, floats=(F32,)),
         Contract("gradient_by_kernel-taps", lambda x: b.gradient_by_kernel(x, pushed, strided), MAPS, floats=(F32,)),
+        Contract("bits_of", b.bits_of, MAPS, grad=False, floats=()),
+        Contract("floats_of", lambda n: b.floats_of(n.astype(jnp.uint16)), COUNTS, grad=False, floats=()),
+        Contract("multiply", lambda x: b.multiply(b.bits_of(x), b.bits_of(right)), normal(2, 4, 3), False, floats=()),
+        Contract("differentiated_as", lambda x: fast(x, jnp.asarray(MAPS[0], x.dtype), 2.0), MAPS, forward=True),
         Contract("convolve", lambda k: c.convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 3, 4)),
     ]
 
@@ -155,7 +160,7 @@ def total(contract: Contract) -> Callable:
 
 
 def test_every_public_function_has_a_contract():
-    modules = (surrogate, neurons, quantization, losses, scores, rank, convolution, winograd)
+    modules = (surrogate, neurons, quantization, losses, scores, rank, bfloat16, convolution, winograd)
     wanted = set.union(*map(public_functions, modules))
     assert {"lif", "quantize", "svs_scores", "fire_step"} <= wanted
     assert wanted == {contract.name.split("-")[0] for contract in TABLE}
