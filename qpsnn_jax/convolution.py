@@ -212,9 +212,9 @@ def _rounds_gradients(spikes: Array, integers: Array) -> bool:
     alone = jax.default_backend() == "cpu" and whole
     fast = alone and not cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"})
     # More taps, seen side by side, are too much to copy; and maps below the kernel are one product as they are.
-    fits = math.prod(integers.shape[:2]) <= min(9, math.prod(spikes.shape[1:3])) and spikes.dtype == integers.dtype
+    fits = math.prod(integers.shape[:2]) <= min(9, math.prod(spikes.shape[1:3]))
     wide = min(integers.shape[2:]) >= _NARROWEST_GRADIENTS
-    return fast and fits and wide and spikes.dtype == jnp.float32
+    return fast and fits and wide and spikes.dtype == integers.dtype == jnp.float32
 
 
 def _sums(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:

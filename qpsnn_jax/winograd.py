@@ -87,13 +87,13 @@ def gradient_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
     for n, part in enumerate(left):
         turned = jax.lax.dynamic_update_slice(turned, _matrices(part), (4 * n, 0, 0))
     turned = turned.transpose(0, 2, 1)
-    (rows, columns), (b, _, _, outputs), (above, before) = left[0].shape[3:5], pushed.shape, _around(padding)
+    (rows, columns), (b, _, _, outputs), around = left[0].shape[3:5], pushed.shape, _around(padding)
     # Padded as for the gradient by the maps: computed once for both, and written down, where XLA would otherwise
     # compute what is pushed back, which takes many numbers, for each of the four transformed parts.
-    inner = _padded(pushed, _around(padding))[:, above : above + 2 * rows, before : before + 2 * columns]
+    inner = _padded(pushed, around)[:, around[0] : around[0] + 2 * rows, around[1] : around[1] + 2 * columns]
     tiles = floats_of(inner.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
     right = _both(_spread, tiles, 0, 1)
-    products = [multiply(turned[4 * n : 4 * n + 4], _matrices(part), 1) for n, part in enumerate(right)]
+    products = [multiply(turned[4 * n : 4 * n + 4], _matrices(part)) for n, part in enumerate(right)]
     taps = _joined(_tap, [each.reshape(2, 2, *each.shape[1:]) for each in products])
     return jnp.stack([jnp.stack(column) for column in taps], 1) / 4
 
