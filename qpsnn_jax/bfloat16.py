@@ -2,7 +2,7 @@
 
 For CPUs that multiply bfloat16 faster than float32. XLA copies bfloat16 number by number, so that until the product
 numbers are kept as integers of the same bits. What is whole and has 8 bits at most is exact; other numbers are rounded.
-Derivatives of the gradients are those of float32 convolutions.
+Derivatives of what is computed so are those of float32 convolutions.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def multiply(x: Array, y: Array, contracted: int = 1) -> Array:
     return jax.lax.dot_general(left, right, numbers, preferred_element_type=jnp.float32)
 
 
-def differentiated_as(plain: Bilinear) -> Callable[[Bilinear], Bilinear]:
+def differentiated_as(reference: Bilinear) -> Callable[[Bilinear], Bilinear]:
     """Gives a function that is linear in either of its first two arguments the derivatives of another."""
 
     def decorate(fast: Bilinear) -> Bilinear:
@@ -62,7 +62,7 @@ def differentiated_as(plain: Bilinear) -> Callable[[Bilinear], Bilinear]:
 
         @function.defjvp
         def tangent(options: Any, operands: tuple, tangents: tuple) -> tuple[Array, Array]:
-            change = plain(tangents[0], operands[1], options) + plain(operands[0], tangents[1], options)
+            change = reference(tangents[0], operands[1], options) + reference(operands[0], tangents[1], options)
             return function(*operands, options), change
 
         return function
@@ -70,22 +70,25 @@ def differentiated_as(plain: Bilinear) -> Callable[[Bilinear], Bilinear]:
     return decorate
 
 
-def _plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
+def plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """The convolution of maps ``b h w i`` with a kernel ``h w i o`` in their own dtype, ``b h w o``."""
     around = [(p, p) for p in geometry.padding]
     return jax.lax.conv_general_dilated(x, kernel, geometry.strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _plain_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
+def plain_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Gradient of :func:`plain` by the maps, ``b h w i``; ``pushed`` is the cotangent of the sums."""
     maps = jax.ShapeDtypeStruct((pushed.shape[0], *geometry.maps, kernel.shape[2]), pushed.dtype)
-    return jax.linear_transpose(lambda x: _plain(x, kernel, geometry), maps)(pushed)[0]
+    return jax.linear_transpose(lambda x: plain(x, kernel, geometry), maps)(pushed)[0]
 
 
-def _plain_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
+def plain_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
+    """Gradient of :func:`plain` by the kernel, ``h w i o``; ``pushed`` is the cotangent of the sums."""
     kernel = jax.ShapeDtypeStruct((*geometry.kernel, x.shape[3], pushed.shape[3]), x.dtype)
-    return jax.linear_transpose(lambda k: _plain(x, k, geometry), kernel)(pushed)[0]
+    return jax.linear_transpose(lambda k: plain(x, k, geometry), kernel)(pushed)[0]
 
 
-@differentiated_as(_plain_by_maps)
+@differentiated_as(plain_by_maps)
 def gradient_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
     """Gradient of a convolution with a kernel of 1×1, without padding, by its maps.
 
@@ -108,7 +111,7 @@ def gradient_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
     return jax.lax.pad(seen, jnp.zeros((), seen.dtype), ((0, 0, 0), *skipped, (0, 0, 0)))
 
 
-@differentiated_as(_plain_by_kernel)
+@differentiated_as(plain_by_kernel)
 def gradient_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
     """Gradient of a convolution by its kernel: one product of what all taps saw with what is pushed back.
 

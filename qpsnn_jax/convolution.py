@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from qpsnn_jax import bfloat16, winograd
-from qpsnn_jax.bfloat16 import Pair
+from qpsnn_jax.bfloat16 import Geometry, Pair
 from qpsnn_jax.hardware import cpu_flags
 
 Form = Literal["float32", "bfloat16", "int8", "winograd"]
@@ -113,22 +113,23 @@ _convolve_p = Primitive("convolve_with_gradients_in_bfloat16")
 
 
 def _gradient_by_maps(pushed: Array, x: ad.UndefinedPrimal, kernel: Array, *, strides: Pair, padding: Pair) -> Array:
-    if _fits_winograd(x.aval, kernel, strides, padding):
-        return winograd.gradient_by_maps(pushed, kernel, padding)
-    if kernel.shape[:2] == (1, 1) and padding == (0, 0):
-        return bfloat16.gradient_by_maps(pushed, kernel, _geometry(x.aval, kernel, strides, padding))
+    geometry = _geometry(x.aval, kernel, strides, padding)
+    if _fits_winograd(geometry):
+        return winograd.gradient_by_maps(pushed, kernel, geometry)
+    if geometry.kernel == (1, 1) and padding == (0, 0):
+        return bfloat16.gradient_by_maps(pushed, kernel, geometry)
     plain = partial(convolve, kernel=kernel, strides=strides, padding=padding)
     return jax.linear_transpose(plain, x.aval)(pushed)[0]
 
 
 def _gradient_by_kernel(pushed: Array, x: Array, kernel: ad.UndefinedPrimal, *, strides: Pair, padding: Pair) -> Array:
-    if _fits_winograd(x, kernel.aval, strides, padding):
-        return winograd.gradient_by_kernel(x, pushed, padding)
-    return bfloat16.gradient_by_kernel(x, pushed, _geometry(x, kernel.aval, strides, padding))
+    geometry = _geometry(x, kernel.aval, strides, padding)
+    fast = winograd if _fits_winograd(geometry) else bfloat16
+    return fast.gradient_by_kernel(x, pushed, geometry)
 
 
-def _geometry(x: Any, kernel: Any, strides: Pair, padding: Pair) -> bfloat16.Geometry:
-    return bfloat16.Geometry(x.shape[1:3], kernel.shape[:2], strides, padding)
+def _geometry(x: Any, kernel: Any, strides: Pair, padding: Pair) -> Geometry:
+    return Geometry(x.shape[1:3], kernel.shape[:2], strides, padding)
 
 
 def _mapped(operands: tuple, axes: tuple, **options: Pair) -> tuple[Array, int]:
@@ -164,8 +165,9 @@ def _in_int8(spikes: Array, integers: Array, bits: int, strides: Pair, padding: 
 
 
 def _by_winograd(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Array:
-    del bits, strides
-    return winograd.convolve(spikes.astype(jnp.float32), integers.astype(jnp.float32), padding)
+    del bits
+    geometry = _geometry(spikes, integers, strides, padding)
+    return winograd.convolve(spikes.astype(jnp.float32), integers.astype(jnp.float32), geometry)
 
 
 _FORMS = {
@@ -193,15 +195,15 @@ def _fastest_form(spikes: Array, integers: Array, bits: int, strides: Pair, padd
     return "int8" if "avx512_vnni" in flags and narrowest >= 64 else "float32"
 
 
-def _fits_winograd(spikes: Any, integers: Any, strides: Pair, padding: Pair) -> bool:
-    within = max(padding) <= 2 and min(spikes.shape[1:3]) >= 3
-    return within and strides == (1, 1) and integers.shape[:2] == (3, 3)
+def _fits_winograd(geometry: Geometry) -> bool:
+    within = max(geometry.padding) <= 2 and min(geometry.maps) >= 3
+    return within and geometry.strides == (1, 1) and geometry.kernel == (3, 3)
 
 
 def _exact_by_winograd(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> bool:
     # The products of all 9 places that a sum is made of, in magnitude, are within 200 times the largest weight.
     largest = 200 * (2**bits - 1) * integers.shape[2]
-    return _fits_winograd(spikes, integers, strides, padding) and bits <= 4 and largest < 2**24
+    return _fits_winograd(_geometry(spikes, integers, strides, padding)) and bits <= 4 and largest < 2**24
 
 
 def _rounds_gradients(spikes: Array, integers: Array) -> bool:

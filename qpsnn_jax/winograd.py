@@ -22,72 +22,68 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.bfloat16 import Pair, bits_of, differentiated_as, floats_of, multiply
+from qpsnn_jax.bfloat16 import (
+    Geometry,
+    Pair,
+    bits_of,
+    differentiated_as,
+    floats_of,
+    multiply,
+    plain,
+    plain_by_kernel,
+    plain_by_maps,
+)
 
 
-def _plain(x: Array, kernel: Array, padding: Pair, numbers: tuple[str, str, str] = ("NHWC", "HWIO", "NHWC")) -> Array:
-    around = [(p, p) for p in padding]
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), around, dimension_numbers=numbers)
-
-
-def _plain_by_maps(pushed: Array, kernel: Array, padding: Pair) -> Array:
-    return _plain(pushed, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), _around(padding))
-
-
-def _plain_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
-    # The sum is over the batch, so that the batch takes the place of the channels.
-    return _plain(x, pushed, padding, ("CHWN", "IHWO", "HWNC"))
-
-
-@differentiated_as(_plain)
-def convolve(x: Array, kernel: Array, padding: Pair) -> Array:
+@differentiated_as(plain)
+def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """:func:`qpsnn_jax.convolution.convolve` at stride 1, of operands rounded to bfloat16.
 
     Args:
         x: maps ``b h w i``, float32.
         kernel: ``3 3 i o``, float32.
-        padding: rows and columns of zeros on either side.
+        geometry: of the convolution; strides 1, padding 2 at most.
 
     Returns:
         float32 sums ``b h w o``.
     """
-    return _sums(x, kernel, padding, 0)
+    return _sums(x, kernel, geometry.padding, 0)
 
 
-@differentiated_as(_plain_by_maps)
-def gradient_by_maps(pushed: Array, kernel: Array, padding: Pair) -> Array:
+@differentiated_as(plain_by_maps)
+def gradient_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
     """Gradient of :func:`convolve` by its maps: the convolution of what is pushed back with the kernel turned.
 
     Args:
         pushed: cotangent of the sums, ``b h w o``, float32.
         kernel: ``3 3 i o``, float32.
-        padding: of the convolution, 2 at most.
+        geometry: of the convolution.
 
     Returns:
         float32, shape ``b h w i``.
     """
-    return _sums(pushed, jnp.flip(kernel, (0, 1)), _around(padding), 1)
+    return _sums(pushed, jnp.flip(kernel, (0, 1)), _around(geometry.padding), 1)
 
 
-@differentiated_as(_plain_by_kernel)
-def gradient_by_kernel(x: Array, pushed: Array, padding: Pair) -> Array:
+@differentiated_as(plain_by_kernel)
+def gradient_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
     """Gradient of :func:`convolve` by its kernel.
 
     Args:
         x: the maps, ``b h w i``, float32.
         pushed: cotangent of the sums, ``b h w o``, float32.
-        padding: of the convolution.
+        geometry: of the convolution.
 
     Returns:
         float32, shape ``3 3 i o``.
     """
-    left = _both(_input, _pairs(x, padding), 1, 3)
+    left = _both(_input, _pairs(x, geometry.padding), 1, 3)
     # Written in place and turned as a whole: a transposition that XLA merges with what comes before or after is slow.
     turned = jnp.zeros((16, left[0].size // (4 * x.shape[3]), x.shape[3]), jnp.uint16)
     for n, part in enumerate(left):
         turned = jax.lax.dynamic_update_slice(turned, _matrices(part), (4 * n, 0, 0))
     turned = turned.transpose(0, 2, 1)
-    (rows, columns), (b, _, _, outputs), around = left[0].shape[3:5], pushed.shape, _around(padding)
+    (rows, columns), (b, _, _, outputs), around = left[0].shape[3:5], pushed.shape, _around(geometry.padding)
     # Padded as for the gradient by the maps: computed once for both, and written down, where XLA would otherwise
     # compute what is pushed back, which takes many numbers, for each of the four transformed parts.
     inner = _padded(pushed, around)[:, around[0] : around[0] + 2 * rows, around[1] : around[1] + 2 * columns]

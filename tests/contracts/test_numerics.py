@@ -84,6 +84,7 @@ def convolution_table() -> list[Contract]:
     b, c, w, three = bfloat16, convolution, winograd, jnp.asarray(np.round(3 * normal(3, 3, 3, 2)[0]))
     turned, at_once = three.swapaxes(2, 3), jnp.asarray(np.round(3 * normal(1, 1, 2, 3)[0]))
     strided, passed = b.Geometry((5, 4), (3, 2), (1, 2), (1, 0)), b.Geometry((9, 4), (1, 1), (2, 1), (0, 0))
+    square = b.Geometry((5, 4), (3, 3), (1, 1), (1, 1))
     pushed, right = (jnp.asarray(normal(*shape)[0]) for shape in ((2, 5, 2, 2), (2, 3, 5)))
     fast = b.differentiated_as(lambda x, y, factor: factor * x * y)(lambda x, y, factor: x * y * factor)
     forms = [
@@ -98,10 +99,13 @@ def convolution_table() -> list[Contract]:
     ]
     return [
         *forms,
-        Contract("gradient_by_maps", lambda y: w.gradient_by_maps(y, turned, (1, 1)), MAPS, floats=(F32,)),
-        Contract("gradient_by_kernel", lambda x: w.gradient_by_kernel(MAPS[0], x, (1, 1)), MAPS, floats=(F32,)),
+        Contract("gradient_by_maps", lambda y: w.gradient_by_maps(y, turned, square), MAPS, floats=(F32,)),
+        Contract("gradient_by_kernel", lambda x: w.gradient_by_kernel(MAPS[0], x, square), MAPS, floats=(F32,)),
         Contract("gradient_by_maps-passed", lambda y: b.gradient_by_maps(y, at_once, passed), MAPS, floats=(F32,)),
         Contract("gradient_by_kernel-taps", lambda x: b.gradient_by_kernel(x, pushed, strided), MAPS, floats=(F32,)),
+        Contract("plain", lambda x: b.plain(x, jnp.asarray(three, x.dtype), square), MAPS),
+        Contract("plain_by_maps", lambda y: b.plain_by_maps(y, jnp.asarray(turned, y.dtype), square), MAPS),
+        Contract("plain_by_kernel", lambda x: b.plain_by_kernel(x, jnp.asarray(pushed, x.dtype), strided), MAPS),
         Contract("bits_of", b.bits_of, MAPS, grad=False, floats=()),
         Contract("floats_of", lambda n: b.floats_of(n.astype(jnp.uint16)), COUNTS, grad=False, floats=()),
         Contract("multiply", lambda x: b.multiply(b.bits_of(x), b.bits_of(right)), normal(2, 4, 3), False, floats=()),
