@@ -12,7 +12,7 @@ from small_networks import images_of, random_variables, residual_graph
 
 from experiments.benchmarks import edge, gpu, memory, networks, speed, svs
 from qpsnn_jax import init_state, make_train_step
-from qpsnn_jax.graph import Quantizer
+from qpsnn_jax.graph import LIF, Quantizer
 
 WIDTH = 1 / 8
 
@@ -105,6 +105,27 @@ def test_any_network_is_computed_in_torch(monkeypatch):
     with torch.inference_mode():
         found = TorchNetwork(case.graph, variables).eval()(images).transpose(0, 1).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # of other people's packages
+@pytest.mark.parametrize("timed", [True, False])
+def test_spikingjellys_neurons_are_those_of_the_torch_network(timed):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    from experiments.benchmarks import spikingjelly_neurons, torch_network
+
+    node, given = LIF("lif", "image", tau=0.25, threshold=0.7), torch.randn(6, 4, 5, 5)
+    found = []
+    for neurons in (torch_network.neurons, spikingjelly_neurons.neurons):
+        currents = given.clone().requires_grad_()
+        spikes = neurons(currents, node, 3, timed)
+        (spikes * torch.linspace(1, 2, spikes.numel()).reshape(spikes.shape)).sum().backward()
+        found.append((spikes.detach().numpy(), currents.grad.numpy()))
+    (spikes, gradient), (their_spikes, their_gradient) = found
+    assert len(spikes) == (6 if timed else 18)
+    assert 0.05 < spikes.mean() < 0.5
+    np.testing.assert_array_equal(their_spikes, spikes)
+    np.testing.assert_allclose(their_gradient, gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_a_network_in_torch_is_the_one_in_jax():

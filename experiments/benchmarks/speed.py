@@ -7,11 +7,11 @@ All sides compute the same network from the same weights on the same images; how
 the table, and tests hold their results against each other. They take turns in one process, compiled before; of a turn
 the second run is timed, and the median and the range of the turns are reported. "plain XLA" is the project's network
 with every product a float32 convolution. PyTorch takes part where it is installed: as it comes, in channels-last
-layout, compiled, and with its bfloat16 autocast, which rounds forward too. Ours: in experiments/README.md.
+layout, compiled, and with its bfloat16 autocast, which rounds forward too; SpikingJelly likewise, as the neurons of
+that network, all steps in one call. Ours: in experiments/README.md.
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import sys
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -54,6 +55,9 @@ class Row(NamedTuple):
     seconds: list[float]
     apart: float
 
+
+# What a side's name says that it needs.
+_NEEDS = {"PyTorch": "torch", "SpikingJelly": "spikingjelly"}
 
 # From a case, what does the work once, waits for it, and returns the loss.
 Side = Callable[[Case], Callable[[], float]]
@@ -95,12 +99,13 @@ def make_case(name: str, batch: int, width: float) -> Case:
 
 
 def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
-    """The sides in turns; those of PyTorch where it is installed."""
+    """The sides in turns; those of other packages where these are installed."""
     ready: dict[str, Callable[[], float]] = {}
     losses: dict[str, float] = {}
     for name, side in sides.items():
-        if "PyTorch" in name and importlib.util.find_spec("torch") is None:
-            print(f"{name}: PyTorch is not installed, skipped.", file=sys.stderr)
+        needed = [package for package, module in _NEEDS.items() if package in name and not find_spec(module)]
+        if needed:
+            print(f"{name}: {needed[0]} is not installed, skipped.", file=sys.stderr)
             continue
         ready[name] = side(case)
         losses[name] = ready[name]()
@@ -207,20 +212,30 @@ def _loss_of(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def in_torch(
-    work: str, *, channels_last: bool = False, compiled: bool = False, autocast: bool = False, tf32: bool = False
+    work: str,
+    *,
+    channels_last: bool = False,
+    compiled: bool = False,
+    autocast: bool = False,
+    tf32: bool = False,
+    spikingjelly: bool = False,
 ) -> Side:
-    """A side in PyTorch, on the kind of device that JAX has."""
+    """A side in PyTorch, on the kind of device that JAX has, with neurons of its own or SpikingJelly's."""
 
     def side(case: Case) -> Callable[[], float]:
         import torch  # pyright: ignore[reportMissingImports]
 
         from experiments.benchmarks.torch_network import TorchNetwork
 
+        lif = None
+        if spikingjelly:
+            from experiments.benchmarks.spikingjelly_neurons import neurons as lif
+
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
         layout = {"memory_format": torch.channels_last} if channels_last else {}
-        network = TorchNetwork(case.graph, case.variables).to(device, **layout)
+        network = TorchNetwork(case.graph, case.variables, lif).to(device, **layout)
         network.train(work == "training")
         images = torch.from_numpy(np.array(case.images)).permute(0, 3, 1, 2).contiguous().to(device, **layout)
         labels = torch.from_numpy(case.labels).long().to(device)
@@ -264,6 +279,7 @@ def _torch_sides(work: str) -> dict[str, Side]:
         "PyTorch, channels last, compiled": in_torch(work, channels_last=True, compiled=True),
         "PyTorch, channels last, bfloat16": in_torch(work, channels_last=True, autocast=True),
         "PyTorch, channels last, bfloat16, compiled": in_torch(work, channels_last=True, autocast=True, compiled=True),
+        "PyTorch, channels last, SpikingJelly": in_torch(work, channels_last=True, spikingjelly=True),
     }
 
 

@@ -3,6 +3,7 @@
 Time is folded into the batch, and the first layer sees an image once.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,12 +47,12 @@ class Fire(torch.autograd.Function):
 class TorchNetwork(torch.nn.Module):
     """A :class:`qpsnn_jax.Graph` with its variables; images ``b c h w`` to currents ``t b classes``.
 
-    Gains of quantized layers are left at 1, where training begins.
+    Gains of quantized layers are left at 1, where training begins. ``lif`` computes what :func:`neurons` does.
     """
 
-    def __init__(self, graph: Graph, variables: dict[str, Any]) -> None:
+    def __init__(self, graph: Graph, variables: dict[str, Any], lif: Callable[..., Any] | None = None) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph, self.lif = graph, lif or neurons
         self.layers = torch.nn.ModuleDict()
         for node in graph.nodes:
             if isinstance(node, Conv | Dense | BatchNorm):
@@ -78,7 +79,7 @@ class TorchNetwork(torch.nn.Module):
             case BatchNorm():
                 return self.layers[_key(node)](inputs[0])
             case LIF():
-                return neurons(inputs[0], node, self.graph.timesteps, self.graph.values[node.input].timed)
+                return self.lif(inputs[0], node, self.graph.timesteps, self.graph.values[node.input].timed)
             case MaxPool():
                 return functional.max_pool2d(inputs[0], node.window, node.strides, node.padding)
             case AveragePool():
