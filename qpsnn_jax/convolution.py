@@ -12,15 +12,17 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from qpsnn_jax import bfloat16, winograd
+from qpsnn_jax import bfloat16, popcount, winograd
 from qpsnn_jax.bfloat16 import Geometry, Pair
 from qpsnn_jax.hardware import cpu_flags
 
-Form = Literal["float32", "bfloat16", "int8", "winograd"]
+Form = Literal["float32", "bfloat16", "int8", "winograd", "popcount"]
 
 # Channels from which on Winograd's sums are faster than sums in int8, and gradients in bfloat16 than in float32.
 _NARROWEST_SUMS = 128
 _NARROWEST_GRADIENTS = 64
+# Terms up to which a sum of counts is faster than Winograd's, and up to which the compiler computes it in vectors.
+_FEW_TERMS, _MOST_TERMS = 72, 144
 
 
 def convolve(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Pair = (0, 0)) -> Array:
@@ -58,7 +60,8 @@ def accumulate(
     - ``bfloat16`` operands, whose 8 significant bits hold spikes and weights of up to 8 bits, summed in float32;
     - ``int8`` operands, summed in int32. Weights of 8 bits reach 255; they are computed as 2·m + 1, whose 1 is one sum
       over each window's spikes, the same for all channels;
-    - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.winograd`).
+    - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.winograd`);
+    - ``popcount``, which counts bits, 32 channels at once (:mod:`qpsnn_jax.popcount`).
 
     Gradients are those of :func:`convolve`. On one CPU device that multiplies bfloat16 fast, in float32, what is pushed
     back is rounded to bfloat16 before it is multiplied, from the widths on that gain by it: by the kernel for kernels
@@ -80,7 +83,7 @@ def accumulate(
         ValueError: ``form`` is unknown, or is ``winograd`` for other shapes or more bits.
     """
     if form not in (None, *get_args(Form)):
-        raise ValueError(f"form must be float32, bfloat16, int8 or winograd, got {form!r}.")
+        raise ValueError(f"form must be float32, bfloat16, int8, winograd or popcount, got {form!r}.")
     if form == "winograd" and not _exact_by_winograd(spikes, integers, bits, strides, padding):
         raise ValueError(
             "form winograd is for kernels of 3×3 at stride 1, padding up to 2, maps of 3×3 or more and up to 4 bits; "
@@ -170,28 +173,40 @@ def _by_winograd(spikes: Array, integers: Array, bits: int, strides: Pair, paddi
     return winograd.convolve(spikes.astype(jnp.float32), integers.astype(jnp.float32), geometry)
 
 
+def _by_popcount(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Array:
+    return popcount.convolve(spikes, integers, bits, _geometry(spikes, integers, strides, padding))
+
+
 _FORMS = {
     "float32": partial(_in_floats, jnp.float32),
     "bfloat16": partial(_in_floats, jnp.bfloat16),
     "int8": _in_int8,
     "winograd": _by_winograd,
+    "popcount": _by_popcount,
 }
 
 
 def _fastest_form(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Form:
-    """On this machine: int8 where a CPU multiplies it by the matrix; by the vector, Winograd's sums or int8.
+    """On this machine: int8 where a CPU multiplies it by the matrix; by the vector, counts, Winograd's sums or int8.
 
-    Measured on a CPU with vector instructions for int8 and bfloat16 (Zen 5: AVX-512 VNNI and BF16), where the narrowest
-    that gains by int8 has 64 channels; elsewhere nothing was, so float32 stays.
+    Measured on a CPU with vector instructions for counting bits, int8 and bfloat16 (Zen 5: AVX-512 VPOPCNTDQ, VNNI and
+    BF16). There counts gain at all widths, on maps from the kernel's size on, and int8 from 64 channels on; elsewhere
+    nothing was, so float32 stays.
     """
     if jax.default_backend() != "cpu":
         return "float32"
-    flags, narrowest = cpu_flags(), min(integers.shape[2:])
+    flags, narrowest, geometry = cpu_flags(), min(integers.shape[2:]), _geometry(spikes, integers, strides, padding)
     if "amx_int8" in flags:
         return "int8" if narrowest >= 16 else "float32"
+    terms = bits * math.prod(geometry.kernel) * math.ceil(integers.shape[2] / popcount.WORD)
+    counts = "avx512_vpopcntdq" in flags and bits <= 4 and math.prod(geometry.maps) >= math.prod(geometry.kernel)
+    if counts and terms <= _FEW_TERMS:
+        return "popcount"
     exact = _exact_by_winograd(spikes, integers, bits, strides, padding)
     if "avx512_bf16" in flags and exact and narrowest >= _NARROWEST_SUMS:
         return "winograd"
+    if counts and terms <= _MOST_TERMS:
+        return "popcount"
     return "int8" if "avx512_vnni" in flags and narrowest >= 64 else "float32"
 
 

@@ -33,6 +33,7 @@ from qpsnn_jax.bfloat16 import (
     plain_by_kernel,
     plain_by_maps,
 )
+from qpsnn_jax.compiling import written_down
 
 
 @differentiated_as(plain)
@@ -115,13 +116,8 @@ def _pairs(x: Array, padding: Pair) -> Array:
 
 def _padded(x: Array, padding: Pair) -> Array:
     """Bits of maps with zeros around them, and one more row and column where their number is odd."""
-    (b, h, w, inputs), (vertical, horizontal) = x.shape, padding
-    padded = jnp.zeros((b, h + 2 * vertical + h % 2, w + 2 * horizontal + w % 2, inputs), jnp.uint16)
-    # In two parts, which XLA writes down; one, or a padding, it takes back where only what is inside is read. By rows,
-    # because several devices share the batch.
-    for first, part in zip((0, h // 2), jnp.split(bits_of(x), [h // 2], axis=1), strict=True):
-        padded = jax.lax.dynamic_update_slice(padded, part, (0, vertical + first, horizontal, 0))
-    return padded
+    around = [(p, p + n % 2) for n, p in zip(x.shape[1:3], padding, strict=True)]
+    return written_down(bits_of(x), [(0, 0), *around, (0, 0)], 1)
 
 
 # Of the four places along an axis, the outer two (0 and 3) and the inner two (1 and 2) are computed alike. A

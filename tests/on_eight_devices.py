@@ -139,14 +139,14 @@ def fits(directory: Path) -> dict:
     return {"apart": max(jax.tree.leaves(apart)), "accuracy": abs(one[1] - two[1])}
 
 
-def tiles() -> dict:
-    """Winograd's sums of a batch that is shared by all devices."""
+def sums(form: str) -> dict:
+    """Sums of a batch that is shared by all devices."""
     draw, mesh = np.random.default_rng(0), data_mesh(jax.devices())
     spikes = jnp.asarray(draw.random((BATCH, 7, 6, 16)) < 0.4, jnp.float32)
     integers = jnp.asarray(2 * draw.integers(0, 4, (3, 3, 16, 8)) - 3, jnp.float32)
     run = partial(accumulate, bits=2, padding=(1, 1))
     placed = jax.device_put(spikes, split(mesh)), jax.device_put(integers, replicated(mesh))
-    compiled = jax.jit(partial(run, form="winograd")).lower(*placed).compile()
+    compiled = jax.jit(partial(run, form=form)).lower(*placed).compile()
     found = compiled(*placed)
     return {
         "apart": largest_difference(np.asarray(found), np.asarray(run(spikes, integers, form="float32"))),
@@ -156,4 +156,5 @@ def tiles() -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"steps": steps(), "tiles": tiles(), "cuts": cuts(), "fits": fits(Path(sys.argv[1]))}))
+    forms = {form: sums(form) for form in ("winograd", "popcount")}
+    print(json.dumps({"steps": steps(), "sums": forms, "cuts": cuts(), "fits": fits(Path(sys.argv[1]))}))

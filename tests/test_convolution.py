@@ -88,7 +88,27 @@ def test_every_form_accumulates_exactly(monkeypatch, shape, kernel, strides, pad
     np.testing.assert_array_equal(got, by_sums(spikes, integers, strides, padding))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("bits", "shape", "kernel", "strides", "padding", "channels"),
+    [
+        (1, *CASES[0], 32),
+        (2, *CASES[1], 40),
+        (3, *CASES[3], 3),
+        (4, (7, 1), (1, 1), (2, 1), (0, 0), 65),
+        (8, *CASES[0], 40),
+    ],
+)
+def test_counts_accumulate_exactly(bits, shape, kernel, strides, padding, channels):
+    spikes, integers = spikes_and_integers(shape, kernel, bits, channels)
+    run = jax.jit(partial(accumulate, bits=bits, strides=strides, padding=padding, form="popcount"))
+    expected = by_sums(spikes, integers, strides, padding)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        got = run(jnp.asarray(spikes, dtype), jnp.asarray(integers, dtype))
+        np.testing.assert_array_equal(got, jnp.asarray(expected, jnp.float32).astype(dtype))
+    assert run(jnp.zeros((0, *spikes.shape[1:])), jnp.asarray(integers, jnp.float32)).shape == (0, *expected.shape[1:])
+
+
+@pytest.mark.parametrize("form", [*FORMS, "popcount"])
 def test_derivatives_are_those_of_the_convolution(form):
     spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers((6, 6), (3, 3), 8, 5))
     options = {"strides": (2, 2), "padding": (1, 1)}
@@ -280,7 +300,7 @@ def test_gradients_are_rounded_where_that_is_fast(monkeypatch, flags, shape, ker
 @pytest.mark.parametrize(
     ("kernel", "options", "message"),
     [
-        ((3, 3), {"bits": 2, "form": "int4"}, "form must be float32, bfloat16, int8 or winograd, got 'int4'"),
+        ((3, 3), {"bits": 2, "form": "int4"}, "form must be float32, bfloat16, int8, winograd or popcount, got 'int4'"),
         ((3, 3), {"bits": 5, "form": "winograd", "padding": (1, 1)}, "3×3 at stride 1.* and up to 4 bits"),
         ((3, 3), {"bits": 2, "form": "winograd", "strides": (2, 2)}, "3×3 at stride 1.* and up to 4 bits"),
         ((1, 1), {"bits": 2, "form": "winograd"}, "3×3 at stride 1.* and up to 4 bits"),
@@ -304,6 +324,14 @@ def test_forms_that_cannot_be(kernel, options, message):
         ({"avx512_vnni"}, (3, 3, 64, 256), 2, (1, 1), "int8"),
         ({"avx512_vnni"}, (3, 3, 32, 256), 2, (1, 1), "float32"),
         ({"avx2"}, (3, 3, 512, 512), 2, (1, 1), "float32"),
+        ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 128, 128), 2, (1, 1), "popcount"),
+        ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 256, 256), 2, (1, 1), "winograd"),
+        ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 256, 256), 2, (2, 2), "popcount"),
+        ({"avx512_vpopcntdq", "avx512_vnni"}, (3, 3, 512, 512), 2, (1, 1), "int8"),
+        ({"avx512_vpopcntdq"}, (3, 3, 3, 4), 4, (1, 1), "popcount"),
+        ({"avx512_vpopcntdq"}, (3, 3, 3, 4), 5, (1, 1), "float32"),
+        ({"avx512_vpopcntdq"}, (9, 9, 3, 4), 1, (1, 1), "float32"),
+        ({"avx512_vpopcntdq", "amx_int8"}, (3, 3, 64, 64), 2, (1, 1), "int8"),
     ],
 )
 def test_the_form_follows_the_processor(monkeypatch, flags, kernel, bits, strides, form):
@@ -343,7 +371,7 @@ def losses(monkeypatch, form, *, bits, rounded=False):
     [
         # The same losses, until gradients that were rounded have moved the weights.
         (8, [("int8", False, 5), ("bfloat16", False, 5), ("int8", True, 1)]),
-        (4, [("winograd", False, 5), ("winograd", True, 1)]),
+        (4, [("popcount", False, 5), ("winograd", False, 5), ("winograd", True, 1)]),
     ],
 )
 def test_training_in_any_form_is_training_in_float32(monkeypatch, bits, forms):

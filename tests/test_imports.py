@@ -32,7 +32,7 @@ LAYERS = [
         "export",
         "export.folded",
     },
-    {"winograd", "export.integer_network", "export.packed"},
+    {"winograd", "popcount", "export.integer_network", "export.packed"},
     {"export.summary", "export.cplan", "export.images", "export.onnx_graph"},
     {"export.csource"},
     {"data.autoaugment", "data.host_crop", "data.feed"},

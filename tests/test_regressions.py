@@ -16,6 +16,7 @@ from experiments.benchmarks import speed
 from qpsnn_jax import SpikingNetwork, compiling, init_state, init_variables, make_train_step
 from qpsnn_jax.cli import main
 from qpsnn_jax.compiling import lean_jit
+from qpsnn_jax.hardware import portable
 from qpsnn_jax.zoo import resnet20, vgg16
 
 BATCH = 4
@@ -52,12 +53,13 @@ def test_a_step_multiplies_three_times_as_much_as_inference(network):
     graph = network(bits=2, timesteps=2, width=1 / 16)
     images = images_of(graph, BATCH)
     variables = init_variables(graph, jax.random.key(0))
-    assert products(jax.make_jaxpr(SpikingNetwork(graph).apply)(variables, images).jaxpr) == BATCH * speed.products(
-        graph, "inference"
-    )
     step, arguments = train_step(graph)
+    with portable():  # some of this machine's forms have no products, or fewer
+        inference = jax.make_jaxpr(SpikingNetwork(graph).apply)(variables, images)
+        training = jax.make_jaxpr(step)(*arguments)
+    assert products(inference.jaxpr) == BATCH * speed.products(graph, "inference")
     # Forward, by inputs and by weights; nobody needs the gradient by the images.
-    assert products(jax.make_jaxpr(step)(*arguments).jaxpr) == BATCH * speed.products(graph, "training")
+    assert products(training.jaxpr) == BATCH * speed.products(graph, "training")
 
 
 @pytest.mark.parametrize(("network", "share"), [(resnet20, 0.8), (vgg16, 1.0)])

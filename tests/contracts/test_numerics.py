@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax import bfloat16, convolution, losses, neurons, quantization, surrogate, winograd
+from qpsnn_jax import bfloat16, convolution, losses, neurons, popcount, quantization, surrogate, winograd
 from qpsnn_jax.pruning import rank, scores
 
 DRAW = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def convolution_table() -> list[Contract]:
             ),
             SPIKES[:, 0],
         )
-        for form in (None, "float32", "bfloat16", "int8", "winograd")
+        for form in (None, "float32", "bfloat16", "int8", "winograd", "popcount")
     ]
     return [
         *forms,
@@ -164,7 +164,7 @@ def total(contract: Contract) -> Callable:
 
 
 def test_every_public_function_has_a_contract():
-    modules = (surrogate, neurons, quantization, losses, scores, rank, bfloat16, convolution, winograd)
+    modules = (surrogate, neurons, quantization, losses, scores, rank, bfloat16, convolution, winograd, popcount)
     wanted = set.union(*map(public_functions, modules))
     assert {"lif", "quantize", "svs_scores", "fire_step"} <= wanted
     assert wanted == {contract.name.split("-")[0] for contract in TABLE}
