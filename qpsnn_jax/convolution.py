@@ -190,8 +190,8 @@ def _fastest_form(spikes: Array, integers: Array, bits: int, strides: Pair, padd
     """On this machine: int8 where a CPU multiplies it by the matrix; by the vector, counts, Winograd's sums or int8.
 
     Measured on a CPU with vector instructions for counting bits, int8 and bfloat16 (Zen 5: AVX-512 VPOPCNTDQ, VNNI and
-    BF16). There counts gain at all widths, on maps from the kernel's size on, and int8 from 64 channels on; elsewhere
-    nothing was, so float32 stays.
+    BF16). There counts gain from 32 channels on, on maps from the kernel's size on (below, what they save is little
+    beside the longer compilation), and int8 from 64 channels on; elsewhere nothing was, so float32 stays.
     """
     if jax.default_backend() != "cpu":
         return "float32"
@@ -199,7 +199,8 @@ def _fastest_form(spikes: Array, integers: Array, bits: int, strides: Pair, padd
     if "amx_int8" in flags:
         return "int8" if narrowest >= 16 else "float32"
     terms = bits * math.prod(geometry.kernel) * math.ceil(integers.shape[2] / popcount.WORD)
-    counts = "avx512_vpopcntdq" in flags and bits <= 4 and math.prod(geometry.maps) >= math.prod(geometry.kernel)
+    large = narrowest >= popcount.WORD and math.prod(geometry.maps) >= math.prod(geometry.kernel)
+    counts = "avx512_vpopcntdq" in flags and bits <= 4 and large
     if counts and terms <= _FEW_TERMS:
         return "popcount"
     exact = _exact_by_winograd(spikes, integers, bits, strides, padding)

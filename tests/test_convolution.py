@@ -328,9 +328,10 @@ def test_forms_that_cannot_be(kernel, options, message):
         ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 256, 256), 2, (1, 1), "winograd"),
         ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 256, 256), 2, (2, 2), "popcount"),
         ({"avx512_vpopcntdq", "avx512_vnni"}, (3, 3, 512, 512), 2, (1, 1), "int8"),
-        ({"avx512_vpopcntdq"}, (3, 3, 3, 4), 4, (1, 1), "popcount"),
-        ({"avx512_vpopcntdq"}, (3, 3, 3, 4), 5, (1, 1), "float32"),
-        ({"avx512_vpopcntdq"}, (9, 9, 3, 4), 1, (1, 1), "float32"),
+        ({"avx512_vpopcntdq"}, (3, 3, 32, 48), 4, (1, 1), "popcount"),
+        ({"avx512_vpopcntdq"}, (3, 3, 32, 48), 5, (1, 1), "float32"),
+        ({"avx512_vpopcntdq"}, (3, 3, 31, 48), 2, (1, 1), "float32"),
+        ({"avx512_vpopcntdq"}, (9, 9, 32, 48), 1, (1, 1), "float32"),
         ({"avx512_vpopcntdq", "amx_int8"}, (3, 3, 64, 64), 2, (1, 1), "int8"),
     ],
 )
