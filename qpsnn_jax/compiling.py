@@ -27,8 +27,9 @@ def lean_jit(function: Callable[..., Any], **options: Any) -> Any:
 def written_down(x: Array, around: Sequence[tuple[int, int]], axis: int) -> Array:
     """``jnp.pad(x, around)`` as an array in memory, computed once, where XLA would compute it anew for each reader.
 
-    It is written in two parts along ``axis``; a single one, or a padding, XLA takes back where only what is inside is
-    read. Where several devices share an array, they do not move it if they do not share this axis.
+    It is written in two parts along ``axis``, whose size should be 2 or more: a single part, or a padding, XLA takes
+    back where only what is inside is read. Several devices that share an array do not move it if they share another
+    axis.
     """
     starts = [before for before, _ in around]
     written = jnp.zeros([n + before + after for n, (before, after) in zip(x.shape, around, strict=True)], x.dtype)

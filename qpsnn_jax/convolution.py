@@ -80,8 +80,14 @@ def accumulate(
         Sums ``b h w o``, of the dtype of ``spikes``.
 
     Raises:
-        ValueError: ``form`` is unknown, or is ``winograd`` for other shapes or more bits.
+        ValueError: ``spikes`` and ``integers`` differ in their channels, or ``form`` is unknown, or is ``winograd`` for
+            other shapes or more bits.
     """
+    if spikes.shape[-1] != integers.shape[2]:
+        raise ValueError(
+            f"spikes {spikes.shape} have {spikes.shape[-1]} channels, but integers {integers.shape} are for "
+            f"{integers.shape[2]}."
+        )
     if form not in (None, *get_args(Form)):
         raise ValueError(f"form must be float32, bfloat16, int8, winograd or popcount, got {form!r}.")
     if form == "winograd" and not _exact_by_winograd(spikes, integers, bits, strides, padding):

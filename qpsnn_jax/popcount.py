@@ -5,7 +5,8 @@ With x the spikes and c_q the q-th bit of the code (w + s) / 2 of a weight w of 
 .. math:: \sum x\,w = \sum_{q=0}^{b-1} 2^{q+1} \sum x\,c_q - s \sum x .
 
 The products on the right are of bits, so that 32 channels are multiplied by one "and" of two words and summed by
-counting the bits of the result. For CPUs that count those of a whole vector at once.
+counting the bits of the result. Output channels whose weights are 0, which is no odd integer, are set to 0. For CPUs
+that count the bits of a whole vector at once.
 
 References:
     Zhou et al., DoReFa-Net, arXiv:1606.06160, Section 2.1.
@@ -36,7 +37,7 @@ def convolve(spikes: Array, integers: Array, bits: int, geometry: Geometry) -> A
         geometry: of the convolution.
 
     Returns:
-        Exact sums ``b h w o``, int32.
+        Exact sums ``b h w o``, rounded to the dtype of ``spikes``.
     """
     (rows, columns), (down, right), largest = geometry.padding, geometry.strides, 2**bits - 1
     h, w = (n + 2 * p - k for n, p, k in zip(geometry.maps, geometry.padding, geometry.kernel, strict=True))
@@ -49,7 +50,7 @@ def convolve(spikes: Array, integers: Array, bits: int, geometry: Geometry) -> A
     def seen(maps: Array, i: int, j: int) -> Array:
         return maps[:, i : i + h + 1 : down, j : j + w + 1 : right]
 
-    taps, counts = list(product(*map(range, geometry.kernel))), jax.lax.population_count(words).sum(3)
+    taps, counts = list(product(*map(range, geometry.kernel))), jax.lax.population_count(words).sum(3, dtype=jnp.uint32)
     ones = reduce(add, [seen(counts, i, j) for i, j in taps])
     # A sum of all terms, not a reduction, whose loop XLA would put inside, where it is not computed in vectors.
     sums = [
@@ -65,7 +66,8 @@ def convolve(spikes: Array, integers: Array, bits: int, geometry: Geometry) -> A
         for q, plane in enumerate(planes)
     ]
     live = integers[:1, :1, :1].astype(jnp.int32) & 1
-    return _kept((reduce(add, sums).astype(jnp.int32) - largest * ones[..., None].astype(jnp.int32)) * live, (0, 0), 1)
+    found = (reduce(add, sums).astype(jnp.int32) - largest * ones[..., None].astype(jnp.int32)) * live
+    return _kept(found.astype(spikes.dtype), (0, 0), 1 if found.shape[1] > 1 else 2)
 
 
 def _kept(x: Array, around: tuple[int, int], axis: int) -> Array:

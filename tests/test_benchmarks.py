@@ -114,7 +114,10 @@ def test_spikingjellys_neurons_are_those_of_the_torch_network(timed):
     pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
     from experiments.benchmarks import spikingjelly_neurons, torch_network
 
-    node, given = LIF("lif", "image", tau=0.25, threshold=0.7), torch.randn(6, 4, 5, 5)
+    node, given = (
+        LIF("lif", "image", tau=0.25, threshold=0.7),
+        torch.from_numpy(np.random.default_rng(0).normal(size=(6, 4, 5, 5))),
+    )
     found = []
     for neurons in (torch_network.neurons, spikingjelly_neurons.neurons):
         currents = given.clone().requires_grad_()

@@ -96,6 +96,8 @@ def test_every_form_accumulates_exactly(monkeypatch, shape, kernel, strides, pad
         (3, *CASES[3], 3),
         (4, (7, 1), (1, 1), (2, 1), (0, 0), 65),
         (8, *CASES[0], 40),
+        (2, *CASES[9], 33),
+        (2, *CASES[13], 5),
     ],
 )
 def test_counts_accumulate_exactly(bits, shape, kernel, strides, padding, channels):
@@ -193,18 +195,19 @@ def test_no_images(monkeypatch, shape, kernel, strides, padding, form):
 
 
 @pytest.mark.parametrize(
-    ("shape", "kernel", "strides", "padding"),
+    ("shape", "kernel", "strides", "padding", "form"),
     [
-        ((6, 6), (3, 3), (1, 1), (1, 1)),
-        ((6, 6), (3, 3), (2, 2), (1, 1)),
-        ((6, 6), (1, 1), (2, 2), (0, 0)),
-        ((2, 2), (3, 3), (1, 1), (1, 1)),
+        ((6, 6), (3, 3), (1, 1), (1, 1), None),
+        ((6, 6), (3, 3), (2, 2), (1, 1), None),
+        ((6, 6), (1, 1), (2, 2), (0, 0), None),
+        ((2, 2), (3, 3), (1, 1), (1, 1), None),
+        ((6, 6), (3, 3), (2, 1), (1, 1), "popcount"),
     ],
 )
-def test_a_number_of_images_that_is_a_symbol(monkeypatch, shape, kernel, strides, padding):
+def test_a_number_of_images_that_is_a_symbol(monkeypatch, shape, kernel, strides, padding, form):
     rounding(monkeypatch)
     spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers(shape, kernel, 2, 5))
-    run = jax.jit(partial(accumulate, bits=2, strides=strides, padding=padding))
+    run = jax.jit(partial(accumulate, bits=2, strides=strides, padding=padding, form=form))
 
     def pulled(spikes, integers):
         y, pull = jax.vjp(run, spikes, integers)
@@ -297,6 +300,24 @@ def test_gradients_are_rounded_where_that_is_fast(monkeypatch, flags, shape, ker
     assert ("u16" in text) == rounded
 
 
+def test_channels_that_do_not_match():
+    with pytest.raises(ValueError, match=r"have 64 channels, but .* are for 40"):
+        accumulate(jnp.ones((1, 6, 6, 64)), jnp.ones((3, 3, 40, 48)), bits=2)
+
+
+def test_sums_of_counts_are_computed_once():
+    """Whatever reads them: in a network, batch statistics and what they normalize."""
+
+    def read(spikes, integers):
+        sums = accumulate(spikes, integers, bits=2, padding=(1, 1), form="popcount")
+        return sums - sums.mean((0, 1, 2), keepdims=True), (sums**2).sum()
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 16, 16, 64), (3, 3, 64, 64))]
+    text = jax.jit(read).lower(*shapes).compile().as_text()
+    terms = 2 * 9 * 2  # bits, taps, words
+    assert terms <= text.count(" popcnt(") <= 2 * terms + 1  # in either half, and those of the spikes
+
+
 @pytest.mark.parametrize(
     ("kernel", "options", "message"),
     [
@@ -361,6 +382,7 @@ def losses(monkeypatch, form, *, bits, rounded=False):
         if not seed:
             text = step.lower(state, images, labels).as_text()
             assert ("xi8>" in text, "xui16>" in text) == (form == "int8", rounded or form == "winograd")
+            assert ("popcnt" in text) == (form == "popcount")
         for number in range(50):
             state, metrics = step(state, images, labels)
             steps[number] = metrics["loss"]
