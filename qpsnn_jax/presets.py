@@ -22,6 +22,6 @@ PRESETS: dict[str, Config] = {
         finetune_epochs=35,
         finetune_optimizer="adam",
         finetune_learning_rate=0.0075,
-        checkpoint_epochs=15,
+        checkpoint_epochs=25,
     ),
 }
