@@ -374,7 +374,7 @@ def losses(monkeypatch, form, *, bits, rounded=False):
     monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset({"avx512_bf16"} if rounded else ()))
     monkeypatch.setattr(convolution, "_NARROWEST_GRADIENTS", 1)
     graph, tx = residual_graph(Quantizer(bits)), optimizer("adam", 0.01)
-    step = jax.jit(make_train_step(graph, tx, loss=cross_entropy))
+    step = jit(make_train_step(graph, tx, loss=cross_entropy))
     images, labels = images_of(graph, 16), jnp.arange(16) % graph.values[graph.output.name].shape[-1]
     found = np.zeros((4, 50))
     for seed, steps in enumerate(found):
