@@ -26,6 +26,17 @@ class Geometry(NamedTuple):
     strides: Pair
     padding: Pair
 
+    @property
+    def sizes(self) -> Pair:
+        """Rows and columns of the sums."""
+        rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(*self, strict=True))
+        return rows, columns
+
+    def seen(self, padded: Array, row: int, column: int) -> Array:
+        """What one tap of the kernel sees for every place of the sums, of maps ``b h w …`` that are padded already."""
+        (h, w), (down, right) = self.sizes, self.strides
+        return padded[:, row : row + down * (h - 1) + 1 : down, column : column + right * (w - 1) + 1 : right]
+
 
 def bits_of(x: Array) -> Array:
     """The upper halves of float32 numbers, rounded to the nearest, ties to even; the usual NaN stays one."""
@@ -125,11 +136,7 @@ def gradient_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
     """
     (b, h, w, outputs), inputs = pushed.shape, x.shape[3]
     padded = jnp.pad(bits_of(x), ((0, 0), *((p, p) for p in geometry.padding), (0, 0)))
-    down, right = geometry.strides
-    taps = [
-        padded[:, i : i + down * (h - 1) + 1 : down, j : j + right * (w - 1) + 1 : right].reshape(b * h * w, inputs)
-        for i, j in product(*map(range, geometry.kernel))
-    ]
+    taps = [geometry.seen(padded, i, j).reshape(b * h * w, inputs) for i, j in product(*map(range, geometry.kernel))]
     seen = jnp.stack(taps).transpose(0, 2, 1).reshape(1, len(taps) * inputs, b * h * w)
     sums = multiply(seen, bits_of(pushed).reshape(1, b * h * w, outputs))
     return sums.reshape(*geometry.kernel, inputs, outputs)

@@ -257,8 +257,7 @@ def _sums(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtyp
 
 def _sizes(x: Array, kernel: Array, strides: Pair, padding: Pair) -> list[int]:
     """Rows and columns of the sums."""
-    axes = zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
-    return [(n + 2 * p - k) // s + 1 for n, k, s, p in axes]
+    return list(_geometry(x, kernel, strides, padding).sizes)
 
 
 def _dense(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:

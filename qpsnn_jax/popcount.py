@@ -39,17 +39,12 @@ def convolve(spikes: Array, integers: Array, bits: int, geometry: Geometry) -> A
     Returns:
         Exact sums ``b h w o``, rounded to the dtype of ``spikes``.
     """
-    (rows, columns), (down, right), largest = geometry.padding, geometry.strides, 2**bits - 1
-    h, w = (n + 2 * p - k for n, p, k in zip(geometry.maps, geometry.padding, geometry.kernel, strict=True))
+    (rows, columns), seen, largest = geometry.padding, geometry.seen, 2**bits - 1
     words = jnp.pad(_words(spikes, 3), ((0, 0), (rows, rows), (columns, columns), (0, 0)))
     codes = (integers.astype(jnp.int32) + largest) >> 1
     # XLA's loop over the outputs reads the words of all taps side by side. Rows of a power of two would share a few
     # lines of the cache; a line more for each spreads them.
     planes = [_kept(_words(codes >> q & 1, 2), (0, 16), 3)[..., : integers.shape[3]] for q in range(bits)]
-
-    def seen(maps: Array, i: int, j: int) -> Array:
-        return maps[:, i : i + h + 1 : down, j : j + w + 1 : right]
-
     taps, counts = list(product(*map(range, geometry.kernel))), jax.lax.population_count(words).sum(3, dtype=jnp.uint32)
     ones = reduce(add, [seen(counts, i, j) for i, j in taps])
     # A sum of all terms, not a reduction, whose loop XLA would put inside, where it is not computed in vectors.
