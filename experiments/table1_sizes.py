@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from qpsnn_jax import Graph, cost
-from qpsnn_jax.zoo import resnet20, sew_resnet18, vgg16, vggsnn
+from qpsnn_jax.model.zoo import resnet20, sew_resnet18, vgg16, vggsnn
 
 BITS = (8, 4, 2)
 

@@ -13,8 +13,8 @@ import sys
 from dataclasses import dataclass
 
 from qpsnn_jax import Energy, Graph
-from qpsnn_jax.graph import Conv
-from qpsnn_jax.zoo import resnet20, vgg16
+from qpsnn_jax.model.graph import Conv
+from qpsnn_jax.model.zoo import resnet20, vgg16
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import suppress
 
-from qpsnn_jax.cli import main
+from qpsnn_jax.runs.cli import main
 
 
 def start() -> int:

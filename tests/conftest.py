@@ -52,7 +52,7 @@ def small_network() -> Iterator[str]:
     """Name of a network in the zoo that compiles in a second, so that whole runs fit in a test."""
     from small_runs import small
 
-    from qpsnn_jax.zoo import NETWORKS
+    from qpsnn_jax.model.zoo import NETWORKS
 
     NETWORKS["small"] = small
     yield "small"
@@ -76,7 +76,7 @@ def small_config(small_network: str, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def small_run(small_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a finished run of that config. Not to be changed; copy it."""
-    from qpsnn_jax.cli import main
+    from qpsnn_jax.runs.cli import main
 
     directory = tmp_path_factory.mktemp("runs") / "small"
     assert main(["run", str(small_config), "--out", str(directory)]) == 0

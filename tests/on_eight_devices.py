@@ -15,15 +15,15 @@ import optax
 from small_networks import images_of, random_variables, residual_graph
 from small_runs import small
 
-from qpsnn_jax import train
-from qpsnn_jax.config import Config, build_graph
-from qpsnn_jax.convolution import accumulate
 from qpsnn_jax.data import load
-from qpsnn_jax.graph import Quantizer
+from qpsnn_jax.kernels.convolution import accumulate
+from qpsnn_jax.model.graph import Quantizer
+from qpsnn_jax.model.zoo import NETWORKS
 from qpsnn_jax.pruning import score
-from qpsnn_jax.sharding import data_mesh, replicated, split
-from qpsnn_jax.steps import init_state, init_variables, make_train_step
-from qpsnn_jax.zoo import NETWORKS
+from qpsnn_jax.runs import loop as train
+from qpsnn_jax.runs.config import Config, build_graph
+from qpsnn_jax.runtime.sharding import data_mesh, replicated, split
+from qpsnn_jax.training.steps import init_state, init_variables, make_train_step
 
 NETWORKS["small"] = small
 BATCH = 16

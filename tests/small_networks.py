@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.graph import LIF, Add, BatchNorm, Conv, Dense, Flatten, Graph, Input, MaxPool, Quantizer, Shortcut
-from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.model.graph import LIF, Add, BatchNorm, Conv, Dense, Flatten, Graph, Input, MaxPool, Quantizer, Shortcut
+from qpsnn_jax.model.network import SpikingNetwork
 
 # Most test networks run once, so that code which compiles twice as fast is worth more than fast code.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

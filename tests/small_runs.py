@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from qpsnn_jax.graph import LIF, Add, Dense, GlobalAveragePool, Graph, Input, Quantizer, Shortcut
-from qpsnn_jax.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron, scaled
+from qpsnn_jax.model.graph import LIF, Add, Dense, GlobalAveragePool, Graph, Input, Quantizer, Shortcut
+from qpsnn_jax.model.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron, scaled
 
 
 def small(

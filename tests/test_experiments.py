@@ -13,8 +13,8 @@ from small_networks import images_of, random_variables
 
 from experiments import table1_sizes, table6_energy
 from qpsnn_jax import Criterion, channel_groups, init_state, make_train_step, prune, score, select
-from qpsnn_jax.config import build_graph, load_config
-from qpsnn_jax.costs import cost
+from qpsnn_jax.model.costs import cost
+from qpsnn_jax.runs.config import build_graph, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path for path in (ROOT / "experiments" / "configs").glob("*.py") if path.name != "setups.py")

@@ -1,6 +1,7 @@
-"""Imports go one way, from the numerics up to the command line."""
+"""Imports go one way: from a folder to the folders that stand above it in CONTRIBUTING.md's table."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,89 +9,39 @@ import pytest
 import qpsnn_jax
 
 PACKAGE = Path(qpsnn_jax.__file__).parent
+CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
 
-# From bottom to top; a module may import from the layers below its own, and from its own layer.
-LAYERS = [
-    {
-        "surrogate",
-        "losses",
-        "data.dataset",
-        "data.image_operations",
-        "data.resized_crop",
-        "data.events",
-        "data.frames",
-        "data.stream",
-        "progress",
-        "files",
-        "compiling",
-        "hardware",
-        "bfloat16",
-        "pruning.rank",
-        "stopping",
-        "sharding",
-        "processes",
-        "export",
-        "export.folded",
-    },
-    {"winograd", "popcount", "export.integer_network", "export.packed"},
-    {"export.summary", "export.cplan", "export.images", "export.onnx_graph"},
-    {"export.csource"},
-    {"data.autoaugment", "data.host_crop", "data.feed"},
-    {"data.augment"},
-    {
-        "neurons",
-        "quantization",
-        "pruning.scores",
-        "data.digits",
-        "data.tfds_source",
-        "data.recordings",
-        "data.event_augment",
-    },
-    {"data.tiny_imagenet", "data.imagenet"},
-    {"data.tiny_imagenet_builder"},
-    {"data.prepare", "data.inspection"},
-    {"data"},
-    {"graph", "convolution"},
-    {"zoo.blocks", "network"},
-    {"zoo.resnet20", "zoo.sew_resnet18", "zoo.spikingformer", "zoo.vgg"},
-    {"zoo", "pruning.channels"},
-    {"pruning.selection", "torch_import", "costs"},
-    {"pruning", "optim", "steps", "export.folding", "export.agreement"},
-    {"export.stablehlo", "export.nir_graph"},
-    {"export.nir_import"},
-    {"checkpoint", "config"},
-    {"presets", "train"},
-    {"pipeline"},
-    {"export.runs"},
-    {"export.verify"},
-    {"plots"},
-    {"report"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 ONLY_IN = {
-    "flax": {"network"},
-    "optax": {"losses", "optim", "steps"},
-    "orbax": {"checkpoint"},
-    "tensorflow_datasets": {"data.tfds_source", "data.tiny_imagenet_builder", "data.prepare"},
+    "flax": {"model.network", "model.layers"},
+    "optax": {"numerics.losses", "training.optim", "training.steps"},
+    "orbax": {"training.checkpoint"},
+    "tensorflow_datasets": {"data.sources.tfds", "data.sources.tiny_imagenet_builder", "data.prepare"},
     "grain": {"data.stream"},
-    "matplotlib": {"plots"},
-    "argparse": {"cli"},
-    "nir": {"export.nir_graph"},
-    "onnx": {"export.onnx_graph"},
-    "onnxruntime": {"export.verify"},
+    "matplotlib": {"runs.plots"},
+    "argparse": {"runs.cli"},
+    "nir": {"export.nir.writer"},
+    "onnx": {"export.onnx"},
+    "onnxruntime": {"runs.verify"},
 }
+
+
+def documented_rooms():
+    """The folders in the order in which CONTRIBUTING.md lists them."""
+    return re.findall(r"(?m)^\| `(\w+)/` \|", CONTRIBUTING.read_text())
+
+
+ROOMS = documented_rooms()
 
 
 def _modules():
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        if name != "__init__":
+        if "." in name or (PACKAGE / name).is_dir():
             yield name, path
 
 
 MODULES = list(_modules())
+NAMES = {name for name, _ in MODULES}
 
 
 def imported(path):
@@ -112,15 +63,38 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_module_has_a_layer():
-    assert {name for name, _ in MODULES} == set(LEVEL)
+def ours(path):
+    """Modules of this package among them; a name that a room's ``__init__`` re-exports counts as the room."""
+    return {module.removeprefix("qpsnn_jax.") for module in imported(path) if module.startswith("qpsnn_jax.")} & NAMES
+
+
+def test_the_rooms_are_those_of_the_documentation():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(ROOMS) == folders
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES)
-def test_imports_point_down(name, path):
-    ours = {module.removeprefix("qpsnn_jax.") for module in imported(path) if module.startswith("qpsnn_jax.")}
-    upward = {module for module in ours & set(LEVEL) if LEVEL[module] > LEVEL[name]}
-    assert not upward
+def test_imports_point_to_rooms_above(name, path):
+    own = ROOMS.index(name.split(".")[0])
+    below = {module for module in ours(path) if ROOMS.index(module.split(".")[0]) > own}
+    assert not below
+
+
+def test_no_module_imports_itself_through_others():
+    edges = {name: ours(path) - {name} for name, path in MODULES}
+    finished, open_ = set(), []
+
+    def visit(name):
+        assert name not in open_, f"import cycle: {' -> '.join([*open_[open_.index(name) :], name])}"
+        if name not in finished:
+            open_.append(name)
+            for module in sorted(edges[name]):
+                visit(module)
+            finished.add(open_.pop())
+
+    for name in edges:
+        visit(name)
 
 
 @pytest.mark.parametrize(("name", "path"), MODULES)

@@ -13,11 +13,12 @@ from jax.extend.core import jaxprs_in_params
 from small_networks import images_of
 
 from experiments.benchmarks import speed
-from qpsnn_jax import SpikingNetwork, compiling, init_state, init_variables, make_train_step
-from qpsnn_jax.cli import main
-from qpsnn_jax.compiling import lean_jit
-from qpsnn_jax.hardware import portable
-from qpsnn_jax.zoo import resnet20, vgg16
+from qpsnn_jax import SpikingNetwork, init_state, init_variables, make_train_step
+from qpsnn_jax.kernels.hardware import portable
+from qpsnn_jax.model.zoo import resnet20, vgg16
+from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runtime import compiling
+from qpsnn_jax.runtime.compiling import lean_jit
 
 BATCH = 4
 

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.speed import make_case, plain_convolution, step_in_jax
-from qpsnn_jax.convolution import accumulate
-from qpsnn_jax.graph import Conv, Graph
+from qpsnn_jax.kernels.convolution import accumulate
+from qpsnn_jax.model.graph import Conv, Graph
 
 Kind = tuple[tuple[int, ...], tuple[int, ...], tuple[int, int], tuple[int, int]]
 PARTS = ("forward", "by maps", "by kernel")

@@ -20,7 +20,7 @@ import optax
 
 from experiments.benchmarks.speed import NETWORKS, Case, make_case, plain
 from qpsnn_jax import init_state, make_train_step
-from qpsnn_jax.compiling import lean_jit
+from qpsnn_jax.runtime.compiling import lean_jit
 
 
 def main(arguments: list[str] | None = None) -> int:

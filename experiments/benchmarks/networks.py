@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax import Graph, SpikingNetwork, init_variables
-from qpsnn_jax.graph import LIF, Add, BatchNorm, Conv, Dense, GlobalAveragePool, Input, Shortcut
-from qpsnn_jax.zoo import resnet20
+from qpsnn_jax.model.graph import LIF, Add, BatchNorm, Conv, Dense, GlobalAveragePool, Input, Shortcut
+from qpsnn_jax.model.zoo import resnet20
 
 # Table 1: ResNet20 on CIFAR-10, 6.22M parameters, T = 2.
 RATIOS = {"stem": 0.1, "outputs": 0.3, "first": 0.3, "middle": 0.6}

@@ -31,9 +31,9 @@ import optax
 
 from experiments.benchmarks.networks import with_statistics
 from qpsnn_jax import Graph, SpikingNetwork, init_state, make_train_step
-from qpsnn_jax.compiling import lean_jit
-from qpsnn_jax.graph import Conv, Dense
-from qpsnn_jax.zoo import resnet20, vgg16
+from qpsnn_jax.model.graph import Conv, Dense
+from qpsnn_jax.model.zoo import resnet20, vgg16
+from qpsnn_jax.runtime.compiling import lean_jit
 
 NETWORKS = {"resnet20": partial(resnet20, timesteps=2), "vgg16": partial(vgg16, timesteps=4)}
 _LEARNING_RATE, _MOMENTUM = 0.01, 0.9
@@ -160,7 +160,7 @@ def plain_convolution(x: Any, kernel: Any, *, bits: int = 0, strides: Any = (1, 
 def plain() -> Iterator[None]:
     """Within it every product of a network that is traced is a float32 convolution."""
     names = ("accumulate", "convolve")
-    with mock.patch.multiple("qpsnn_jax.network", **dict.fromkeys(names, plain_convolution)):
+    with mock.patch.multiple("qpsnn_jax.model.network", **dict.fromkeys(names, plain_convolution)):
         yield
 
 

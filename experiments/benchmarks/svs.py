@@ -24,9 +24,9 @@ import numpy as np
 from qpsnn_jax import LIFTrace, SpikingNetwork, init_state, init_variables, make_train_step, optimizer
 from qpsnn_jax.data import load
 from qpsnn_jax.data.feed import everything
-from qpsnn_jax.graph import LIF
+from qpsnn_jax.model.graph import LIF
+from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.pruning.scores import count_ranks, spike_counts
-from qpsnn_jax.zoo import resnet20
 
 TIMESTEPS = 2
 # A map by itself takes tens of microseconds, whichever it is; so many of each size say how long.

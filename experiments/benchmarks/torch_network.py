@@ -10,7 +10,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
-from qpsnn_jax.graph import (
+from qpsnn_jax.model.graph import (
     LIF,
     Add,
     AveragePool,

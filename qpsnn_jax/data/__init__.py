@@ -1,25 +1,25 @@
 """Data sets as arrays or files, and augmentation inside jit.
 
 ``load("digits")`` needs nothing; ``load("cifar10", data_dir=…)`` reads a folder that TensorFlow Datasets prepared.
-Every loader gives a :class:`DataSet` of uint8 images; :func:`normalize` and :mod:`qpsnn_jax.data.augment` run inside
-the training step.
+Every loader gives a :class:`DataSet` of uint8 images; normalization (:mod:`qpsnn_jax.numerics.normalization`) and
+augmentation (:mod:`qpsnn_jax.data.augment`) run inside the training step.
 """
 
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
 
-from qpsnn_jax.data.augment import Augmentation
-from qpsnn_jax.data.dataset import Arrays, DataSet, Files, normalize
-from qpsnn_jax.data.digits import digits as _digits
-from qpsnn_jax.data.imagenet import imagenet as _imagenet
-from qpsnn_jax.data.recordings import By
-from qpsnn_jax.data.recordings import cifar10_dvs as _cifar10_dvs
-from qpsnn_jax.data.recordings import nmnist as _nmnist
-from qpsnn_jax.data.tfds_source import cifar as _cifar
-from qpsnn_jax.data.tiny_imagenet import tiny_imagenet as _tiny_imagenet
+from qpsnn_jax.data.augment.images import Augmentation
+from qpsnn_jax.data.dataset import Arrays, DataSet, Files
+from qpsnn_jax.data.sources.digits import digits as _digits
+from qpsnn_jax.data.sources.imagenet import imagenet as _imagenet
+from qpsnn_jax.data.sources.recordings import By
+from qpsnn_jax.data.sources.recordings import cifar10_dvs as _cifar10_dvs
+from qpsnn_jax.data.sources.recordings import nmnist as _nmnist
+from qpsnn_jax.data.sources.tfds import cifar as _cifar
+from qpsnn_jax.data.sources.tiny_imagenet import tiny_imagenet as _tiny_imagenet
 
-__all__ = ["EVENTS", "SHAPES", "SIZED", "Arrays", "Augmentation", "By", "DataSet", "Files", "load", "normalize"]
+__all__ = ["EVENTS", "SHAPES", "SIZED", "Arrays", "Augmentation", "By", "DataSet", "Files", "load"]
 
 # Image shape (h, w, c) and number of classes, known without reading anything.
 SHAPES: dict[str, tuple[tuple[int, int, int], int]] = {

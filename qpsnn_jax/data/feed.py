@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from qpsnn_jax.data.dataset import Arrays, Examples, Files, Source
 from qpsnn_jax.data.stream import Resumable, stream
-from qpsnn_jax.sharding import joined, put, replicated, split
+from qpsnn_jax.runtime.sharding import joined, put, replicated, split
 
 # Pixels in a batch of evaluation: 500 images of 64×64, fewer of larger ones.
 _EVALUATION_PIXELS = 500 * 64 * 64

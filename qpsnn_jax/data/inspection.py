@@ -6,10 +6,10 @@ from os import PathLike
 
 import numpy as np
 
-from qpsnn_jax.data.digits import digits
-from qpsnn_jax.data.host_crop import open_image
-from qpsnn_jax.data.tfds_source import FACTS, is_prepared, read_chunks
-from qpsnn_jax.data.tiny_imagenet import find_folder, list_folder, read_image
+from qpsnn_jax.data.augment.host_crop import open_image
+from qpsnn_jax.data.sources.digits import digits
+from qpsnn_jax.data.sources.tfds import FACTS, is_prepared, read_chunks
+from qpsnn_jax.data.sources.tiny_imagenet import find_folder, list_folder, read_image
 
 # Splits and their sizes.
 SPLITS: dict[str, dict[str, int]] = {

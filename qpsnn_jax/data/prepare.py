@@ -5,8 +5,8 @@ from os import PathLike
 from pathlib import Path
 
 from qpsnn_jax.data.inspection import check_name
-from qpsnn_jax.data.tfds_source import find, is_prepared
-from qpsnn_jax.data.tiny_imagenet import find_folder
+from qpsnn_jax.data.sources.tfds import find, is_prepared
+from qpsnn_jax.data.sources.tiny_imagenet import find_folder
 
 _IMAGENET = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")  # behind a registration, so TFDS cannot fetch them
 
@@ -35,7 +35,7 @@ def prepare(name: str, data_dir: str | PathLike[str] | None) -> Path:
         return find(name, root)
     if name == "tiny_imagenet":
         folder = find_folder(root)
-        from qpsnn_jax.data.tiny_imagenet_builder import build
+        from qpsnn_jax.data.sources.tiny_imagenet_builder import build
 
         return build(folder, root)
     if find_spec("tensorflow") is None:

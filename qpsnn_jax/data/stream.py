@@ -69,7 +69,7 @@ def stream(
         workers: worker processes that read ahead; 0 reads within this process, with a few threads.
         shard_by_process: give each JAX process its own part of every epoch; else all read everything.
         transform: maps an example and its own random generator to a pytree of arrays of fixed shapes, for instance
-            :class:`~qpsnn_jax.data.host_crop.TrainCrop`.
+            :class:`~qpsnn_jax.data.augment.host_crop.TrainCrop`.
         epochs: passes over the source, None for no end.
         shuffle: False keeps the order of the source, for evaluation.
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.data.dataset import normalize
 from qpsnn_jax.export.folded import MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.graph import LIF, Graph
-from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.neurons import LIFTrace
+from qpsnn_jax.model.graph import LIF, Graph
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.numerics.neurons import LIFTrace
+from qpsnn_jax.numerics.normalization import normalize
 
 _BATCH = 50
 _FLOAT32 = 2**24

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
-from qpsnn_jax.graph import (
+from qpsnn_jax.model.graph import (
     LIF,
     Add,
     Attention,
@@ -21,8 +21,8 @@ from qpsnn_jax.graph import (
     Input,
     Shortcut,
 )
-from qpsnn_jax.graph import MaxPool as MaxPoolNode
-from qpsnn_jax.quantization import codes
+from qpsnn_jax.model.graph import MaxPool as MaxPoolNode
+from qpsnn_jax.numerics.quantization import codes
 
 _FULL = 32
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
-from qpsnn_jax.files import write_whole
+from qpsnn_jax.runtime.files import write_whole
 
 MAGIC = b"QPSNN\r\n\x1a"
 VERSION = 1

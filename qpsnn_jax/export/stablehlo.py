@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array, export
 
 from qpsnn_jax.export.agreement import mean_currents
-from qpsnn_jax.files import write_whole
-from qpsnn_jax.graph import Graph
-from qpsnn_jax.hardware import portable
+from qpsnn_jax.kernels.hardware import portable
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.runtime.files import write_whole
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.graph import LIF, Attention, BatchNorm, Conv, Dense, Graph, Input, Node, Quantizer, Shortcut
-from qpsnn_jax.quantization import gamma_of
+from qpsnn_jax.model.graph import LIF, Attention, BatchNorm, Conv, Dense, Graph, Input, Node, Quantizer, Shortcut
+from qpsnn_jax.numerics.quantization import gamma_of
 
 Tree = TypeVar("Tree")
 Keep = Mapping[str, Sequence[int] | np.ndarray]

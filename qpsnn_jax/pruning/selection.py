@@ -10,13 +10,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from qpsnn_jax.graph import Graph
-from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.neurons import LIFTrace
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.zoo.blocks import kept_channels
+from qpsnn_jax.numerics.neurons import LIFTrace
 from qpsnn_jax.pruning.channels import Group, channel_groups, spiking_members
 from qpsnn_jax.pruning.scores import count_ranks, magnitude_scores, random_scores, sca_scores, spike_counts
-from qpsnn_jax.sharding import mean_over, put, replicated, split
-from qpsnn_jax.zoo.blocks import kept_channels
+from qpsnn_jax.runtime.sharding import mean_over, put, replicated, split
 
 Scores = dict[str, Array]
 
@@ -58,7 +58,7 @@ def score(
         batches: normalized images ``b h w c`` (or frames ``b t h w c``), each batch of the same size.
         criterion: :data:`svs`, :data:`sca`, or any other :class:`Criterion`. Where a layer is flat, its maps have the
             height 1.
-        mesh: of devices that each score an equal part of every batch (:func:`qpsnn_jax.sharding.data_mesh`).
+        mesh: of devices that each score an equal part of every batch (:func:`qpsnn_jax.runtime.sharding.data_mesh`).
 
     Returns:
         ``{group: scores}``, each of the group's size.

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax import bfloat16, convolution, losses, neurons, popcount, quantization, surrogate, winograd
+from qpsnn_jax.kernels import bfloat16, convolution, popcount, winograd
+from qpsnn_jax.numerics import losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import rank, scores
 
 DRAW = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage
 
 from qpsnn_jax.data import Augmentation
-from qpsnn_jax.data.augment import augment, cutout, random_affine, random_flip, random_shift
+from qpsnn_jax.data.augment.images import augment, cutout, random_affine, random_flip, random_shift
 
 KEY = jax.random.key(0)
 SHAPE = (16, 9, 7, 3)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from qpsnn_jax.data import Augmentation, normalize
-from qpsnn_jax.data.augment import augment, normalize_and_augment
-from qpsnn_jax.data.autoaugment import CIFAR10_POLICY, autoaugment
-from qpsnn_jax.data.image_operations import apply, operation
+from qpsnn_jax.data import Augmentation
+from qpsnn_jax.data.augment.autoaugment import CIFAR10_POLICY, autoaugment
+from qpsnn_jax.data.augment.images import augment, normalize_and_augment
+from qpsnn_jax.data.augment.operations import apply, operation
+from qpsnn_jax.numerics.normalization import normalize
 
 KEY = jax.random.key(0)
 SIZES = [(32, 32), (20, 27)]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpsnn_jax.data import normalize
 from qpsnn_jax.data.dataset import balanced_order
+from qpsnn_jax.numerics.normalization import normalize
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qpsnn_jax.data import load
-from qpsnn_jax.data.digits import digits, read
+from qpsnn_jax.data.sources.digits import digits, read
 
 PER_CLASS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 

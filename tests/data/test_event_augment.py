@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from qpsnn_jax.data.event_augment import EventAugmentation, augment_frames, random_roll
+from qpsnn_jax.data.augment.frames import EventAugmentation, augment_frames, random_roll
 
 KEY = jax.random.key(0)
 SHAPE = (8, 3, 9, 7, 2)

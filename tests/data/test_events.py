@@ -22,7 +22,7 @@ from event_files import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpsnn_jax.data.events import read_aedat, read_atis
+from qpsnn_jax.data.sources.events import read_aedat, read_atis
 
 FORMATS = {"atis": (read_atis, atis, 34), "aedat2": (read_aedat, aedat2, 128), "aedat3": (read_aedat, aedat3, 128)}
 EACH = pytest.mark.parametrize(("read", "write", "side"), FORMATS.values(), ids=FORMATS.keys())

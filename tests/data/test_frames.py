@@ -11,8 +11,8 @@ from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpsnn_jax.data.events import Events, read_atis
-from qpsnn_jax.data.frames import accumulate, frames_by_count, frames_by_time
+from qpsnn_jax.data.sources.events import Events, read_atis
+from qpsnn_jax.data.sources.frames import accumulate, frames_by_count, frames_by_time
 
 BOTH = pytest.mark.parametrize("make", [frames_by_count, frames_by_time])
 

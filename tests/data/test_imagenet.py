@@ -13,10 +13,11 @@ import pytest
 from imagenet_folder import picture, write
 from small_runs import checksums
 
-from qpsnn_jax import checkpoint, train
-from qpsnn_jax.cli import main
 from qpsnn_jax.data import load
 from qpsnn_jax.data.feed import count, evaluation_batches, feed, sample
+from qpsnn_jax.runs import loop as train
+from qpsnn_jax.runs.cli import main
+from qpsnn_jax.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +118,10 @@ def test_an_interrupt_at_the_terminal_stops_the_workers_in_silence(root, small_c
     """The signal goes to the whole group, as from a keyboard."""
     del whole  # its programs are compiled
     code = (
-        "import signal, sys; from small_runs import small; from qpsnn_jax.zoo import NETWORKS\n"
+        "import signal, sys; from small_runs import small; from qpsnn_jax.model.zoo import NETWORKS\n"
         "NETWORKS['small'] = small\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-        "from qpsnn_jax.cli import main\n"
+        "from qpsnn_jax.runs.cli import main\n"
         "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))\n"
     )
     script = tmp_path / "run.py"

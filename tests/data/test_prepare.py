@@ -6,9 +6,9 @@ from test_tfds_source import prepare as write_cifar
 from test_tiny_imagenet import write as write_tiny_imagenet
 
 from qpsnn_jax.data import prepare as module
-from qpsnn_jax.data.digits import digits
 from qpsnn_jax.data.inspection import Report, SplitReport, _chunks, check, format_report, measure
 from qpsnn_jax.data.prepare import prepare
+from qpsnn_jax.data.sources.digits import digits
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -5,9 +5,9 @@ import pytest
 from conftest import SHARED
 from event_files import AEDAT2_HEADER, aedat2, atis, draw
 
-from qpsnn_jax.data import normalize
 from qpsnn_jax.data.dataset import balanced_order
-from qpsnn_jax.data.recordings import cifar10_dvs, nmnist
+from qpsnn_jax.data.sources.recordings import cifar10_dvs, nmnist
+from qpsnn_jax.numerics.normalization import normalize
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 T, SIZE = 3, (10, 12)

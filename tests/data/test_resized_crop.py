@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qpsnn_jax.data.resized_crop import _draw, random_resized_crop, resize_boxes
+from qpsnn_jax.data.augment.resized_crop import _draw, random_resized_crop, resize_boxes
 
 KEY = jax.random.key(0)
 SHAPE = (6, 20, 17, 3)

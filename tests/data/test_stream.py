@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qpsnn_jax.data.host_crop import CenterCrop, TrainCrop, draw_box
+from qpsnn_jax.data.augment.host_crop import CenterCrop, TrainCrop, draw_box
 from qpsnn_jax.data.stream import _Apart, stream
 
 COUNT = 23

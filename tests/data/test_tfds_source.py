@@ -11,7 +11,7 @@ import pytest
 
 from qpsnn_jax.data import load
 from qpsnn_jax.data.dataset import balanced_order
-from qpsnn_jax.data.tfds_source import cifar
+from qpsnn_jax.data.sources.tfds import cifar
 
 SIZES = {"train": 60, "test": 20}
 SHARDS = 2

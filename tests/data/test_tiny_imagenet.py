@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from qpsnn_jax.data.dataset import balanced_order
-from qpsnn_jax.data.tiny_imagenet import tiny_imagenet
+from qpsnn_jax.data.sources.tiny_imagenet import tiny_imagenet
 
 CLASSES = [f"n{90000000 - 7 * i}" for i in range(200)]  # not in sorted order, as in the official file
 TRAIN, TEST = 2, 1
@@ -85,7 +85,7 @@ def test_subsets_are_the_beginning_of_the_whole(root):
 
 
 def test_tfds_prepares_the_same_data_without_tensorflow(root, tmp_path):
-    from qpsnn_jax.data.tiny_imagenet_builder import build
+    from qpsnn_jax.data.sources.tiny_imagenet_builder import build
 
     folder = build(root / "tiny-imagenet-200", tmp_path)
     assert folder == tmp_path / "tiny_imagenet" / "1.0.0"
@@ -96,7 +96,7 @@ def test_tfds_prepares_the_same_data_without_tensorflow(root, tmp_path):
 
 
 def test_builder_leaves_nothing_behind_when_an_image_is_damaged(broken, tmp_path):
-    from qpsnn_jax.data.tiny_imagenet_builder import build
+    from qpsnn_jax.data.sources.tiny_imagenet_builder import build
 
     (broken / "val" / "images" / "val_7.JPEG").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"val_7\.JPEG is no readable image"):

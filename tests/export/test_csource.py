@@ -10,15 +10,15 @@ from compilers import STRICT, compiler, emulated_arm, run
 from exported import GRAPHS, folded_of, pixels_of
 from small_networks import random_variables
 
-from qpsnn_jax.cli import main
 from qpsnn_jax.data import load
-from qpsnn_jax.export.cplan import plan
-from qpsnn_jax.export.csource import c_source
+from qpsnn_jax.export.c.plan import plan
+from qpsnn_jax.export.c.source import c_source
 from qpsnn_jax.export.folded import Neurons, sources
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.pipeline import load_network
-from qpsnn_jax.zoo import resnet20
+from qpsnn_jax.model.zoo import resnet20
+from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.stages import load_network
 
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 NATIVE = ["-O3", "-march=native"]

@@ -7,15 +7,16 @@ import pytest
 from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
 from small_networks import random_variables
 
-from qpsnn_jax.data import load, normalize
+from qpsnn_jax.data import load
 from qpsnn_jax.export.agreement import compare
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.graph import LIF, AveragePool, Conv, Graph, Input, MaxPool, Quantizer
-from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.pipeline import load_network, read_config
+from qpsnn_jax.model.graph import LIF, AveragePool, Conv, Graph, Input, MaxPool, Quantizer
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.zoo import resnet20, spikingformer
+from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning import prune
-from qpsnn_jax.zoo import resnet20, spikingformer
+from qpsnn_jax.runs.stages import load_network, read_config
 
 
 def test_first_currents_are_the_float_networks():

@@ -13,12 +13,10 @@ from exported import GRAPHS, moments, pixels_of, variables_of
 from nir_oracle import run as run_nir
 from small_networks import images_of, random_variables, residual_graph
 
-from qpsnn_jax.cli import main
-from qpsnn_jax.data import load, normalize
-from qpsnn_jax.export.nir_graph import DT, nir_graph, write_nir
-from qpsnn_jax.export.nir_import import import_nir, read_nir
-from qpsnn_jax.export.runs import read_run, write_run
-from qpsnn_jax.graph import (
+from qpsnn_jax.data import load
+from qpsnn_jax.export.nir.reader import import_nir, read_nir
+from qpsnn_jax.export.nir.writer import DT, nir_graph, write_nir
+from qpsnn_jax.model.graph import (
     LIF,
     Add,
     Attention,
@@ -32,9 +30,12 @@ from qpsnn_jax.graph import (
     MaxPool,
     Shortcut,
 )
-from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.pipeline import load_network
-from qpsnn_jax.zoo import resnet20
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.zoo import resnet20
+from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.exported import read_run, write_run
+from qpsnn_jax.runs.stages import load_network
 
 nir = pytest.importorskip("nir", reason="nir is not installed (the extra nir)")
 

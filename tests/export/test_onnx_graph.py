@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
 
-from qpsnn_jax.cli import main
-from qpsnn_jax.data import normalize
-from qpsnn_jax.export.onnx_graph import onnx_model
-from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.export.onnx import onnx_model
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.runs.cli import main
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import contents
 
-from qpsnn_jax.cli import main
-from qpsnn_jax.costs import cost
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed import load_packed, pack_codes, payload_bytes, unpack_codes, write_packed
+from qpsnn_jax.model.costs import cost
+from qpsnn_jax.runs.cli import main
 
 NOTES = {"accuracy": 0.5, "config": {"bits": 2}}
 

@@ -15,10 +15,10 @@ from small_networks import images_of, random_variables
 from test_nir import ours, shown, sums_graph, tie
 
 from qpsnn_jax import export
-from qpsnn_jax.data import normalize
 from qpsnn_jax.export.agreement import mean_currents
-from qpsnn_jax.export.nir_graph import nir_graph, write_nir
-from qpsnn_jax.export.runs import read_run
+from qpsnn_jax.export.nir.writer import nir_graph, write_nir
+from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.runs.exported import read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other people's packages
 

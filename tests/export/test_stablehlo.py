@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from exported import GRAPHS, moments, pixels_of, variables_of
 
-from qpsnn_jax.cli import main
-from qpsnn_jax.data import normalize
 from qpsnn_jax.export.stablehlo import PLATFORMS, stablehlo
-from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.runs.cli import main
 
 
 def test_any_batch_gives_the_float_networks_currents():

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from small_networks import jit
 
-import qpsnn_jax.network as network
-from qpsnn_jax.convolution import convolve
-from qpsnn_jax.losses import cross_entropy
-from qpsnn_jax.network import SpikingNetwork
-from qpsnn_jax.quantization import gamma_of, quantize
-from qpsnn_jax.torch_import import import_torch
+import qpsnn_jax.model.network as network
+from qpsnn_jax.export.torch_import import import_torch
+from qpsnn_jax.kernels.convolution import convolve
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.numerics.losses import cross_entropy
+from qpsnn_jax.numerics.quantization import gamma_of, quantize
 
 RECORDED = {"resnet20": {"bits": 2, "timesteps": 2}, "vgg16": {"bits": 4, "timesteps": 4}}
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax.neurons import lif
+from qpsnn_jax.numerics.neurons import lif
+from qpsnn_jax.numerics.quantization import codes, integer_weights, quantize
 from qpsnn_jax.pruning.scores import svs_ranks, svs_scores
-from qpsnn_jax.quantization import codes, integer_weights, quantize
 
 over = pytest.mark.parametrize
 released = {"per": "channel", "ste": "scaled"}

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import images_of, jit, random_variables, residual_graph
 
-from qpsnn_jax import network
-from qpsnn_jax.graph import LIF, Add, Conv, Dense, Flatten, Graph, Input, Quantizer, Shortcut
-from qpsnn_jax.losses import cross_entropy
-from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.model import network
+from qpsnn_jax.model.graph import LIF, Add, Conv, Dense, Flatten, Graph, Input, Quantizer, Shortcut
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.zoo import resnet20, sew_resnet18, spikingformer, vgg16, vggsnn
+from qpsnn_jax.numerics.losses import cross_entropy
+from qpsnn_jax.numerics.quantization import codes
 from qpsnn_jax.pruning import Group, channel_groups, prune, select
-from qpsnn_jax.quantization import codes
-from qpsnn_jax.zoo import resnet20, sew_resnet18, spikingformer, vgg16, vggsnn
 
 over = pytest.mark.parametrize
 RULES = [(gamma, per) for gamma in ("none", "max", "percentile", "mean") for per in ("layer", "channel")]

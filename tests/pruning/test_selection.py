@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from small_networks import images_of, random_variables, residual_graph
 
-from qpsnn_jax.graph import LIF, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Graph, Input, Quantizer
-from qpsnn_jax.network import SpikingNetwork
+from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Graph, Input, Quantizer
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.zoo import resnet20, vgg16
 from qpsnn_jax.pruning import Criterion, channel_groups, sca, score, score_magnitude, score_random, select, svs
-from qpsnn_jax.zoo import resnet20, vgg16
 
 over = pytest.mark.parametrize
 GRAPH = residual_graph(Quantizer(2))

@@ -1,0 +1,1 @@
+"""Augmentation of images and event frames, inside jit and on the host."""

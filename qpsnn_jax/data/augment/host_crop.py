@@ -1,0 +1,121 @@
+"""Decoding and cropping on the host, by Pillow: what a :func:`~qpsnn_jax.data.stream.stream` does to each example.
+
+ImageNet's pictures differ in shape until they are cropped, so this part cannot run inside jit. Both crops are small
+frozen objects, which travel to worker processes.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qpsnn_jax.data.augment.resized_crop import check_crop
+
+_TRIES = 10  # as in resized_crop
+
+
+@dataclass(frozen=True)
+class TrainCrop:
+    """Random-resized crop, and the mirror image half of the time.
+
+    Attributes:
+        size: side of the result in pixels.
+        scale: smallest and largest share of the image's area that the box takes.
+        ratio: smallest and largest width over height.
+        flip: whether to mirror.
+
+    Raises:
+        ValueError: a size or a range that makes no sense.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+    def __post_init__(self):
+        check_crop(self.size, self.scale, self.ratio)
+
+    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Crop one example; ``image`` holds encoded bytes or uint8 ``h w 3``. The result has int32 ``label`` too."""
+        image = open_image(example["image"])
+        box = draw_box(rng, image.height, image.width, self.scale, self.ratio)
+        pixels = _resize(image, box, self.size, self.size)
+        if self.flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return _example(pixels, example)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The middle square after the shorter side is resized; for evaluation.
+
+    Attributes:
+        size: side of the result in pixels.
+        resize: length of the shorter side before the crop; ImageNet uses 256 for a size of 224.
+
+    Raises:
+        ValueError: a size below 1, or a shorter side below the size.
+    """
+
+    size: int = 224
+    resize: int = 256
+
+    def __post_init__(self):
+        check_crop(self.size, (1, 1), (1, 1))
+        if self.resize < self.size:
+            raise ValueError(f"resize must be at least size={self.size}, got {self.resize!r}.")
+
+    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """Crop one example, as :class:`TrainCrop` does; nothing is random."""
+        image = open_image(example["image"])
+        shorter = min(image.height, image.width)
+        height, width = (side * self.resize // shorter for side in (image.height, image.width))
+        pixels = _resize(image, (0, 0, image.height, image.width), height, width)
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        return _example(pixels[top : top + self.size, left : left + self.size], example)
+
+
+def open_image(image: Any) -> Any:
+    """Open encoded bytes or wrap uint8 ``h w 3``, as a Pillow image in RGB.
+
+    Raises:
+        ValueError: bytes that are no readable image.
+    """
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    try:
+        return Image.open(io.BytesIO(image)).convert("RGB")
+    except Exception as error:  # Pillow raises many kinds for damaged bytes
+        raise ValueError(f"image holds {len(image)} bytes that are no readable picture ({error}).") from None
+
+
+def draw_box(
+    rng: np.random.Generator, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Draw top, left, height and width of a box: the first of ten draws that fits, else the largest in the middle."""
+    for _ in range(_TRIES):
+        area = rng.uniform(*scale) * height * width
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 1 <= h <= height and 1 <= w <= width:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    aspect = max(ratio[0], min(ratio[1], width / height))
+    h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _resize(image: Any, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
+    from PIL import Image
+
+    top, left, h, w = box
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h)))
+
+
+def _example(pixels: np.ndarray, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {"image": np.ascontiguousarray(pixels), "label": np.asarray(example["label"], np.int32)}

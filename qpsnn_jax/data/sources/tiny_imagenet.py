@@ -1,0 +1,168 @@
+"""Tiny ImageNet from its official folder ``tiny-imagenet-200``, or from a copy of it that TFDS prepared.
+
+The folder holds 110,000 small JPEG files; :mod:`~qpsnn_jax.data.sources.tiny_imagenet_builder` packs them into
+one ArrayRecord data set without TensorFlow. Both give the same data. The official validation images serve as test set,
+since the labels of the official test images were never published.
+"""
+
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order, example_count
+from qpsnn_jax.data.sources.tfds import FACTS, is_prepared, prepared
+
+NAME = "tiny_imagenet"
+_FOLDER = "tiny-imagenet-200"
+_SOURCE = "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip and name the folder that holds it as data_dir"
+
+
+class Listing(NamedTuple):
+    """The files of one split, in a fixed order, and their labels, int32."""
+
+    paths: list[Path]
+    labels: np.ndarray
+
+
+def tiny_imagenet(
+    data_dir: str | PathLike[str] | None,
+    seed: int = 0,
+    *,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+) -> DataSet:
+    """Tiny ImageNet as arrays: 100,000 + 10,000 images of 64×64×3, 200 classes in the order of their WordNet ids.
+
+    Args:
+        data_dir: the folder that holds ``tiny-imagenet-200`` or TFDS's ``tiny_imagenet``, which is preferred.
+        seed: chooses the order and thereby the subsets, 0 or more.
+        train_examples: decode only so many training images, the classes in proportion; None for all.
+        test_examples: the same for the test images.
+
+    Returns:
+        Images uint8 ``n 64 64 3``; mean and std are those of the whole training set.
+
+    Raises:
+        ValueError: a folder that is missing or incomplete, an image that cannot be read, or a number of examples that
+            is not there.
+
+    References:
+        Le and Yang, Tiny ImageNet Visual Recognition Challenge, Stanford CS 231N, 2015.
+    """
+    if data_dir is None:
+        raise ValueError(f"data_dir must be given: {_SOURCE}.")
+    if is_prepared(NAME, data_dir):
+        return prepared(NAME, data_dir, seed, train_examples=train_examples, test_examples=test_examples)
+    train, test = list_folder(find_folder(data_dir))
+    train_examples = example_count("train_examples", train_examples, len(train.paths))
+    test_examples = example_count("test_examples", test_examples, len(test.paths))
+    return DataSet(
+        name=NAME,
+        train=_read(train, balanced_order(train.labels, seed)[:train_examples]),
+        test=_read(test, balanced_order(test.labels, seed)[:test_examples]),
+        classes=FACTS[NAME].classes,
+        mean=FACTS[NAME].mean,
+        std=FACTS[NAME].std,
+    )
+
+
+def find_folder(data_dir: str | PathLike[str]) -> Path:
+    """Find the official folder.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    folder = Path(data_dir).expanduser() / _FOLDER
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist; {_SOURCE}.")
+    return folder
+
+
+def list_folder(folder: Path) -> tuple[Listing, Listing]:
+    """List the training and the validation files and check that they are complete; no image is read.
+
+    Args:
+        folder: the official folder.
+
+    Returns:
+        Training and validation files, sorted by class and name, and by name.
+
+    Raises:
+        ValueError: a list or an image that is missing, or classes of unequal size. The message names the file.
+    """
+    classes = sorted(line.strip() for line in _lines(folder / "wnids.txt") if line.strip())
+    label = {wnid: i for i, wnid in enumerate(classes)}
+    if len(label) != FACTS[NAME].classes:
+        raise ValueError(
+            f"{folder / 'wnids.txt'} must name {FACTS[NAME].classes} classes, got {len(label)}; {_SOURCE}."
+        )
+    found = [sorted((folder / "train" / wnid / "images").glob("*.JPEG")) for wnid in classes]
+    fullest = max(1, *map(len, found))
+    for wnid, paths in zip(classes, found, strict=True):
+        if len(paths) != fullest:
+            where = folder / "train" / wnid / "images"
+            raise ValueError(f"{where} holds {len(paths)} images where another class has {fullest}; {_SOURCE}.")
+    train = Listing(
+        [path for paths in found for path in paths], np.repeat(np.arange(len(classes), dtype=np.int32), fullest)
+    )
+    return train, _validation(folder / "val", label)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode one image.
+
+    Args:
+        path: a JPEG file of 64×64 pixels, in colour or grey.
+
+    Returns:
+        Pixels uint8 ``64 64 3``.
+
+    Raises:
+        ValueError: it cannot be read or has another size.
+    """
+    from PIL import Image
+
+    height, width, _ = FACTS[NAME].shape
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises many kinds for a damaged file, SyntaxError among them
+        reason = (str(error).splitlines() or [""])[0].strip(" .")
+        raise ValueError(f"{path} is no readable image ({reason}); {_SOURCE}.") from None
+    if pixels.shape[:2] != (height, width):
+        raise ValueError(f"{path} must have {height}×{width} pixels, got {pixels.shape[0]}×{pixels.shape[1]}.")
+    return pixels
+
+
+def _validation(folder: Path, label: dict[str, int]) -> Listing:
+    annotations = folder / "val_annotations.txt"
+    rows = sorted(line.split()[:2] for line in _lines(annotations) if line.strip())
+    present = {path.name for path in (folder / "images").glob("*.JPEG")}
+    for row in rows:
+        if len(row) < 2 or row[1] not in label:
+            raise ValueError(
+                f"{annotations} must hold a file name and a known class on each line, got {' '.join(row)!r}."
+            )
+        if row[0] not in present:
+            raise ValueError(f"{folder / 'images' / row[0]} is missing; {_SOURCE}.")
+    if len({row[0] for row in rows}) != len(rows) or len(rows) != len(present) or not rows:
+        count = f"{len(rows)} lines for {len(present)} images"
+        raise ValueError(f"{annotations} must name each image in {folder / 'images'} once, got {count}; {_SOURCE}.")
+    labels = np.asarray([label[wnid] for _, wnid in rows], np.int32)
+    return Listing([folder / "images" / name for name, _ in rows], labels)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"{path} is missing or unreadable; {_SOURCE}.") from None
+
+
+def _read(listing: Listing, indices: np.ndarray) -> Arrays:
+    images = np.empty((len(indices), *FACTS[NAME].shape), np.uint8)
+    for row, index in enumerate(indices):
+        images[row] = read_image(listing.paths[index])
+    return Arrays(images, listing.labels[indices])

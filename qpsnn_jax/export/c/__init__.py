@@ -1,0 +1,1 @@
+"""The integer network as C99 source."""

@@ -1,0 +1,273 @@
+"""NIR: a network with folded float32 weights in the neuromorphic intermediate representation, for other simulators.
+
+A node becomes a NIR node or none; an addition becomes edges that meet. Maps are ``c h w`` there, and flat values are
+maps of one position, because the simulators disagree on what a Flatten does to the batch.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qpsnn_jax.export.folded import windows
+from qpsnn_jax.export.folding import Weights, affine, summed_weights, weights_of
+from qpsnn_jax.model.graph import (
+    LIF,
+    Add,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    Graph,
+    Input,
+    MaxPool,
+    Node,
+    Pair,
+    Shortcut,
+)
+from qpsnn_jax.runtime.files import write_whole
+
+# The step in seconds that snntorch fixes and spikingjelly takes when none is given.
+DT = 1e-4
+OUTPUT = "output"
+_POOL = (2, 2)
+
+
+class _Value(NamedTuple):
+    """What a node of ours yields: the NIR nodes whose sum it is, and the map ``(h, w, c)`` that they give."""
+
+    nodes: tuple[str, ...]
+    shape: tuple[int, int, int]
+
+
+class _Builder:
+    """NIR nodes and edges as they are added, and the values so far."""
+
+    def __init__(self, nir: Any, graph: Graph, weights: Weights) -> None:
+        self.nir, self.graph, self.weights = nir, graph, weights
+        self.nodes: dict[str, Any] = {}
+        self.edges: list[tuple[str, str]] = []
+        self.values: dict[str, _Value] = {}
+        readers = Counter(name for node in graph.nodes for name in node.inputs)
+        self.norms = {
+            node.input: node
+            for node in graph.nodes
+            if isinstance(node, BatchNorm) and isinstance(graph.by_name[node.input], Conv | Dense)
+            if readers[node.input] == 1
+        }
+
+    def add(self, name: str, node: Any, source: _Value, shape: Sequence[int]) -> _Value:
+        h, w, c = shape
+        self.nodes[name] = node
+        self.edges += [(other, name) for other in source.nodes]
+        return _Value((name,), (h, w, c))
+
+
+def nir_graph(
+    graph: Graph,
+    variables: Mapping[str, Any],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Any:
+    r"""The network as a NIR graph, to be run for T steps of dt = 10⁻⁴ s.
+
+    Batch-norm, γ and the codes are folded into float32 weights and biases (:func:`qpsnn_jax.export.folding.affine`).
+    NIR's neuron :math:`τ \dot v = v_{leak} - v + r I` with τ = 2·dt, r = 1 and v_leak = v_reset = 0 is, in Euler
+    steps, :math:`v[t] = v[t-1]/2 + I[t]/2`, half of our membrane, so its threshold is θ/2. NIR fires at v > threshold;
+    for firing at ≥ θ it is the next float32 below θ/2. A max-pool of spikes over 2×2 is an average-pool and neurons
+    that fire from half of one spike's mean: they end every step at zero, so that nothing of the past is left in them.
+
+    Args:
+        graph, variables: the network, quantized or not.
+        mean, std: of each input channel, pixels scaled to [0, 1]; noted in the metadata for whoever feeds the graph.
+
+    Returns:
+        A ``nir.NIRGraph``. It reads normalized images ``c h w``, the same one at every step, or with frames one frame
+        for each step; it gives currents ``classes 1 1`` at every step, whose mean over the steps is the result.
+        ``metadata`` holds ``timesteps``, ``frames``, ``dt`` and, where given, ``mean`` and ``std``. Neurons have our
+        nodes' names, a layer that is followed by a batch-norm has its own.
+
+    Raises:
+        ValueError: the package ``nir`` is not installed, mean and std do not fit the input, or something that NIR
+            does not express exactly, naming the node: a leak other than ½, a soft reset, a threshold that is not
+            positive, attention, a max-pool of other windows than 2×2 or of what is not spikes, a batch-norm that does
+            not follow a layer of its own, a kernel that is not square, a value added to itself, an output that is not
+            a dense layer.
+
+    References:
+        Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15, 2024.
+    """
+    nir = nir_package()
+    if not isinstance(graph.output, Dense):
+        raise ValueError(f"node {graph.output.name!r}: the last node must be a dense readout.")
+    notes = {"timesteps": graph.timesteps, "frames": graph.input.frames, "dt": DT, **_statistics(graph, mean, std)}
+    build = _Builder(nir, graph, weights_of(graph, variables))
+    for node in graph.nodes:
+        if node.name == OUTPUT or "/" in node.name:
+            raise ValueError(f"node {node.name!r}: NIR files take no / in a name, and {OUTPUT!r} is taken; rename it.")
+        build.values[node.name] = _translated(build, node)
+    build.add(OUTPUT, nir.Output(np.array([graph.classes, 1, 1])), build.values[graph.output.name], (1, 1, 1))
+    return nir.NIRGraph(nodes=build.nodes, edges=build.edges, metadata=notes)
+
+
+def write_nir(path: Path, document: Any) -> int:
+    """Write a NIR graph as the HDF5 file of the ``nir`` package, under a temporary name first; returns its bytes.
+
+    Raises:
+        ValueError: the package ``nir`` is not installed.
+    """
+    buffer = io.BytesIO()
+    nir_package().write(buffer, document)
+    write_whole(path, buffer.getvalue())
+    return len(buffer.getvalue())
+
+
+def nir_package() -> Any:
+    """The package ``nir``.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import nir  # pyright: ignore[reportMissingImports]
+
+        _ = nir.NIRGraph  # where the package is missing, any folder of this name can be imported
+    except (ImportError, AttributeError):
+        raise ValueError("NIR needs the package nir: pip install 'qpsnn-jax[nir]'.") from None
+    return nir
+
+
+def _statistics(graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, np.ndarray]:
+    if mean is None and std is None:
+        return {}
+    channels = graph.input.shape[2]
+    if mean is None or std is None or not len(mean) == len(std) == channels or min(std) <= 0:
+        raise ValueError(f"mean and std need {channels} numbers, std positive, got mean={mean} and std={std}.")
+    return {"mean": np.asarray(mean, np.float64), "std": np.asarray(std, np.float64)}
+
+
+def _translated(build: _Builder, node: Node) -> _Value:
+    """Adds what a node becomes, if anything, and returns its value."""
+    sources = [build.values[name] for name in node.inputs]
+    match node:
+        case Input():
+            h, w, c = node.shape
+            return build.add(node.name, build.nir.Input(np.array([c, h, w])), _Value((), node.shape), node.shape)
+        case Conv() | Dense():
+            return _layer(build, node, sources[0])
+        case BatchNorm() if build.norms.get(node.input) is node:
+            return sources[0]
+        case BatchNorm():
+            raise ValueError(f"node {node.name!r}: NIR has no batch-norm, and this one follows no layer of its own.")
+        case LIF():
+            return build.add(node.name, _neurons(build, node, sources[0]), sources[0], sources[0].shape)
+        case MaxPool():
+            return _max_pool(build, node, sources[0])
+        case AveragePool():
+            return _average(build, node.name, sources[0], node.window, node.strides, node.padding)
+        case GlobalAveragePool():
+            h, w, _ = sources[0].shape
+            return _average(build, node.name, sources[0], (h, w), (h, w), (0, 0))
+        case Flatten():
+            return sources[0]
+        case Shortcut():
+            return _shortcut(build, node, sources[0])
+        case Add():
+            return _sum(node, *sources)
+    raise ValueError(f"node {node.name!r}: NIR has no {type(node).__name__.lower()}.")
+
+
+def _layer(build: _Builder, node: Conv | Dense, source: _Value) -> _Value:
+    """A convolution; a dense layer is one whose kernel covers its whole input."""
+    factor, bias = affine(build.weights, node, build.norms.get(node.name))
+    kernel = summed_weights(build.weights, node) * factor
+    if isinstance(node, Dense):
+        return _conv(build, node.name, source, kernel.reshape(*source.shape, node.features), bias)
+    return _conv(build, node.name, source, kernel, bias, node.strides, node.padding)
+
+
+def _conv(
+    build: _Builder,
+    name: str,
+    source: _Value,
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    strides: Pair = (1, 1),
+    padding: Pair = (0, 0),
+) -> _Value:
+    h, w, _, features = kernel.shape
+    if h != w:
+        raise ValueError(f"node {name!r}: a kernel of {h}×{w} is not square, and NIR infers shapes from its height.")
+    shape = (*map(windows, source.shape[:2], (h, w), strides, padding), features)
+    layer = build.nir.Conv2d(
+        input_shape=source.shape[:2],
+        weight=np.ascontiguousarray(kernel.transpose(3, 2, 0, 1), np.float32),
+        stride=strides,
+        padding=padding,
+        dilation=(1, 1),
+        groups=1,
+        bias=bias.astype(np.float32),
+    )
+    return build.add(name, layer, source, shape)
+
+
+def _neurons(build: _Builder, node: LIF, source: _Value) -> Any:
+    if node.tau != 0.5 or node.reset != "hard":
+        raise ValueError(
+            f"node {node.name!r}: only a leak of 0.5 and a hard reset run alike in the simulators that read NIR, "
+            f"got tau {node.tau} and a {node.reset} reset."
+        )
+    threshold = np.float32(node.threshold)
+    if not 1e-6 < threshold < 1e6:
+        raise ValueError(f"node {node.name!r}: the threshold must be between 1e-6 and 1e6, got {node.threshold}.")
+    below = np.nextafter(threshold, np.float32(0))
+    return _lif(build, source, (threshold if node.fire == ">" else below) / 2)
+
+
+def _lif(build: _Builder, source: _Value, threshold: Any) -> Any:
+    h, w, c = source.shape
+    zeros = np.zeros((c, h, w), np.float32)
+    # In float64 tau / dt is 2 and not almost 2.
+    tau = np.full(zeros.shape, 2 * DT, np.float64)
+    return build.nir.LIF(
+        tau=tau, r=zeros + 1, v_leak=zeros, v_threshold=zeros + np.float32(threshold), v_reset=zeros.copy()
+    )
+
+
+def _max_pool(build: _Builder, node: MaxPool, source: _Value) -> _Value:
+    if not build.graph.values[node.input].spiking:
+        raise ValueError(f"node {node.name!r}: NIR has no max-pool, and this one is not of spikes.")
+    if node.window != _POOL:
+        raise ValueError(f"node {node.name!r}: only a max-pool over 2×2 spikes has a form in NIR, got {node.window}.")
+    mean = _average(build, f"{node.name}.mean", source, node.window, node.strides, node.padding)
+    one_spike = 1 / (_POOL[0] * _POOL[1])
+    return build.add(node.name, _lif(build, mean, one_spike / 2 / 2), mean, mean.shape)
+
+
+def _average(build: _Builder, name: str, source: _Value, window: Pair, strides: Pair, padding: Pair) -> _Value:
+    shape = (*map(windows, source.shape[:2], window, strides, padding), source.shape[2])
+    kernel_size, stride, pad = (np.array(x) for x in (window, strides, padding))
+    pool = build.nir.AvgPool2d(kernel_size=kernel_size, stride=stride, padding=pad)
+    return build.add(name, pool, source, shape)
+
+
+def _shortcut(build: _Builder, node: Shortcut, source: _Value) -> _Value:
+    """A strided 1×1 convolution with a matrix of zeros and ones; the identity is an edge."""
+    channels = source.shape[2]
+    if node.stride == 1 and node.source == tuple(range(channels)):
+        return source
+    kernel = (np.arange(channels)[:, None] == np.array(node.source)).astype(np.float32)[None, None]
+    return _conv(build, node.name, source, kernel, np.zeros(len(node.source)), (node.stride, node.stride))
+
+
+def _sum(node: Add, first: _Value, second: _Value) -> _Value:
+    if twice := set(first.nodes) & set(second.nodes):
+        raise ValueError(f"node {node.name!r}: adds {min(twice)!r} to itself, and NIR has one edge between two nodes.")
+    if first.shape != second.shape:
+        raise ValueError(f"node {node.name!r}: NIR adds no maps of {first.shape} to {second.shape}; flatten later.")
+    return _Value(first.nodes + second.nodes, first.shape)

@@ -1,0 +1,196 @@
+"""ONNX: a folded network with its codes as integers, time unrolled, for onnxruntime. NumPy and ``onnx`` alone.
+
+Codes are stored in 2, 4 or 8 bits. DequantizeLinear and a subtraction make the odd integers q of them, so that a
+convolution sums whole numbers; scale and bias come after it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qpsnn_jax.export.folded import Folded, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.runtime.files import write_whole
+
+# The first version with integers of 2 bits; of 4 bits it is 21.
+_OPSET_2_BITS = 25
+_OPSET = 21
+
+
+class _Builder:
+    """Nodes and constants as they are added; every method returns the name of a value."""
+
+    def __init__(self, helper: Any, types: Any) -> None:
+        self.helper, self.types = helper, types
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Any] = {}
+
+    def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> list[str]:
+        names = [f"{kind}_{len(self.nodes)}_{i}" for i in range(outputs)]
+        self.nodes.append(self.helper.make_node(kind, list(inputs), names, **attributes))
+        return names
+
+    def one(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        return self.node(kind, *inputs, **attributes)[0]
+
+    def constant(self, array: Any) -> str:
+        array = np.asarray(array)
+        kind = self.helper.np_dtype_to_tensor_dtype(array.dtype)
+        return self.tensor(kind, array, array.tobytes(), raw=True)
+
+    def tensor(self, kind: int, array: np.ndarray, values: Any, *, raw: bool = False) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants[name] = self.helper.make_tensor(name, kind, array.shape, values, raw=raw)
+        return name
+
+
+def onnx_model(folded: Folded) -> Any:
+    """The network as an ONNX model.
+
+    Its input ``pixels`` is uint8, ``b h w c`` or ``b t h w c``, with any b; its output ``currents`` float32, ``b
+    classes``, the time-mean of the output currents.
+
+    Args:
+        folded: the network.
+
+    Returns:
+        An ``onnx.ModelProto``, checked. Codes of up to 2 bits need opset 25, of others 21.
+
+    Raises:
+        ValueError: the package ``onnx`` is not installed.
+    """
+    onnx = _package()
+    build = _Builder(onnx.helper, onnx.TensorProto)
+    maps: dict[str, list[str]] = {folded.image.name: _pixels(build, folded)}
+    for layer in folded.layers:
+        match layer:
+            case Neurons():
+                maps[layer.name] = _neurons(build, folded, layer, maps)
+            case MaxPool():
+                window = {"kernel_shape": layer.window, "strides": layer.strides, "pads": layer.padding * 2}
+                maps[layer.name] = [build.one("MaxPool", x, **window) for x in maps[layer.source]]
+            case Sum():
+                pairs = zip(maps[layer.first], maps[layer.second], strict=True)
+                maps[layer.name] = [build.one("Add", *pair) for pair in pairs]
+            case Readout():
+                maps[layer.name] = [_readout(build, layer, maps[layer.source])]
+    (currents,) = maps[folded.readout.name]
+    build.nodes.append(onnx.helper.make_node("Identity", [currents], ["currents"]))
+    steps = (folded.timesteps,) if folded.image.frames else ()
+    value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    given = value("pixels", kinds.UINT8, ("b", *steps, *folded.image.shape))
+    made = value("currents", kinds.FLOAT, ("b", folded.readout.kernel.shape[3]))
+    graph = onnx.helper.make_graph(build.nodes, "qpsnn", [given], [made], list(build.constants.values()))
+    small = any(_stored_bits(layer) == 2 for layer in folded.neurons if layer.kernel.dtype == np.uint8)
+    opset = onnx.helper.make_opsetid("", _OPSET_2_BITS if small else _OPSET)
+    version = onnx.helper.find_min_ir_version_for([opset])
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=version, producer_name="qpsnn_jax")
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def write_onnx(path: Path, folded: Folded) -> int:
+    """Write :func:`onnx_model` to a file, under a temporary name first; returns its bytes.
+
+    Raises:
+        ValueError: the package ``onnx`` is not installed.
+    """
+    data = onnx_model(folded).SerializeToString()
+    write_whole(path, data)
+    return len(data)
+
+
+def _package() -> Any:
+    try:
+        import onnx  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError("ONNX export needs the package onnx: pip install 'qpsnn-jax[onnx]'.") from None
+    return onnx
+
+
+def _pixels(build: _Builder, folded: Folded) -> list[str]:
+    """Pixels less their mean, so that padding is zero; ``b c h w``, one for each step or one for all."""
+    centered = build.one("Cast", "pixels", to=build.types.FLOAT)
+    centered = build.one("Sub", centered, build.constant(np.asarray(folded.image.mean, np.float32)))
+    if not folded.image.frames:
+        return [build.one("Transpose", centered, perm=[0, 3, 1, 2])]
+    frames = build.one("Transpose", centered, perm=[1, 0, 4, 2, 3])
+    axis = build.constant(np.asarray([0], np.int64))
+    steps = build.node("Split", frames, outputs=folded.timesteps, axis=0, num_outputs=folded.timesteps)
+    return [build.one("Squeeze", step, axis) for step in steps]
+
+
+def _neurons(build: _Builder, folded: Folded, layer: Neurons, maps: dict[str, list[str]]) -> list[str]:
+    currents = _currents(build, layer, maps[layer.source])
+    if layer.residual is not None:
+        carry = _carrier(build, layer.residual, folded.maps[layer.residual.source].shape[2])
+        residual = [carry(x) for x in maps[layer.residual.source]]
+        currents = [build.one("Add", x, y) for x, y in zip(currents * len(residual), residual, strict=False)]
+    if len(currents) == 1:
+        currents = currents * folded.timesteps
+    half, one = build.constant(np.float32(0.5)), build.constant(np.float32(1))
+    threshold = build.constant(np.float32(layer.threshold))
+    spikes, left = [], None
+    for current in currents:
+        membrane = current if left is None else build.one("Add", build.one("Mul", left, half), current)
+        fired = build.one("Greater" if layer.strict else "GreaterOrEqual", membrane, threshold)
+        spikes.append(build.one("Cast", fired, to=build.types.FLOAT))
+        left = build.one("Mul", membrane, build.one("Sub", one, spikes[-1]))
+    return spikes
+
+
+def _currents(build: _Builder, layer: Neurons, inputs: list[str]) -> list[str]:
+    """Convolution of all steps as one batch, then scale and bias for each channel."""
+    joined = build.one("Concat", *inputs, axis=0) if len(inputs) > 1 else inputs[0]
+    geometry = {"kernel_shape": layer.kernel.shape[:2], "strides": layer.strides, "pads": layer.padding * 2}
+    sums = build.one("Conv", joined, _weights(build, layer), **geometry)
+    scaled = build.one("Mul", sums, build.constant(layer.scale[:, None, None]))
+    driven = build.one("Add", scaled, build.constant(layer.bias[:, None, None]))
+    return build.node("Split", driven, outputs=len(inputs), axis=0, num_outputs=len(inputs)) if inputs[1:] else [driven]
+
+
+def _weights(build: _Builder, layer: Neurons) -> str:
+    """Weights ``o i h w`` as floating whole numbers, stored as codes; on pixels as they are."""
+    kernel = np.ascontiguousarray(layer.kernel.transpose(3, 2, 0, 1))
+    if kernel.dtype == np.float32:
+        return build.constant(kernel)
+    if kernel.dtype == np.int8:
+        return build.one("DequantizeLinear", build.constant(kernel), build.constant(np.float32(1)))
+    kinds = {2: "UINT2", 4: "UINT4", 8: "UINT8"}
+    kind = getattr(build.types, kinds[_stored_bits(layer)])
+    codes = build.tensor(kind, kernel, kernel.ravel().tolist())
+    doubled = build.one("DequantizeLinear", codes, build.constant(np.float32(2)))
+    return build.one("Sub", doubled, build.constant(np.float32((1 << layer.bits) - 1)))
+
+
+def _stored_bits(layer: Neurons) -> int:
+    return next(bits for bits in (2, 4, 8) if layer.bits <= bits)
+
+
+def _carrier(build: _Builder, residual: Residual, channels: int) -> Callable[[str], str]:
+    """Every stride-th row and column, and for each output its channel; -1 is a channel of zeros behind the last."""
+
+    def carry(x: str) -> str:
+        if residual.stride != 1:
+            starts, ends, axes = ([0, 0], [2**31 - 1] * 2, [2, 3])
+            steps = [residual.stride] * 2
+            x = build.one("Slice", x, *(build.constant(np.asarray(v, np.int64)) for v in (starts, ends, axes, steps)))
+        if residual.channels == tuple(range(channels)):
+            return x
+        x = build.one("Pad", x, build.constant(np.asarray([0, 0, 0, 0, 0, 1, 0, 0], np.int64)))
+        picked = np.where(np.asarray(residual.channels) < 0, channels, residual.channels)
+        return build.one("Gather", x, build.constant(picked.astype(np.int64)), axis=1)
+
+    return carry
+
+
+def _readout(build: _Builder, layer: Readout, spikes: list[str]) -> str:
+    """A convolution over the whole pooled map: a matrix product would be fused and summed in another order."""
+    summed = build.one("Sum", *spikes)
+    pooled = summed
+    if layer.window != (1, 1):
+        pooled = build.one("AveragePool", summed, kernel_shape=layer.window, strides=layer.strides)
+    kernel = layer.kernel.astype(np.float32).transpose(3, 2, 0, 1) * np.float32(layer.scale / len(spikes))
+    currents = build.one("Conv", pooled, build.constant(np.ascontiguousarray(kernel)), build.constant(layer.bias))
+    return build.one("Flatten", currents)

@@ -1,0 +1,190 @@
+"""Checkpoints of the authors' PyTorch code, as a graph and variables."""
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Flatten, Graph, Quantizer
+from qpsnn_jax.model.zoo.resnet20 import resnet20_of_widths
+from qpsnn_jax.model.zoo.vgg import VGG16, vgg_of_widths
+from qpsnn_jax.numerics.quantization import STE, Per
+
+Tensors = Mapping[str, Any]
+
+# The released code fires strictly above the threshold.
+_RELEASED_LIF = LIF("", "", fire=">")
+_BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+
+
+def import_torch(
+    state_dict: Mapping[str, Any],
+    *,
+    bits: int,
+    timesteps: int,
+    input_size: int = 32,
+    per: Per = "channel",
+    ste: STE = "scaled",
+) -> tuple[Graph, dict[str, Any]]:
+    """A released QP-SNN checkpoint as a graph and its variables.
+
+    The network (ResNet20 or VGG-16), its classes and every width are inferred from the names and shapes. The graph has
+    the released code's choices: it fires above the threshold, takes γ per output channel and, in training, passes
+    g/γ through the quantizer.
+
+    Args:
+        state_dict: names to tensors, as ``torch.load`` gives them; weights O I H W. Modules that the released code
+            lists under two names may appear under both; a ``module.`` prefix is ignored.
+        bits: b of the quantized convolutions (a checkpoint does not say).
+        timesteps: T.
+        input_size: height and width of the images of a ResNet20; a VGG-16 tells its own.
+        per, ste: see :class:`qpsnn_jax.Quantizer`.
+
+    Returns:
+        ``(graph, variables)`` for :class:`qpsnn_jax.SpikingNetwork`, with ``params``, ``batch_stats``, ``scales``.
+
+    Raises:
+        ValueError: the names are those of no known network, a tensor is missing, too many or of the wrong shape.
+
+    References:
+        QP-SNN (ICLR 2025), the released implementation.
+    """
+    tensors = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    quantizer = Quantizer(bits, "mean", per, ste)
+    if "layer1.0.conv1.weight" in tensors:
+        graph, names = _resnet20(tensors, quantizer, timesteps, input_size)
+    elif "features.convbn0.layer.module.weight" in tensors:
+        graph, names = _vgg16(tensors, quantizer, timesteps)
+    else:
+        known = "layer1.0.conv1.weight (ResNet20) or features.convbn0.layer.module.weight (VGG-16)"
+        raise ValueError(f"state_dict is of no known network: it has neither {known}.")
+    return graph, _variables(graph, tensors, names)
+
+
+def _resnet20(tensors: Tensors, quantizer: Quantizer, timesteps: int, input_size: int) -> tuple[Graph, dict[str, str]]:
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
+    _refuse_others(tensors, ("conv1", "bn1", "fc", *blocks))
+    stem, channels = _shape(tensors, "conv1.weight", 4)[:2]
+    graph = resnet20_of_widths(
+        stem,
+        tuple((_shape(tensors, f"{b}.conv1.weight", 4)[0], _shape(tensors, f"{b}.conv2.weight", 4)[0]) for b in blocks),
+        quantizer,
+        timesteps=timesteps,
+        classes=_shape(tensors, "fc.module.weight", 2)[0],
+        input_shape=(input_size, input_size, channels),
+        lif=_RELEASED_LIF,
+    )
+    names = {node.name: node.name for node in graph.nodes if isinstance(node, Conv)}
+    names |= {node.name: f"{node.name}.bn" for node in graph.nodes if isinstance(node, BatchNorm)}
+    return graph, names | {"fc": "fc.module"}
+
+
+def _vgg16(tensors: Tensors, quantizer: Quantizer, timesteps: int) -> tuple[Graph, dict[str, str]]:
+    places = [place for place, channels in enumerate(VGG16.places) if channels is not None]
+    _refuse_others(tensors, ("classifier", *(f"features.convbn{i}" for i in places)))
+    shapes = [_shape(tensors, f"features.convbn{i}.layer.module.weight", 4) for i in places]
+    readout = "classifier.linear1.module"
+    classes, inputs = _shape(tensors, f"{readout}.weight", 2)
+    # Four max-pools and the average-pool leave size/32 positions a side.
+    size = 32 * max(1, round((inputs / shapes[-1][0]) ** 0.5))
+    widths, image = tuple(shape[0] for shape in shapes), (size, size, shapes[0][1])
+    graph = vgg_of_widths(VGG16, widths, quantizer, timesteps, classes, image, _RELEASED_LIF)
+    names = {f"features.{i}.conv": f"features.convbn{i}.layer.module" for i in places}
+    names |= {f"features.{i}.bn": f"features.convbn{i}.bn.bn" for i in places}
+    return graph, names | {"fc": readout}
+
+
+def _variables(graph: Graph, tensors: Tensors, names: Mapping[str, str]) -> dict[str, Any]:
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}, "scales": {}}
+    for node in graph.nodes:
+        features = graph.values[node.name].shape[-1:]
+        match node:
+            case Conv() | Dense():
+                leaves = {"kernel": _kernel(graph, node, tensors, f"{names[node.name]}.weight")}
+                if node.bias:
+                    leaves["bias"] = _array(tensors, f"{names[node.name]}.bias", features)
+                variables["params"][node.name] = leaves
+                if node.quantizer is not None:
+                    gains = features if node.quantizer.per == "channel" else (1,)
+                    variables["scales"][node.name] = {"gain": np.ones(gains, np.float32)}
+            case BatchNorm():
+                name = names[node.name]
+                leaves = {ours: _array(tensors, f"{name}.{theirs}", features) for theirs, ours in _BATCH_NORM.items()}
+                variables["params"][node.name] = {k: leaves[k] for k in ("scale", "bias")}
+                variables["batch_stats"][node.name] = {k: leaves[k] for k in ("mean", "var")}
+    # A copy: the arrays may share memory with a PyTorch model that goes on training.
+    return jax.tree.map(jnp.array, variables)
+
+
+def _kernel(graph: Graph, node: Conv | Dense, tensors: Tensors, name: str) -> np.ndarray:
+    """O I H W to H W I O; the flattened features of a readout from channel-first to channel-last."""
+    inputs = graph.values[node.input].shape[-1]
+    if isinstance(node, Conv):
+        return _array(tensors, name, (node.features, inputs, *node.kernel)).transpose(2, 3, 1, 0)
+    weight = _array(tensors, name, (node.features, inputs))
+    source = graph.by_name[node.input]
+    h, w, c = graph.values[source.input].shape if isinstance(source, Flatten) else (1, 1, inputs)
+    return weight.reshape(-1, c, h, w).transpose(2, 3, 1, 0).reshape(inputs, -1)
+
+
+def _refuse_others(tensors: Tensors, modules: tuple[str, ...]) -> None:
+    known = tuple(f"{module}{end}" for module in modules for end in (".", "_s."))
+    if others := [name for name in tensors if not name.startswith(known)]:
+        raise ValueError(f"state_dict has the tensor {others[0]!r}, which is not of the network its other names tell.")
+
+
+def _shape(tensors: Tensors, name: str, ndim: int) -> tuple[int, ...]:
+    array = _array(tensors, name)
+    if array.ndim != ndim:
+        raise ValueError(f"tensor {name!r} has the shape {array.shape}, expected {ndim} axes.")
+    return array.shape
+
+
+def _array(tensors: Tensors, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    if name not in tensors:
+        raise ValueError(f"state_dict lacks the tensor {name!r}.")
+    tensor = tensors[name]
+    array = np.asarray(tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor, np.float32)
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"tensor {name!r} has the shape {array.shape}, expected {shape}.")
+    return array
+
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """The tensors of a checkpoint file: what ``torch.save`` wrote (needs PyTorch), or an ``.npz`` of the state dict.
+
+    A dictionary that keeps the state dict under ``state_dict`` or ``model`` is opened.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: the file is missing or unreadable, or PyTorch is needed and not installed.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist.")
+    if path.suffix == ".npz":
+        try:
+            with np.load(path) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+            raise ValueError(f"{path} is not a readable .npz file.") from None
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(f"reading {path} needs PyTorch; install torch, or save the state dict as .npz.") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        raise ValueError(f"{path} is not a readable PyTorch checkpoint of plain tensors.") from None
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(hasattr(value, "shape") for value in loaded.values()):
+        raise ValueError(f"{path} does not hold a state dict of tensors.")
+    return dict(loaded)

@@ -1,0 +1,1 @@
+"""Exact convolutions and their gradients, one algorithm a file."""

@@ -1,0 +1,80 @@
+r"""Convolutions of spikes with odd integers of few bits, by counting the bits that both have.
+
+With x the spikes and c_q the q-th bit of the code (w + s) / 2 of a weight w of b bits, where s = 2^b - 1,
+
+.. math:: \sum x\,w = \sum_{q=0}^{b-1} 2^{q+1} \sum x\,c_q - s \sum x .
+
+The products on the right are of bits, so that 32 channels are multiplied by one "and" of two words and summed by
+counting the bits of the result. Output channels whose weights are 0, which is no odd integer, are set to 0. For CPUs
+that count the bits of a whole vector at once.
+
+References:
+    Zhou et al., DoReFa-Net, arXiv:1606.06160, Section 2.1.
+"""
+
+from functools import partial, reduce
+from itertools import product
+from operator import add
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from qpsnn_jax.kernels.bfloat16 import Geometry
+from qpsnn_jax.runtime.compiling import written_down
+
+WORD = 32  # channels that are counted at once
+
+
+@partial(jax.jit, static_argnames=("bits", "geometry"))  # hundreds of terms are traced once for all layers alike
+def convolve(spikes: Array, integers: Array, bits: int, geometry: Geometry) -> Array:
+    """:func:`qpsnn_jax.kernels.convolution.convolve` of spikes with the integers of quantized weights.
+
+    Args:
+        spikes: 0 and 1, ``b h w i``.
+        integers: odd and within ±(2^bits - 1), or 0 throughout a channel, ``h w i o``.
+        bits: of the weights.
+        geometry: of the convolution.
+
+    Returns:
+        Exact sums ``b h w o``, rounded to the dtype of ``spikes``.
+    """
+    (rows, columns), seen, largest = geometry.padding, geometry.seen, 2**bits - 1
+    words = jnp.pad(_words(spikes, 3), ((0, 0), (rows, rows), (columns, columns), (0, 0)))
+    codes = (integers.astype(jnp.int32) + largest) >> 1
+    # XLA's loop over the outputs reads the words of all taps side by side. Rows of a power of two would share a few
+    # lines of the cache; a line more for each spreads them.
+    planes = [_kept(_words(codes >> q & 1, 2), (0, 16), 3)[..., : integers.shape[3]] for q in range(bits)]
+    taps, counts = list(product(*map(range, geometry.kernel))), jax.lax.population_count(words).sum(3, dtype=jnp.uint32)
+    ones = reduce(add, [seen(counts, i, j) for i, j in taps])
+    # A sum of all terms, not a reduction, whose loop XLA would put inside, where it is not computed in vectors.
+    sums = [
+        reduce(
+            add,
+            [
+                jax.lax.population_count(seen(words, i, j)[..., n, None] & plane[i, j, n, None, None, None])
+                for i, j in taps
+                for n in range(words.shape[3])
+            ],
+        )
+        << 1 + q
+        for q, plane in enumerate(planes)
+    ]
+    live = integers[:1, :1, :1].astype(jnp.int32) & 1
+    found = (reduce(add, sums).astype(jnp.int32) - largest * ones[..., None].astype(jnp.int32)) * live
+    return _kept(found.astype(spikes.dtype), (0, 0), 1 if found.shape[1] > 1 else 2)
+
+
+def _kept(x: Array, around: tuple[int, int], axis: int) -> Array:
+    """Computed once, with zeros around the last axis."""
+    return written_down(x, [(0, 0)] * (x.ndim - 1) + [around], axis)
+
+
+def _words(bits: Array, axis: int) -> Array:
+    """Every 32 numbers 0 and 1 along an axis as the bits of one, uint32; zeros where they are fewer."""
+    count = -(-bits.shape[axis] // WORD)
+    missing = [(0, count * WORD - bits.shape[axis] if i == axis else 0) for i in range(bits.ndim)]
+    padded = jnp.pad(bits.astype(jnp.uint32), missing)
+    split = padded.reshape(*bits.shape[:axis], count, WORD, *bits.shape[axis + 1 :])
+    places = jax.lax.broadcasted_iota(jnp.uint32, split.shape, axis + 1)
+    return (split << places).sum(axis + 1, dtype=jnp.uint32)

@@ -1,0 +1,181 @@
+r"""Convolutions of 3×3 at stride 1 by Winograd's minimal filtering F(2×2, 3×3), in products of bfloat16.
+
+A tile of 2×2 sums takes 16 products instead of 36. With x the 4×4 numbers that the tile sees and k the kernel,
+
+.. math:: y = \tfrac14 A^T \left[ (B^T x B) \odot (G k G^T) \right] A,
+
+where ⊙ is a product of matrices for each of the 16 places, tiles by channels and channels by channels. G is twice the
+usual one, so that whole numbers stay whole: of spikes the left factor is within 4, of odd integers of b bits the right
+one is within 9·(2^b - 1), which bfloat16 holds up to 4 bits. Other numbers are rounded to bfloat16, and again when they
+are transformed. Sums are float32's. Derivatives of the derivatives are those of float32 convolutions.
+
+For CPUs that multiply bfloat16 faster than float32 (:mod:`qpsnn_jax.kernels.bfloat16`).
+
+References:
+    Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from qpsnn_jax.kernels.bfloat16 import (
+    Geometry,
+    Pair,
+    bits_of,
+    differentiated_as,
+    floats_of,
+    multiply,
+    plain,
+    plain_by_kernel,
+    plain_by_maps,
+)
+from qpsnn_jax.runtime.compiling import written_down
+
+
+@differentiated_as(plain)
+def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """:func:`qpsnn_jax.kernels.convolution.convolve` at stride 1, of operands rounded to bfloat16.
+
+    Args:
+        x: maps ``b h w i``, float32.
+        kernel: ``3 3 i o``, float32.
+        geometry: of the convolution; strides 1, padding 2 at most.
+
+    Returns:
+        float32 sums ``b h w o``.
+    """
+    return _sums(x, kernel, geometry.padding, 0)
+
+
+@differentiated_as(plain_by_maps)
+def gradient_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Gradient of :func:`convolve` by its maps: the convolution of what is pushed back with the kernel turned.
+
+    Args:
+        pushed: cotangent of the sums, ``b h w o``, float32.
+        kernel: ``3 3 i o``, float32.
+        geometry: of the convolution.
+
+    Returns:
+        float32, shape ``b h w i``.
+    """
+    return _sums(pushed, jnp.flip(kernel, (0, 1)), _around(geometry.padding), 1)
+
+
+@differentiated_as(plain_by_kernel)
+def gradient_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
+    """Gradient of :func:`convolve` by its kernel.
+
+    Args:
+        x: the maps, ``b h w i``, float32.
+        pushed: cotangent of the sums, ``b h w o``, float32.
+        geometry: of the convolution.
+
+    Returns:
+        float32, shape ``3 3 i o``.
+    """
+    left = _both(_input, _pairs(x, geometry.padding), 1, 3)
+    # Written in place and turned as a whole: a transposition that XLA merges with what comes before or after is slow.
+    turned = jnp.zeros((16, left[0].size // (4 * x.shape[3]), x.shape[3]), jnp.uint16)
+    for n, part in enumerate(left):
+        turned = jax.lax.dynamic_update_slice(turned, _matrices(part), (4 * n, 0, 0))
+    turned = turned.transpose(0, 2, 1)
+    (rows, columns), (b, _, _, outputs), around = left[0].shape[3:5], pushed.shape, _around(geometry.padding)
+    # Padded as for the gradient by the maps: computed once for both, and written down, where XLA would otherwise
+    # compute what is pushed back, which takes many numbers, for each of the four transformed parts.
+    inner = _padded(pushed, around)[:, around[0] : around[0] + 2 * rows, around[1] : around[1] + 2 * columns]
+    tiles = floats_of(inner.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
+    right = _both(_spread, tiles, 0, 1)
+    products = [multiply(turned[4 * n : 4 * n + 4], _matrices(part)) for n, part in enumerate(right)]
+    taps = _joined(_tap, [each.reshape(2, 2, *each.shape[1:]) for each in products])
+    return jnp.stack([jnp.stack(column) for column in taps], 1) / 4
+
+
+def _sums(x: Array, kernel: Array, padding: Pair, contracted: int) -> Array:
+    """Winograd's sums; ``contracted`` is the axis behind the kernel's taps, 0 or 1, that goes with the channels."""
+    left, right = _both(_input, _pairs(x, padding), 1, 3), _both(_kernel, kernel, 0, 1)
+    products = [multiply(_matrices(v), _matrices(u), 1 + contracted) for v, u in zip(left, right, strict=True)]
+    b, rows, columns = left[0].shape[2:5]
+    sums = _joined(_output, [each.reshape(2, 2, b, rows, columns, each.shape[2]) for each in products])
+    # Stacked, and so computed once; XLA would otherwise keep the products and sum them wherever the maps are read.
+    maps = jnp.stack([jnp.stack(column, 2) for column in sums], 4)
+    h, w = (n + 2 * p - 2 for n, p in zip(x.shape[1:3], padding, strict=True))
+    return maps.reshape(b, 2 * rows, 2 * columns, maps.shape[-1])[:, :h, :w] / 4
+
+
+def _pairs(x: Array, padding: Pair) -> Array:
+    """Maps rounded to bfloat16, in float32, by pairs of rows and of columns, ``b rows 2 columns 2 i``."""
+    padded = _padded(x, padding)
+    b, h, w, inputs = padded.shape
+    return floats_of(padded.reshape(b, h // 2, 2, w // 2, 2, inputs))
+
+
+def _padded(x: Array, padding: Pair) -> Array:
+    """Bits of maps with zeros around them, and one more row and column where their number is odd."""
+    around = [(p, p + n % 2) for n, p in zip(x.shape[1:3], padding, strict=True)]
+    return written_down(bits_of(x), [(0, 0), *around, (0, 0)], 1)
+
+
+# Of the four places along an axis, the outer two (0 and 3) and the inner two (1 and 2) are computed alike. A
+# transformation of an axis puts each two in front, so that after both axes the columns' come first, then the rows'.
+
+
+def _input(x: Array, axis: int) -> list[Array]:
+    """Bᵀ, on pairs along ``axis`` and the next: x₀ - x₂ and x₁ - x₃, x₂ + x₁ and x₂ - x₁."""
+    before, after = (jax.lax.slice_in_dim(x, i, x.shape[axis] - 1 + i, axis=axis) for i in (0, 1))
+    outer = jnp.moveaxis(before - after, axis + 1, 0)
+    return [outer, _sum_and_difference(jnp.take(after, 0, axis + 1), jnp.take(before, 1, axis + 1))]
+
+
+def _kernel(k: Array, axis: int) -> list[Array]:
+    """G: 2·k₀ and 2·k₂, k₀ + k₂ + k₁ and k₀ + k₂ - k₁."""
+    first, middle, last = jnp.moveaxis(k, axis, 0)
+    return [2 * jnp.stack([first, last]), _sum_and_difference(first + last, middle)]
+
+
+def _spread(y: Array, axis: int) -> list[Array]:
+    """A: y₀ and -y₁, y₀ + y₁ and y₀ - y₁."""
+    y = jnp.moveaxis(y, axis, 0)
+    return [_signed(y), _sum_and_difference(y[0], y[1])]
+
+
+def _output(outer: Array, inner: Array) -> list[Array]:
+    """Aᵀ: u₀ + u₁ + u₂ and u₁ - u₂ - u₃."""
+    return [outer[0] + (inner[0] + inner[1]), inner[0] - inner[1] - outer[1]]
+
+
+def _tap(outer: Array, inner: Array) -> list[Array]:
+    """Gᵀ: 2·u₀ + u₁ + u₂, u₁ - u₂, u₁ + u₂ + 2·u₃."""
+    both = inner[0] + inner[1]
+    return [2 * outer[0] + both, inner[0] - inner[1], both + 2 * outer[1]]
+
+
+def _both(transform: Callable[[Array, int], list[Array]], x: Array, rows: int, columns: int) -> list[Array]:
+    return [part for half in transform(x, rows) for part in transform(half, columns)]
+
+
+def _joined(transform: Callable[[Array, Array], list[Array]], parts: list[Array]) -> list[list[Array]]:
+    """Columns of rows."""
+    return [transform(outer, inner) for outer, inner in zip(transform(*parts[:2]), transform(*parts[2:]), strict=True)]
+
+
+def _sum_and_difference(x: Array, y: Array) -> Array:
+    return x[None] + _signed(jnp.broadcast_to(y, (2, *y.shape)))
+
+
+def _signed(x: Array) -> Array:
+    """The first as it is, the second negated."""
+    return x * jnp.asarray([1, -1], x.dtype).reshape(2, *(1,) * (x.ndim - 1))
+
+
+def _around(padding: Pair) -> Pair:
+    return 2 - padding[0], 2 - padding[1]
+
+
+def _matrices(places: Array) -> Array:
+    """Bits of ``2 2 … c`` as matrices of four places, ``4 n c``."""
+    return bits_of(places).reshape(4, math.prod(places.shape[2:-1]), places.shape[-1])

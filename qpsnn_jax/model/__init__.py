@@ -1,0 +1,1 @@
+"""A network as data, how it runs, and what it costs."""

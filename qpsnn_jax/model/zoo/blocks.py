@@ -1,0 +1,63 @@
+"""Pieces shared by the networks of the zoo."""
+
+from collections.abc import Mapping
+
+from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Node, Quantizer
+
+
+def kept_channels(width: int, ratio: float) -> int:
+    """Channels left when a fraction ``ratio`` of ``width`` is removed, ``int(width · (1 - ratio))``.
+
+    Algorithm 1 of the paper rounds the number dropped; only this rule reproduces its published sizes.
+
+    Raises:
+        ValueError: ``ratio`` outside [0, 1), or nothing would be left.
+    """
+    if not 0 <= ratio < 1:
+        raise ValueError(f"a pruning ratio must be at least 0 and below 1, got {ratio}.")
+    kept = int(width * (1 - ratio))
+    if kept < 1:
+        raise ValueError(f"a pruning ratio of {ratio} leaves none of {width} channels; lower it.")
+    return kept
+
+
+def scaled(width: int, multiplier: float) -> int:
+    """``width · multiplier`` rounded to a whole number of channels.
+
+    Raises:
+        ValueError: the multiplier is not positive or leaves no channel.
+    """
+    channels = round(width * multiplier)
+    if multiplier <= 0 or channels < 1:
+        raise ValueError(f"width must be positive and leave at least one of {width} channels, got {multiplier}.")
+    return channels
+
+
+def checked_ratios(ratios: Mapping[str, float] | None, labels: tuple[str, ...]) -> dict[str, float]:
+    """Ratio by label, 0 where none is given.
+
+    Raises:
+        ValueError: a label that the network does not have, or a ratio outside [0, 1).
+    """
+    ratios = dict(ratios or {})
+    for label, ratio in ratios.items():
+        if label not in labels:
+            raise ValueError(f"ratios name {label!r}; this network has {', '.join(labels)}.")
+        if not 0 <= ratio < 1:
+            raise ValueError(f"ratio of {label!r} must be at least 0 and below 1, got {ratio}.")
+    return {label: ratios.get(label, 0.0) for label in labels}
+
+
+def quantizer_of(bits: int | Quantizer | None) -> Quantizer | None:
+    """The quantizer for a bit width; a Quantizer and None (full precision) pass through."""
+    return bits if bits is None or isinstance(bits, Quantizer) else Quantizer(bits)
+
+
+def conv_bn(source: str, conv: str, bn: str, features: int, **options) -> tuple[Node, ...]:
+    """Convolution and batch-norm; the result is the node ``bn``."""
+    return (Conv(conv, source, features, **options), BatchNorm(bn, conv))
+
+
+def neuron(name: str, source: str, like: LIF) -> LIF:
+    """A LIF node with the options of ``like``."""
+    return LIF(name, source, like.tau, like.threshold, like.fire, like.reset, like.detach_reset, like.surrogate)

@@ -1,0 +1,1 @@
+"""Functions of arrays: no Flax, no Optax, no files."""

@@ -1,0 +1,143 @@
+"""Leaky integrate-and-fire neurons: one step as a cell, and its scan over time."""
+
+from typing import Literal, NamedTuple, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from qpsnn_jax.numerics.surrogate import Fire, Surrogate, fire_step, triangular
+
+Reset = Literal["hard", "soft"]
+
+# A short scan is several times faster fully unrolled; a long one is not, and compiles slowly.
+_LONGEST_UNROLLED = 16
+
+
+class LIFTrace(NamedTuple):
+    """What a neuron did: ``spikes`` S and ``membranes`` Ũ (before the reset), of equal shape."""
+
+    spikes: Array
+    membranes: Array
+
+
+class Cell(TypedDict, total=False):
+    """The options of :func:`lif_step`, shared by :func:`lif` and :func:`lif_trace`."""
+
+    tau: ArrayLike
+    threshold: ArrayLike
+    surrogate: Surrogate
+    fire: Fire
+    reset: Reset
+    detach_reset: bool
+
+
+def lif_step(
+    membrane: Array,
+    current: Array,
+    *,
+    tau: ArrayLike = 0.5,
+    threshold: ArrayLike = 1.0,
+    surrogate: Surrogate = triangular,
+    fire: Fire = ">=",
+    reset: Reset = "hard",
+    detach_reset: bool = False,
+) -> tuple[Array, LIFTrace]:
+    r"""One time step of a leaky integrate-and-fire neuron.
+
+    .. math::
+        Ũ[t] = τ U[t-1] + X[t], \quad
+        S[t] = [Ũ[t] ≥ θ], \quad
+        U[t] = Ũ[t] (1 - S[t]) \;\text{(hard)} \;\text{or}\; Ũ[t] - θ S[t] \;\text{(soft)}
+
+    Its signature is that of a ``lax.scan`` body: ``lax.scan(lif_step, jnp.zeros_like(x[0]), x)`` runs time-major
+    currents ``t …``; :func:`lif` does this for batch-major ones.
+
+    Args:
+        membrane: U[t-1], the membrane potential left by the last step, any shape.
+        current: X[t], the same shape as ``membrane``.
+        tau: leak τ; a number, or an array that broadcasts against ``current`` (learnable).
+        threshold: firing threshold θ; a number or an array that broadcasts (learnable).
+        surrogate: derivative of the firing step as a function of Ũ - θ.
+        fire: ``">="`` (paper, Eq. 2) or ``">"`` (released code).
+        reset: ``"hard"`` (to zero, paper, Eq. 3) or ``"soft"`` (subtract θ).
+        detach_reset: keep the reset out of the gradient; the paper lets the gradient through.
+
+    Returns:
+        ``(U[t], LIFTrace(S[t], Ũ[t]))``.
+
+    Raises:
+        ValueError: unknown ``fire`` or ``reset``.
+
+    References:
+        QP-SNN (ICLR 2025), Eq. 1-3.
+    """
+    charged = jnp.asarray(tau * membrane + current)
+    spikes = fire_step(charged - threshold, surrogate, fire)
+    gate = jax.lax.stop_gradient(spikes) if detach_reset else spikes
+    if reset == "hard":
+        left = charged * (1 - gate)
+    elif reset == "soft":
+        left = charged - threshold * gate
+    else:
+        raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}.")
+    return left, LIFTrace(spikes, charged)
+
+
+def lif_trace(
+    currents: Array, *, initial: Array | None = None, unroll: int | None = None, **cell: Unpack[Cell]
+) -> LIFTrace:
+    """Spikes and membranes of a layer of LIF neurons over time: :func:`lif_step` under ``lax.scan``.
+
+    Args:
+        currents: X, shape ``b t …`` (axis 1 is time), floating.
+        initial: U[0], shape ``b …``; zeros when left out.
+        unroll: steps unrolled in the scan; all of them up to 16 steps, else one, when left out.
+        **cell: the options of :func:`lif_step`. Arrays among them broadcast against one step, shape ``b …``.
+
+    Returns:
+        ``LIFTrace(spikes, membranes)``, both ``b t …`` and of the dtype of ``currents``; the membranes are Ũ,
+        before the reset.
+
+    Raises:
+        ValueError: ``currents`` has no time axis, or an option is unknown.
+
+    References:
+        QP-SNN (ICLR 2025), Eq. 1-3.
+    """
+    if currents.ndim < 2:
+        raise ValueError(f"currents must have the shape b t …, got {currents.shape}.")
+    steps = currents.shape[1]
+    if unroll is None:
+        unroll = max(1, steps) if steps <= _LONGEST_UNROLLED else 1
+    if initial is None:
+        initial = jnp.zeros_like(currents, shape=(currents.shape[0], *currents.shape[2:]))
+
+    def body(membrane: Array, current: Array) -> tuple[Array, LIFTrace]:
+        return lif_step(membrane, current, **cell)
+
+    _, trace = jax.lax.scan(body, initial, jnp.moveaxis(currents, 1, 0), unroll=unroll)
+    return LIFTrace(*(jnp.moveaxis(x, 0, 1) for x in trace))
+
+
+def lif(currents: Array, *, initial: Array | None = None, unroll: int | None = None, **cell: Unpack[Cell]) -> Array:
+    """Spikes of a layer of LIF neurons over time; :func:`lif_trace` without the membranes.
+
+    Args:
+        currents: X, shape ``b t …`` (axis 1 is time), floating.
+        initial: U[0], shape ``b …``; zeros when left out.
+        unroll: steps unrolled in the scan; all of them up to 16 steps, else one, when left out.
+        **cell: the options of :func:`lif_step`: ``tau=0.5``, ``threshold=1.0``, ``surrogate=triangular``,
+            ``fire=">="``, ``reset="hard"``, ``detach_reset=False``.
+
+    Returns:
+        Spikes, 0 and 1, shape ``b t …``, of the dtype of ``currents``.
+
+    Raises:
+        ValueError: ``currents`` has no time axis, or an option is unknown.
+
+    References:
+        QP-SNN (ICLR 2025), Eq. 1-3.
+    """
+    return lif_trace(currents, initial=initial, unroll=unroll, **cell).spikes

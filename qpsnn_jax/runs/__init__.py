@@ -1,0 +1,1 @@
+"""Settings, the training loop, the stages of a run, reports, and the command line."""

@@ -1,0 +1,129 @@
+"""Export of a run: its network with the statistics of its data, and where it comes from."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qpsnn_jax.data import DataSet
+from qpsnn_jax.export.c.source import write_c
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folding import fold
+from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.nir.writer import nir_graph, write_nir
+from qpsnn_jax.export.onnx import write_onnx
+from qpsnn_jax.export.packed import write_packed
+from qpsnn_jax.export.stablehlo import write_stablehlo
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.runs import stages as pipeline
+from qpsnn_jax.runs.config import as_dict
+from qpsnn_jax.training.steps import Variables
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A run's network with the test set it is measured on and notes on where it comes from.
+
+    Attributes:
+        graph, variables, data, notes: of the run.
+        stem_bits, readout_bits: of :func:`fold`.
+    """
+
+    graph: Graph
+    variables: Variables
+    data: DataSet
+    notes: dict[str, Any]
+    stem_bits: int = 32
+    readout_bits: int = 32
+
+    @cached_property
+    def folded(self) -> Folded:
+        """The network as codes, scales and biases.
+
+        Raises:
+            ValueError: it has no form in whole numbers.
+        """
+        bits = {"stem_bits": self.stem_bits, "readout_bits": self.readout_bits}
+        return fold(self.graph, self.variables, self.data.mean, self.data.std, **bits)
+
+
+def read_run(
+    path: Path,
+    data_dir: str | None = None,
+    *,
+    stem_bits: int = 32,
+    readout_bits: int = 32,
+    test_examples: int | None = None,
+) -> Exported:
+    """The network of a run, ready to be exported.
+
+    Args:
+        path: a run, whose last complete stage is taken, or one of its complete stages.
+        data_dir: TFDS data directory, the run's own when left out; mean and std of the pixels come from the data.
+        stem_bits, readout_bits: of :func:`fold`.
+        test_examples: how many test images to load, the run's number when left out.
+
+    Returns:
+        :class:`Exported`. Its notes are the run's config, the record of the stage and the versions.
+
+    Raises:
+        ValueError: no run or stage is there, or its data are missing.
+    """
+    graph, variables = pipeline.load_network(path)
+    run = pipeline.run_of(path)
+    if run is None:
+        raise ValueError(f"{path} belongs to no run, so the mean and std of its pixels are not known; give a run.")
+    config = pipeline.read_config(run)
+    data = pipeline.load_test_data(graph, config, data_dir=data_dir, test_examples=test_examples)
+    return Exported(graph, variables, data, _notes(path, run, config), stem_bits, readout_bits)
+
+
+def write_run(exported: Exported, path: Path, form: str, *, portable: bool = False) -> str:
+    """Write a run's network as a file, in a folder that is made if it is not there.
+
+    Args:
+        exported: from :func:`read_run`.
+        path: of the file.
+        form: one of :data:`qpsnn_jax.export.FORMATS`.
+        portable: of :func:`qpsnn_jax.export.c.source.c_source`.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        ValueError: as the export, or a package that it needs is not installed.
+    """
+    if form == "c":
+        network = IntegerNetwork.of(exported.folded)
+        text = write_c(_placed(path), network, portable=portable)
+        return f"{text.working_bytes:,} bytes of working memory and {text.constant_bytes:,} of constants"
+    if form == "onnx":
+        folded = exported.folded
+        return f"{write_onnx(_placed(path), folded):,} bytes"
+    whole = (exported.graph, exported.variables, exported.data.mean, exported.data.std)
+    if form == "nir":
+        document = nir_graph(*whole)
+        return f"{write_nir(_placed(path), document):,} bytes"
+    if form == "stablehlo":
+        return f"{write_stablehlo(_placed(path), *whole):,} bytes"
+    folded = exported.folded
+    packed = write_packed(_placed(path), folded, exported.notes)
+    return f"{packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header"
+
+
+def _placed(path: Path) -> Path:
+    """Makes the folder of a file, once nothing refuses the network any more."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _notes(path: Path, run: Path, config: Any) -> dict[str, Any]:
+    names = pipeline.STAGES if path.resolve() == run.resolve() else (path.resolve().name,)
+    stages = (pipeline.read_stage(run, name) for name in reversed(names))
+    stage = next((stage for stage in stages if stage), None)
+    notes = {"config": as_dict(config), "versions": pipeline.versions()}
+    # Where the data lay on the machine that trained is nobody else's business.
+    notes["config"].pop("data_dir", None)
+    if stage is not None:
+        notes |= {"stage": stage.name, "accuracy": stage.accuracy_last}
+    return notes

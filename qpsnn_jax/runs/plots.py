@@ -1,0 +1,168 @@
+"""PNG plots of a finished run."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qpsnn_jax.data import DataSet
+from qpsnn_jax.data.feed import first
+from qpsnn_jax.model.graph import LIF, Conv, Graph
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.runs.loop import normalizer
+from qpsnn_jax.runs.stages import STAGES, Stage, load_network, read_notes, stored_arrays
+from qpsnn_jax.runtime.compiling import run_once
+from qpsnn_jax.runtime.processes import write_together
+from qpsnn_jax.training.steps import Variables
+
+_RASTER_NEURONS = 64
+
+
+def draw_all(directory: Path, data: DataSet, records: list[Stage]) -> list[Path]:
+    """Draw every plot of a run into ``plots`` below its directory.
+
+    Args:
+        directory: of a run whose stages are complete.
+        data: its data set; the raster shows the first test image.
+        records: of the stages and controls, for the summary.
+
+    Returns:
+        Paths of the PNG files.
+    """
+    whole, final = load_network(directory / "quantized"), load_network(directory / "finetuned")
+    keep = read_notes(directory, "pruned", "keep")
+    stored = stored_arrays(directory / "pruned" / "scores.npz", "score again")
+    scores = {name: np.asarray(values) for name, values in stored.items()}
+    figures = {
+        "summary": _summary(records),
+        "training": _training(directory),
+        "scores": _scores(scores, keep),
+        "channels": _channels(scores, keep),
+        "weights": _weights(whole, final),
+        "raster": _raster(final, data),
+    }
+    folder = directory / "plots"
+    folder.mkdir(exist_ok=True)
+    return [_write(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, np.ndarray]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, np.atleast_1d(figure.subplots(rows, columns)).ravel()
+
+
+def _write(figure: Any, path: Path) -> Path:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
+    write_together(path, drawn.getvalue())
+    return path
+
+
+def _summary(records: list[Stage]) -> Any:
+    panels = {
+        "test accuracy, last epoch (%)": [100 * record.accuracy_last for record in records],
+        "size (kB)": [record.size_bytes / 1000 for record in records],
+        "SOPs per image (million)": [record.sops_total / 1e6 for record in records],
+    }
+    figure, axes = _figure(1, len(panels), 10, 0.35 * len(records) + 1.1)
+    names = [record.name for record in records]
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        bars = axis.barh(names, values, color=["tab:blue" if name in STAGES else "tab:gray" for name in names])
+        axis.bar_label(bars, fmt="%.4g", padding=2, fontsize=8)
+        axis.set_title(title, fontsize=9)
+        axis.margins(x=0.22)
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=8, labelleft=axis is axes[0])
+    return figure
+
+
+def _training(directory: Path) -> Any:
+    figure, (loss, accuracy) = _figure(1, 2, 9, 3.2)
+    done = 0
+    for name in ("quantized", "finetuned"):
+        epochs = read_notes(directory, name, "epochs")
+        x = [done + epoch["epoch"] for epoch in epochs]
+        loss.plot(x, [epoch["train_loss"] for epoch in epochs], label=name)
+        accuracy.plot(x, [100 * epoch["test_accuracy"] for epoch in epochs], label=name)
+        done += len(epochs)
+    loss.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+    accuracy.set(xlabel="epoch", ylabel="test accuracy (%)")
+    accuracy.legend()
+    return figure
+
+
+def _scores(scores: dict[str, np.ndarray], keep: dict[str, list[int]]) -> Any:
+    columns = min(5, len(scores))
+    rows = -(-len(scores) // columns)
+    figure, axes = _figure(rows, columns, 2.4 * columns, 1.7 * rows)
+    for axis, (name, values) in zip(axes, scores.items(), strict=False):
+        order = np.argsort(-values, kind="stable")
+        kept = np.isin(order, keep.get(name, order))
+        for shown, color in ((kept, "tab:blue"), (~kept, "tab:red")):
+            axis.stairs(np.where(shown, values[order], 0), fill=True, color=color)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(scores) :]:
+        axis.axis("off")
+    figure.suptitle("channel scores, sorted (blue: kept, red: removed)", fontsize=9)
+    return figure
+
+
+def _channels(scores: dict[str, np.ndarray], keep: dict[str, list[int]]) -> Any:
+    figure, (axis,) = _figure(1, 1, 8, 0.25 * len(scores) + 1)
+    names = list(scores)
+    axis.barh(names, [len(scores[n]) for n in names], color="tab:red", label="removed")
+    axis.barh(names, [len(keep.get(n, scores[n])) for n in names], color="tab:blue", label="kept")
+    axis.invert_yaxis()
+    axis.set(xlabel="channels")
+    axis.tick_params(labelsize=7)
+    axis.legend()
+    return figure
+
+
+def _weights(whole: tuple[Graph, Variables], final: tuple[Graph, Variables]) -> Any:
+    names = [node.name for node in whole[0].nodes if isinstance(node, Conv) and node.input != whole[0].input.name]
+    shown = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, 6).astype(int))]
+    figure, axes = _figure(2, 3, 9, 4.4)
+    for axis, name in zip(axes, shown, strict=False):
+        for label, (_, variables) in (("before pruning", whole), ("fine-tuned", final)):
+            kernel = np.asarray(variables["params"][name]["kernel"]).ravel()
+            normed = kernel / max(np.abs(kernel).mean(), 1e-12)
+            density, edges = np.histogram(normed, bins=80, range=(-4, 4), density=True)
+            axis.stairs(density, edges, fill=True, alpha=0.5, label=label)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(shown) :]:
+        axis.axis("off")
+    axes[0].legend(fontsize=7)
+    figure.suptitle("weights over their mean magnitude", fontsize=9)
+    return figure
+
+
+def _raster(network: tuple[Graph, Variables], data: DataSet) -> Any:
+    graph, variables = network
+    layers = [node.name for node in graph.nodes if isinstance(node, LIF)]
+    image, labels = first(data.test)
+    _, traces = run_once(
+        lambda tree, x: SpikingNetwork(graph).apply(tree, normalizer(data)(x), capture=layers), variables, image
+    )
+    figure, (picture, axis) = _figure(1, 2, 10, 0.28 * len(layers) + 1.6)
+    frame = image[0] if image.ndim == 4 else image[0].max(0)
+    picture.imshow(frame[..., 0] if frame.shape[-1] != 3 else frame, cmap="gray")
+    picture.set_title(f"test image, class {int(labels[0])}", fontsize=9)
+    picture.axis("off")
+    for row, layer in enumerate(layers):
+        spikes = np.asarray(traces[layer].spikes)[0].reshape(graph.timesteps, -1)
+        some = spikes[:, np.linspace(0, spikes.shape[1] - 1, _RASTER_NEURONS).astype(int)]
+        step, neuron = np.nonzero(some)
+        axis.plot(step + (neuron + 0.5) / _RASTER_NEURONS, np.full(len(step), row), "|", color="black", markersize=6)
+    axis.set_yticks(range(len(layers)), layers, fontsize=7)
+    axis.set_xticks(range(graph.timesteps + 1))
+    axis.grid(axis="x", linewidth=0.8)
+    axis.set(xlim=(0, graph.timesteps), xlabel=f"time step (within it, {_RASTER_NEURONS} neurons side by side)")
+    axis.invert_yaxis()
+    axis.set_title("spikes", fontsize=9)
+    return figure

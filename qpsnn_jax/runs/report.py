@@ -1,0 +1,144 @@
+"""What a run says at its end: ``report.json``, ``report.md`` and plots."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from qpsnn_jax.data import DataSet
+from qpsnn_jax.model.costs import Cost
+from qpsnn_jax.runs import plots
+from qpsnn_jax.runs.config import Config, as_dict
+from qpsnn_jax.runs.stages import Stage, versions, write_json
+from qpsnn_jax.runtime.processes import write_together
+
+_COLUMNS = (
+    "accuracy last",
+    "best",
+    "parameters",
+    "size",
+    "connections",
+    "firing rate",
+    "SOPs/step",
+    "SOPs",
+    "energy",
+    "time",
+)
+_CONTROLS = {
+    "baseline": "vanilla quantization (γ = 1) and SCA, trained and fine-tuned alike: the paper's baseline",
+    "random": "random channels removed from the same quantized network, fine-tuned alike",
+    "scratch": "the pruned widths trained from fresh weights, for as many epochs as training and fine-tuning together",
+}
+
+
+def write_report(config: Config, directory: Path, data: DataSet, stages: list[Stage], controls: list[Stage]) -> None:
+    """Write the report of a finished run into its directory: JSON, Markdown, and PNG plots under ``plots``.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        data: its data set.
+        stages: records of its stages.
+        controls: records of the controls, empty where none were run.
+    """
+    document = {
+        "config": as_dict(config),
+        "versions": versions(),
+        "stages": [dataclasses.asdict(stage) for stage in stages],
+    }
+    if controls:
+        document["controls"] = [dataclasses.asdict(stage) for stage in controls]
+    pictures = plots.draw_all(directory, data, [*stages, *controls])
+    text = _markdown(document, stages, controls, pictures)
+    write_together(directory / "report.md", text.encode())
+    write_json(directory / "report.json", document)
+
+
+def table(stages: list[Stage]) -> str:
+    """Records as a Markdown table, one row each."""
+    rows = [("", *_COLUMNS), *((stage.name, *_cells(stage)) for stage in stages)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def cost_table(costs: Cost) -> str:
+    """Every node that costs anything and the totals, as lines of text; operations are those of one image."""
+    lines = [f"{'':22} {'':13} {'parameters':>12} {'kB':>12} {'dense':>15} {'MACs':>15} {'ACs':>15}"]
+    for node in costs.nodes:
+        if node.params or node.dense:
+            size = f"{node.params:>12,} {node.size_bits / 8000:>12,.3f}"
+            lines.append(
+                f"{node.name:22} {node.kind:13} {size} {node.dense:>15,} {_number(node.macs)} {_number(node.acs)}"
+            )
+    dense = sum(node.dense for node in costs.nodes)
+    size = f"{costs.params:>12,} {costs.size_bytes / 1000:>12,.3f}"
+    lines.append(f"{'total':36} {size} {dense:>15,} {_number(costs.macs_total)} {_number(costs.sops_total)}")
+    lines.append(f"\n{costs.neuron_updates:,} neuron updates")
+    lines.append(f"{costs.traffic_bytes / 1e6:,.3f} MB of weights and membranes moved")
+    lines.append(f"{costs.footprint_bytes / 1000:,.3f} kB with running statistics and scales")
+    if costs.energy_mj is not None and costs.activation_sparsity is not None:
+        lines.append(f"{1000 * costs.energy_mj:,.3f} µJ; activation sparsity {costs.activation_sparsity:.4f}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return f"{'–' if value is None else f'{value:,.0f}':>15}"
+
+
+def _cells(stage: Stage) -> tuple[str, ...]:
+    rates = stage.firing_rates.values()
+    return (
+        f"{100 * stage.accuracy_last:.2f} %",
+        "–" if stage.accuracy_best is None else f"{100 * stage.accuracy_best:.2f} %",
+        f"{stage.params:,}",
+        f"{stage.size_bytes / 1000:,.1f} kB",
+        f"{100 * stage.connection_ratio:.1f} %",
+        f"{sum(rates) / max(1, len(rates)):.3f}",
+        f"{stage.sops_per_step / 1e6:.3f} M",
+        f"{stage.sops_total / 1e6:.3f} M",
+        f"{stage.energy_mj * 1000:.3f} µJ",
+        f"{stage.seconds:.0f} s",
+    )
+
+
+def _markdown(document: dict[str, Any], stages: list[Stage], controls: list[Stage], pictures: list[Path]) -> str:
+    config = document["config"]
+    parts = [
+        f"# {config['network']} on {config['data']}: what was gained and what was lost",
+        _summary(stages),
+        table([*stages, *controls]),
+        "Accuracy is measured on the test set: at the last epoch, which is the result, and at the best epoch, which is "
+        "shown for comparison with papers that report it and chooses nothing. Size is Eq. 16 (1 kB = 1000 bytes). "
+        "Connections are the quantized weights left. The firing rate is the mean over layers of spikes per neuron and "
+        "step. SOPs and energy (45 nm: 4.6 pJ per MAC, 0.9 pJ per AC) are per image. Time is that of the "
+        "stage, compilation included.",
+        *(f"- `{stage.name}`: {_CONTROLS[stage.name]}." for stage in controls),
+        *(f"![{picture.stem}]({picture.parent.name}/{picture.name})" for picture in pictures),
+        "## Firing rates",
+        _rates(stages),
+        "## Settings",
+        "```json\n" + json.dumps({"config": config, "versions": document["versions"]}, indent=2) + "\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(stages: list[Stage]) -> str:
+    first, last = stages[0], stages[-1]
+    points = 100 * (last.accuracy_last - first.accuracy_last)
+    return (
+        f"Pruning removed {100 * (1 - last.connection_ratio):.1f} % of the quantized weights. The network shrank from "
+        f"{first.size_bytes / 1000:,.1f} to {last.size_bytes / 1000:,.1f} kB and from {first.sops_total / 1e6:.3f} to "
+        f"{last.sops_total / 1e6:.3f} million synaptic operations per image; test accuracy went from "
+        f"{100 * first.accuracy_last:.2f} % to {100 * last.accuracy_last:.2f} % ({points:+.2f} points)."
+    )
+
+
+def _rates(stages: list[Stage]) -> str:
+    names = list(stages[0].firing_rates)
+    head = ["| layer | " + " | ".join(stage.name for stage in stages) + " |", "|---" * (len(stages) + 1) + "|"]
+    rows = (f"| {n} | " + " | ".join(f"{stage.firing_rates.get(n, 0):.4f}" for stage in stages) + " |" for n in names)
+    return "\n".join([*head, *rows])

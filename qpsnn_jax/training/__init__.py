@@ -1,0 +1,1 @@
+"""Optimizers, pure training steps, checkpoints."""

@@ -1,0 +1,206 @@
+"""Checkpoints written here under the released names, from a network's own variables."""
+
+import jax
+import numpy as np
+import pytest
+from small_networks import random_variables
+
+from qpsnn_jax.export.torch_import import import_torch
+from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Graph, Quantizer
+from qpsnn_jax.model.zoo import resnet20, vgg16
+
+over = pytest.mark.parametrize
+RELEASED = {
+    "bits": Quantizer(2, "mean", "channel", "scaled"),
+    "lif": LIF("", "", fire=">"),
+    "timesteps": 3,
+    "width": 1 / 16,
+}
+NETWORKS = {
+    "resnet20": resnet20(**RELEASED, classes=100, ratios={"stem": 0.3, "outputs": 0.3, "first": 0.2, "middle": 0.6}),
+    "vgg16": vgg16(**RELEASED, classes=20, ratios={"early": 0.3, "late": 0.6}),
+    "vgg16 at 64": vgg16(**RELEASED, input_shape=(64, 64, 1)),
+}
+SETTINGS = {"bits": 2, "timesteps": 3}
+
+
+def released_name(node: str) -> str:
+    """``features.3.conv`` is ``features.convbn3.layer.module`` there, and ``layer1.0.bn1`` ``layer1.0.bn1.bn``."""
+    if node.startswith("features"):
+        _, place, kind = node.split(".")
+        return f"features.convbn{place}.{'bn.bn' if kind == 'bn' else 'layer.module'}"
+    return node + (".bn" if "bn" in node else "")
+
+
+def state_dict(graph: Graph, variables: dict) -> dict[str, np.ndarray]:
+    tensors = {}
+    for node in graph.nodes:
+        params, name = variables["params"].get(node.name), released_name(node.name)
+        match node:
+            case Conv():
+                tensors[f"{name}.weight"] = params["kernel"].transpose(3, 2, 0, 1)
+            case Dense():
+                name = "classifier.linear1.module" if "flatten" in graph.by_name else "fc.module"
+                h, w, c = graph.values["pool"].shape if "flatten" in graph.by_name else (1, 1, len(params["kernel"]))
+                tensors[f"{name}.weight"] = np.stack(
+                    [row.reshape(h, w, c).transpose(2, 0, 1).ravel() for row in params["kernel"].T]
+                )
+            case BatchNorm():
+                stats = variables["batch_stats"][node.name]
+                tensors |= {f"{name}.weight": params["scale"], f"{name}.running_mean": stats["mean"]}
+                tensors |= {f"{name}.bias": params["bias"], f"{name}.running_var": stats["var"]}
+        if isinstance(node, Conv | Dense) and node.bias:
+            tensors[f"{name}.bias"] = params["bias"]
+    return {name: np.array(tensor) for name, tensor in tensors.items()}
+
+
+def checkpoint(name: str) -> tuple[Graph, dict, dict[str, np.ndarray]]:
+    graph = NETWORKS[name]
+    variables = random_variables(graph)
+    variables["scales"] = jax.tree.map(np.ones_like, variables["scales"])
+    return graph, variables, state_dict(graph, variables)
+
+
+def same(imported: tuple, graph: Graph, variables: dict):
+    """An equal graph with equal variables gives equal outputs."""
+    assert imported[0] == graph
+    assert jax.tree.structure(imported[1]) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, imported[1], variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves(imported[1])} == {np.dtype(np.float32)}
+
+
+@over("name", NETWORKS)
+def test_round_trip(name: str):
+    graph, variables, tensors = checkpoint(name)
+    before = {k: v.copy() for k, v in tensors.items()}
+    imported = import_torch(tensors, **SETTINGS)
+    same(imported, graph, variables)
+    for tensor in tensors.values():
+        tensor[...] = 0
+    same(imported, graph, variables)
+    # Modules listed twice, a wrapper's prefix, double precision and bookkeeping change nothing.
+    twice = {("conv1_s.layer.module.weight" if k == "conv1.weight" else k): v for k, v in before.items()}
+    counters = {k.replace("running_mean", "num_batches_tracked"): np.asarray(7) for k in before if "running_mean" in k}
+    wrapped = {f"module.{k}": v.astype(np.float64) for k, v in (twice | counters | before).items()}
+    same(import_torch(wrapped, **SETTINGS), graph, variables)
+
+
+class Tensor:
+    """What a torch tensor is asked."""
+
+    def __init__(self, array: np.ndarray):
+        self.array, self.steps = array, ()
+
+    def detach(self):
+        self.steps += ("detach",)
+        return self
+
+    def cpu(self):
+        self.steps += ("cpu",)
+        return self
+
+    def numpy(self):
+        assert self.steps[-2:] == ("detach", "cpu")
+        return self.array
+
+
+def test_tensors():
+    graph, variables, tensors = checkpoint("resnet20")
+    same(import_torch({k: Tensor(v) for k, v in tensors.items()}, **SETTINGS), graph, variables)
+
+
+def test_readout_of_flattened_features():
+    _, _, tensors = checkpoint("vgg16 at 64")
+    graph, variables = import_torch(tensors, **SETTINGS)
+    features = np.random.default_rng(0).normal(size=graph.values["pool"].shape).astype(np.float32)
+    theirs = tensors["classifier.linear1.module.weight"] @ features.transpose(2, 0, 1).ravel()
+    assert graph.values["pool"].shape == (2, 2, 32)
+    np.testing.assert_allclose(features.ravel() @ variables["params"]["fc"]["kernel"], theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_choices():
+    tensors = checkpoint("resnet20")[2]
+    graph, variables = import_torch(tensors, bits=8, timesteps=1, input_size=8, per="layer", ste="clipped")
+    assert (graph.timesteps, graph.input.shape) == (1, (8, 8, 3))
+    assert {n.quantizer for n in graph.nodes if isinstance(n, Conv)} == {None, Quantizer(8, "mean", "layer", "clipped")}
+    assert {leaf.shape for leaf in jax.tree.leaves(variables["scales"])} == {(1,)}
+
+
+def altered(name: str, **changes) -> dict[str, np.ndarray]:
+    """The checkpoint with tensors replaced, or without those set to None."""
+    return {k: v for k, v in (checkpoint(name)[2] | changes).items() if v is not None}
+
+
+MISSING = {
+    "resnet20": ["conv1.weight", "layer3.2.conv2.weight", "layer2.0.bn1.bn.running_var", "fc.module.bias"],
+    "vgg16": [
+        "features.convbn0.layer.module.bias",
+        "features.convbn16.layer.module.weight",
+        "features.convbn7.bn.bn.bias",
+        "classifier.linear1.module.weight",
+    ],
+}
+
+
+@over(("name", "tensor"), [(name, tensor) for name, tensors in MISSING.items() for tensor in tensors])
+def test_missing_tensor(name: str, tensor: str):
+    with pytest.raises(ValueError, match=f"state_dict lacks the tensor '{tensor}'"):
+        import_torch(altered(name, **{tensor: None}), **SETTINGS)
+
+
+WRONG = {
+    "resnet20": [
+        ("conv1.weight", (3,)),
+        ("conv1.weight", ()),
+        ("layer1.0.conv1.weight", (5, 9, 3, 3)),
+        ("layer2.1.conv2.weight", (11, 6, 1, 1)),
+        ("layer2.0.bn2.bn.running_mean", (7,)),
+        ("bn1.bn.weight", (2, 1)),
+        ("fc.module.weight", (100, 33)),
+        ("fc.module.weight", (100,)),
+        ("fc.module.bias", (99,)),
+    ],
+    "vgg16": [
+        ("features.convbn0.layer.module.bias", (5,)),
+        ("features.convbn3.layer.module.weight", (5, 2, 5, 3)),
+        ("features.convbn16.bn.bn.running_var", (1,)),
+        ("classifier.linear1.module.weight", (20, 33)),
+        ("classifier.linear1.module.weight", (20, 2)),
+        ("classifier.linear1.module.weight", (20, 32, 1)),
+        ("classifier.linear1.module.bias", (20, 1)),
+    ],
+}
+
+
+@over(("name", "tensor", "shape"), [(name, *case) for name, cases in WRONG.items() for case in cases])
+def test_tensor_of_another_shape(name: str, tensor: str, shape: tuple):
+    with pytest.raises(ValueError, match=f"tensor '{tensor}' has the shape .*, expected"):
+        import_torch(altered(name, **{tensor: np.zeros(shape, np.float32)}), **SETTINGS)
+
+
+@over("tensors", [{}, {"fc.weight": np.zeros((10, 5))}, {"state_dict": {"layer1.0.conv1.weight": np.zeros(1)}}])
+def test_no_known_network(tensors: dict):
+    with pytest.raises(ValueError, match="of no known network: it has neither"):
+        import_torch(tensors, **SETTINGS)
+
+
+@over(
+    ("name", "tensor"),
+    [
+        ("resnet20", "layer1.3.conv1.weight"),
+        ("resnet20", "layer4.0.conv1.weight"),
+        ("resnet20", "features.convbn0.layer.module.weight"),
+        ("vgg16", "features.convbn9.layer.module.weight"),
+        ("vgg16", "features.convbn17.layer.module.weight"),
+        ("vgg16", "features.convbnx.weight"),
+    ],
+)
+def test_tensor_of_another_network(name: str, tensor: str):
+    with pytest.raises(ValueError, match=f"state_dict has the tensor '{tensor}', which is not of"):
+        import_torch(altered(name, **{tensor: np.zeros((4, 4, 3, 3), np.float32)}), **SETTINGS)
+
+
+@over(("settings", "message"), [({"bits": 9}, "bits"), ({"timesteps": 0}, "timesteps"), ({"input_size": 0}, "'image'")])
+def test_settings(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        import_torch(checkpoint("resnet20")[2], **SETTINGS | settings)

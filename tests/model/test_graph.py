@@ -1,0 +1,232 @@
+import contextlib
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpsnn_jax.model.graph import (
+    LIF,
+    Add,
+    AveragePool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    Graph,
+    Input,
+    MaxPool,
+    Node,
+    Quantizer,
+    Shortcut,
+    Value,
+    from_json,
+    to_json,
+)
+from qpsnn_jax.model.zoo import resnet20, vgg16
+
+over = pytest.mark.parametrize
+IMAGE, CONV, SPIKES = Input("image", (9, 8, 2)), Conv("conv", "image", 4), LIF("lif", "conv")
+QUANTIZED = Conv("q", "lif", 6, (3, 2), (2, 1), (1, 0), Quantizer(3, "mse", "channel", "scaled"), bias=True, label="a")
+
+
+class Foreign(Node):
+    pass
+
+
+def graph(*nodes: Node, timesteps: int = 3) -> Graph:
+    return Graph((IMAGE, CONV, SPIKES, *nodes), timesteps)
+
+
+def every_kind() -> Graph:
+    return graph(
+        QUANTIZED,
+        BatchNorm("bn", "q", 0.8, 1e-3),
+        Shortcut("shortcut", "lif", (2, -1, 0, 1, -1, 3), 2),
+        AveragePool("narrow", "shortcut", (1, 2), (1, 1)),
+        Conv("wide", "narrow", 6, padding=(1, 3)),
+        Add("add", "bn", "wide"),
+        LIF("soft", "add", 0.7, 0.8, ">", "soft", True, "arctan"),
+        MaxPool("max", "soft"),
+        Flatten("flatten", "max"),
+        Dense("hidden", "flatten", 5, label="h"),
+        GlobalAveragePool("mean", "soft"),
+        Dense("fc", "mean", 5, Quantizer(), bias=False),
+        Add("out", "hidden", "fc"),
+    )
+
+
+def test_inferred_values():
+    expected = {
+        "image": ((9, 8, 2), False, False),
+        "conv": ((9, 8, 4), False, False),
+        "lif": ((9, 8, 4), True, True),
+        "q": ((5, 7, 6), True, False),
+        "bn": ((5, 7, 6), True, False),
+        "shortcut": ((5, 4, 6), True, True),
+        "narrow": ((5, 3, 6), True, False),
+        "wide": ((5, 7, 6), True, False),
+        "add": ((5, 7, 6), True, False),
+        "soft": ((5, 7, 6), True, True),
+        "max": ((2, 3, 6), True, True),
+        "flatten": ((36,), True, True),
+        "hidden": ((5,), True, False),
+        "mean": ((6,), True, False),
+        "fc": ((5,), True, False),
+        "out": ((5,), True, False),
+    }
+    whole = every_kind()
+    assert whole.values == {name: Value(*value) for name, value in expected.items()}
+    assert list(whole.by_name) == list(expected)
+    assert (whole.input, whole.output.name, whole.classes) == (IMAGE, "out", 5)
+    assert whole.output.inputs == ("hidden", "fc")
+    assert Graph((Input("frames", (4, 4, 2), frames=True),)).values["frames"].timed
+
+
+MISTAKES = [
+    (LIF("conv", "lif"), "node 'conv': the name is used twice"),
+    (LIF("x", "nowhere"), "node 'x': its input 'nowhere' is not an earlier node"),
+    (LIF("x", "x"), "node 'x': its input 'x' is not an earlier node"),
+    (Add("x", "lif", "nowhere"), "node 'x': its input 'nowhere'"),
+    (Add("x", "image", "lif"), r"node 'x': adds 'image' of shape \(9, 8, 2\) to 'lif' of \(9, 8, 4\)"),
+    (MaxPool("x", "lif", (10, 2)), r"node 'x': a window of \(10, 2\) does not fit an input of 9×8"),
+    (AveragePool("x", "lif", (2, 9)), "node 'x': a window"),
+    (Conv("x", "lif", 4, (3, 11)), r"node 'x': a window of \(3, 11\) does not fit .* padding \(1, 1\)"),
+    (Dense("x", "lif", 4), "node 'x': needs a flat input.*Flatten"),
+    *((Conv("x", "lif", n), "node 'x': features must be a whole number of at least 1") for n in (0, -2, 2.5, "4")),
+    *((Dense("x", "lif", n), "node 'x': features must be") for n in (0, None)),
+    *((Conv("x", "lif", 4, k), "node 'x': kernel must be a tuple of 2") for k in ((0, 3), (3,), 3, [3, 3], (3, 1.5))),
+    *((Conv("x", "lif", 4, strides=k), "node 'x': strides must") for k in ((1, 0), (1, 1, 1), 2)),
+    *((Conv("x", "lif", 4, padding=k), "node 'x': padding must be .* at least 0") for k in ((0, -1), 1)),
+    *((kind("x", "lif", (0, 2)), "node 'x': window must") for kind in (MaxPool, AveragePool)),
+    *((kind("x", "lif", (2, 2), (0, 2)), "node 'x': strides must") for kind in (MaxPool, AveragePool)),
+    *((Shortcut("x", "lif", s), "node 'x': source must be .* 0 to 3") for s in ((0, 4), (-2,), (), [0, 1])),
+    *((Shortcut("x", "lif", (0,), s), "node 'x': stride must be") for s in (0, 1.5)),
+    (Foreign("x"), "node 'x': unknown kind Foreign"),
+    (Input("x", (4, 4, 1)), "exactly one Input"),
+]
+
+
+@over(("node", "message"), MISTAKES, ids=lambda value: type(value).__name__)
+def test_mistakes_name_the_node(node: Node, message: str):
+    with pytest.raises(ValueError, match=message):
+        graph(node)
+
+
+@over("kind", [MaxPool, AveragePool, GlobalAveragePool, Flatten, lambda *a: Conv(*a, 3), lambda *a: Shortcut(*a, (0,))])
+def test_flat_inputs_are_refused_where_an_image_is_needed(kind):
+    with pytest.raises(ValueError, match=r"node 'x': needs an input of shape \(h, w, c\), got \(288,\)"):
+        graph(Flatten("flat", "lif"), kind("x", "flat"))
+
+
+@over("shape", [(4, 4), (4, 0, 1), (4, 4, 1, 1), [4, 4, 1], (4, 4, 1.0), 4])
+def test_input_shapes(shape):
+    with pytest.raises(ValueError, match="node 'image': shape must be a tuple of 3 whole numbers of at least 1"):
+        Graph((Input("image", shape),))
+
+
+@over("nodes", [(), (LIF("a", "b"),), (IMAGE, Input("other", (4, 4, 1)))])
+def test_exactly_one_input(nodes: tuple):
+    with pytest.raises(ValueError, match="exactly one Input"):
+        Graph(nodes)
+
+
+@over("timesteps", [0, -1, 1.5, "2", None])
+def test_timesteps(timesteps):
+    with pytest.raises(ValueError, match="timesteps must be a whole number of at least 1"):
+        graph(timesteps=timesteps)
+
+
+@over("bits", [0, 9, -1, 2.0, "2", None])
+def test_bits(bits):
+    with pytest.raises(ValueError, match="bits must be between 1 and 8"):
+        Quantizer(bits)
+
+
+@over("options", [{"gamma": "median"}, {"per": "row"}, {"ste": "none"}])
+def test_quantizer_options(options: dict):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be one of"):
+        Quantizer(**options)
+
+
+@over("options", [{"fire": "<"}, {"reset": "zero"}, {"surrogate": "step"}])
+def test_neuron_options(options: dict):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be one of"):
+        LIF("lif", "conv", **options)
+
+
+GRAPHS = {
+    "every kind": every_kind(),
+    "frames": Graph((Input("frames", (4, 4, 2), frames=True), LIF("lif", "frames")), 10),
+    "resnet20": resnet20(width=1 / 8, ratios={"outputs": 0.35}),
+    "vgg16": vgg16(width=1 / 8, bits=None),
+}
+
+
+@over("name", GRAPHS)
+def test_json_round_trip(name: str):
+    whole = GRAPHS[name]
+    again = from_json(to_json(whole))
+    assert again == whole
+    assert hash(again) == hash(whole)
+    assert again.values == whole.values
+    assert to_json(again) == to_json(whole)
+
+
+def test_equality_is_by_value():
+    assert graph() == graph()
+    assert graph() != graph(timesteps=4)
+    assert graph(QUANTIZED) != graph(dataclasses.replace(QUANTIZED, quantizer=Quantizer(4)))
+    assert Graph(list(graph().nodes), 3) == graph()
+
+
+def altered(**fields) -> str:
+    document = json.loads(to_json(graph(QUANTIZED)))
+    document["nodes"][-1] |= fields
+    return json.dumps(document)
+
+
+GARBAGE = {
+    "empty": "",
+    "prose": "a network",
+    "truncated": to_json(every_kind())[:-40],
+    "bytes": b"\xff\xfe\xff",
+    "nothing": None,
+    "null": "null",
+    "number": "3",
+    "list": "[]",
+    "text": '"nodes"',
+    "no nodes": '{"timesteps": 2}',
+    "no timesteps": '{"nodes": [{"kind": "Input", "name": "x", "shape": [4, 4, 1]}]}',
+    "empty nodes": '{"nodes": [], "timesteps": 2}',
+    "nodes of text": '{"nodes": "abc", "timesteps": 2}',
+    "nested": "[" * 100_000,
+    "unknown kind": altered(kind="Attention"),
+    "listed kind": altered(kind=["Conv"]),
+    "base kind": altered(kind="Node"),
+    "foreign field": altered(colour="red"),
+    "text for a number": altered(features="4"),
+    "bits": altered(quantizer={"bits": 9}),
+    "quantizer field": altered(quantizer={"levels": 4}),
+    "quantizer number": altered(quantizer=2),
+    "input": altered(input="nowhere"),
+    "kernel": altered(kernel=[3]),
+}
+
+
+@over("name", GARBAGE)
+def test_text_that_is_no_graph(name: str):
+    with pytest.raises(ValueError, match="the text does not describe a graph: ") as caught:
+        from_json(GARBAGE[name])
+    assert type(caught.value) is ValueError
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@given(st.integers(0, 2000), st.integers(1, 60), st.sampled_from(["", "0", '"', "[", "-1", "null"]))
+def test_damaged_text_is_a_graph_or_a_value_error(start: int, length: int, patch: str):
+    text = to_json(every_kind())
+    with contextlib.suppress(ValueError):
+        assert isinstance(from_json(text[:start] + patch + text[start + length :]), Graph)

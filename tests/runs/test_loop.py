@@ -1,0 +1,423 @@
+"""The training loop, up to a real process that is killed and started again."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_runs import checksums, records
+
+from qpsnn_jax.data import feed
+from qpsnn_jax.model.costs import cost
+from qpsnn_jax.model.zoo import resnet20
+from qpsnn_jax.runs import loop as train
+from qpsnn_jax.runs.config import Config, build_graph
+from qpsnn_jax.runs.loop import Plan, evaluate, fit
+from qpsnn_jax.runs.stages import load_data
+from qpsnn_jax.runtime.compiling import lean_jit
+from qpsnn_jax.training import checkpoint
+from qpsnn_jax.training.steps import init_variables
+
+
+def plan_of(small_network, **changes):
+    settings = {
+        "train_examples": 160,
+        "test_examples": 70,
+        "batch_size": 32,
+        "optimizer": "adam",
+        "checkpoint_epochs": 2,
+    }
+    config = Config(network=small_network, data="digits", **settings | changes)
+    return Plan(config, config.epochs, config.optimizer, config.learning_rate, config.seed)
+
+
+def fitted(plan, directory):
+    graph, data = build_graph(plan.config), load_data(plan.config)
+    return fit(graph, init_variables(graph, jax.random.key(0)), data, plan, directory, "test")
+
+
+def lines(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_saved(directory):
+    return sorted(path.name for path in directory.glob("step_*"))
+
+
+def same(tree, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), tree, expected)
+
+
+@pytest.fixture(scope="module")
+def plan(small_network):
+    return plan_of(small_network, epochs=5, learning_rate=0.05, ste="plain")
+
+
+@pytest.fixture(scope="module")
+def whole(plan, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    return fitted(plan, directory), directory
+
+
+def test_training_learns_and_logs_every_step(whole):
+    trained, directory = whole
+    logged = lines(directory)
+    assert [line["step"] for line in logged] == list(range(1, 26))
+    assert all(set(line) == {"step", "loss", "accuracy"} for line in logged)
+    losses = [line["loss"] for line in logged]
+    assert losses[0] == pytest.approx(math.log(10), rel=0.3)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert [epoch["epoch"] for epoch in trained.epochs] == [1, 2, 3, 4, 5]
+    for i, epoch in enumerate(trained.epochs):
+        assert epoch["train_loss"] == pytest.approx(np.mean(losses[5 * i : 5 * i + 5]))
+    assert trained.epochs[-1]["test_accuracy"] == trained.result.accuracy
+    assert trained.result.accuracy > 0.2
+    assert trained.seconds > 0
+    assert steps_saved(directory) == ["step_20", "step_25"]
+
+
+def test_evaluation_counts_every_image_once(plan, whole):
+    trained, _ = whole
+    data, graph = load_data(plan.config), build_graph(plan.config)
+    alone = evaluate(graph, trained.variables, data.test, data)
+    assert alone.accuracy == trained.result.accuracy
+    assert alone.accuracy * 70 == pytest.approx(round(alone.accuracy * 70))
+
+
+@pytest.mark.parametrize("largest", [35, 32, 69])
+def test_the_size_of_a_batch_changes_nothing(plan, whole, monkeypatch, largest):
+    trained, _ = whole
+    data, graph = load_data(plan.config), build_graph(plan.config)
+    expected = evaluate(graph, trained.variables, data.test, data)
+    monkeypatch.setattr(feed, "_EVALUATION_BATCH", largest)
+    parts = evaluate(graph, trained.variables, data.test, data)
+    assert (parts.accuracy, parts.loss) == pytest.approx((expected.accuracy, expected.loss), rel=1e-5)
+    for name, activity in expected.activity.items():
+        np.testing.assert_allclose(parts.activity[name], activity, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_can_measure_something_else(plan, whole):
+    trained, _ = whole
+    data, graph = load_data(plan.config), build_graph(plan.config)
+    capture = {"lif1": lambda trace: trace.spikes.mean()}
+    rate = evaluate(graph, trained.variables, data.test, data, capture=capture).activity
+    usual = evaluate(graph, trained.variables, data.test, data).activity["lif1"]
+    assert set(rate) == {"lif1"}
+    assert float(rate["lif1"]) == pytest.approx(float(usual.mean()), rel=1e-5)
+
+
+def test_a_finished_training_is_only_read(plan, whole, tmp_path):
+    trained, directory = whole
+    copy = shutil.copytree(directory, tmp_path / "copy")
+    again = fitted(plan, copy)
+    same(again.variables, trained.variables)
+    assert again.epochs == trained.epochs
+    assert again.result.accuracy == trained.result.accuracy
+    assert lines(copy) == lines(directory)
+
+
+def interrupt_in_the_fourth_epoch(plan, directory):
+    real, calls = train._evaluate, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train, "_evaluate", interrupted)
+        fitted(plan, directory)
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_path):
+    trained, directory = whole
+    interrupt_in_the_fourth_epoch(plan, tmp_path / "new")
+    assert steps_saved(tmp_path / "new") == ["step_10"]
+    assert len(lines(tmp_path / "new")) == 20
+    with (tmp_path / "new" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "lo')
+    same(fitted(plan, tmp_path / "new").variables, trained.variables)
+    assert lines(tmp_path / "new") == lines(directory)
+    assert checksums(tmp_path / "new") == checksums(directory)
+
+
+def test_several_steps_in_one_program(plan, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_at_once", lambda: 3)
+    assert list(train._dispatches(0, 10, 5, None)) == [(3, 3), (4, 1), (5, 1), (8, 3), (9, 1), (10, 1)]
+    assert list(train._dispatches(5, 10, 5, 4)) == [(8, 3), (9, 1), (10, 1)]
+    trained = fitted(plan, tmp_path / "whole")
+    found, expected = lines(tmp_path / "whole"), lines(whole[1])
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    # Another program rounds elsewhere, which spikes make more of from step to step.
+    np.testing.assert_allclose([x["loss"] for x in found[:5]], [x["loss"] for x in expected[:5]], rtol=1e-3)
+
+    interrupt_in_the_fourth_epoch(plan, tmp_path / "new")
+    same(fitted(plan, tmp_path / "new").variables, trained.variables)
+    assert lines(tmp_path / "new") == found
+
+
+@pytest.mark.parametrize(("steps", "saved"), [(7, ["step_21", "step_25"]), (12, ["step_24", "step_25"])])
+def test_checkpoints_within_epochs_are_so_many_steps_apart(plan, whole, tmp_path, steps, saved):
+    sparse = dataclasses.replace(plan.config, checkpoint_steps=steps, checkpoint_epochs=99)
+    trained = fitted(dataclasses.replace(plan, config=sparse), tmp_path)
+    assert steps_saved(tmp_path) == saved
+    same(trained.variables, whole[0].variables)
+
+
+def test_what_is_missing_or_damaged_is_refused(plan, whole, tmp_path):
+    def refused(place, match):
+        before = sorted(path.name for path in place.iterdir())
+        with pytest.raises(ValueError, match=match):
+            fitted(plan, place)
+        assert sorted(path.name for path in place.iterdir()) == before
+
+    missing, damaged, shorter, foreign = (shutil.copytree(whole[1], tmp_path / name) for name in "abcd")
+    (missing / "metrics.jsonl").unlink()
+    refused(missing, "metrics.jsonl is missing")
+    for place, lines in ((damaged, ['{"step": 1}', "x"]), (shorter, ['{"step": 1}'])):
+        (place / "metrics.jsonl").write_text("\n".join(lines))
+        refused(place, "metrics.jsonl is damaged: it does not hold the steps 1 to 25")
+    found = checkpoint.latest(foreign)
+    assert found is not None
+    graph = build_graph(plan.config)
+    notes = {name: value for name, value in found.notes.items() if name != "batches"}
+    checkpoint.save(foreign, 30, graph, whole[0].variables, notes)
+    refused(foreign, "step_30 is not one that this training wrote")
+
+
+def test_the_seed_decides(small_network, tmp_path):
+    settings = {"epochs": 1, "learning_rate": 0.02, "shift": 1}
+    first, again, other = (
+        fitted(plan_of(small_network, seed=seed, **settings), tmp_path / name)
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    same(first.variables, again.variables)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b") != lines(tmp_path / "c")
+    assert first.epochs != other.epochs
+
+
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_the_callers_variables_survive_donation(small_network, tmp_path, average):
+    plan = plan_of(small_network, epochs=1, average=average)
+    graph = build_graph(plan.config)
+    variables = init_variables(graph, jax.random.key(0))
+    before = jax.tree.map(np.array, variables)
+    fit(graph, variables, load_data(plan.config), plan, tmp_path, "test")
+    same(variables, before)
+
+
+def test_an_average_is_kept_evaluated_and_returned(small_network, tmp_path):
+    plain, averaged = (
+        fitted(plan_of(small_network, epochs=2, learning_rate=0.02, average=average), tmp_path / str(average))
+        for average in (None, 0.9)
+    )
+    assert lines(tmp_path / "None") == lines(tmp_path / "0.9")
+    found = checkpoint.latest(tmp_path / "0.9")
+    assert found is not None
+    meta = json.loads((found.path / "meta.json").read_text())["crc32"]
+    assert meta[".average['params']['conv2']['kernel']"] != meta[".variables['params']['conv2']['kernel']"]
+    kernels = [trained.variables["params"]["conv2"]["kernel"] for trained in (plain, averaged)]
+    assert float(jnp.abs(kernels[0] - kernels[1]).max()) > 1e-3
+    assert averaged.epochs[-1]["test_accuracy"] == averaged.result.accuracy
+
+
+def test_a_price_on_operations_makes_them_fewer(small_network, tmp_path):
+    totals = []
+    for price in (0.0, 40.0):
+        plan = plan_of(small_network, epochs=4, learning_rate=0.02, ste="plain", sops_penalty=price)
+        trained = fitted(plan, tmp_path / str(price))
+        totals.append(cost(build_graph(plan.config), trained.result.activity).sops_total)
+        assert trained.result.accuracy > 0.2
+        assert all(("penalty" in line) == (price > 0) for line in lines(tmp_path / str(price)))
+    assert totals[1] < 0.8 * totals[0]
+    logged = lines(tmp_path / "40.0")
+    assert logged[0]["loss"] == lines(tmp_path / "0.0")[0]["loss"]  # the loss is logged without the price
+    assert logged[-1]["penalty"] < 0.8 * logged[0]["penalty"]
+
+
+def test_a_batch_larger_than_the_data_is_refused(small_network, tmp_path):
+    plan = plan_of(small_network, batch_size=161)
+    with pytest.raises(ValueError, match="batch_size 161 is larger than the 160 training images"):
+        load_data(plan.config)
+    graph, data = build_graph(plan.config), load_data(plan_of(small_network).config)
+    with pytest.raises(ValueError, match="batch_size 161 is larger"):
+        fit(graph, init_variables(graph, jax.random.key(0)), data, plan, tmp_path / "new", "test")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(plan, whole, small_network, tmp_path):
+    copy = shutil.copytree(whole[1], tmp_path / "copy")
+    other = plan_of(small_network, width=2.0)
+    with pytest.raises(ValueError, match="or it is of another network"):
+        fitted(other, copy)
+    assert lines(copy) == lines(whole[1])
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(plan, whole, tmp_path, monkeypatch):
+    real = train.make_train_step
+
+    def poisoned(*arguments, **options):
+        step = real(*arguments, **options)
+
+        def bad(state, images, labels):
+            state, metrics = step(state, images, labels)
+            return state, metrics | {"loss": jnp.where(state.step == 13, jnp.nan, metrics["loss"])}
+
+        return bad
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 13; the checkpoints before it stay in"):
+        fitted(plan, tmp_path)
+    assert steps_saved(tmp_path) == ["step_10"]
+    assert lines(tmp_path) == lines(whole[1])[:12]
+    monkeypatch.undo()
+    same(fitted(plan, tmp_path).variables, whole[0].variables)
+
+
+def test_weights_that_are_not_finite_are_never_saved(plan, tmp_path, monkeypatch):
+    real = train.make_train_step
+
+    def poisoned(*arguments, **options):
+        step = real(*arguments, **options)
+
+        def bad(state, images, labels):
+            after, metrics = step(state, images, labels)
+            bias = after.variables["params"]["fc"]["bias"]
+            bias = jnp.where(after.step == 20, jnp.inf, bias)
+            params = after.variables["params"] | {"fc": after.variables["params"]["fc"] | {"bias": bias}}
+            return after._replace(variables=after.variables | {"params": params}), metrics
+
+        return bad
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    with pytest.raises(FloatingPointError, match="a weight is not finite after step 20"):
+        fitted(plan, tmp_path)
+    assert steps_saved(tmp_path) == ["step_10"]
+
+
+def test_tensorboard_gets_the_numbers_where_it_is_installed(plan, whole, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, logdir, purge_step):
+            written.append((Path(logdir), purge_step))
+
+        def add_scalar(self, tag, value, step):
+            written.append((tag, value, step))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", type(sys)("tensorboardX"))
+    monkeypatch.setattr(sys.modules["tensorboardX"], "SummaryWriter", SummaryWriter, raising=False)
+    fitted(plan, tmp_path)
+    assert written[0] == (tmp_path / "tensorboard", 1)
+    assert written[-1] == "closed"
+    assert [w for w in written[1:-1] if w[0] == "train/loss"] == [
+        ("train/loss", line["loss"], line["step"]) for line in lines(tmp_path)
+    ]
+    accuracies = [(value, step) for tag, value, step in written[1:-1] if tag == "test/accuracy"]
+    assert accuracies == [(e["test_accuracy"], 5 * e["epoch"]) for e in whole[0].epochs]
+
+
+SMALL = [
+    "digits",
+    "--network",
+    "small",
+    "--width",
+    "1",
+    "--train-examples",
+    "192",
+    "--test-examples",
+    "60",
+    "--batch-size",
+    "32",
+]
+SMALL += ["--ratios", "stem=0.3,middle=0.55", "--epochs", "6", "--finetune-epochs", "6", "--checkpoint-epochs", "2"]
+SMALL += ["--score-batches", "1", "--checkpoint-steps", "4"]  # of six in an epoch
+PROGRAM = """
+import sys
+from small_runs import small
+from qpsnn_jax.runs.cli import main
+from qpsnn_jax.model.zoo import NETWORKS
+NETWORKS["small"] = small
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def started(directory: Path, cache: Path) -> subprocess.Popen:
+    # The cache only spares the later processes the compilation: the programs they load are the first one's.
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-c", PROGRAM, "run", *SMALL, "--out", str(directory)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def when(process: subprocess.Popen, happened) -> None:
+    deadline = time.monotonic() + 240
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def killed_when(process: subprocess.Popen, happened) -> None:
+    when(process, happened)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    """Terminated, killed while it trains and while it fine-tunes, in all three stages."""
+    cache, whole, broken = (tmp_path / name for name in ("cache", "whole", "broken"))
+    process = started(whole, cache)
+    assert process.wait() == 0, process.communicate()
+    process.communicate()
+
+    def saved(stage):
+        return any(name.isdigit() for name in (p.name.removeprefix("step_") for p in (broken / stage).glob("step_*")))
+
+    process = started(broken, cache)
+    when(process, lambda: saved("quantized"))
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.splitlines()[-1] == "qpsnn: stopped; a run goes on from its last checkpoint by the same command."
+    last = max(int(name.removeprefix("step_")) for name in steps_saved(broken / "quantized"))
+    assert len(lines(broken / "quantized")) == last  # nothing is lost
+    if last < 20:
+        killed_when(started(broken, cache), lambda: f"step_{last}" not in steps_saved(broken / "quantized"))
+    assert not (broken / "quantized" / "stage.json").exists()
+    killed_when(started(broken, cache), lambda: saved("finetuned"))
+    assert (broken / "pruned" / "stage.json").exists()
+    assert not (broken / "finetuned" / "stage.json").exists()
+    process = started(broken, cache)
+    assert process.wait() == 0, process.communicate()
+    process.communicate()
+
+    for stage in ("quantized", "pruned", "finetuned"):
+        assert checksums(broken / stage) == checksums(whole / stage)
+        assert checksums(whole / stage)["final/step_0"]
+    for stage in ("quantized", "finetuned"):
+        assert lines(broken / stage) == lines(whole / stage)
+        assert len(lines(whole / stage)) == 36
+    reports = [json.loads((directory / "report.json").read_text()) for directory in (whole, broken)]
+    assert records(reports[0]) == records(reports[1])
+    assert reports[0]["stages"][-1]["connection_ratio"] < 0.5
+
+
+def test_memory_counts_for_large_networks_alone():
+    assert train._jit(resnet20(bits=2, width=1 / 8), 32) is jax.jit
+    assert train._jit(resnet20(bits=2), 8) is lean_jit

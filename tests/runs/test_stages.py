@@ -1,0 +1,344 @@
+"""Whole runs of a small network: the stages, their commands, and what is kept, refused and never overwritten."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small_runs import checksums, contents, records
+
+from qpsnn_jax.model.costs import cost
+from qpsnn_jax.pruning import select
+from qpsnn_jax.runs import loop as train
+from qpsnn_jax.runs import stages as pipeline
+from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.config import build_graph, load_config
+from qpsnn_jax.runs.loop import evaluate
+from qpsnn_jax.runs.stages import Stage, load_data, load_network, save_network
+from qpsnn_jax.training.steps import init_variables
+
+
+@pytest.fixture
+def copy(small_run, tmp_path):
+    return shutil.copytree(small_run, tmp_path / "copy")
+
+
+@pytest.fixture
+def lazy(monkeypatch):
+    """Training is over: whoever trains again fails."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a complete stage was computed again")
+
+    for name in ("fit", "evaluate", "_scores", "_trained_network"):
+        monkeypatch.setattr(pipeline, name, refuse)
+
+
+def failed(capsys, arguments, match, status=2):
+    assert main([str(argument) for argument in arguments]) == status
+    captured = capsys.readouterr()
+    assert captured.err.startswith("qpsnn: error: ")
+    assert captured.err.count("\n") == 1
+    assert match in captured.err
+
+
+def cells(table: str, name: str) -> list[str]:
+    row = next(line for line in table.splitlines() if line.startswith(f"| {name} "))
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_the_kept_channels_are_those_with_the_highest_scores(small_run, small_report):
+    keep = json.loads((small_run / "pruned" / "stage.json").read_text())["keep"]
+    assert {name: len(kept) for name, kept in keep.items()} == {"conv1": int(10 * 0.7), "conv2": int(20 * 0.45)}
+    whole, pruned, final = (load_network(small_run / name)[0] for name in ("quantized", "pruned", "finetuned"))
+    assert whole == build_graph(pipeline.read_config(small_run))
+    assert pruned == final
+    with np.load(small_run / "pruned" / "scores.npz") as scores:
+        chosen = select(whole, dict(scores), small_report["config"]["ratios"])
+    assert {name: kept.tolist() for name, kept in chosen.items()} == keep
+    weights = [9 * (i * o + o * 16) for i, o in ((10, 20), (7, 9))]
+    assert small_report["stages"][1]["connection_ratio"] == weights[1] / weights[0]
+
+
+def test_every_stage_can_be_loaded_and_is_what_the_report_says(small_run, small_report):
+    config = pipeline.read_config(small_run)
+    data = load_data(config)
+    for stage in small_report["stages"]:
+        graph, variables = load_network(small_run / stage["name"])
+        result = evaluate(graph, variables, data.test, data)
+        costs = cost(graph, result.activity)
+        assert result.accuracy == stage["accuracy_last"] <= stage["accuracy_best"] <= 1
+        assert (costs.params, costs.size_bytes) == (stage["params"], stage["size_bytes"])
+        assert costs.sops_total == pytest.approx(stage["sops_total"])
+        assert stage["sops_total"] == pytest.approx(2 * stage["sops_per_step"])
+        assert costs.energy_mj == pytest.approx(stage["energy_mj"])
+        assert costs.firing_rates == pytest.approx(stage["firing_rates"])
+    final, variables = load_network(small_run)
+    expected, others = load_network(small_run / "finetuned" / "final")
+    assert final == expected
+    jax.tree.map(np.testing.assert_array_equal, variables, others)
+
+
+def test_the_accuracy_of_a_stage_is_that_of_its_last_epoch(small_run, small_report):
+    for stage in small_report["stages"]:
+        epochs = json.loads((small_run / stage["name"] / "stage.json").read_text())["epochs"]
+        accuracies = [epoch["test_accuracy"] for epoch in epochs] or [stage["accuracy_last"]]
+        assert stage["accuracy_last"] == accuracies[-1]
+        assert stage["accuracy_best"] == max(accuracies)
+        assert len(epochs) == {"quantized": 4, "pruned": 0, "finetuned": 2}[stage["name"]]
+
+
+@pytest.mark.usefixtures("lazy")
+def test_the_same_command_again_changes_nothing(small_config, copy, capsys):
+    before = contents(copy)
+    assert main(["run", str(small_config), "--out", str(copy)]) == 0
+    assert contents(copy) == before
+    assert cells(capsys.readouterr().out, "finetuned")[0] == "finetuned"
+
+
+def test_the_stages_one_by_one_are_the_run(small_config, small_run, small_report, tmp_path, capsys):
+    directory = tmp_path / "steps"
+    report = (small_run / "report.md").read_text()
+    failed(capsys, ["prune", tmp_path], "is not the directory of a run")
+    assert main(["train", str(small_config), "--out", str(directory)]) == 0
+    assert cells(capsys.readouterr().out, "quantized")[:-1] == cells(report, "quantized")[:-1]
+    failed(capsys, ["finetune", directory], "has no complete stage 'pruned' yet; run `qpsnn prune` first.")
+    assert main(["score", str(directory)]) == 0
+    assert "conv2                   20 channels" in capsys.readouterr().out
+    assert main(["prune", str(directory)]) == 0
+    assert cells(capsys.readouterr().out, "pruned")[:-1] == cells(report, "pruned")[:-1]
+    assert main(["finetune", str(directory)]) == 0
+    assert cells(capsys.readouterr().out, "finetuned")[:-1] == cells(report, "finetuned")[:-1]
+    assert records(json.loads((directory / "report.json").read_text())) == records(small_report)
+    for name in pipeline.STAGES:
+        assert checksums(directory / name) == checksums(small_run / name)
+    assert set(contents(directory)) >= {name for name in contents(small_run) if name.startswith(("report", "plots"))}
+
+
+def test_later_stages_need_earlier_ones(small_config, tmp_path, capsys):
+    config = load_config(small_config)
+    pipeline.open_run(tmp_path / "run", config)
+    for command in ("score", "prune"):
+        failed(capsys, [command, tmp_path / "run"], "has no complete stage 'quantized' yet; run `qpsnn train` first.")
+    failed(capsys, ["evaluate", tmp_path / "run"], "holds no finished network")
+
+
+def test_evaluate_gives_the_numbers_of_the_report(small_run, capsys):
+    report = (small_run / "report.md").read_text()
+    for name in pipeline.STAGES:
+        for place in (small_run / name, small_run / name / "final", small_run / name / "final" / "step_0"):
+            assert main(["evaluate", str(place)]) == 0
+            found = cells(capsys.readouterr().out, place.name)
+            expected = cells(report, name)
+            assert [found[1], *found[3:-1]] == [expected[1], *expected[3:-1]]
+    assert main(["evaluate", str(small_run)]) == 0
+    assert cells(capsys.readouterr().out, small_run.name)[3:-1] == cells(report, "finetuned")[3:-1]
+
+
+def test_evaluate_takes_other_data(small_run, tmp_path, capsys):
+    outside = shutil.copytree(small_run / "finetuned" / "final", tmp_path / "alone")
+    failed(capsys, ["evaluate", outside], "belongs to no run, so say which --data to evaluate on")
+    assert main(["evaluate", str(outside), "--data", "digits", "--test-examples", "7"]) == 0
+    accuracy = float(cells(capsys.readouterr().out, "alone")[1].removesuffix("%"))
+    assert accuracy * 7 / 100 == pytest.approx(round(accuracy * 7 / 100), abs=1e-3)
+    failed(capsys, ["evaluate", outside, "--data", "digits", "--test-examples", "0"], "test_examples")
+
+
+def test_cost_gives_the_numbers_of_the_report(small_config, small_run, small_report, capsys):
+    whole, *_, final = small_report["stages"]
+    for arguments, stage, measured in (
+        (["cost", str(small_config)], whole, False),
+        (["cost", str(small_config), "--pruned"], final, False),
+        (["cost", str(small_run)], final, True),
+        (["cost", str(small_run / "quantized")], whole, True),
+    ):
+        assert main(arguments) == 0
+        lines = capsys.readouterr().out.splitlines()
+        total = next(line for line in lines if line.startswith("total")).replace(",", "").split()
+        assert int(total[1]) == stage["params"]
+        assert float(total[2]) * 1000 == stage["size_bytes"]
+        assert (total[5] != "–") == measured
+        if measured:
+            assert float(total[5]) == pytest.approx(stage["sops_total"], abs=0.5)
+            energy = next(line for line in lines if "µJ" in line)
+            assert float(energy.split()[0]) == pytest.approx(1000 * stage["energy_mj"], abs=5e-4)
+        layers = [line.replace(",", "").split() for line in lines[1 : lines.index("")] if not line.startswith("total")]
+        assert sum(int(cells[4]) for cells in layers) == int(total[3])  # the lines add up
+    assert main(["cost", str(small_config), "--width", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    total = next(line for line in lines if line.startswith("total"))
+    assert int(total.split()[1].replace(",", "")) > 2 * whole["params"]
+    failed(capsys, ["cost", small_run, "--width", "2"], "holds a network as it is, so --width cannot be set")
+
+
+def test_a_run_goes_on_wherever_its_data_lie(small_config, copy, capsys, lazy):
+    command = ["run", str(small_config), "--out", str(copy)]
+    assert main([*command, "--data_dir", "elsewhere", "--workers", "3", "--checkpoint_epochs", "9"]) == 0
+    failed(capsys, [*command, "--seed", "1"], "holds another run (seed is 0 there and 1 here)")
+
+
+def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, capsys, monkeypatch):
+    before = contents(copy)
+    command = ["run", str(small_config), "--out", str(copy), "--compare"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    report = json.loads((copy / "report.json").read_text())
+    assert report["stages"] == small_report["stages"]
+    assert [control["name"] for control in report["controls"]] == ["baseline", "random", "scratch"]
+    assert all(set(control) == set(report["stages"][0]) for control in report["controls"])
+    for name in ("quantized", "pruned", "finetuned", "baseline", "random", "scratch"):
+        assert cells(out, name) == cells((copy / "report.md").read_text(), name)
+    # Each is as small as the pruned network, and is what its name says.
+    assert {control["params"] for control in report["controls"]} == {report["stages"][-1]["params"]}
+    places = [copy / "controls" / name for name in ("baseline", "random")]
+    configs = [dataclasses.asdict(pipeline.read_config(place)) for place in places]
+    own = dataclasses.asdict(pipeline.read_config(copy))
+    assert configs == [own | {"gamma": "none", "criterion": "sca"}, own | {"criterion": "random"}]
+    keeps = [json.loads((d / "pruned" / "stage.json").read_text())["keep"] for d in (copy, *places)]
+    assert keeps[0] != keeps[2] != keeps[1]
+    scratch = json.loads((copy / "controls" / "scratch" / "quantized" / "stage.json").read_text())
+    assert len(scratch["epochs"]) == 4 + 2
+    assert {k: v for k, v in contents(copy).items() if k.startswith(("quantized", "pruned", "finetuned"))} == {
+        k: v for k, v in before.items() if k.startswith(("quantized", "pruned", "finetuned"))
+    }
+    # And the same command again only reads.
+    after = contents(copy)
+    monkeypatch.setattr(train, "make_train_step", None)
+    assert main(command) == 0
+    assert contents(copy) == after
+
+
+def test_the_directory_of_another_run_is_refused(small_config, copy, capsys):
+    before = contents(copy)
+    for command in ("run", "train"):
+        failed(
+            capsys,
+            [command, small_config, "--bits", "4", "--out", copy],
+            "holds another run (bits is 2 there and 4 here); choose another --out.",
+        )
+    assert contents(copy) == before
+
+
+def test_what_is_no_run_is_never_written_into(small_config, tmp_path, capsys):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    for place in (foreign, foreign / "thesis.tex"):
+        failed(capsys, ["run", small_config, "--out", place], "exists and is not the directory of a run")
+    failed(capsys, ["run", small_config, "--out", foreign / "thesis.tex" / "below"], "thesis.tex")
+    assert contents(foreign) == {"thesis.tex": b"years of work"}
+
+
+def test_an_empty_directory_and_one_killed_at_its_start_are_taken(small_config, tmp_path):
+    config = load_config(small_config)
+    for name, left in (("empty", None), ("killed", "config.json.tmp")):
+        (tmp_path / name).mkdir()
+        if left:
+            (tmp_path / name / left).write_text("{")
+        pipeline.open_run(tmp_path / name, config)
+        assert pipeline.check_run(tmp_path / name, config)
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"config": 3}', '{"config": {"bitz": 2}}', '{"config": {"bits": 9}}']
+)
+def test_a_damaged_config_is_refused(small_config, copy, capsys, text):
+    (copy / "config.json").write_text(text)
+    for command in (["run", small_config, "--out", copy], ["prune", copy], ["evaluate", copy]):
+        failed(capsys, command, "config.json is damaged")
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"stage": {"name": "pruned"}}', b"\xff\xfe"])
+def test_a_damaged_record_is_refused(small_config, copy, capsys, data):
+    (copy / "pruned" / "stage.json").write_bytes(data)
+    before = contents(copy)
+    failed(capsys, ["run", small_config, "--out", copy], "stage.json is damaged; delete the folder")
+    assert contents(copy) == before
+
+
+def test_a_damaged_record_of_a_control_costs_no_more_than_itself(copy):
+    (copy / "controls").mkdir()
+    (copy / "controls" / "random.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"random\.json is damaged; delete it to redo the stage"):
+        pipeline.read_controls(copy)
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
+def test_damaged_scores_are_refused(small_config, copy, capsys, kept):
+    shutil.rmtree(copy / "finetuned")
+    (copy / "pruned" / "stage.json").unlink()
+    scores = copy / "pruned" / "scores.npz"
+    scores.write_bytes(scores.read_bytes()[: int(kept * scores.stat().st_size)])
+    failed(capsys, ["run", small_config, "--out", copy], "scores.npz is damaged; delete it to score again.")
+    assert not (copy / "pruned" / "stage.json").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(small_config, copy, capsys):
+    other = build_graph(load_config(small_config), ratios={"middle": 0.5})
+    shutil.rmtree(copy / "pruned")
+    shutil.rmtree(copy / "quantized" / "final")
+    save_network(copy / "quantized" / "final", other, init_variables(other, jax.random.key(0)), {})
+    before = contents(copy)
+    for command in (["score", copy], ["prune", copy], ["run", small_config, "--out", copy]):
+        failed(capsys, command, "holds another network than the run's config describes")
+    assert contents(copy) == before
+
+
+def test_a_corrupted_checkpoint_is_refused(small_config, copy, capsys):
+    arrays = (p for p in (copy / "quantized" / "final").rglob("d/*") if p.is_file())
+    path = max(arrays, key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+    shutil.rmtree(copy / "pruned")
+    before = contents(copy)
+    for command in (["evaluate", copy / "quantized"], ["prune", copy], ["run", small_config, "--out", copy]):
+        failed(capsys, command, "damaged")
+    assert contents(copy) == before
+
+
+def test_a_loss_that_is_not_finite_ends_with_status_1(small_config, tmp_path, capsys):
+    wild = ["--optimizer", "sgd", "--learning-rate", "1e38", "--warmup-epochs", "0"]
+    assert main(["train", str(small_config), *wild, "--out", str(tmp_path / "wild")]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("qpsnn: error: ")
+    assert "step" in message
+    assert not (tmp_path / "wild" / "quantized" / "stage.json").exists()
+
+
+def test_the_criterion_decides_the_scores(small_run):
+    config = pipeline.read_config(small_run)
+    graph, variables = load_network(small_run / "quantized")
+    data = load_data(config)
+    scores = {
+        name: pipeline._scores(dataclasses.replace(config, criterion=name), graph, variables, data)
+        for name in ("svs", "sca", "magnitude", "random")
+    }
+    flat = {name: np.concatenate([np.asarray(x).ravel() for x in found.values()]) for name, found in scores.items()}
+    assert all(set(found) == {"conv1", "conv2", "conv3"} for found in scores.values())
+    assert all(len(values) == 10 + 20 + 16 for values in flat.values())
+    assert flat["svs"].max() <= 8
+    # Mean ranks of two batches of 100 images.
+    np.testing.assert_allclose(flat["svs"] * 200, np.round(flat["svs"] * 200), atol=1e-3)
+    assert ((flat["random"] >= 0) & (flat["random"] < 1)).all()
+    kernel = np.asarray(variables["params"]["conv2"]["kernel"])
+    np.testing.assert_allclose(scores["magnitude"]["conv2"], np.abs(kernel).sum((0, 1, 2)), rtol=1e-5)
+    with np.load(small_run / "pruned" / "scores.npz") as stored:
+        np.testing.assert_array_equal(stored["conv2"], scores["svs"]["conv2"])
+
+
+def test_a_run_on_cifar(small_network, small_config, tfds_dir: Path, tmp_path, capsys):
+    directory = tmp_path / "cifar"
+    settings = {"data": "cifar10", "data-dir": tfds_dir, "train-examples": 96, "test-examples": 40, "epochs": 1}
+    settings |= {"finetune-epochs": 1, "score-batch-size": 32, "flip": "true", "shift": 2, "cutout": 8}
+    options = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    assert main(["run", str(small_config), *options, "--out", str(directory)]) == 0
+    report = json.loads((directory / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["quantized", "pruned", "finetuned"]
+    assert load_network(directory)[0].input.shape == (32, 32, 3)
+    assert Stage(**report["stages"][0]).params > 0
+    assert cells(capsys.readouterr().out, "finetuned")

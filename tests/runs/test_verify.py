@@ -1,0 +1,166 @@
+"""`qpsnn verify` runs both sides, `qpsnn infer` classifies files; what does not fit is refused in a sentence."""
+
+import dataclasses
+import re
+import shutil
+
+import numpy as np
+import pytest
+from compilers import compiler
+from exported import GRAPHS, folded_of, pixels_of
+from PIL import Image
+
+from qpsnn_jax.data import load
+from qpsnn_jax.export.images import classify
+from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.packed import load_packed, write_packed
+from qpsnn_jax.runs import verify
+from qpsnn_jax.runs.cli import main
+
+
+def test_verify_prints_the_agreement(small_run, capsys):
+    compiler("gcc")
+    command = ["verify", str(small_run), "--format", "c", "--test-examples", "60"]
+    assert main([*command, "--cc", "gcc -O1"]) == 0
+    text = capsys.readouterr().out
+    assert "60 test images, the same prediction on 100.00 %" in text
+    assert re.search(r"lif3 +0\.00e\+00", text)
+    assert "the C program has the logits of the whole numbers on 100.00 %" in text
+    assert main([*command, "--cc", "absent-cc"]) == 2
+    assert "the compiler 'absent-cc' cannot be run" in capsys.readouterr().err
+    assert main([*command, "--cc", "gcc -fno-such-option"]) == 2
+    assert "no-such-option" in capsys.readouterr().err
+
+
+def _other_classes(folded):
+    *layers, readout = folded.layers
+    return dataclasses.replace(folded, layers=(*layers, dataclasses.replace(readout, kernel=-readout.kernel)))
+
+
+def _spoiled_packed(change):
+    load = verify.load_packed
+    change.setattr(verify, "load_packed", lambda path: load(path)._replace(folded=_other_classes(load(path).folded)))
+
+
+def _spoiled_c(change):
+    change.setattr(verify, "_DRIVER", verify._DRIVER.replace("(long)logits[k]", "(long)logits[k] + 1"))
+
+
+def _spoiled_onnx(change):
+    make = verify.onnx_model
+    change.setattr(verify, "onnx_model", lambda folded: make(_other_classes(folded)))
+
+
+def _spoiled_nir(change):
+    read = verify.read_nir
+
+    def spoiled(path):
+        document = read(path)
+        document.nodes["fc"].weight = -document.nodes["fc"].weight
+        return document
+
+    change.setattr(verify, "read_nir", spoiled)
+
+
+def _spoiled_stablehlo(change):
+    make = verify.stablehlo
+
+    def spoiled(graph, variables, mean, std):
+        fc = {name: -leaf for name, leaf in variables["params"]["fc"].items()}
+        return make(graph, {**variables, "params": {**variables["params"], "fc": fc}}, mean, std)
+
+    change.setattr(verify, "stablehlo", spoiled)
+
+
+SPOILED = {
+    "packed": (_spoiled_packed, (), "the whole numbers should have 99.9 % of the predictions, and has"),
+    "c": (_spoiled_c, ("cc",), "the C program should have every logit, and differs on 100.00 %"),
+    "onnx": (_spoiled_onnx, ("onnx", "onnxruntime"), "onnxruntime should have 99.9 % of the predictions, and has"),
+    "nir": (_spoiled_nir, ("nir",), "the NIR graph should have 99.9 % of the predictions, and has"),
+    "stablehlo": (_spoiled_stablehlo, (), "StableHLO should have 99.9 % of the predictions, and has"),
+}
+
+
+@pytest.mark.parametrize("form", SPOILED)
+def test_a_broken_promise_is_status_1(form, small_run, capsys, monkeypatch):
+    spoil, needed, message = SPOILED[form]
+    for name in needed:
+        _ = compiler("gcc") if name == "cc" else pytest.importorskip(name, reason=f"{name} is not installed")
+    command = ["verify", str(small_run), "--format", form, "--test-examples", "20", "--cc", "gcc -O1"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert " on 100.00 %" in captured.out
+    assert captured.err == ""
+    spoil(monkeypatch)
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"qpsnn: the two sides disagree: {message}")
+    assert captured.err.count("\n") == 1
+    assert "%" in captured.out
+
+
+def test_rounded_weights_promise_less(small_run, capsys):
+    command = ["verify", str(small_run), "--format", "packed", "--stem-bits", "8", "--readout-bits", "8"]
+    assert main(command) == 0
+    same = float(re.search(r"the same prediction on ([0-9.]+) %", capsys.readouterr().out)[1])
+    assert same >= 90
+
+
+@pytest.fixture(scope="module")
+def exported(small_run, tmp_path_factory):
+    file = tmp_path_factory.mktemp("exported") / "small.qpsnn"
+    assert main(["export", str(small_run), "--format", "packed", "--out", str(file)]) == 0
+    return file
+
+
+def test_infer_classifies_a_folder(exported, tmp_path, capsys):
+    images = load("digits", test_examples=5).test.images
+    for i, image in enumerate(images[:4]):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{i}.png")
+    np.save(tmp_path / "4.npy", images[4])
+    (tmp_path / "notes.txt").write_text("no image")
+    assert main(["infer", str(exported), str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    network = IntegerNetwork.of(load_packed(exported).folded)
+    expected = network(images)
+    assert [int(re.search(r"class (\d)", line)[1]) for line in lines] == expected.argmax(-1).tolist()
+    currents = [float(re.search(r"current (\S+)", line)[1]) for line in lines]
+    np.testing.assert_allclose(currents, expected.max(-1) * network.readout.unit, atol=1e-3)
+
+
+def test_infer_refuses_what_does_not_fit(exported, tmp_path, capsys):
+    empty, text, large, floating = (tmp_path / name for name in ("empty", "text.png", "large.png", "floating.npy"))
+    empty.mkdir()
+    text.write_text("no image")
+    Image.new("L", (9, 8)).save(large)
+    np.save(floating, np.zeros((8, 8, 1)))
+    for path, message in (
+        (empty, "holds no images"),
+        (text, "is not an image"),
+        (large, "holds uint8 (8, 9, 1), and the network takes uint8 (8, 8, 1)"),
+        (floating, "holds float64 (8, 8, 1)"),
+        (tmp_path / "absent.png", "absent.png"),
+    ):
+        assert main(["infer", str(exported), str(path)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_frames_come_from_arrays(tmp_path):
+    folded, frames = folded_of("vggsnn"), pixels_of(GRAPHS["vggsnn"], 3)
+    write_packed(tmp_path / "net.qpsnn", folded, {})
+    np.save(tmp_path / "a.npy", frames[2])
+    (found,) = classify(folded, tmp_path / "a.npy")
+    assert found.label == IntegerNetwork.of(folded)(frames)[2].argmax()
+    Image.new("RGB", (18, 16)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="takes uint8 arrays of shape"):
+        list(classify(folded, tmp_path / "b.png"))
+
+
+def test_a_network_without_a_run_has_no_statistics(small_run, tmp_path, capsys):
+    alone = tmp_path / "alone"
+    shutil.copytree(small_run / "finetuned" / "final", alone)
+    out = str(tmp_path / "a.qpsnn")
+    assert main(["export", str(alone), "--format", "packed", "--out", out]) == 2
+    assert "belongs to no run, so the mean and std of its pixels are not known; give a run." in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""Two real processes, joined by jax.distributed, do one run together and give what a single process gives."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from small_runs import records
+
+from qpsnn_jax.runs.stages import STAGES, load_network, read_notes
+from qpsnn_jax.runtime import processes
+
+HERE = Path(__file__).parents[1]
+SMALL = ["digits", "--network", "small", "--width", "1", "--train-examples", "192", "--test-examples", "60"]
+SMALL += ["--batch-size", "32", "--ratios", "stem=0.3,middle=0.55", "--epochs", "2", "--finetune-epochs", "1"]
+SMALL += ["--score-batches", "1", "--score-batch-size", "64", "--checkpoint-steps", "4"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def started(directory: Path, *options: str, count: int = 1, devices: int = 1, odd: tuple[str, ...] = ()) -> list:
+    """The run in so many processes that join, each with so many CPU devices; the last has the ``odd`` options too."""
+    # Unoptimized code compiles in half the time, and rounds alike in both.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), *sys.path])
+    command = [sys.executable, str(HERE / "in_processes.py"), "run", *SMALL, "--out", str(directory), *options]
+    joining = ["--processes", str(count), "--coordinator", f"localhost:{free_port()}"] if count > 1 else []
+    own = [[*joining, "--process-id", str(i)] if joining else [] for i in range(count)]
+    own[-1] += odd
+    return [
+        subprocess.Popen(
+            [*command, *place],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for place in own
+    ]
+
+
+def ended(running: list[subprocess.Popen], status: int) -> list[tuple[str, str]]:
+    """What each has printed and complained, once all have ended with the status."""
+    said = [process.communicate(timeout=240) for process in running]
+    assert [process.returncode for process in running] == [status] * len(running), said
+    return said
+
+
+def losses(directory: Path, stage: str) -> list[float]:
+    return [json.loads(line)["loss"] for line in (directory / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def shown(directory: Path) -> list[dict]:
+    return records(json.loads((directory / "report.json").read_text()))
+
+
+def test_two_processes_stopped_and_resumed_do_what_one_does(small_network, tmp_path):
+    """One of them gets SIGTERM; they go on with their weights cut; the other run is never stopped and cuts nothing."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    reference, pair = started(one, devices=2), started(two, count=2)
+    deadline = time.monotonic() + 120
+    while not (two / "quantized" / "step_4").exists():  # of twelve
+        assert all(process.poll() is None for process in pair), ended(pair, 0)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    pair[1].send_signal(signal.SIGTERM)
+    for _, complaint in ended(pair, 128 + signal.SIGTERM):
+        last = complaint.splitlines()[-1]
+        assert last == "qpsnn: stopped; a run goes on from its last checkpoint by the same command."
+    stopped = len(losses(two, "quantized"))
+    assert (two / "quantized" / f"step_{stopped}" / "meta.json").exists()
+    assert not (two / "quantized" / "stage.json").exists()
+
+    (said, told), (other, silence) = ended(started(two, "--fsdp", "true", count=2), 0)
+    (alone, _) = ended(reference, 0)[0]
+    assert "finetuned: epoch 1/1" in told
+    assert "epoch" not in silence
+    assert "report.md" in said
+    assert "report.md" not in other
+
+    for stage in STAGES:
+        (graph, found), (expected_graph, expected) = load_network(two / stage), load_network(one / stage)
+        assert graph == expected_graph
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
+    for stage in ("quantized", "finetuned"):
+        np.testing.assert_allclose(losses(two, stage), losses(one, stage), rtol=0, atol=1e-5)
+    assert read_notes(two, "pruned", "keep") == read_notes(one, "pruned", "keep")
+    for found, expected in zip(shown(two), shown(one), strict=True):
+        assert found["accuracy_last"] == expected["accuracy_last"]
+        assert found["sops_total"] == pytest.approx(expected["sops_total"], rel=1e-5)
+
+    # Each process reads its own part of a batch, and the same part when it goes on.
+    first, second, both = (json.loads(text.splitlines()[-1]) for text in (said, other, alone))
+    assert first["state"] == second["state"] == both["state"]
+    assert first["resumes"]
+    assert second["resumes"]
+    for mine, yours, whole in zip(first["rows"], second["rows"], both["rows"], strict=True):
+        assert [list(rows) for rows in (mine, yours, whole)] == [["0"], ["2"], ["0", "2"]]
+        assert len({*mine["0"], *yours["2"]}) == len({*whole["0"], *whole["2"]}) == 4
+    assert len({x for rows in (*first["rows"], *second["rows"]) for part in rows.values() for x in part}) == 20
+
+
+def test_processes_that_do_not_run_the_same_all_end(tmp_path):
+    pair = started(tmp_path / "run", count=2, odd=("--seed", "1"))
+    (first, second) = (complaint.splitlines()[-1] for _, complaint in ended(pair, 2))
+    assert first == "qpsnn: error: another process has failed, and says why."
+    assert second.startswith(f"qpsnn: error: {tmp_path / 'run'} holds another run (seed is 0 there and 1 here)")
+
+
+def test_a_process_alone_waits_for_nobody(tmp_path):
+    done = []
+    processes.meet("nobody comes")
+    processes.by_first(lambda: done.append(1))
+    processes.write_together(tmp_path / "file", b"whole")
+    assert done == [1]
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    assert processes.is_first()
+    answers = iter([False, True])
+    question = processes.agreed(lambda: next(answers))
+    assert [question(), question()] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 0, "host:1"), "process-id must be at least 0 and below processes, got 0 of 0."),
+        ((2, 2, "host:1"), "process-id must be at least 0 and below processes, got 2 of 2."),
+        ((2, -1, "host:1"), "process-id must be at least 0 and below processes, got -1 of 2."),
+        ((2, 1, "host"), "coordinator must be HOST:PORT, the same for all processes, got 'host'."),
+        ((2, 1, "host:port"), "coordinator must be HOST:PORT, the same for all processes, got 'host:port'."),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(arguments, message):
+    with pytest.raises(ValueError) as caught:
+        processes.join(*arguments)
+    assert str(caught.value) == message

@@ -1,0 +1,50 @@
+"""Several devices give what one gives, and send no activations about; eight CPU devices in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qpsnn_jax.runs import loop as train
+from qpsnn_jax.runs.config import Config
+
+HERE = Path(__file__).parents[1]
+
+
+def test_eight_devices_do_what_one_does(tmp_path):
+    """One test, because the process with eight devices is run but once."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
+    command = [sys.executable, str(HERE / "on_eight_devices.py"), str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["steps"]["devices"] == 8
+    assert found["steps"]["apart"] < 1e-5  # batch statistics included
+    assert found["steps"]["loss"] < 1e-5
+    assert found["steps"]["moved"] == []
+    assert found["steps"]["reductions"] > 0
+    assert found["steps"]["scores"] == 0
+    assert found["sums"] == {form: {"apart": 0, "held": 2, "moved": []} for form in ("winograd", "popcount")}
+    # Weights that are cut are gathered where they are used, and nothing else moves but sums.
+    assert found["cuts"]["apart"] < 1e-5
+    assert max(found["cuts"]["held"]) < 0.13
+    assert found["cuts"]["kinds"] == ["all-gather"]
+    assert found["cuts"]["sent"] == found["cuts"]["weights"]
+    assert found["cuts"]["strange"] == []
+    # A checkpoint of eight devices goes on with one and with two.
+    assert found["fits"]["apart"] < 1e-5
+    assert found["fits"]["accuracy"] == 0
+
+
+def test_devices_that_cannot_share_a_batch_are_refused(monkeypatch):
+    class Mesh:
+        size = 3
+
+    monkeypatch.setattr(train, "data_mesh", Mesh)
+    with pytest.raises(ValueError, match="batch_size 32 must be a multiple of the 3 devices that share it"):
+        train.mesh_of(Config(data="digits", batch_size=32))

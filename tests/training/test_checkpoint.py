@@ -1,0 +1,219 @@
+"""Checkpoints come back bit for bit or not at all."""
+
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_networks import random_variables, residual_graph
+from small_runs import contents
+
+from qpsnn_jax.model.graph import Quantizer
+from qpsnn_jax.runs.stages import load_network, save_network
+from qpsnn_jax.training import checkpoint
+from qpsnn_jax.training.optim import optimizer
+from qpsnn_jax.training.steps import init_state
+
+GRAPH = residual_graph(Quantizer(2, per="channel"))
+NOTES = {"epochs": [{"epoch": 1, "train_loss": 0.1}], "seconds": 1.5}
+
+
+def state_of(graph=GRAPH, name="adam", *, average=False, seed=0):
+    variables = jax.tree.map(jnp.asarray, random_variables(graph, seed))
+    key = jax.random.key_data(jax.random.key(7))
+    return init_state(variables, optimizer(name, 0.1), key, average=average)._replace(step=jnp.int32(12))
+
+
+def same(tree, expected):
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved")
+    checkpoint.save(directory, 12, GRAPH, state_of(), NOTES)
+    return directory
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_training_state_comes_back_bit_for_bit(tmp_path, name, average):
+    state = state_of(name=name, average=average)
+    kernel = state.variables["params"]["conv1"]["kernel"]
+    odd = kernel.at[0, 0, 0, :3].set(jnp.array([-0.0, 1e-45, 3e38]))
+    state.variables["params"]["conv1"]["kernel"] = odd
+    path = checkpoint.save(tmp_path / "new" / "folder", 12, GRAPH, state, NOTES)
+    found = checkpoint.latest(tmp_path / "new" / "folder")
+    assert found is not None
+    assert (found.path, found.step, found.graph, found.notes) == (path, 12, GRAPH, NOTES)
+    same(checkpoint.restore(found, state), state)
+    same(checkpoint.restore(found, jax.eval_shape(lambda: state)), state)
+
+
+def test_nothing_is_found_where_nothing_is(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path / "absent") is None
+
+
+def test_the_last_two_are_kept(tmp_path):
+    state = {"x": jnp.arange(3)}
+    for step in (5, 9, 10, 100):
+        checkpoint.save(tmp_path, step, GRAPH, {"x": state["x"] + step}, NOTES)
+    assert {path.name for path in tmp_path.iterdir()} == {"step_10", "step_100"}
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 100
+    same(checkpoint.restore(found, state), {"x": state["x"] + 100})
+
+
+def test_what_a_killed_write_leaves_is_ignored_and_replaced(copy):
+    left = copy / "step_13.tmp"
+    (left / "arrays").mkdir(parents=True)
+    (left / "meta.json").write_text("{")
+    found = checkpoint.latest(copy)
+    assert found is not None
+    assert found.step == 12
+    checkpoint.save(copy, 13, GRAPH, state_of(seed=1), NOTES)
+    assert {path.name for path in copy.iterdir()} == {"step_12", "step_13"}
+    found = checkpoint.latest(copy)
+    assert found is not None
+    same(checkpoint.restore(found, state_of()), state_of(seed=1))
+
+
+def test_a_name_appears_only_when_the_checkpoint_is_whole(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, 1, GRAPH, {"x": jnp.arange(3)}, NOTES)
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_saving_a_step_again_replaces_it(copy):
+    checkpoint.save(copy, 12, GRAPH, state_of(seed=2), {})
+    found = checkpoint.latest(copy)
+    assert found is not None
+    assert found.notes == {}
+    same(checkpoint.restore(found, state_of()), state_of(seed=2))
+
+
+def largest(directory):
+    return max(
+        (p for p in (directory / "step_12" / "arrays").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+def flip(path, places):
+    data = bytearray(path.read_bytes())
+    for place in places:
+        data[place] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def refused(directory, match, like=None):
+    before = contents(directory)
+    with pytest.raises(ValueError, match=match) as caught:
+        found = checkpoint.latest(directory)
+        assert found is not None
+        checkpoint.restore(found, state_of() if like is None else like)
+    assert "\n" not in str(caught.value)
+    assert str(directory) in str(caught.value)
+    assert contents(directory) == before
+
+
+@pytest.mark.parametrize("place", [0.02, 0.25, 0.5, 0.75, 0.98])
+def test_a_flipped_byte_in_the_arrays_is_found(copy, place):
+    path = largest(copy)
+    flip(path, [int(place * path.stat().st_size)])
+    refused(copy, "damaged")
+
+
+@pytest.mark.parametrize("left", [0, 0.5, 0.99])
+def test_truncated_arrays_are_found(copy, left):
+    path = largest(copy)
+    path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
+    refused(copy, "damaged")
+
+
+def test_absent_arrays_are_found(copy):
+    shutil.rmtree(copy / "step_12" / "arrays")
+    refused(copy, "damaged")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", "null", '{"step": 12, "graph": {"nodes": 3}, "notes": {}}', "\x00"]
+)
+def test_a_damaged_description_is_found(copy, text):
+    (copy / "step_12" / "meta.json").write_text(text)
+    refused(copy, "meta.json does not describe a network")
+
+
+def test_a_description_that_is_no_text_is_found(copy):
+    (copy / "step_12" / "meta.json").write_bytes(b"\xff\xfe\x00")
+    refused(copy, "meta.json does not describe a network")
+
+
+def test_a_missing_description_is_found(copy):
+    (copy / "step_12" / "meta.json").unlink()
+    refused(copy, "is not a checkpoint: it has no meta.json")
+
+
+def test_changed_checksums_are_found(copy):
+    path = copy / "step_12" / "meta.json"
+    for kind, what in (("crc32", "arrays"), ("files", "files")):
+        before = path.read_text()
+        meta = json.loads(before)
+        meta[kind][next(iter(meta[kind]))] += 1
+        path.write_text(json.dumps(meta))
+        refused(copy, "its meta.json does not describe a network .it does not match its checksum")
+        del meta["crc32_meta"]
+        path.write_text(json.dumps(meta | {"crc32_meta": checkpoint._checksum(meta)}))
+        refused(copy, f"its {what} do not match their checksums")
+        path.write_text(before)
+
+
+def test_a_checkpoint_of_another_network_or_optimizer_is_refused(copy):
+    variables = random_variables(GRAPH)
+    variables["params"]["conv1"]["kernel"] = variables["params"]["conv1"]["kernel"][..., :-1]
+    wider = init_state(variables, optimizer("adam", 0.1), jax.random.key_data(jax.random.key(0)))
+    refused(copy, "another network or optimizer", wider)
+    refused(copy, "another network or optimizer", state_of(name="sgd"))
+    refused(copy, "another network or optimizer", state_of(average=True))
+
+
+def test_networks_are_found_in_every_place(tmp_path):
+    variables = jax.tree.map(jnp.asarray, random_variables(GRAPH))
+    run, stage = tmp_path / "run", tmp_path / "run" / "pruned"
+    save_network(stage / "final", GRAPH, variables, {})
+    (stage / "stage.json").write_text("{}")
+    for place in (run, stage, stage / "final", stage / "final" / "step_0"):
+        graph, loaded = load_network(place)
+        assert graph == GRAPH
+        same(loaded, variables)
+
+
+def test_the_last_complete_stage_of_a_run_is_taken(tmp_path):
+    seeds = {"quantized": 0, "pruned": 1, "finetuned": 2}
+    for name, seed in seeds.items():
+        save_network(tmp_path / name / "final", GRAPH, jax.tree.map(jnp.asarray, random_variables(GRAPH, seed)), {})
+    for name, seed in list(seeds.items())[:2]:
+        (tmp_path / name / "stage.json").write_text("{}")
+        same(load_network(tmp_path)[1], jax.tree.map(jnp.asarray, random_variables(GRAPH, seed)))
+
+
+def test_a_place_without_a_network_is_refused(saved, tmp_path):
+    for place in (tmp_path, tmp_path / "absent", saved):  # a training state is not a network
+        with pytest.raises(ValueError, match=re.escape(f"{place} holds no finished network")):
+            load_network(place)
