@@ -22,7 +22,7 @@ from qpsnn_jax.model.zoo import NETWORKS
 from qpsnn_jax.pruning import score
 from qpsnn_jax.runs import loop as train
 from qpsnn_jax.runs.config import Config, build_graph
-from qpsnn_jax.runtime.sharding import data_mesh, replicated, split
+from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, replicated
 from qpsnn_jax.training.steps import init_state, init_variables, make_train_step
 
 NETWORKS["small"] = small
@@ -35,7 +35,7 @@ def step_on(devices):
     graph, mesh = residual_graph(Quantizer(2, ste="plain")), data_mesh(devices)
     tx = optax.sgd(0.1, momentum=0.9)
     state = jax.device_put(init_state(random_variables(graph), tx, jax.random.key(1)), replicated(mesh))
-    batch = jax.device_put((images_of(graph, BATCH), jnp.arange(BATCH) % 3), split(mesh))
+    batch = jax.device_put((images_of(graph, BATCH), jnp.arange(BATCH) % 3), batch_sharding(mesh))
     jitted = jax.jit(make_train_step(graph, tx), out_shardings=replicated(mesh))
     compiled = jitted.lower(state, *batch).compile()
     return jax.device_get(compiled(state, *batch)), compiled.as_text()
@@ -45,9 +45,9 @@ def cut_step_on(devices):
     """One step of a wider network whose weights, momenta and average are cut: the state, and the compiled program."""
     graph, mesh = build_graph(WIDE), data_mesh(devices)
     tx = optax.sgd(0.1, momentum=0.9)
-    state = init_state(random_variables(graph), tx, jax.random.key(1), average=True)
+    state = init_state(random_variables(graph), tx, jax.random.key(1), ema=True)
     places = train._places(state, mesh, fsdp=True)
-    batch = jax.device_put((images_of(graph, BATCH), jnp.arange(BATCH) % 10), split(mesh))
+    batch = jax.device_put((images_of(graph, BATCH), jnp.arange(BATCH) % 10), batch_sharding(mesh))
     gather = partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
     jitted = jax.jit(make_train_step(graph, tx, gather=gather), out_shardings=(places, replicated(mesh)))
     compiled = jitted.lower(jax.device_put(state, places), *batch).compile()
@@ -59,7 +59,7 @@ def cuts() -> dict:
     alone, _ = cut_step_on(devices[:1])
     found, program = cut_step_on(devices)
     apart = jax.tree.map(lambda a, b: largest_difference(np.asarray(a), np.asarray(b)), found, alone)
-    held = [found.variables["params"], found.opt_state, found.average["params"]]
+    held = [found.variables["params"], found.opt_state, found.ema["params"]]
     own = [sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)) for tree in held]
     kinds = "all-gather|all-to-all|collective-permute"
     moved = re.findall(rf"= (.*) ({kinds})(?:-start)?\(", program)
@@ -145,7 +145,7 @@ def sums(form: str) -> dict:
     spikes = jnp.asarray(draw.random((BATCH, 7, 6, 16)) < 0.4, jnp.float32)
     integers = jnp.asarray(2 * draw.integers(0, 4, (3, 3, 16, 8)) - 3, jnp.float32)
     run = partial(accumulate, bits=2, padding=(1, 1))
-    placed = jax.device_put(spikes, split(mesh)), jax.device_put(integers, replicated(mesh))
+    placed = jax.device_put(spikes, batch_sharding(mesh)), jax.device_put(integers, replicated(mesh))
     compiled = jax.jit(partial(run, form=form)).lower(*placed).compile()
     found = compiled(*placed)
     return {

@@ -18,7 +18,7 @@ from qpsnn_jax.kernels.hardware import portable
 from qpsnn_jax.model.zoo import resnet20, vgg16
 from qpsnn_jax.runs.cli import main
 from qpsnn_jax.runtime import compiling
-from qpsnn_jax.runtime.compiling import lean_jit
+from qpsnn_jax.runtime.compiling import low_memory_jit
 
 BATCH = 4
 
@@ -70,7 +70,7 @@ def test_a_step_holds_less_than_every_layers_output(network, share):
     timed = {node.name: graph.timesteps if graph.values[node.name].timed else 1 for node in graph.nodes}
     outputs = BATCH * sum(math.prod(graph.values[name].shape) * steps for name, steps in timed.items())
     step, arguments = train_step(graph)
-    lean, plain = (jit(step).lower(*arguments).compile() for jit in (lean_jit, jax.jit))
+    lean, plain = (jit(step).lower(*arguments).compile() for jit in (low_memory_jit, jax.jit))
     held, without = (each.memory_analysis().temp_size_in_bytes for each in (lean, plain))
     assert held < share * 4 * outputs
     assert held < without
@@ -78,16 +78,16 @@ def test_a_step_holds_less_than_every_layers_output(network, share):
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_an_order_that_this_xla_does_not_know_is_left_out(monkeypatch):
+def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
     def refused(*arguments, **options):
         raise jax.errors.JaxRuntimeError("No such compile option")
 
-    compiling._in_lean_order.cache_clear()
+    compiling._low_memory_options.cache_clear()
     with monkeypatch.context() as patched:
         patched.setattr(jax, "jit", refused)
-        assert compiling._in_lean_order() == {}
-    compiling._in_lean_order.cache_clear()
-    assert compiling._in_lean_order() != {}
+        assert compiling._low_memory_options() == {}
+    compiling._low_memory_options.cache_clear()
+    assert compiling._low_memory_options() != {}
 
 
 def test_a_run_compiles_each_step_once(small_config, tmp_path, caplog):

@@ -3,9 +3,9 @@
 Command: python -m experiments.benchmarks.memory [--networks vgg16 resnet20] [--batch 32]
 
 Ours is what XLA's analysis of the compiled step says it needs besides the state and the batch: everything, gradients
-included; in the order of `lean_jit`, which runs take, and in XLA's own. PyTorch's is what eager autograd saves between
-the forward and the backward pass, besides weights and images, counted tensor by tensor; gradients of the weights, which
-grow as that shrinks, and what single operations need in passing are not in it. No step is run.
+included; as `low_memory_jit` schedules it, which runs take, and as XLA does. PyTorch's is what eager autograd saves
+between the forward and the backward pass, besides weights and images, counted tensor by tensor; gradients of the
+weights, which grow as that shrinks, and what single operations need in passing are not in it. No step is run.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import optax
 
 from experiments.benchmarks.speed import NETWORKS, Case, make_case, plain
 from qpsnn_jax import init_state, make_train_step
-from qpsnn_jax.runtime.compiling import lean_jit
+from qpsnn_jax.runtime.compiling import low_memory_jit
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,10 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--width", type=float, default=1.0, help="multiplies every width; 1 is the paper's")
     given = parser.parse_args(arguments)
-    print(f"| batch {given.batch} | lean_jit | jax.jit | plain XLA | PyTorch, eager |\n|---|---|---|---|---|")
+    print(f"| batch {given.batch} | low_memory_jit | jax.jit | plain XLA | PyTorch, eager |\n|---|---|---|---|---|")
     for name in given.networks:
         case = make_case(name, given.batch, given.width)
-        ours = [in_jax(case, jit) for jit in (lean_jit, jax.jit)]
+        ours = [in_jax(case, jit) for jit in (low_memory_jit, jax.jit)]
         with plain():
             ours.append(in_jax(case, jax.jit))
         torch = "not installed" if importlib.util.find_spec("torch") is None else f"{in_torch(case) / 1e6:.0f} MB"

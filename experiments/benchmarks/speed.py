@@ -33,7 +33,7 @@ from experiments.benchmarks.networks import with_statistics
 from qpsnn_jax import Graph, SpikingNetwork, init_state, make_train_step
 from qpsnn_jax.model.graph import Conv, Dense
 from qpsnn_jax.model.zoo import resnet20, vgg16
-from qpsnn_jax.runtime.compiling import lean_jit
+from qpsnn_jax.runtime.compiling import low_memory_jit
 
 NETWORKS = {"resnet20": partial(resnet20, timesteps=2), "vgg16": partial(vgg16, timesteps=4)}
 _LEARNING_RATE, _MOMENTUM = 0.01, 0.9
@@ -180,7 +180,7 @@ def step_in_jax(case: Case) -> Step:
     tx = optax.sgd(_LEARNING_RATE, momentum=_MOMENTUM)
     state = jax.jit(partial(init_state, tx=tx))(case.variables, key=jax.random.key(0))
     images, labels = jax.device_put((case.images, case.labels))
-    step = lean_jit(make_train_step(case.graph, tx), donate_argnums=0).lower(state, images, labels).compile()
+    step = low_memory_jit(make_train_step(case.graph, tx), donate_argnums=0).lower(state, images, labels).compile()
 
     def run() -> float:
         nonlocal state

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from qpsnn_jax.data.dataset import Arrays, Examples, Files, Source
 from qpsnn_jax.data.stream import Resumable, stream
-from qpsnn_jax.runtime.sharding import joined, put, replicated, split
+from qpsnn_jax.runtime.sharding import batch_sharding, device_put, from_process_local_data, replicated
 
 # Pixels in a batch of evaluation: 500 images of 64×64, fewer of larger ones.
 _EVALUATION_PIXELS = 500 * 64 * 64
@@ -119,10 +119,10 @@ class _OnDevice:
     """Arrays on the device; the state is the number of batches given."""
 
     def __init__(self, arrays: Arrays, batch_size: int, seed: int, mesh: Mesh | None) -> None:
-        places = (None, None) if mesh is None else (replicated(mesh), split(mesh))
-        self._arrays, self._size, self._key = put(arrays, places[0]), batch_size, jax.random.key(seed)
+        places = (None, None) if mesh is None else (replicated(mesh), batch_sharding(mesh))
+        self._arrays, self._size, self._key = device_put(arrays, places[0]), batch_size, jax.random.key(seed)
         self._take = jax.jit(_take, static_argnums=3, out_shardings=places[1])
-        together = None if mesh is None else split(mesh, axis=1)
+        together = None if mesh is None else batch_sharding(mesh, axis=1)
         self._several = jax.jit(_several, static_argnums=(3, 4), out_shardings=together)
         self._per_epoch = len(arrays.labels) // batch_size
         self._given, self._epoch, self._order = 0, -1, None
@@ -155,14 +155,14 @@ class _Streamed:
     """Files through Grain; the state is that of its iterator."""
 
     def __init__(self, files: Files, batch_size: int, seed: int, workers: int, mesh: Mesh | None) -> None:
-        self._place = None if mesh is None else split(mesh)
+        self._place = None if mesh is None else batch_sharding(mesh)
         own = batch_size if mesh is None else batch_size // jax.process_count()
         options = {"shard_by_process": mesh is not None, "transform": files.crop}
         self._read = stream(files.source, own, seed, workers=workers, **options)
 
     def __next__(self) -> Arrays:
         batch = next(self._read)
-        return joined(Arrays(batch["image"], batch["label"]), self._place)
+        return from_process_local_data(Arrays(batch["image"], batch["label"]), self._place)
 
     def several(self, number: int) -> Arrays:
         return jax.tree.map(lambda *parts: jnp.stack(parts), *[next(self) for _ in range(number)])

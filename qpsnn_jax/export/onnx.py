@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded, MaxPool, Neurons, Readout, Residual, Sum
-from qpsnn_jax.runtime.files import write_whole
+from qpsnn_jax.runtime.files import write_atomically
 
 # The first version with integers of 2 bits; of 4 bits it is 21.
 _OPSET_2_BITS = 25
@@ -97,7 +97,7 @@ def write_onnx(path: Path, folded: Folded) -> int:
         ValueError: the package ``onnx`` is not installed.
     """
     data = onnx_model(folded).SerializeToString()
-    write_whole(path, data)
+    write_atomically(path, data)
     return len(data)
 
 

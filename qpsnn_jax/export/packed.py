@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
-from qpsnn_jax.runtime.files import write_whole
+from qpsnn_jax.runtime.files import write_atomically
 
 MAGIC = b"QPSNN\r\n\x1a"
 VERSION = 1
@@ -96,7 +96,7 @@ def write_packed(path: Path, folded: Folded, notes: Mapping[str, Any]) -> Packed
     payload = b"".join(_numbers(layer) for layer in folded.layers)
     start = _FIXED.pack(MAGIC, VERSION, len(header), len(payload), 0)[:-4]
     checksum = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(start)))
-    write_whole(path, start + struct.pack("<I", checksum) + header + payload)
+    write_atomically(path, start + struct.pack("<I", checksum) + header + payload)
     return Packed(folded, dict(notes), _FIXED.size + len(header), len(payload))
 
 

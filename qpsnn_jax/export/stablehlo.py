@@ -11,7 +11,7 @@ from jax import Array, export
 from qpsnn_jax.export.agreement import mean_currents
 from qpsnn_jax.kernels.hardware import portable
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.runtime.files import write_whole
+from qpsnn_jax.runtime.files import write_atomically
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -51,5 +51,5 @@ def write_stablehlo(
         ValueError: mean and std do not fit the graph's input.
     """
     data = stablehlo(graph, variables, mean, std).mlir_module_serialized
-    write_whole(path, data)
+    write_atomically(path, data)
     return len(data)

@@ -16,7 +16,7 @@ from qpsnn_jax.model.zoo.blocks import kept_channels
 from qpsnn_jax.numerics.neurons import LIFTrace
 from qpsnn_jax.pruning.channels import Group, channel_groups, spiking_members
 from qpsnn_jax.pruning.scores import count_ranks, magnitude_scores, random_scores, sca_scores, spike_counts
-from qpsnn_jax.runtime.sharding import mean_over, put, replicated, split
+from qpsnn_jax.runtime.sharding import batch_sharding, device_put, replicated, sharded_mean
 
 Scores = dict[str, Array]
 
@@ -70,12 +70,12 @@ def score(
         QP-SNN (ICLR 2025), Eq. 7 and 11-13.
     """
     batch_scores = make_score_step(graph, criterion)
-    step = jax.jit(batch_scores if mesh is None else mean_over(mesh, batch_scores))
-    variables = variables if mesh is None else put(variables, replicated(mesh))
+    step = jax.jit(batch_scores if mesh is None else sharded_mean(mesh, batch_scores))
+    variables = variables if mesh is None else device_put(variables, replicated(mesh))
     total: Scores | None = None
     count = 0
     for images in batches:
-        scores = step(variables, images if mesh is None else put(images, split(mesh)))
+        scores = step(variables, images if mesh is None else device_put(images, batch_sharding(mesh)))
         total = scores if total is None else jax.tree.map(jnp.add, total, scores)
         count += 1
     if total is None:

@@ -384,9 +384,9 @@ def _parse_training(parser: _Parser, arguments: list[str]) -> tuple[argparse.Nam
     _add_process_options(parser)
     given, rest = parser.parse_known_args(arguments)
     _join(given)
-    from qpsnn_jax.runtime.processes import alike
+    from qpsnn_jax.runtime.processes import fail_together
 
-    return given, alike(_chosen)(given.config, rest)
+    return given, fail_together(_chosen)(given.config, rest)
 
 
 def _chosen(name: str, rest: list[str]) -> "Config":
@@ -455,9 +455,9 @@ def _join(given: argparse.Namespace) -> None:
     processes = given.processes or ""
     if len(places) != 2 * processes.isdecimal() or not (processes.isdecimal() or processes == "auto"):
         raise ValueError("--processes takes auto, or a number together with --process-id and --coordinator.")
-    from qpsnn_jax.runtime.processes import join
+    from qpsnn_jax.runtime.processes import initialize
 
-    join(int(processes) if processes.isdecimal() else None, given.process_id, given.coordinator)
+    initialize(int(processes) if processes.isdecimal() else None, given.process_id, given.coordinator)
 
 
 def _require_stage(directory: Path, stage: str, command: str) -> None:
@@ -475,9 +475,9 @@ def _print_stages(stages: "list[Stage]") -> None:
 
 def _say(text: str) -> None:
     """Print the result; of several processes, the first does."""
-    from qpsnn_jax.runtime.processes import is_first
+    from qpsnn_jax.runtime.processes import is_process_zero
 
-    if is_first():
+    if is_process_zero():
         print(text)
 
 

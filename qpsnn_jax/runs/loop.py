@@ -26,10 +26,10 @@ from qpsnn_jax.model.network import Capture, Reducer
 from qpsnn_jax.numerics.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs.config import Config, LossName, augmenter
-from qpsnn_jax.runtime.compiling import lean_jit
-from qpsnn_jax.runtime.processes import agreed, is_first, write_together
+from qpsnn_jax.runtime.compiling import low_memory_jit
+from qpsnn_jax.runtime.processes import any_process, is_process_zero, write_on_process_zero
 from qpsnn_jax.runtime.progress import progress
-from qpsnn_jax.runtime.sharding import cut, data_mesh, fetched, put, replicated, split
+from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, device_get, device_put, fsdp_shardings, replicated
 from qpsnn_jax.runtime.stopping import Terminated, termination
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.optim import OptimizerName, cosine_schedule, optimizer
@@ -117,10 +117,10 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
         clip_norm=config.clip_norm,
     )
     key = jax.random.key_data(jax.random.key(plan.seed))
-    initial = jax.jit(partial(init_state, tx=tx, average=config.average is not None))(variables, key=key)
+    initial = jax.jit(partial(init_state, tx=tx, ema=config.average is not None))(variables, key=key)
     mesh = mesh_of(config)
     whole, places = replicated(mesh), _places(initial, mesh, fsdp=config.fsdp)
-    initial = put(initial, places)
+    initial = device_put(initial, places)
     batches = feed(data.train, config.batch_size, plan.seed, workers=config.workers, mesh=mesh)
     state, epochs, losses, seconds = _resume(initial, graph, directory, batches)
     started = time.monotonic() - seconds
@@ -129,7 +129,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
         tx,
         loss=_loss(config),
         prepare=_prepare(data, config),
-        decay=config.average or 0.0,
+        ema_decay=config.average or 0.0,
         penalty=_penalty(graph, config.sops_penalty),
         **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if config.fsdp else {}),
     )
@@ -141,10 +141,10 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
     with (
         closing(batches),
         closing(metrics),
-        progress(title, total=total, done=done, shown=is_first()) as shown,
+        progress(title, total=total, done=done, shown=is_process_zero()) as shown,
         termination() as terminated,
     ):
-        stopping = agreed(terminated)
+        stopping = any_process(terminated)
         for number, size in _dispatches(done, total, steps_per_epoch, config.checkpoint_steps):
             state, values = step(state, *next(batches)) if size == 1 else steps(state, *batches.several(size))
             shown.advance(size, metrics.record(values))
@@ -167,7 +167,7 @@ def fit(graph: Graph, variables: Variables, data: DataSet, plan: Plan, directory
                 raise Terminated
         if stopping():  # in the last step
             raise Terminated
-    final = put(evaluation_variables(state), whole)
+    final = device_put(evaluation_variables(state), whole)
     result = result or _evaluate(eval_step, final, data.test, config.workers, mesh)
     return Trained(final, result, epochs, time.monotonic() - started)
 
@@ -233,14 +233,14 @@ def _activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def _evaluate(step: Callable, variables: Variables, examples: Examples, workers: int, mesh: Mesh) -> Evaluation:
-    variables = put(variables, replicated(mesh))
+    variables = device_put(variables, replicated(mesh))
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     activity: dict[str, np.ndarray] = {}
     for images, labels in evaluation_batches(examples, workers=workers):
         size = len(labels)
         batch = images, labels, np.ones(size, np.float32)
         if size % mesh.size == 0:
-            batch = put(batch, split(mesh))
+            batch = device_put(batch, batch_sharding(mesh))
         partial_sums, captured = step(variables, *batch)
         sums = {name: value + float(partial_sums[name]) for name, value in sums.items()}
         activity = {name: activity.get(name, 0) + size * np.asarray(x, np.float64) for name, x in captured.items()}
@@ -252,7 +252,7 @@ def _jit(graph: Graph, examples: int) -> Callable[..., Any]:
     """To hold little memory where a step takes much; where it takes little, XLA's own order is a tenth faster."""
     steps = {name: graph.timesteps if value.timed else 1 for name, value in graph.values.items()}
     numbers = examples * sum(steps[name] * math.prod(value.shape) for name, value in graph.values.items())
-    return lean_jit if numbers > _LARGE else jax.jit
+    return low_memory_jit if numbers > _LARGE else jax.jit
 
 
 def _dispatches(done: int, total: int, per_epoch: int, checkpoint_steps: int | None) -> Iterator[tuple[int, int]]:
@@ -299,9 +299,9 @@ def _places(state: TrainState, mesh: Mesh, *, fsdp: bool) -> TrainState:
     places: TrainState = jax.tree.map(lambda _: whole, state)
     if not fsdp:
         return places
-    params = {"params": cut(mesh, state.variables["params"])}
-    average = places.average and places.average | params
-    return places._replace(variables=places.variables | params, opt_state=cut(mesh, state.opt_state), average=average)
+    params = {"params": fsdp_shardings(mesh, state.variables["params"])}
+    variables, ema = places.variables | params, places.ema and places.ema | params
+    return places._replace(variables=variables, opt_state=fsdp_shardings(mesh, state.opt_state), ema=ema)
 
 
 def _due(config: Config, steps: int, epoch: int, within: int) -> bool:
@@ -328,7 +328,7 @@ def _resume(
 
 
 def _save(directory: Path, graph: Graph, state: TrainState, notes: dict[str, Any]) -> None:
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(fetched(state.variables))):
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(device_get(state.variables))):
         raise FloatingPointError(f"a weight is not finite after step {int(state.step)}; try a lower learning_rate.")
     checkpoint.save(directory, int(state.step), graph, state, notes)
 
@@ -345,9 +345,9 @@ class _Metrics:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = _kept_lines(path, keep)
-        write_together(path, "".join(line + "\n" for line in kept).encode())
-        self._directory, self._file = directory, (path if is_first() else Path(os.devnull)).open("a")
-        self._board = _tensorboard(directory, keep) if is_first() else None
+        write_on_process_zero(path, "".join(line + "\n" for line in kept).encode())
+        self._directory, self._file = directory, (path if is_process_zero() else Path(os.devnull)).open("a")
+        self._board = _tensorboard(directory, keep) if is_process_zero() else None
         self._step, self._pending = keep, None
         self._losses = list(losses)
         self._note = ""

@@ -12,8 +12,8 @@ from qpsnn_jax.model.graph import LIF, Conv, Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.runs.loop import normalizer
 from qpsnn_jax.runs.stages import STAGES, Stage, load_network, read_notes, stored_arrays
-from qpsnn_jax.runtime.compiling import run_once
-from qpsnn_jax.runtime.processes import write_together
+from qpsnn_jax.runtime.compiling import fast_compile_jit
+from qpsnn_jax.runtime.processes import write_on_process_zero
 from qpsnn_jax.training.steps import Variables
 
 _RASTER_NEURONS = 64
@@ -57,7 +57,7 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
 def _write(figure: Any, path: Path) -> Path:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, format="png")
-    write_together(path, drawn.getvalue())
+    write_on_process_zero(path, drawn.getvalue())
     return path
 
 
@@ -146,9 +146,8 @@ def _raster(network: tuple[Graph, Variables], data: DataSet) -> Any:
     graph, variables = network
     layers = [node.name for node in graph.nodes if isinstance(node, LIF)]
     image, labels = first(data.test)
-    _, traces = run_once(
-        lambda tree, x: SpikingNetwork(graph).apply(tree, normalizer(data)(x), capture=layers), variables, image
-    )
+    apply = fast_compile_jit(lambda tree, x: SpikingNetwork(graph).apply(tree, normalizer(data)(x), capture=layers))
+    _, traces = apply(variables, image)
     figure, (picture, axis) = _figure(1, 2, 10, 0.28 * len(layers) + 1.6)
     frame = image[0] if image.ndim == 4 else image[0].max(0)
     picture.imshow(frame[..., 0] if frame.shape[-1] != 3 else frame, cmap="gray")

@@ -10,7 +10,7 @@ from qpsnn_jax.model.costs import Cost
 from qpsnn_jax.runs import plots
 from qpsnn_jax.runs.config import Config, as_dict
 from qpsnn_jax.runs.stages import Stage, versions, write_json
-from qpsnn_jax.runtime.processes import write_together
+from qpsnn_jax.runtime.processes import write_on_process_zero
 
 _COLUMNS = (
     "accuracy last",
@@ -50,7 +50,7 @@ def write_report(config: Config, directory: Path, data: DataSet, stages: list[St
         document["controls"] = [dataclasses.asdict(stage) for stage in controls]
     pictures = plots.draw_all(directory, data, [*stages, *controls])
     text = _markdown(document, stages, controls, pictures)
-    write_together(directory / "report.md", text.encode())
+    write_on_process_zero(directory / "report.md", text.encode())
     write_json(directory / "report.json", document)
 
 

@@ -30,8 +30,8 @@ from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, 
 from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.runs.config import Config, as_dict, build_graph, from_dict
 from qpsnn_jax.runs.loop import Evaluation, Plan, evaluate, fit, normalizer, whole_batches
-from qpsnn_jax.runtime.compiling import run_once
-from qpsnn_jax.runtime.processes import alike, write_together
+from qpsnn_jax.runtime.compiling import fast_compile_jit
+from qpsnn_jax.runtime.processes import fail_together, write_on_process_zero
 from qpsnn_jax.runtime.sharding import data_mesh
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.steps import Variables, init_variables
@@ -65,7 +65,7 @@ class Stage:
     seconds: float
 
 
-@alike
+@fail_together
 def check_run(directory: Path, config: Config) -> bool:
     """Whether ``directory`` already holds this run, whatever the directory of its data; nothing is written.
 
@@ -97,7 +97,7 @@ def open_run(directory: Path, config: Config) -> None:
     if not check_run(directory, config):
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "config.json", {"config": as_dict(config), "versions": versions()})
-        check_run(directory, config)  # again, because it is the first process's config
+        check_run(directory, config)  # again, because it is process 0's config
 
 
 def read_config(directory: Path) -> Config:
@@ -115,7 +115,7 @@ def read_config(directory: Path) -> Config:
         raise ValueError(f"{path} is damaged ({error}).") from None
 
 
-@alike
+@fail_together
 def load_data(config: Config) -> DataSet:
     """The data set of a config.
 
@@ -172,7 +172,7 @@ def prune_channels(config: Config, directory: Path, data: DataSet, *, source: Pa
     keep = select(graph, score_channels(config, directory, data, source=source), config.ratios)
     smaller, _ = prune(graph, {}, keep)
     # Under one jit, because hundreds of small gathers would each be compiled by themselves.
-    variables = run_once(lambda tree: prune(graph, tree, keep)[1], variables)
+    variables = fast_compile_jit(lambda tree: prune(graph, tree, keep)[1])(variables)
     notes = {"keep": {name: channels.tolist() for name, channels in keep.items()}}
     result = evaluate(smaller, variables, data.test, data)
     return _finish(config, directory, "pruned", smaller, variables, result, [], time.monotonic() - started, notes)
@@ -351,7 +351,7 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write JSON under a temporary name, then rename; of several processes, the first does."""
-    write_together(path, (json.dumps(document, indent=2) + "\n").encode())
+    write_on_process_zero(path, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def _training(config: Config, epochs: int) -> Plan:
@@ -426,7 +426,7 @@ def _last_stage(run: Path) -> list[Path]:
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **{name: np.asarray(values) for name, values in arrays.items()})
-    write_together(path, stream.getvalue())
+    write_on_process_zero(path, stream.getvalue())
 
 
 def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -> Scores:

@@ -1,4 +1,4 @@
-"""How programs are compiled: run a single time, with little memory, with values that are computed once."""
+"""Ways to compile a program: soon, to run with little memory, or with a value computed once."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -9,19 +9,19 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def run_once(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``jax.jit(function)(*arguments)``, compiled without optimization: sooner, to run slower."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*arguments)
+def fast_compile_jit(function: Callable[..., Any], **options: Any) -> Any:
+    """``jax.jit(function, **options)`` without optimization: compiles sooner and runs slower, for what runs once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
-def lean_jit(function: Callable[..., Any], **options: Any) -> Any:
-    """``jax.jit(function, **options)``, on a CPU in an order that holds little memory at a time.
+def low_memory_jit(function: Callable[..., Any], **options: Any) -> Any:
+    """``jax.jit(function, **options)``, scheduled on a CPU to hold little memory.
 
-    XLA's own order there makes as much as it can as soon as it can, so that what only the end of the backward pass
-    needs lies about from the forward pass on. The results are the same, bit for bit; a step that takes few
-    milliseconds is a tenth slower, because less of it runs side by side.
+    XLA's default schedule there computes every value as early as it can, so that what only the end of the backward
+    pass needs is held from the forward pass on. The results are the same, bit for bit. A step of a few milliseconds is
+    a tenth slower, because less of it runs in parallel.
     """
-    return jax.jit(function, compiler_options=_in_lean_order(), **options)
+    return jax.jit(function, compiler_options=_low_memory_options(), **options)
 
 
 def written_down(x: Array, around: Sequence[tuple[int, int]], axis: int) -> Array:
@@ -40,12 +40,12 @@ def written_down(x: Array, around: Sequence[tuple[int, int]], axis: int) -> Arra
 
 
 @cache
-def _in_lean_order() -> dict[str, Any]:
+def _low_memory_options() -> dict[str, Any]:
     options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
     if jax.default_backend() != "cpu":
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:  # A release of XLA that does not know it, and has an order of its own.
+    except jax.errors.JaxRuntimeError:  # This release of XLA does not know the option.
         return {}
     return options

@@ -1,4 +1,4 @@
-"""Several JAX processes that do one run together: they join, wait for each other, and let the first write the files.
+"""Several JAX processes that do one run together: they start, wait for each other, and process 0 writes the files.
 
 All of them run the same program on the same inputs and see the same directory. In a single process nothing here does
 anything.
@@ -14,22 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 
-from qpsnn_jax.runtime.files import write_whole
-from qpsnn_jax.runtime.sharding import data_mesh, replicated, split
+from qpsnn_jax.runtime.files import write_atomically
+from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, replicated
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# Seconds that a process which ends waits for the others: enough for them to end too, after they last met.
+# Seconds that a process which ends waits for the others: enough for them to end too, after their last barrier.
 _PATIENCE = 30
 
 
-def join(processes: int | None, process_id: int | None, coordinator: str | None) -> None:
+def initialize(processes: int | None, process_id: int | None, coordinator: str | None) -> None:
     """Make this process one of several; to be called before JAX computes anything.
 
     Args:
         processes: how many there are; None, like the other two, lets JAX ask the cluster (Slurm, Open MPI, a TPU pod).
         process_id: which one this is, from 0 on.
-        coordinator: ``host:port`` at which the first one listens.
+        coordinator: ``host:port`` at which process 0 listens.
 
     Raises:
         ValueError: a number out of its range, an address without a port, or a cluster that JAX does not know.
@@ -40,7 +40,7 @@ def join(processes: int | None, process_id: int | None, coordinator: str | None)
         host, _, port = (coordinator or "").rpartition(":")
         if not host or not port.isdecimal():
             raise ValueError(f"coordinator must be HOST:PORT, the same for all processes, got {coordinator!r}.")
-    # Its handler would take SIGTERM from the one that stops training; see agreed.
+    # Its handler would take SIGTERM from the one that stops training; see any_process.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, processes, process_id, shutdown_timeout_seconds=_PATIENCE)
@@ -48,18 +48,18 @@ def join(processes: int | None, process_id: int | None, coordinator: str | None)
         raise ValueError(f"JAX cannot join the processes: {error}") from None
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes files and says what is done."""
+def is_process_zero() -> bool:
+    """Whether this process is the one that writes files and prints results."""
     return jax.process_index() == 0
 
 
-def meet(where: str) -> None:
-    """Wait until every process has come to the place of this name."""
+def barrier(name: str) -> None:
+    """Wait until every process has come to the barrier of this name."""
     if jax.process_count() > 1:
-        sync_global_devices(where)
+        sync_global_devices(name)
 
 
-def alike(function: Callable[P, R]) -> Callable[P, R]:
+def fail_together(function: Callable[P, R]) -> Callable[P, R]:
     """The function, but where it fails in one process it fails in all, so that none waits for one that has gone."""
 
     @wraps(function)
@@ -77,21 +77,21 @@ def alike(function: Callable[P, R]) -> Callable[P, R]:
     return checked
 
 
-def by_first(work: Callable[[], object]) -> None:
-    """Let the first process do something to the files, once all have come here; all go on when it is done.
+def on_process_zero(work: Callable[[], object]) -> None:
+    """Let process 0 do something to the files, once all have come here; all go on when it is done.
 
     What a process has read before, and decided by, is therefore the same in all of them.
     """
-    meet("the first process writes")
-    alike(lambda: work() if is_first() else None)()
+    barrier("process 0 writes")
+    fail_together(lambda: work() if is_process_zero() else None)()
 
 
-def write_together(path: Path, data: bytes) -> None:
-    """:func:`~qpsnn_jax.runtime.files.write_whole`, by the first process, while the others wait."""
-    by_first(lambda: write_whole(path, data))
+def write_on_process_zero(path: Path, data: bytes) -> None:
+    """:func:`~qpsnn_jax.runtime.files.write_atomically`, by process 0, while the others wait."""
+    on_process_zero(lambda: write_atomically(path, data))
 
 
-def agreed(question: Callable[[], bool]) -> Callable[[], bool]:
+def any_process(question: Callable[[], bool]) -> Callable[[], bool]:
     """A question with the same answer in every process: yes, when it is yes in any.
 
     Each process must ask equally often. Among several, an answer is that to the time before (at first no), so that no
@@ -106,7 +106,7 @@ def agreed(question: Callable[[], bool]) -> Callable[[], bool]:
 
     def answer() -> bool:
         nonlocal last
-        mine = jax.make_array_from_process_local_data(split(mesh), np.full(own, question(), np.int32))
+        mine = jax.make_array_from_process_local_data(batch_sharding(mesh), np.full(own, question(), np.int32))
         before, last = last, any_of(mine)
         return bool(before)
 

@@ -1,8 +1,8 @@
-"""Several devices, of one process or of several: one mesh, every batch split over it, the rest whole on each device.
+"""Several devices, of one process or of several: one mesh, every batch sharded over it, the rest replicated.
 
-Under a jit over the global batch, batch-norm statistics and gradients are those of the whole batch; XLA puts in the
-reductions. Weights may be cut over the devices too, and are then gathered where they are used. On one device all of
-this says nothing.
+Under a jit over the global batch, batch-norm statistics and gradients are those of the whole batch; XLA inserts the
+reductions. With fully sharded data parallelism (FSDP) the weights are sharded too, and gathered where they are used.
+On one device none of this changes anything.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _AXIS = "data"
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """All devices, or those given, in one row."""
+    """A mesh of one axis, ``data``, over all devices or those given."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -27,13 +27,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Equal parts of an axis, the batch."""
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Equal parts of the batch, which is the given axis."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, _AXIS))
 
 
-def cut(mesh: Mesh, tree: Any) -> Any:
-    """For every array equal parts of the largest axis that the devices divide; the whole of it where there is none."""
+def fsdp_shardings(mesh: Mesh, tree: Any) -> Any:
+    """For every array equal parts of its largest axis that the devices divide; replicated where there is none."""
 
     def along(leaf: Any) -> NamedSharding:
         sizes = [size if size % mesh.size == 0 else 0 for size in leaf.shape]
@@ -44,31 +44,31 @@ def cut(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(along, tree)
 
 
-def put(tree: Any, places: Any) -> Any:
-    """``jax.device_put(tree, places)``, among several processes too, which then each hold the same ``tree``."""
+def device_put(tree: Any, shardings: Any) -> Any:
+    """``jax.device_put(tree, shardings)`` for one or several processes, which then each hold the same ``tree``."""
     if jax.process_count() == 1:
-        return jax.device_put(tree, places)
+        return jax.device_put(tree, shardings)
 
-    def one(leaf: Any, place: NamedSharding) -> jax.Array:
+    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return jax.device_put(leaf, place)
-        held = np.asarray(leaf)  # device_put would send all of it to every process, to see that it is the same
-        return jax.make_array_from_callback(held.shape, place, lambda part: held[part])
+            return jax.device_put(leaf, sharding)
+        held = np.asarray(leaf)  # jax.device_put would send all of it to every process, to check that it is the same
+        return jax.make_array_from_callback(held.shape, sharding, lambda part: held[part])
 
-    if isinstance(places, NamedSharding):
-        return jax.tree.map(lambda leaf: one(leaf, places), tree)
-    return jax.tree.map(one, tree, places)
-
-
-def joined(tree: Any, place: NamedSharding | None) -> Any:
-    """Arrays along whose first axis the processes hold one part each, in the order of the processes."""
-    if jax.process_count() == 1 or place is None:
-        return jax.device_put(tree, place)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(place, leaf), tree)
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda leaf: one(leaf, shardings), tree)
+    return jax.tree.map(one, tree, shardings)
 
 
-def fetched(tree: Any) -> Any:
-    """``jax.device_get(tree)`` where parts of an array lie with other processes too; all of them must ask."""
+def from_process_local_data(tree: Any, sharding: NamedSharding | None) -> Any:
+    """Global arrays of which each process holds one part of the first axis, in the order of the processes."""
+    if jax.process_count() == 1 or sharding is None:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
+
+
+def device_get(tree: Any) -> Any:
+    """``jax.device_get(tree)`` where parts of an array lie with other processes too; all of them must call it."""
 
     def one(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
@@ -78,8 +78,8 @@ def fetched(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(one, tree))
 
 
-def mean_over(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A function ``(variables, batch) -> means over the batch`` computed on each device's part and averaged.
+def sharded_mean(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A function ``(variables, batch) -> means over the batch``, computed on each device's part and averaged.
 
     Nothing but the means travels between devices.
     """

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph, from_json, to_json
-from qpsnn_jax.runtime.processes import by_first
-from qpsnn_jax.runtime.sharding import data_mesh, fetched, put, replicated
+from qpsnn_jax.runtime.processes import on_process_zero
+from qpsnn_jax.runtime.sharding import data_mesh, device_get, device_put, replicated
 
 _KEPT = 2
 _ADVICE = "delete it to go on from an earlier one"
@@ -49,7 +49,7 @@ def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, 
 
     final = directory / f"step_{step}"
     temporary = directory / f"step_{step}.tmp"
-    by_first(lambda: _make_anew(temporary))
+    on_process_zero(lambda: _make_anew(temporary))
     ocp.save(str(temporary.resolve() / "arrays"), _shared(state))
     meta = {
         "step": step,
@@ -58,7 +58,7 @@ def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, 
         "shapes": _shapes(state),
         "crc32": _checksums(state),
     }
-    by_first(lambda: _finish(temporary, final, meta))
+    on_process_zero(lambda: _finish(temporary, final, meta))
     return final
 
 
@@ -145,7 +145,7 @@ def _shared(state: Any) -> Any:
     if jax.process_count() == 1:
         return state
     whole = replicated(data_mesh())
-    return jax.tree.map(lambda x: put(x, whole) if getattr(x, "is_fully_addressable", True) else x, state)
+    return jax.tree.map(lambda x: device_put(x, whole) if getattr(x, "is_fully_addressable", True) else x, state)
 
 
 def _checksum(meta: dict[str, Any]) -> int:
@@ -168,7 +168,7 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 
 def _checksums(state: Any) -> dict[str, int]:
-    leaves = jax.tree_util.tree_leaves_with_path(fetched(state))
+    leaves = jax.tree_util.tree_leaves_with_path(device_get(state))
     return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for path, leaf in leaves}
 
 

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Capture, Reducer, SpikingNetwork
 from qpsnn_jax.numerics.losses import cross_entropy
-from qpsnn_jax.runtime.compiling import run_once
+from qpsnn_jax.runtime.compiling import fast_compile_jit
 
 Variables = dict[str, Any]
 Metrics = dict[str, Array]
@@ -23,15 +23,15 @@ Prepare = Callable[[Array, Array], Array]
 class TrainState(NamedTuple):
     """Everything that training carries from step to step.
 
-    ``step`` counts updates; ``variables`` are those of the network; ``opt_state`` is Optax's; ``average`` is the moving
-    average of params and batch statistics, or None; ``key`` is the random key of the whole run, from which each
-    step derives its own by folding in its number.
+    ``step`` counts updates; ``variables`` are those of the network; ``opt_state`` is Optax's; ``ema`` the
+    exponential moving average of params and batch statistics, or None; ``key`` is the random key of the whole run, from
+    which each step derives its own by folding in its number.
     """
 
     step: Array
     variables: Variables
     opt_state: optax.OptState
-    average: Variables | None
+    ema: Variables | None
     key: Array
 
 
@@ -45,12 +45,10 @@ def init_variables(graph: Graph, key: Array) -> Variables:
 
     if isinstance(key, Tracer):
         return init(key)
-    return run_once(init, key)
+    return fast_compile_jit(init)(key)
 
 
-def init_state(
-    variables: Variables, tx: optax.GradientTransformation, key: Array, *, average: bool = False
-) -> TrainState:
+def init_state(variables: Variables, tx: optax.GradientTransformation, key: Array, *, ema: bool = False) -> TrainState:
     """The state before the first step.
 
     It holds the arrays of ``variables`` themselves: a step that is jitted with the state donated deletes them.
@@ -59,20 +57,18 @@ def init_state(
         variables: of the network.
         tx: the optimizer.
         key: random key of the run, as raw key data or a typed key.
-        average: keep a moving average of the weights.
+        ema: keep an exponential moving average of params and batch statistics.
     """
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
-    averaged = None
-    if average:
-        # Copies, because a step that donates its state must not be given the same buffer twice.
-        averaged = jax.tree.map(jnp.copy, {name: variables[name] for name in ("params", "batch_stats")})
-    return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]), averaged, key)
+    # Copies, because a step that donates its state must not be given the same buffer twice.
+    averages = jax.tree.map(jnp.copy, {name: variables[name] for name in ("params", "batch_stats")}) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]), averages, key)
 
 
 def evaluation_variables(state: TrainState) -> Variables:
     """The variables to evaluate: the averaged ones where an average is kept."""
-    return state.variables | (state.average or {})
+    return state.variables | (state.ema or {})
 
 
 def make_train_step(
@@ -81,7 +77,7 @@ def make_train_step(
     *,
     loss: Loss = cross_entropy,
     prepare: Prepare = lambda key, images: images,
-    decay: float = 0.999,
+    ema_decay: float = 0.999,
     penalty: Mapping[str, Reducer] | None = None,
     gather: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
@@ -92,7 +88,7 @@ def make_train_step(
         tx: the optimizer.
         loss: from currents ``b t classes`` and labels ``b`` to one loss per example.
         prepare: from a key and raw images to normalized, augmented ones.
-        decay: of the moving average, used where the state keeps one.
+        ema_decay: of the moving average, used where the state keeps one.
         penalty: reducers for ``capture`` whose scalar results are added to the loss, such as
             :func:`qpsnn_jax.sops_reducers` scaled by what an operation may cost.
         gather: from params as the state holds them to params as the network uses them, of the same values: brings
@@ -123,8 +119,8 @@ def make_train_step(
         changes, opt_state = tx.update(gradients, state.opt_state, state.variables["params"])
         params = optax.apply_updates(state.variables["params"], changes)
         variables = state.variables | {"params": params} | dict(updates)
-        average = state.average and _averaged(state.average, variables, decay)
-        return TrainState(state.step + 1, variables, opt_state, average, state.key), metrics
+        ema = state.ema and _updated_ema(state.ema, variables, ema_decay)
+        return TrainState(state.step + 1, variables, opt_state, ema, state.key), metrics
 
     return step
 
@@ -181,6 +177,6 @@ def _correct(currents: Array, labels: Array) -> Array:
     return (jnp.argmax(jnp.mean(currents, axis=1), axis=-1) == labels).astype(currents.dtype)
 
 
-def _averaged(average: Variables, variables: Variables, decay: float) -> Variables:
-    fresh = {name: variables[name] for name in average}
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, fresh)
+def _updated_ema(ema: Variables, variables: Variables, decay: float) -> Variables:
+    fresh = {name: variables[name] for name in ema}
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, fresh)

@@ -24,7 +24,7 @@ from qpsnn_jax.runs import loop as train
 from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.loop import Plan, evaluate, fit
 from qpsnn_jax.runs.stages import load_data
-from qpsnn_jax.runtime.compiling import lean_jit
+from qpsnn_jax.runtime.compiling import low_memory_jit
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.steps import init_variables
 
@@ -226,7 +226,7 @@ def test_an_average_is_kept_evaluated_and_returned(small_network, tmp_path):
     found = checkpoint.latest(tmp_path / "0.9")
     assert found is not None
     meta = json.loads((found.path / "meta.json").read_text())["crc32"]
-    assert meta[".average['params']['conv2']['kernel']"] != meta[".variables['params']['conv2']['kernel']"]
+    assert meta[".ema['params']['conv2']['kernel']"] != meta[".variables['params']['conv2']['kernel']"]
     kernels = [trained.variables["params"]["conv2"]["kernel"] for trained in (plain, averaged)]
     assert float(jnp.abs(kernels[0] - kernels[1]).max()) > 1e-3
     assert averaged.epochs[-1]["test_accuracy"] == averaged.result.accuracy
@@ -420,4 +420,4 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
 
 def test_memory_counts_for_large_networks_alone():
     assert train._jit(resnet20(bits=2, width=1 / 8), 32) is jax.jit
-    assert train._jit(resnet20(bits=2), 8) is lean_jit
+    assert train._jit(resnet20(bits=2), 8) is low_memory_jit

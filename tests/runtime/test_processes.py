@@ -121,14 +121,14 @@ def test_processes_that_do_not_run_the_same_all_end(tmp_path):
 
 def test_a_process_alone_waits_for_nobody(tmp_path):
     done = []
-    processes.meet("nobody comes")
-    processes.by_first(lambda: done.append(1))
-    processes.write_together(tmp_path / "file", b"whole")
+    processes.barrier("nobody comes")
+    processes.on_process_zero(lambda: done.append(1))
+    processes.write_on_process_zero(tmp_path / "file", b"whole")
     assert done == [1]
     assert (tmp_path / "file").read_bytes() == b"whole"
-    assert processes.is_first()
+    assert processes.is_process_zero()
     answers = iter([False, True])
-    question = processes.agreed(lambda: next(answers))
+    question = processes.any_process(lambda: next(answers))
     assert [question(), question()] == [False, True]
 
 
@@ -144,5 +144,5 @@ def test_a_process_alone_waits_for_nobody(tmp_path):
 )
 def test_what_cannot_be_joined_is_refused(arguments, message):
     with pytest.raises(ValueError) as caught:
-        processes.join(*arguments)
+        processes.initialize(*arguments)
     assert str(caught.value) == message

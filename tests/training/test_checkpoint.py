@@ -21,10 +21,10 @@ GRAPH = residual_graph(Quantizer(2, per="channel"))
 NOTES = {"epochs": [{"epoch": 1, "train_loss": 0.1}], "seconds": 1.5}
 
 
-def state_of(graph=GRAPH, name="adam", *, average=False, seed=0):
+def state_of(graph=GRAPH, name="adam", *, ema=False, seed=0):
     variables = jax.tree.map(jnp.asarray, random_variables(graph, seed))
     key = jax.random.key_data(jax.random.key(7))
-    return init_state(variables, optimizer(name, 0.1), key, average=average)._replace(step=jnp.int32(12))
+    return init_state(variables, optimizer(name, 0.1), key, ema=ema)._replace(step=jnp.int32(12))
 
 
 def same(tree, expected):
@@ -46,10 +46,10 @@ def copy(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "copy")
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_a_training_state_comes_back_bit_for_bit(tmp_path, name, average):
-    state = state_of(name=name, average=average)
+def test_a_training_state_comes_back_bit_for_bit(tmp_path, name, ema):
+    state = state_of(name=name, ema=ema)
     kernel = state.variables["params"]["conv1"]["kernel"]
     odd = kernel.at[0, 0, 0, :3].set(jnp.array([-0.0, 1e-45, 3e38]))
     state.variables["params"]["conv1"]["kernel"] = odd
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_network_or_optimizer_is_refused(copy):
     wider = init_state(variables, optimizer("adam", 0.1), jax.random.key_data(jax.random.key(0)))
     refused(copy, "another network or optimizer", wider)
     refused(copy, "another network or optimizer", state_of(name="sgd"))
-    refused(copy, "another network or optimizer", state_of(average=True))
+    refused(copy, "another network or optimizer", state_of(ema=True))
 
 
 def test_networks_are_found_in_every_place(tmp_path):

@@ -79,20 +79,20 @@ def test_a_step_is_gradient_update_and_batch_statistics(variables, images, loss)
     guesses = np.asarray(currents).mean(axis=1).argmax(axis=-1)
     assert float(metrics["accuracy"]) == (guesses == np.asarray(LABELS)).mean()
     assert int(after.step) == 1
-    assert after.average is None
+    assert after.ema is None
     assert (after.key == KEY).all()
 
 
 def test_the_average_moves_by_its_decay(variables, images):
-    state = init_state(variables, TX, KEY, average=True)
-    step = jax.jit(make_train_step(GRAPH, TX, decay=0.75))
+    state = init_state(variables, TX, KEY, ema=True)
+    step = jax.jit(make_train_step(GRAPH, TX, ema_decay=0.75))
     expected = {name: variables[name] for name in ("params", "batch_stats")}
-    close(state.average, expected)
+    close(state.ema, expected)
     for _ in range(3):
         state, _ = step(state, images, LABELS)
         fresh = {name: state.variables[name] for name in expected}
         expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, expected, fresh)
-        close(state.average, expected)
+        close(state.ema, expected)
     close(evaluation_variables(state), {**expected, "scales": variables["scales"]})
 
 
@@ -120,7 +120,7 @@ def test_each_step_draws_its_own_noise_and_the_same_state_the_same(variables, im
 
 
 def test_the_state_can_be_donated(variables, images):
-    state = jax.jit(partial(init_state, tx=TX, average=True))(variables, key=KEY)
+    state = jax.jit(partial(init_state, tx=TX, ema=True))(variables, key=KEY)
     step = jax.jit(make_train_step(GRAPH, TX, prepare=noise), donate_argnums=0)
     kept = jax.tree.map(jnp.copy, state)
     after, _ = step(state, images, LABELS)

@@ -30,7 +30,7 @@ from qpsnn_jax.export.c.plan import (
 )
 from qpsnn_jax.export.folded import Folded, Layer, MaxPool, Neurons, Readout, Sum
 from qpsnn_jax.export.integer_network import Constants, IntegerNetwork
-from qpsnn_jax.runtime.files import write_whole
+from qpsnn_jax.runtime.files import write_atomically
 
 _LONGEST_LINE = 116
 
@@ -120,7 +120,7 @@ def write_c(path: Path, network: IntegerNetwork, *, portable: bool = False) -> C
         raise ValueError(f"the C file must be named NAME.c, got {path.name!r}.")
     text = c_source(network, path.stem, portable=portable)
     for place, content in ((path.with_suffix(".h"), text.header), (path, text.source)):
-        write_whole(place, content.encode())
+        write_atomically(place, content.encode())
     return text
 
 

@@ -30,7 +30,7 @@ from qpsnn_jax.model.graph import (
     Pair,
     Shortcut,
 )
-from qpsnn_jax.runtime.files import write_whole
+from qpsnn_jax.runtime.files import write_atomically
 
 # The step in seconds that snntorch fixes and spikingjelly takes when none is given.
 DT = 1e-4
@@ -123,7 +123,7 @@ def write_nir(path: Path, document: Any) -> int:
     """
     buffer = io.BytesIO()
     nir_package().write(buffer, document)
-    write_whole(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
     return len(buffer.getvalue())
 
 
