@@ -11,6 +11,8 @@ from .export.packed import load_packed as load_packed
 from .export.packed import write_packed as write_packed
 from .export.stablehlo import stablehlo as stablehlo
 from .export.torch_import import import_torch as import_torch
+from .kernels.convolution import conv_spikes as conv_spikes
+from .kernels.convolution import convolve as convolve
 from .model.costs import Cost as Cost
 from .model.costs import Energy as Energy
 from .model.costs import activity_reducers as activity_reducers
@@ -49,10 +51,10 @@ from .pruning.scores import svs_ranks as svs_ranks
 from .pruning.scores import svs_scores as svs_scores
 from .pruning.selection import Criterion as Criterion
 from .pruning.selection import make_score_step as make_score_step
-from .pruning.selection import sca as sca
+from .pruning.selection import sca_criterion as sca_criterion
 from .pruning.selection import score as score
 from .pruning.selection import select as select
-from .pruning.selection import svs as svs
+from .pruning.selection import svs_criterion as svs_criterion
 from .runs.config import Config as Config
 from .runs.stages import load_network as load_network
 from .runs.stages import save_network as save_network

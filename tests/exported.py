@@ -15,7 +15,7 @@ SMALL = {"input_shape": (8, 8, 1), "width": 1 / 8}
 GRAPHS: dict[str, Graph] = {
     "resnet20": resnet20(bits=2, timesteps=2, **SMALL),
     "resnet20 pruned": resnet20(
-        bits=Quantizer(4, gamma="max", per="channel"), timesteps=4, ratios={"stem": 0.3, "middle": 0.5}, **SMALL
+        bits=Quantizer(4, gamma="max", granularity="channel"), timesteps=4, ratios={"stem": 0.3, "middle": 0.5}, **SMALL
     ),
     "resnet20 >": resnet20(bits=8, timesteps=2, lif=LIF("", "", threshold=0.7, fire=">"), **SMALL),
     "vgg16": vgg16(bits=4, timesteps=4, width=1 / 16, ratios={"early": 0.2}),

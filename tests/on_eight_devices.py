@@ -16,7 +16,7 @@ from small_networks import images_of, random_variables, residual_graph
 from small_runs import small
 
 from qpsnn_jax.data import load
-from qpsnn_jax.kernels.convolution import accumulate
+from qpsnn_jax.kernels.convolution import conv_spikes
 from qpsnn_jax.model.graph import Quantizer
 from qpsnn_jax.model.zoo import NETWORKS
 from qpsnn_jax.pruning import score
@@ -139,22 +139,22 @@ def fits(directory: Path) -> dict:
     return {"apart": max(jax.tree.leaves(apart)), "accuracy": abs(one[1] - two[1])}
 
 
-def sums(form: str) -> dict:
+def sums(algorithm: str) -> dict:
     """Sums of a batch that is shared by all devices."""
     draw, mesh = np.random.default_rng(0), data_mesh(jax.devices())
     spikes = jnp.asarray(draw.random((BATCH, 7, 6, 16)) < 0.4, jnp.float32)
     integers = jnp.asarray(2 * draw.integers(0, 4, (3, 3, 16, 8)) - 3, jnp.float32)
-    run = partial(accumulate, bits=2, padding=(1, 1))
+    run = partial(conv_spikes, bits=2, padding=(1, 1))
     placed = jax.device_put(spikes, batch_sharding(mesh)), jax.device_put(integers, replicated(mesh))
-    compiled = jax.jit(partial(run, form=form)).lower(*placed).compile()
+    compiled = jax.jit(partial(run, algorithm=algorithm)).lower(*placed).compile()
     found = compiled(*placed)
     return {
-        "apart": largest_difference(np.asarray(found), np.asarray(run(spikes, integers, form="float32"))),
+        "apart": largest_difference(np.asarray(found), np.asarray(run(spikes, integers, algorithm="float32"))),
         "held": found.addressable_shards[0].data.shape[0],
         "moved": re.findall(r" (all-[a-z]+|collective-permute)(?:-start)?\(", compiled.as_text()),
     }
 
 
 if __name__ == "__main__":
-    forms = {form: sums(form) for form in ("winograd", "popcount")}
-    print(json.dumps({"steps": steps(), "sums": forms, "cuts": cuts(), "fits": fits(Path(sys.argv[1]))}))
+    sums_by = {name: sums(name) for name in ("winograd", "popcount")}
+    print(json.dumps({"steps": steps(), "sums": sums_by, "cuts": cuts(), "fits": fits(Path(sys.argv[1]))}))

@@ -82,7 +82,7 @@ def test_sides_are_timed_and_compute_the_same(monkeypatch, tmp_path, capsys):
 
 def test_plain_xla_is_without_the_fast_forms(monkeypatch):
     case = small_case(monkeypatch)
-    monkeypatch.setattr("qpsnn_jax.kernels.convolution._fastest_form", lambda *_: "int8")
+    monkeypatch.setattr("qpsnn_jax.kernels.convolution.select_algorithm", lambda *_: "int8")
     texts = []
     for within in (nullcontext, speed.plain):
         with within():

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from experiments.benchmarks.layers import median
 from experiments.benchmarks.speed import NETWORKS, Case, Side, around, in_torch, make_case, products, step_in_jax
 from qpsnn_jax import lif, make_score_step
-from qpsnn_jax.kernels.convolution import accumulate
+from qpsnn_jax.kernels.convolution import conv_spikes
 
 SCORED, SCORED_AT_ONCE = 640, 128
 # Sides of the square matrices, and numbers of the array, from which the limits are measured.
@@ -49,7 +49,7 @@ class Way(NamedTuple):
 
 
 def _exact_in_bfloat16() -> Any:
-    return mock.patch("qpsnn_jax.model.network.accumulate", partial(accumulate, form="bfloat16"))
+    return mock.patch("qpsnn_jax.model.network.conv_spikes", partial(conv_spikes, algorithm="bfloat16"))
 
 
 def _precision(name: str) -> Callable[[], Any]:

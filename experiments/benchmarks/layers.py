@@ -3,9 +3,9 @@
 Command: python -m experiments.benchmarks.layers [--batch 8] [--repeats 15]
 
 2 bits, T = 2, full width. Each kind of layer is compiled and timed alone: the sums forward, the gradients by its maps
-and by its kernel, in the project's forms and as float32 convolutions (in brackets), in milliseconds a layer and a batch
-and in billions of products a second. What the whole step takes beyond the sum of them goes to the first layer, neurons,
-normalization, quantization, the optimizer and copies. Ours: in experiments/README.md.
+and by its kernel, by the project's algorithms and as float32 convolutions (in brackets), in milliseconds a layer and a
+batch and in billions of products a second. What the whole step takes beyond the sum of them goes to the first layer,
+neurons, normalization, quantization, the optimizer and copies. Ours: in experiments/README.md.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.speed import make_case, plain_convolution, step_in_jax
-from qpsnn_jax.kernels.convolution import accumulate
+from qpsnn_jax.kernels.convolution import conv_spikes
 from qpsnn_jax.model.graph import Conv, Graph
 
 Kind = tuple[tuple[int, ...], tuple[int, ...], tuple[int, int], tuple[int, int]]
@@ -73,21 +73,21 @@ def products(kind: Kind) -> int:
 
 
 def measured(kind: Kind, repeats: int, *, plain: bool) -> dict[str, float]:
-    """Median seconds of each part, in the project's forms or as plain float32 convolutions."""
+    """Median seconds of each part, in the project's algorithms or as plain float32 convolutions."""
     shape, kernel, strides, padding = kind
     draw = np.random.default_rng(0)
     spikes = jnp.asarray(draw.random(shape) < 0.3, jnp.float32)
     integers = jnp.asarray(2 * draw.integers(0, 4, kernel) - 3, jnp.float32)
-    convolution = plain_convolution if plain else accumulate
+    convolution = plain_convolution if plain else conv_spikes
     run: Callable[..., Any] = partial(convolution, bits=2, strides=strides, padding=padding)
-    pushed = jnp.asarray(draw.normal(size=jax.eval_shape(run, spikes, integers).shape), jnp.float32)
+    cotangent = jnp.asarray(draw.normal(size=jax.eval_shape(run, spikes, integers).shape), jnp.float32)
 
     def parts() -> Iterator[Callable[..., Any]]:
         yield lambda x, k, g: run(x, k)
         yield lambda x, k, g: jax.vjp(lambda x: run(x, k), x)[1](g)
         yield lambda x, k, g: jax.vjp(lambda k: run(x, k), k)[1](g)
 
-    given = spikes, integers, pushed
+    given = spikes, integers, cotangent
     compiled = (jax.jit(part).lower(*given).compile() for part in parts())
     taken = (median(lambda f=f: jax.block_until_ready(f(*given)), repeats) for f in compiled)
     return dict(zip(PARTS, taken, strict=True))

@@ -159,7 +159,7 @@ def plain_convolution(x: Any, kernel: Any, *, bits: int = 0, strides: Any = (1, 
 @contextmanager
 def plain() -> Iterator[None]:
     """Within it every product of a network that is traced is a float32 convolution."""
-    names = ("accumulate", "convolve")
+    names = ("conv_spikes", "convolve")
     with mock.patch.multiple("qpsnn_jax.model.network", **dict.fromkeys(names, plain_convolution)):
         yield
 

@@ -11,7 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-Pair = tuple[int, int]
+from qpsnn_jax.kernels.geometry import Geometry, Pair
+
 Shape = tuple[int, int, int]
 
 # More than any network of the paper needs, and few enough that what is computed from them stays far below 2^63.
@@ -188,11 +189,6 @@ def sources(layer: Layer) -> tuple[str, ...]:
     return (layer.source,)
 
 
-def windows(size: int, window: int, stride: int, padding: int) -> int:
-    """How many windows fit into ``size`` positions with ``padding`` more on both sides."""
-    return (size + 2 * padding - window) // stride + 1
-
-
 def _map(layer: Layer, maps: dict[str, Map], image: str) -> Map:
     match layer:
         case Sum():
@@ -259,10 +255,10 @@ def _pooled(size: list[int] | tuple[int, ...], window: Pair, strides: Pair, padd
     numbers = [(n, 1) for n in (*window, *strides)] + [(n, 0) for n in padding]
     if not all(_whole(n, least, 2**15) for n, least in numbers):
         raise ValueError("windows, strides and padding must be whole numbers that are not negative.")
-    h, w = (windows(*n) for n in zip(size, window, strides, padding, strict=True))
-    if h < 1 or w < 1:
+    output = Geometry((size[0], size[1]), window, strides, padding).output_hw
+    if min(output) < 1:
         raise ValueError(f"a window of {window} does not fit {size[0]}×{size[1]} with padding {padding}.")
-    return h, w
+    return output
 
 
 def _checked(shape: Shape) -> Shape:

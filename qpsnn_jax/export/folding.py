@@ -151,7 +151,9 @@ def _codes(graph: Graph, variables: Mapping[str, Any]) -> dict[str, tuple[np.nda
             kernel, quantizer, gain = params[node.name]["kernel"], node.quantizer, scales[node.name]["gain"]
             assert quantizer is not None
             gain = gain.reshape((1,) * (kernel.ndim - 1) + (-1,))
-            found[node.name] = codes(kernel, quantizer.bits, gamma=quantizer.gamma, per=quantizer.per, gain=gain)
+            found[node.name] = codes(
+                kernel, quantizer.bits, gamma=quantizer.gamma, granularity=quantizer.granularity, gain=gain
+            )
         return found
 
     found = jax.jit(all_codes)(variables["params"], variables.get("scales", {}))

@@ -13,7 +13,7 @@ import numpy as np
 from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Flatten, Graph, Quantizer
 from qpsnn_jax.model.zoo.resnet20 import resnet20_of_widths
 from qpsnn_jax.model.zoo.vgg import VGG16, vgg_of_widths
-from qpsnn_jax.numerics.quantization import STE, Per
+from qpsnn_jax.numerics.quantization import STE, Granularity
 
 Tensors = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ def import_torch(
     bits: int,
     timesteps: int,
     input_size: int = 32,
-    per: Per = "channel",
+    granularity: Granularity = "channel",
     ste: STE = "scaled",
 ) -> tuple[Graph, dict[str, Any]]:
     """A released QP-SNN checkpoint as a graph and its variables.
@@ -55,7 +55,7 @@ def import_torch(
         QP-SNN (ICLR 2025), the released implementation.
     """
     tensors = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
-    quantizer = Quantizer(bits, "mean", per, ste)
+    quantizer = Quantizer(bits, "mean", granularity, ste)
     if "layer1.0.conv1.weight" in tensors:
         graph, names = _resnet20(tensors, quantizer, timesteps, input_size)
     elif "features.convbn0.layer.module.weight" in tensors:
@@ -110,7 +110,7 @@ def _variables(graph: Graph, tensors: Tensors, names: Mapping[str, str]) -> dict
                     leaves["bias"] = _array(tensors, f"{names[node.name]}.bias", features)
                 variables["params"][node.name] = leaves
                 if node.quantizer is not None:
-                    gains = features if node.quantizer.per == "channel" else (1,)
+                    gains = features if node.quantizer.granularity == "channel" else (1,)
                     variables["scales"][node.name] = {"gain": np.ones(gains, np.float32)}
             case BatchNorm():
                 name = names[node.name]

@@ -8,34 +8,15 @@ Derivatives of what is computed so are those of float32 convolutions.
 from collections.abc import Callable
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-Pair = tuple[int, int]
+from qpsnn_jax.kernels.geometry import Geometry
+
 Bilinear = Callable[[Array, Array, Any], Array]
-
-
-class Geometry(NamedTuple):
-    """Of a convolution: rows and columns of its maps and of its kernel, strides, and zeros on either side."""
-
-    maps: Pair
-    kernel: Pair
-    strides: Pair
-    padding: Pair
-
-    @property
-    def sizes(self) -> Pair:
-        """Rows and columns of the sums."""
-        rows, columns = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(*self, strict=True))
-        return rows, columns
-
-    def seen(self, padded: Array, row: int, column: int) -> Array:
-        """What one tap of the kernel sees for every place of the sums, of maps ``b h w …`` that are padded already."""
-        (h, w), (down, right) = self.sizes, self.strides
-        return padded[:, row : row + down * (h - 1) + 1 : down, column : column + right * (w - 1) + 1 : right]
 
 
 def bits_of(x: Array) -> Array:
@@ -87,56 +68,58 @@ def plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, geometry.strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def plain_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Gradient of :func:`plain` by the maps, ``b h w i``; ``pushed`` is the cotangent of the sums."""
-    maps = jax.ShapeDtypeStruct((pushed.shape[0], *geometry.maps, kernel.shape[2]), pushed.dtype)
-    return jax.linear_transpose(lambda x: plain(x, kernel, geometry), maps)(pushed)[0]
+def plain_input_grad(cotangent: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Gradient of :func:`plain` by the maps, ``b h w i``; ``cotangent`` is the cotangent of the sums."""
+    maps = jax.ShapeDtypeStruct((cotangent.shape[0], *geometry.input_hw, kernel.shape[2]), cotangent.dtype)
+    return jax.linear_transpose(lambda x: plain(x, kernel, geometry), maps)(cotangent)[0]
 
 
-def plain_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
-    """Gradient of :func:`plain` by the kernel, ``h w i o``; ``pushed`` is the cotangent of the sums."""
-    kernel = jax.ShapeDtypeStruct((*geometry.kernel, x.shape[3], pushed.shape[3]), x.dtype)
-    return jax.linear_transpose(lambda k: plain(x, k, geometry), kernel)(pushed)[0]
+def plain_kernel_grad(x: Array, cotangent: Array, geometry: Geometry) -> Array:
+    """Gradient of :func:`plain` by the kernel, ``h w i o``; ``cotangent`` is the cotangent of the sums."""
+    kernel = jax.ShapeDtypeStruct((*geometry.kernel, x.shape[3], cotangent.shape[3]), x.dtype)
+    return jax.linear_transpose(lambda k: plain(x, k, geometry), kernel)(cotangent)[0]
 
 
-@differentiated_as(plain_by_maps)
-def gradient_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
+@differentiated_as(plain_input_grad)
+def input_grad(cotangent: Array, kernel: Array, geometry: Geometry) -> Array:
     """Gradient of a convolution with a kernel of 1×1, without padding, by its maps.
 
     Args:
-        pushed: cotangent of the sums, ``b h w o``, float32.
+        cotangent: cotangent of the sums, ``b h w o``, float32.
         kernel: ``1 1 i o``, float32.
         geometry: of the convolution.
 
     Returns:
         float32, shape ``b h w i``; zeros where the strides pass over the maps.
     """
-    b, h, w, outputs = pushed.shape
+    b, h, w, outputs = cotangent.shape
     inputs = kernel.shape[2]
     turned = bits_of(kernel).reshape(1, inputs, outputs).transpose(0, 2, 1)
-    seen = multiply(bits_of(pushed).reshape(1, b * h * w, outputs), turned).reshape(b, h, w, inputs)
+    seen = multiply(bits_of(cotangent).reshape(1, b * h * w, outputs), turned).reshape(b, h, w, inputs)
     skipped = [
         (0, size - (n - 1) * stride - 1, stride - 1)
-        for size, n, stride in zip(geometry.maps, (h, w), geometry.strides, strict=True)
+        for size, n, stride in zip(geometry.input_hw, (h, w), geometry.strides, strict=True)
     ]
     return jax.lax.pad(seen, jnp.zeros((), seen.dtype), ((0, 0, 0), *skipped, (0, 0, 0)))
 
 
-@differentiated_as(plain_by_kernel)
-def gradient_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
-    """Gradient of a convolution by its kernel: one product of what all taps saw with what is pushed back.
+@differentiated_as(plain_kernel_grad)
+def kernel_grad(x: Array, cotangent: Array, geometry: Geometry) -> Array:
+    """Gradient of a convolution by its kernel: one product of what all taps saw with the cotangent.
 
     Args:
         x: the maps, ``b h w i``, float32.
-        pushed: cotangent of the sums, ``b h w o``, float32.
+        cotangent: cotangent of the sums, ``b h w o``, float32.
         geometry: of the convolution.
 
     Returns:
         float32, shape ``h w i o``.
     """
-    (b, h, w, outputs), inputs = pushed.shape, x.shape[3]
+    (b, h, w, outputs), inputs = cotangent.shape, x.shape[3]
     padded = jnp.pad(bits_of(x), ((0, 0), *((p, p) for p in geometry.padding), (0, 0)))
-    taps = [geometry.seen(padded, i, j).reshape(b * h * w, inputs) for i, j in product(*map(range, geometry.kernel))]
+    taps = [
+        geometry.tap_view(padded, i, j).reshape(b * h * w, inputs) for i, j in product(*map(range, geometry.kernel))
+    ]
     seen = jnp.stack(taps).transpose(0, 2, 1).reshape(1, len(taps) * inputs, b * h * w)
-    sums = multiply(seen, bits_of(pushed).reshape(1, b * h * w, outputs))
+    sums = multiply(seen, bits_of(cotangent).reshape(1, b * h * w, outputs))
     return sums.reshape(*geometry.kernel, inputs, outputs)

@@ -1,9 +1,9 @@
-"""Convolutions, each in the form that is fast for its shape and hardware; all forms of one give the same sums."""
+"""Convolutions, each by the algorithm that is fast for its shape and hardware; all algorithms give the same sums."""
 
 import math
 from functools import partial
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from qpsnn_jax.kernels import bfloat16, popcount, winograd
-from qpsnn_jax.kernels.bfloat16 import Geometry, Pair
+from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.kernels.hardware import cpu_flags
 
-Form = Literal["float32", "bfloat16", "int8", "winograd", "popcount"]
+Algorithm = Literal["float32", "bfloat16", "int8", "winograd", "popcount"]
 
 # Channels from which on Winograd's sums are faster than sums in int8, and gradients in bfloat16 than in float32.
 _NARROWEST_SUMS = 128
@@ -42,19 +42,19 @@ def convolve(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Pair =
     return _sums(x, kernel, strides, padding, x.dtype)
 
 
-def accumulate(
+def conv_spikes(
     spikes: Array,
     integers: Array,
     *,
     bits: int,
     strides: Pair = (1, 1),
     padding: Pair = (0, 0),
-    form: Form | None = None,
+    algorithm: Algorithm | None = None,
 ) -> Array:
     """:func:`convolve` of spikes with the odd integers of quantized weights, in numbers that are as small as can be.
 
-    Every form gives the exact sums that an integer device accumulates, as long as they are below 2^24, rounded at the
-    end to the dtype of ``spikes``:
+    Every algorithm gives the exact sums that an integer device accumulates, as long as they are below 2^24, rounded at
+    the end to the dtype of ``spikes``:
 
     - ``float32``;
     - ``bfloat16`` operands, whose 8 significant bits hold spikes and weights of up to 8 bits, summed in float32;
@@ -63,8 +63,8 @@ def accumulate(
     - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.kernels.winograd`);
     - ``popcount``, which counts bits, 32 channels at once (:mod:`qpsnn_jax.kernels.popcount`).
 
-    Gradients are those of :func:`convolve`. On one CPU device that multiplies bfloat16 fast, in float32, what is pushed
-    back is rounded to bfloat16 before it is multiplied, from the widths on that gain by it: by the kernel for kernels
+    Gradients are those of :func:`convolve`. On one CPU device that multiplies bfloat16 fast, in float32, the cotangent
+    is rounded to bfloat16 before it is multiplied, from the widths on that gain by it: by the kernel for kernels
     of up to 9 taps, by the maps where those are 3×3 at stride 1 (Winograd's, which round weights of more than 4 bits
     too) or 1×1 without padding. The sums are float32's. Under ``vmap`` nothing is rounded.
 
@@ -74,71 +74,69 @@ def accumulate(
             (:func:`qpsnn_jax.integer_weights`).
         bits: of the weights.
         strides, padding: as in :func:`convolve`.
-        form: one of the above; when left out, what is fastest for the shapes on this hardware.
+        algorithm: one of the above; when left out, what is fastest for the shapes on this hardware.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``spikes``.
 
     Raises:
-        ValueError: ``spikes`` and ``integers`` differ in their channels, or ``form`` is unknown, or is ``winograd`` for
-            other shapes or more bits.
+        ValueError: ``spikes`` and ``integers`` differ in their channels, or ``algorithm`` is unknown, or is
+            ``winograd`` for other shapes or more bits.
     """
     if spikes.shape[-1] != integers.shape[2]:
         raise ValueError(
             f"spikes {spikes.shape} have {spikes.shape[-1]} channels, but integers {integers.shape} are for "
             f"{integers.shape[2]}."
         )
-    if form not in (None, *get_args(Form)):
-        raise ValueError(f"form must be float32, bfloat16, int8, winograd or popcount, got {form!r}.")
-    if form == "winograd" and not _exact_by_winograd(spikes, integers, bits, strides, padding):
+    if algorithm not in (None, *get_args(Algorithm)):
+        raise ValueError(f"algorithm must be float32, bfloat16, int8, winograd or popcount, got {algorithm!r}.")
+    if algorithm == "winograd" and not _exact_by_winograd(spikes, integers, bits, strides, padding):
         raise ValueError(
-            "form winograd is for kernels of 3×3 at stride 1, padding up to 2, maps of 3×3 or more and up to 4 bits; "
-            f"got a kernel {integers.shape} at strides {strides}, padding {padding}, {bits} bits."
+            "algorithm winograd is for kernels of 3×3 at stride 1, padding up to 2, maps of 3×3 or more and up to 4 "
+            f"bits; got a kernel {integers.shape} at strides {strides}, padding {padding}, {bits} bits."
         )
-    return _accumulate(spikes, integers, bits, strides, padding, form)
+    return _accumulate(spikes, integers, bits, strides, padding, algorithm)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def _accumulate(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair, form: Form | None) -> Array:
-    form = form or _fastest_form(spikes, integers, bits, strides, padding)
-    return _FORMS[form](spikes, integers, bits, strides, padding).astype(spikes.dtype)
+def _accumulate(
+    spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair, algorithm: Algorithm | None
+) -> Array:
+    algorithm = algorithm or select_algorithm(spikes, integers, bits, strides, padding)
+    return _ALGORITHMS[algorithm](spikes, integers, bits, strides, padding).astype(spikes.dtype)
 
 
 @_accumulate.defjvp
 def _accumulate_tangent(
-    bits: int, strides: Pair, padding: Pair, form: Form | None, operands: tuple, tangents: tuple
+    bits: int, strides: Pair, padding: Pair, algorithm: Algorithm | None, operands: tuple, tangents: tuple
 ) -> tuple[Array, Array]:
     (spikes, integers), (to_spikes, to_integers) = operands, tangents
     linear = partial(convolve, strides=strides, padding=padding)
     if _rounds_gradients(spikes, integers):
         linear = partial(_convolve_p.bind, strides=strides, padding=padding)
     tangent = linear(to_spikes, integers) + linear(spikes, to_integers)
-    return _accumulate(spikes, integers, bits, strides, padding, form), tangent
+    return _accumulate(spikes, integers, bits, strides, padding, algorithm), tangent
 
 
 # A convolution whose gradients are products of bfloat16. A primitive, because nothing else has a gradient of its own
-# and can be mapped and pushed forward too: custom_vjp knows no forward mode, linear_call no vmap.
+# and can be mapped and differentiated forward too: custom_vjp knows no forward mode, linear_call no vmap.
 _convolve_p = Primitive("convolve_with_gradients_in_bfloat16")
 
 
-def _gradient_by_maps(pushed: Array, x: ad.UndefinedPrimal, kernel: Array, *, strides: Pair, padding: Pair) -> Array:
-    geometry = _geometry(x.aval, kernel, strides, padding)
+def _input_grad(cotangent: Array, x: ad.UndefinedPrimal, kernel: Array, *, strides: Pair, padding: Pair) -> Array:
+    geometry = Geometry.of(x.aval, kernel, strides, padding)
     if _fits_winograd(geometry):
-        return winograd.gradient_by_maps(pushed, kernel, geometry)
+        return winograd.input_grad(cotangent, kernel, geometry)
     if geometry.kernel == (1, 1) and padding == (0, 0):
-        return bfloat16.gradient_by_maps(pushed, kernel, geometry)
+        return bfloat16.input_grad(cotangent, kernel, geometry)
     plain = partial(convolve, kernel=kernel, strides=strides, padding=padding)
-    return jax.linear_transpose(plain, x.aval)(pushed)[0]
+    return jax.linear_transpose(plain, x.aval)(cotangent)[0]
 
 
-def _gradient_by_kernel(pushed: Array, x: Array, kernel: ad.UndefinedPrimal, *, strides: Pair, padding: Pair) -> Array:
-    geometry = _geometry(x, kernel.aval, strides, padding)
+def _kernel_grad(cotangent: Array, x: Array, kernel: ad.UndefinedPrimal, *, strides: Pair, padding: Pair) -> Array:
+    geometry = Geometry.of(x, kernel.aval, strides, padding)
     fast = winograd if _fits_winograd(geometry) else bfloat16
-    return fast.gradient_by_kernel(x, pushed, geometry)
-
-
-def _geometry(x: Any, kernel: Any, strides: Pair, padding: Pair) -> Geometry:
-    return Geometry(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return fast.kernel_grad(x, cotangent, geometry)
 
 
 def _mapped(operands: tuple, axes: tuple, **options: Pair) -> tuple[Array, int]:
@@ -153,7 +151,7 @@ def _shape(x: Array, kernel: Array, **options: Pair) -> ShapedArray:
 _convolve_p.def_impl(convolve)
 _convolve_p.def_abstract_eval(_shape)
 mlir.register_lowering(_convolve_p, mlir.lower_fun(convolve, multiple_results=False))
-ad.defbilinear(_convolve_p, _gradient_by_maps, _gradient_by_kernel)
+ad.defbilinear(_convolve_p, _input_grad, _kernel_grad)
 batching.primitive_batchers[_convolve_p] = _mapped
 
 
@@ -175,15 +173,15 @@ def _in_int8(spikes: Array, integers: Array, bits: int, strides: Pair, padding: 
 
 def _by_winograd(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Array:
     del bits
-    geometry = _geometry(spikes, integers, strides, padding)
+    geometry = Geometry.of(spikes, integers, strides, padding)
     return winograd.convolve(spikes.astype(jnp.float32), integers.astype(jnp.float32), geometry)
 
 
 def _by_popcount(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Array:
-    return popcount.convolve(spikes, integers, bits, _geometry(spikes, integers, strides, padding))
+    return popcount.convolve(spikes, integers, bits, Geometry.of(spikes, integers, strides, padding))
 
 
-_FORMS = {
+_ALGORITHMS = {
     "float32": partial(_in_floats, jnp.float32),
     "bfloat16": partial(_in_floats, jnp.bfloat16),
     "int8": _in_int8,
@@ -192,7 +190,7 @@ _FORMS = {
 }
 
 
-def _fastest_form(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Form:
+def select_algorithm(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> Algorithm:
     """On this machine: int8 where a CPU multiplies it by the matrix; by the vector, counts, Winograd's sums or int8.
 
     Measured on a CPU with vector instructions for counting bits, int8 and bfloat16 (Zen 5: AVX-512 VPOPCNTDQ, VNNI and
@@ -201,11 +199,11 @@ def _fastest_form(spikes: Array, integers: Array, bits: int, strides: Pair, padd
     """
     if jax.default_backend() != "cpu":
         return "float32"
-    flags, narrowest, geometry = cpu_flags(), min(integers.shape[2:]), _geometry(spikes, integers, strides, padding)
+    flags, narrowest, geometry = cpu_flags(), min(integers.shape[2:]), Geometry.of(spikes, integers, strides, padding)
     if "amx_int8" in flags:
         return "int8" if narrowest >= 16 else "float32"
     terms = bits * math.prod(geometry.kernel) * math.ceil(integers.shape[2] / popcount.WORD)
-    large = narrowest >= popcount.WORD and math.prod(geometry.maps) >= math.prod(geometry.kernel)
+    large = narrowest >= popcount.WORD and math.prod(geometry.input_hw) >= math.prod(geometry.kernel)
     counts = "avx512_vpopcntdq" in flags and bits <= 4 and large
     if counts and terms <= _FEW_TERMS:
         return "popcount"
@@ -218,14 +216,14 @@ def _fastest_form(spikes: Array, integers: Array, bits: int, strides: Pair, padd
 
 
 def _fits_winograd(geometry: Geometry) -> bool:
-    within = max(geometry.padding) <= 2 and min(geometry.maps) >= 3
+    within = max(geometry.padding) <= 2 and min(geometry.input_hw) >= 3
     return within and geometry.strides == (1, 1) and geometry.kernel == (3, 3)
 
 
 def _exact_by_winograd(spikes: Array, integers: Array, bits: int, strides: Pair, padding: Pair) -> bool:
     # The products of all 9 places that a sum is made of, in magnitude, are within 200 times the largest weight.
     largest = 200 * (2**bits - 1) * integers.shape[2]
-    return _fits_winograd(_geometry(spikes, integers, strides, padding)) and bits <= 4 and largest < 2**24
+    return _fits_winograd(Geometry.of(spikes, integers, strides, padding)) and bits <= 4 and largest < 2**24
 
 
 def _rounds_gradients(spikes: Array, integers: Array) -> bool:
@@ -245,24 +243,19 @@ def _sums(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtyp
     pixels, taps = math.prod(x.shape[1:3]), math.prod(kernel.shape[:2])
     # XLA exchanges map and kernel where the kernel is the larger, which is 4 to 80 times slower on a CPU.
     if pixels < taps:
-        places = math.prod(_sizes(x, kernel, strides, padding))
+        places = math.prod(Geometry.of(x, kernel, strides, padding).output_hw)
         # A matrix from all pixels to all places is fast as long as it is not much larger than the kernel.
-        form = _dense if pixels * places <= 4 * taps else _by_patches
-        return form(x, kernel, strides, padding, dtype)
+        algorithm = _dense if pixels * places <= 4 * taps else _by_patches
+        return algorithm(x, kernel, strides, padding, dtype)
     (ph, pw), dimensions = padding, ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
         x, kernel, strides, ((ph, ph), (pw, pw)), dimension_numbers=dimensions, preferred_element_type=dtype
     )
 
 
-def _sizes(x: Array, kernel: Array, strides: Pair, padding: Pair) -> list[int]:
-    """Rows and columns of the sums."""
-    return list(_geometry(x, kernel, strides, padding).sizes)
-
-
 def _dense(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:
     """One product of whole maps with a matrix: for every place of the sums, the taps by which it sees each pixel."""
-    sizes = _sizes(x, kernel, strides, padding)
+    sizes = Geometry.of(x, kernel, strides, padding).output_hw
     axes = tuple(zip(x.shape[1:3], kernel.shape[:2], strides, padding, sizes, strict=True))
     # The taps that place 0 has for the first pixel and beyond, then those of place 1, one stride before, and so on.
     before = [max(0, s * (size - 1) - p) for _, _, s, p, size in axes]
@@ -278,7 +271,7 @@ def _dense(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dty
 def _by_patches(x: Array, kernel: Array, strides: Pair, padding: Pair, dtype: jnp.dtype) -> Array:
     """One product of all patches with the kernel, without the taps that see nothing but padding."""
     sizes = tuple(zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True))
-    outputs = _sizes(x, kernel, strides, padding)
+    outputs = Geometry.of(x, kernel, strides, padding).output_hw
     rows, columns = (
         [tap for tap in range(k) if any(p <= s * o + tap < p + n for o in range(out))]
         for (n, k, s, p), out in zip(sizes, outputs, strict=True)

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.kernels.bfloat16 import Geometry
-from qpsnn_jax.runtime.compiling import written_down
+from qpsnn_jax.kernels.geometry import Geometry
+from qpsnn_jax.runtime.compiling import materialize
 
 WORD = 32  # channels that are counted at once
 
@@ -39,7 +39,7 @@ def convolve(spikes: Array, integers: Array, bits: int, geometry: Geometry) -> A
     Returns:
         Exact sums ``b h w o``, rounded to the dtype of ``spikes``.
     """
-    (rows, columns), seen, largest = geometry.padding, geometry.seen, 2**bits - 1
+    (rows, columns), seen, largest = geometry.padding, geometry.tap_view, 2**bits - 1
     words = jnp.pad(_words(spikes, 3), ((0, 0), (rows, rows), (columns, columns), (0, 0)))
     codes = (integers.astype(jnp.int32) + largest) >> 1
     # XLA's loop over the outputs reads the words of all taps side by side. Rows of a power of two would share a few
@@ -67,7 +67,7 @@ def convolve(spikes: Array, integers: Array, bits: int, geometry: Geometry) -> A
 
 def _kept(x: Array, around: tuple[int, int], axis: int) -> Array:
     """Computed once, with zeros around the last axis."""
-    return written_down(x, [(0, 0)] * (x.ndim - 1) + [around], axis)
+    return materialize(x, [(0, 0)] * (x.ndim - 1) + [around], axis)
 
 
 def _words(bits: Array, axis: int) -> Array:

@@ -23,17 +23,16 @@ import jax.numpy as jnp
 from jax import Array
 
 from qpsnn_jax.kernels.bfloat16 import (
-    Geometry,
-    Pair,
     bits_of,
     differentiated_as,
     floats_of,
     multiply,
     plain,
-    plain_by_kernel,
-    plain_by_maps,
+    plain_input_grad,
+    plain_kernel_grad,
 )
-from qpsnn_jax.runtime.compiling import written_down
+from qpsnn_jax.kernels.geometry import Geometry, Pair
+from qpsnn_jax.runtime.compiling import materialize
 
 
 @differentiated_as(plain)
@@ -51,28 +50,28 @@ def convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
     return _sums(x, kernel, geometry.padding, 0)
 
 
-@differentiated_as(plain_by_maps)
-def gradient_by_maps(pushed: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Gradient of :func:`convolve` by its maps: the convolution of what is pushed back with the kernel turned.
+@differentiated_as(plain_input_grad)
+def input_grad(cotangent: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Gradient of :func:`convolve` by its maps: the convolution of the cotangent with the kernel flipped.
 
     Args:
-        pushed: cotangent of the sums, ``b h w o``, float32.
+        cotangent: cotangent of the sums, ``b h w o``, float32.
         kernel: ``3 3 i o``, float32.
         geometry: of the convolution.
 
     Returns:
         float32, shape ``b h w i``.
     """
-    return _sums(pushed, jnp.flip(kernel, (0, 1)), _around(geometry.padding), 1)
+    return _sums(cotangent, jnp.flip(kernel, (0, 1)), _around(geometry.padding), 1)
 
 
-@differentiated_as(plain_by_kernel)
-def gradient_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
+@differentiated_as(plain_kernel_grad)
+def kernel_grad(x: Array, cotangent: Array, geometry: Geometry) -> Array:
     """Gradient of :func:`convolve` by its kernel.
 
     Args:
         x: the maps, ``b h w i``, float32.
-        pushed: cotangent of the sums, ``b h w o``, float32.
+        cotangent: cotangent of the sums, ``b h w o``, float32.
         geometry: of the convolution.
 
     Returns:
@@ -84,10 +83,10 @@ def gradient_by_kernel(x: Array, pushed: Array, geometry: Geometry) -> Array:
     for n, part in enumerate(left):
         turned = jax.lax.dynamic_update_slice(turned, _matrices(part), (4 * n, 0, 0))
     turned = turned.transpose(0, 2, 1)
-    (rows, columns), (b, _, _, outputs), around = left[0].shape[3:5], pushed.shape, _around(geometry.padding)
+    (rows, columns), (b, _, _, outputs), around = left[0].shape[3:5], cotangent.shape, _around(geometry.padding)
     # Padded as for the gradient by the maps: computed once for both, and written down, where XLA would otherwise
-    # compute what is pushed back, which takes many numbers, for each of the four transformed parts.
-    inner = _padded(pushed, around)[:, around[0] : around[0] + 2 * rows, around[1] : around[1] + 2 * columns]
+    # compute the cotangent, which takes many numbers, for each of the four transformed parts.
+    inner = _padded(cotangent, around)[:, around[0] : around[0] + 2 * rows, around[1] : around[1] + 2 * columns]
     tiles = floats_of(inner.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
     right = _both(_spread, tiles, 0, 1)
     products = [multiply(turned[4 * n : 4 * n + 4], _matrices(part)) for n, part in enumerate(right)]
@@ -117,7 +116,7 @@ def _pairs(x: Array, padding: Pair) -> Array:
 def _padded(x: Array, padding: Pair) -> Array:
     """Bits of maps with zeros around them, and one more row and column where their number is odd."""
     around = [(p, p + n % 2) for n, p in zip(x.shape[1:3], padding, strict=True)]
-    return written_down(bits_of(x), [(0, 0), *around, (0, 0)], 1)
+    return materialize(bits_of(x), [(0, 0), *around, (0, 0)], 1)
 
 
 # Of the four places along an axis, the outer two (0 and 3) and the inner two (1 and 2) are computed alike. A

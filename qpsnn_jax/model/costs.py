@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.model.graph import LIF, Attention, BatchNorm, Conv, Dense, Graph
 from qpsnn_jax.model.network import AttentionTrace, Reducer
 from qpsnn_jax.numerics.neurons import LIFTrace
@@ -222,7 +223,9 @@ def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
     for node in layers:
         kernel, quantizer = jnp.asarray(variables["params"][node.name]["kernel"]), node.quantizer
         if quantizer is not None:
-            kernel, _ = integer_weights(kernel, quantizer.bits, gamma=quantizer.gamma, per=quantizer.per)
+            kernel, _ = integer_weights(
+                kernel, quantizer.bits, gamma=quantizer.gamma, granularity=quantizer.granularity
+            )
         zeros, total = zeros + int(jnp.sum(kernel == 0)), total + kernel.size
     return zeros / max(1, total)
 
@@ -280,7 +283,7 @@ def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost
 def _scales(node: Conv | Dense) -> int:
     if node.quantizer is None:
         return 0
-    return node.features if node.quantizer.per == "channel" else 1
+    return node.features if node.quantizer.granularity == "channel" else 1
 
 
 def _effective(
@@ -310,14 +313,12 @@ def _reach(node: Conv | Dense, shape: tuple[int, ...]) -> np.ndarray:
     """For every input position, how many (output position, kernel tap) pairs read it; ``h w``, or a scalar 1."""
     if isinstance(node, Dense):
         return np.ones(())
-    rows, columns = (
-        _reach_1d(n, k, s, p) for n, k, s, p in zip(shape[:2], node.kernel, node.strides, node.padding, strict=True)
-    )
-    return np.outer(rows, columns)
+    geometry = Geometry((shape[0], shape[1]), node.kernel, node.strides, node.padding)
+    axes = zip(*geometry, geometry.output_hw, strict=True)
+    return np.outer(*(_reach_1d(*axis) for axis in axes))
 
 
-def _reach_1d(size: int, kernel: int, stride: int, padding: int) -> np.ndarray:
-    outputs = (size + 2 * padding - kernel) // stride + 1
+def _reach_1d(size: int, kernel: int, stride: int, padding: int, outputs: int) -> np.ndarray:
     reads = np.arange(outputs)[:, None] * stride + np.arange(kernel) - padding
     return np.bincount(reads[(reads >= 0) & (reads < size)], minlength=size)
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.numerics.neurons import Reset
-from qpsnn_jax.numerics.quantization import STE, Gamma, Per
+from qpsnn_jax.numerics.quantization import STE, Gamma, Granularity
 from qpsnn_jax.numerics.surrogate import SURROGATES, Fire
-
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class Quantizer:
 
     bits: int = 2
     gamma: Gamma = "mean"
-    per: Per = "layer"
+    granularity: Granularity = "layer"
     ste: STE = "clipped"
 
     def __post_init__(self) -> None:
         if not (isinstance(self.bits, int) and 1 <= self.bits <= 8):
             raise ValueError(f"bits must be between 1 and 8, got {self.bits!r}.")
         _one_of("gamma", self.gamma, ("none", "max", "percentile", "mean", "mse"))
-        _one_of("per", self.per, ("layer", "channel"))
+        _one_of("granularity", self.granularity, ("layer", "channel"))
         _one_of("ste", self.ste, ("clipped", "plain", "scaled"))
 
 
@@ -391,11 +390,11 @@ def _image(value: Value) -> tuple[int, int, int]:
 def _windows(value: Value, window: Pair, strides: Pair, padding: Pair) -> Pair:
     _whole(2, window=window, strides=strides)
     _whole(2, least=0, padding=padding)
-    size = _image(value)[:2]
-    h, w = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, window, strides, padding, strict=True))
-    if h < 1 or w < 1:
-        raise ValueError(f"a window of {window} does not fit an input of {size[0]}×{size[1]} with padding {padding}.")
-    return h, w
+    h, w, _ = _image(value)
+    output = Geometry((h, w), window, strides, padding).output_hw
+    if min(output) < 1:
+        raise ValueError(f"a window of {window} does not fit an input of {h}×{w} with padding {padding}.")
+    return output
 
 
 def _whole(count: int, least: int = 1, **fields: Any) -> None:

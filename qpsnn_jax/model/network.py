@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.kernels.convolution import accumulate, convolve
+from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.model.graph import (
     LIF,
     Add,
@@ -155,7 +155,7 @@ def weighted(node: Conv | Dense, leaves: Leaves, gain: Array, x: Array, given: V
         kernel, scale = integer_weights(kernel, gain=_like_kernel(gain, kernel), **_options(node.quantizer))
     folded = x.reshape(-1, *x.shape[2:]) if given.timed else x
     if isinstance(node, Conv):
-        sums = partial(accumulate, bits=node.quantizer.bits) if node.quantizer and given.spiking else convolve
+        sums = partial(conv_spikes, bits=node.quantizer.bits) if node.quantizer and given.spiking else convolve
         y = sums(folded, kernel, strides=node.strides, padding=node.padding)
     else:
         y = folded @ kernel
@@ -268,7 +268,7 @@ def _init_weights(key: Array, node: Conv | Dense, shape: tuple[int, ...]) -> Lea
 
 
 def _init_gain(node: Conv | Dense, quantizer: Quantizer) -> Leaves:
-    return {"gain": jnp.ones(node.features if quantizer.per == "channel" else 1)}
+    return {"gain": jnp.ones(node.features if quantizer.granularity == "channel" else 1)}
 
 
 def _init_batch_norm(key: Array, shape: tuple[int, ...]) -> Leaves:
@@ -281,7 +281,12 @@ def _init_batch_stats(shape: tuple[int, ...]) -> Leaves:
 
 
 def _options(quantizer: Quantizer) -> dict[str, Any]:
-    return {"bits": quantizer.bits, "gamma": quantizer.gamma, "per": quantizer.per, "ste": quantizer.ste}
+    return {
+        "bits": quantizer.bits,
+        "gamma": quantizer.gamma,
+        "granularity": quantizer.granularity,
+        "ste": quantizer.ste,
+    }
 
 
 def _like_kernel(gain: Array, kernel: Array) -> Array:

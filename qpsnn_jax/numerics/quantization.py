@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-Per = Literal["layer", "channel"]
+Granularity = Literal["layer", "channel"]
 STE = Literal["clipped", "plain", "scaled"]
 Gamma = Literal["none", "max", "percentile", "mean", "mse"]
 
@@ -30,7 +30,7 @@ class Codes(NamedTuple):
     scale: Array
 
 
-def gamma_of(weights: Array, bits: ArrayLike, gamma: Gamma = "mean", per: Per = "layer") -> Array:
+def gamma_of(weights: Array, bits: ArrayLike, gamma: Gamma = "mean", granularity: Granularity = "layer") -> Array:
     r"""The scaling coefficient γ of ReScaW, chosen from the weights.
 
     ``none``: 1 (vanilla quantizer); ``max``: max|W|; ``percentile``: max(|P₁(W)|, |P₉₉(W)|); ``mean``: mean|W|, the
@@ -41,18 +41,18 @@ def gamma_of(weights: Array, bits: ArrayLike, gamma: Gamma = "mean", per: Per = 
         weights: W, shape ``… o``, floating.
         bits: b, 1 to 8 (only ``mse`` depends on it); may be a traced array.
         gamma: the rule.
-        per: one γ for the ``layer`` (paper) or for each output ``channel`` (released code).
+        granularity: one γ for the ``layer`` (paper) or for each output ``channel`` (released code).
 
     Returns:
         γ of shape ``1 … 1`` (layer) or ``1 … 1 o`` (channel); zero where all the weights it covers are zero.
 
     Raises:
-        ValueError: unknown rule or ``per``, or bits outside 1 to 8.
+        ValueError: unknown rule or ``granularity``, or bits outside 1 to 8.
 
     References:
         QP-SNN (ICLR 2025), Eq. 9-10 and section 4.1; per channel as in the released code.
     """
-    axes, top = _reduced_axes(weights, per), _top(bits, weights)
+    axes, top = _reduced_axes(weights, granularity), _top(bits, weights)
     magnitude = jnp.abs(weights)
     if gamma == "none":
         return jnp.ones_like(jnp.max(magnitude, axis=axes, keepdims=True))
@@ -73,7 +73,7 @@ def integer_weights(
     bits: ArrayLike,
     *,
     gamma: Gamma | Array = "mean",
-    per: Per = "layer",
+    granularity: Granularity = "layer",
     ste: STE = "clipped",
     gain: ArrayLike = 1.0,
 ) -> tuple[Array, Array]:
@@ -87,7 +87,7 @@ def integer_weights(
         weights: W, shape ``… o``, floating.
         bits: b, 1 to 8; may be a traced array, so that vmap over bit widths works.
         gamma: a rule of :func:`gamma_of`, or an array that broadcasts against ``weights`` (differentiable).
-        per: ``layer`` or ``channel``, for the rules.
+        granularity: ``layer`` or ``channel``, for the rules.
         ste: ``clipped``, ``plain`` or ``scaled``.
         gain: constant factor on a γ found by a rule, that broadcasts like γ; keeps γ where it was when channels are
             removed (see :func:`qpsnn_jax.prune`).
@@ -105,7 +105,7 @@ def integer_weights(
     if ste not in ("clipped", "plain", "scaled"):
         raise ValueError(f"ste must be clipped, plain or scaled, got {ste!r}.")
     top = _top(bits, weights)
-    gamma = _resolve_gamma(weights, bits, gamma, per, gain)
+    gamma = _resolve_gamma(weights, bits, gamma, granularity, gain)
     live = gamma > 0
     # An all-zero filter has γ = 0: its integers are then zero, and any positive γ leaves Ŵ = 0 and gradients finite.
     gamma = jnp.where(live, gamma, 1)
@@ -118,7 +118,7 @@ def quantize(
     bits: ArrayLike,
     *,
     gamma: Gamma | Array = "mean",
-    per: Per = "layer",
+    granularity: Granularity = "layer",
     ste: STE = "clipped",
     gain: ArrayLike = 1.0,
 ) -> Array:
@@ -137,7 +137,7 @@ def quantize(
         bits: b, 1 to 8; may be a traced array, so that vmap over bit widths works.
         gamma: ``none`` (vanilla), ``max``, ``percentile``, ``mean`` (ReScaW), ``mse``, or a positive array that
             broadcasts against ``weights``.
-        per: one γ for the ``layer`` (paper) or for each output ``channel`` (released code).
+        granularity: one γ for the ``layer`` (paper) or for each output ``channel`` (released code).
         ste: ``clipped``, ``plain`` or ``scaled``.
         gain: constant factor on a γ found by a rule.
 
@@ -151,7 +151,7 @@ def quantize(
     References:
         QP-SNN (ICLR 2025), Eq. 4-6 and 9-10; learned γ: Esser et al., ICLR 2020.
     """
-    integers, scale = integer_weights(weights, bits, gamma=gamma, per=per, ste=ste, gain=gain)
+    integers, scale = integer_weights(weights, bits, gamma=gamma, granularity=granularity, ste=ste, gain=gain)
     return integers * scale
 
 
@@ -160,7 +160,7 @@ def codes(
     bits: ArrayLike,
     *,
     gamma: Gamma | Array = "mean",
-    per: Per = "layer",
+    granularity: Granularity = "layer",
     gain: ArrayLike = 1.0,
 ) -> Codes:
     """Integer codes and scale of the quantized weights; the storable form of :func:`quantize`.
@@ -168,7 +168,7 @@ def codes(
     Args:
         weights: W, shape ``… o``, floating.
         bits: b, 1 to 8.
-        gamma, per, gain: as in :func:`quantize`.
+        gamma, granularity, gain: as in :func:`quantize`.
 
     Returns:
         ``Codes(values, scale)``: int32 codes in ``{0, …, 2^b - 1}`` of the shape of ``weights``, and the scale γ/s,
@@ -181,7 +181,7 @@ def codes(
         QP-SNN (ICLR 2025), Eq. 4-6.
     """
     top = _top(bits, weights)
-    gamma = _resolve_gamma(weights, bits, gamma, per, gain)
+    gamma = _resolve_gamma(weights, bits, gamma, granularity, gain)
     values = _round_codes(weights, jnp.where(gamma > 0, gamma, 1), top)
     return Codes(values.astype(jnp.int32), gamma / top)
 
@@ -230,9 +230,11 @@ def _ste_backward(ste: STE, saved, cotangent: Array):
 _ste_integers.defvjp(_ste_forward, _ste_backward)
 
 
-def _resolve_gamma(weights: Array, bits: ArrayLike, gamma: Gamma | Array, per: Per, gain: ArrayLike) -> Array:
+def _resolve_gamma(
+    weights: Array, bits: ArrayLike, gamma: Gamma | Array, granularity: Granularity, gain: ArrayLike
+) -> Array:
     if isinstance(gamma, str):
-        gamma = jax.lax.stop_gradient(gamma_of(weights, bits, gamma, per)) * gain
+        gamma = jax.lax.stop_gradient(gamma_of(weights, bits, gamma, granularity)) * gain
     gamma = jnp.asarray(gamma, weights.dtype)
     return gamma.reshape((1,) * (weights.ndim - gamma.ndim) + gamma.shape)
 
@@ -280,12 +282,12 @@ def _top(bits: ArrayLike, like: Array) -> Array:
     return (jnp.left_shift(1, jnp.asarray(bits, jnp.int32)) - 1).astype(like.dtype)
 
 
-def _reduced_axes(weights: Array, per: Per) -> tuple[int, ...]:
-    if per == "layer":
+def _reduced_axes(weights: Array, granularity: Granularity) -> tuple[int, ...]:
+    if granularity == "layer":
         return tuple(range(weights.ndim))
-    if per == "channel":
+    if granularity == "channel":
         return tuple(range(weights.ndim - 1))
-    raise ValueError(f"per must be layer or channel, got {per!r}.")
+    raise ValueError(f"granularity must be layer or channel, got {granularity!r}.")
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:

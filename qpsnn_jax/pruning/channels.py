@@ -155,7 +155,7 @@ def _axes(graph: Graph) -> dict[tuple[str, str], list[_Axis]]:
                 last = 3 if isinstance(node, Conv) else 1
                 table[node.name, "kernel"] = channels(last - 1, node.input) + channels(last, node.name)
                 table[node.name, "bias"] = channels(0, node.name)
-                if node.quantizer is not None and node.quantizer.per == "channel":
+                if node.quantizer is not None and node.quantizer.granularity == "channel":
                     table[node.name, "gain"] = channels(0, node.name)
             case BatchNorm():
                 table |= {(node.name, leaf): channels(0, node.name) for leaf in ("scale", "bias", "mean", "var")}
@@ -219,9 +219,9 @@ def _kept_scales(graph: Graph, whole: Any, pruned: Any, kept: dict[str, np.ndarr
 
 @partial(jax.jit, static_argnames="quantizer")
 def _kept_gain(quantizer: Quantizer, gain: Array, before: Array, after: Array, channels: np.ndarray) -> Array:
-    rule = (quantizer.bits, quantizer.gamma, quantizer.per)
+    rule = (quantizer.bits, quantizer.gamma, quantizer.granularity)
     old, new = (gamma_of(kernel, *rule).ravel() for kernel in (before, after))
-    old = old[channels] if quantizer.per == "channel" else old
+    old = old[channels] if quantizer.granularity == "channel" else old
     return gain * jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)
 
 

@@ -25,28 +25,33 @@ class Criterion(NamedTuple):
     """How the channels of a layer are scored by what the layer did.
 
     ``observe`` reduces a :class:`LIFTrace` ``b t h w c`` to maps ``b h w c`` while the network runs; ``score`` gives
-    one score per channel, ``c``. Where a channel's score depends on its own maps alone, ``separate`` says so: the maps
-    of all layers of one size are then scored side by side, which is compiled once for each size.
+    one score per channel, ``c``. Where a channel's score depends on its own maps alone, ``channelwise`` says so: the
+    maps of all layers of one size are then scored side by side, which is compiled once for each size.
     """
 
     observe: Callable[[LIFTrace], Array]
     score: Callable[[Array], Array]
-    separate: bool = False
+    channelwise: bool = False
 
 
-svs = Criterion(
-    lambda trace: spike_counts(trace.spikes), lambda counts: jnp.mean(count_ranks(counts), axis=0), separate=True
+svs_criterion = Criterion(
+    lambda trace: spike_counts(trace.spikes), lambda counts: jnp.mean(count_ranks(counts), axis=0), channelwise=True
 )
 """SVS, the paper's proposal: mean ranks of the integer maps T·S_avg, by :func:`qpsnn_jax.matrix_ranks`."""
 
-sca = Criterion(
-    lambda trace: jnp.mean(jnp.abs(trace.membranes), axis=1), lambda maps: sca_scores(maps[:, None]), separate=True
+sca_criterion = Criterion(
+    lambda trace: jnp.mean(jnp.abs(trace.membranes), axis=1), lambda maps: sca_scores(maps[:, None]), channelwise=True
 )
 """SCA, the paper's baseline: mean L1 norms of the maps of membranes."""
 
 
 def score(
-    graph: Graph, variables: Any, batches: Iterable[Array], criterion: Criterion = svs, *, mesh: Mesh | None = None
+    graph: Graph,
+    variables: Any,
+    batches: Iterable[Array],
+    criterion: Criterion = svs_criterion,
+    *,
+    mesh: Mesh | None = None,
 ) -> Scores:
     """Score of every channel of every group, in one pass over the batches, in evaluation mode.
 
@@ -56,8 +61,8 @@ def score(
     Args:
         graph, variables: the network.
         batches: normalized images ``b h w c`` (or frames ``b t h w c``), each batch of the same size.
-        criterion: :data:`svs`, :data:`sca`, or any other :class:`Criterion`. Where a layer is flat, its maps have the
-            height 1.
+        criterion: :data:`svs_criterion`, :data:`sca_criterion`, or any other :class:`Criterion`. Where a layer is flat,
+            its maps have the height 1.
         mesh: of devices that each score an equal part of every batch (:func:`qpsnn_jax.runtime.sharding.data_mesh`).
 
     Returns:
@@ -83,7 +88,7 @@ def score(
     return {name: total[name] / count for name in channel_groups(graph) if name in total}
 
 
-def make_score_step(graph: Graph, criterion: Criterion = svs) -> Callable[[Any, Array], Scores]:
+def make_score_step(graph: Graph, criterion: Criterion = svs_criterion) -> Callable[[Any, Array], Scores]:
     """What :func:`score` does with one batch, as a pure function ``(variables, images) -> {group: scores}``.
 
     Args:
@@ -106,7 +111,7 @@ def make_score_step(graph: Graph, criterion: Criterion = svs) -> Callable[[Any, 
     return batch_scores
 
 
-def score_magnitude(graph: Graph, variables: Any) -> Scores:
+def magnitude_group_scores(graph: Graph, variables: Any) -> Scores:
     """L1 norm of the weights that make each channel, summed over the layers of its group; needs no data."""
     params = variables["params"]
     kernels = {
@@ -116,7 +121,7 @@ def score_magnitude(graph: Graph, variables: Any) -> Scores:
     return {name: jnp.sum(jnp.stack([magnitude_scores(k) for k in own]), axis=0) for name, own in kernels.items()}
 
 
-def score_random(graph: Graph, key: Array) -> Scores:
+def random_group_scores(graph: Graph, key: Array) -> Scores:
     """Random scores for every group; the control that any criterion must beat."""
     groups = channel_groups(graph)
     keys = jax.random.split(key, len(groups))
@@ -165,7 +170,7 @@ def _score_maps(criterion: Criterion, maps: dict[str, Array]) -> dict[str, Array
     """Scores by layer."""
     alike: dict[Any, list[str]] = {}
     for layer, own in maps.items():
-        alike.setdefault(own.shape[:3] if criterion.separate else layer, []).append(layer)
+        alike.setdefault(own.shape[:3] if criterion.channelwise else layer, []).append(layer)
     scores: dict[str, Array] = {}
     for layers in alike.values():
         widths = [maps[layer].shape[-1] for layer in layers]

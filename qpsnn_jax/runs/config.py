@@ -16,7 +16,7 @@ from qpsnn_jax.data.augment.images import normalize_and_augment
 from qpsnn_jax.model.graph import LIF, Graph, Quantizer
 from qpsnn_jax.model.zoo import NETWORKS
 from qpsnn_jax.numerics.normalization import normalize
-from qpsnn_jax.numerics.quantization import STE, Gamma, Per
+from qpsnn_jax.numerics.quantization import STE, Gamma, Granularity
 from qpsnn_jax.numerics.surrogate import Fire
 from qpsnn_jax.training.optim import OptimizerName
 
@@ -29,8 +29,8 @@ class Config:
     """Settings of a run; every field can be set on the command line as ``--field value``.
 
     Network: ``network`` (a name in the zoo), ``width`` multiplier, ``timesteps`` T, ``bits`` of the quantized weights
-    (None: full precision), ``gamma``, ``per``, ``ste`` (see :class:`qpsnn_jax.Quantizer`), ``fire``, ``surrogate`` (see
-    :func:`qpsnn_jax.lif`).
+    (None: full precision), ``gamma``, ``granularity``, ``ste`` (see :class:`qpsnn_jax.Quantizer`), ``fire``,
+    ``surrogate`` (see :func:`qpsnn_jax.lif`).
 
     Data: ``data`` set, ``data_dir`` of TFDS or of the recordings, ``train_examples`` and ``test_examples`` (None: all);
     ``size``, height and width of event frames or of ImageNet's crops (None: the usual ones); ``frames_by``,
@@ -61,7 +61,7 @@ class Config:
     timesteps: int = 2
     bits: int | None = 2
     gamma: Gamma = "mean"
-    per: Per = "layer"
+    granularity: Granularity = "layer"
     ste: STE = "clipped"
     fire: Fire = ">="
     surrogate: str = "triangular"
@@ -140,7 +140,7 @@ def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) ->
     shape, classes = SHAPES[config.data]
     if config.size is not None:
         shape = (config.size, config.size, shape[2])
-    quantizer = None if config.bits is None else Quantizer(config.bits, config.gamma, config.per, config.ste)
+    quantizer = None if config.bits is None else Quantizer(config.bits, config.gamma, config.granularity, config.ste)
     build = NETWORKS[config.network]
     settings = {
         "bits": quantizer,

@@ -26,7 +26,15 @@ from qpsnn_jax.data import DataSet, load
 from qpsnn_jax.data.feed import count, sample
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.pruning import prune, sca, score, score_magnitude, score_random, select, svs
+from qpsnn_jax.pruning import (
+    magnitude_group_scores,
+    prune,
+    random_group_scores,
+    sca_criterion,
+    score,
+    select,
+    svs_criterion,
+)
 from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.runs.config import Config, as_dict, build_graph, from_dict
 from qpsnn_jax.runs.loop import Evaluation, Plan, evaluate, fit, normalizer, whole_batches
@@ -41,7 +49,7 @@ CONTROLS = ("baseline", "random", "scratch")
 ACTIVITY = "activity.npz"
 # Settings that do not change what a run computes: where its data lie, who reads them, when it is saved, what holds it.
 _CIRCUMSTANCES = ("data_dir", "workers", "checkpoint_epochs", "checkpoint_steps", "fsdp")
-_CRITERIA = {"svs": svs, "sca": sca}
+_CRITERIA = {"svs": svs_criterion, "sca": sca_criterion}
 _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -431,9 +439,9 @@ def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 def _scores(config: Config, graph: Graph, variables: Variables, data: DataSet) -> Scores:
     if config.criterion == "magnitude":
-        return score_magnitude(graph, variables)
+        return magnitude_group_scores(graph, variables)
     if config.criterion == "random":
-        return score_random(graph, jax.random.key(config.seed))
+        return random_group_scores(graph, jax.random.key(config.seed))
     normalized = jax.jit(normalizer(data))
     images = sample(data.train, config.score_batch_size, config.score_batches, config.seed, workers=config.workers)
     mesh = data_mesh()

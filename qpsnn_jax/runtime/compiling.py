@@ -24,7 +24,7 @@ def low_memory_jit(function: Callable[..., Any], **options: Any) -> Any:
     return jax.jit(function, compiler_options=_low_memory_options(), **options)
 
 
-def written_down(x: Array, around: Sequence[tuple[int, int]], axis: int) -> Array:
+def materialize(x: Array, around: Sequence[tuple[int, int]], axis: int) -> Array:
     """``jnp.pad(x, around)`` as an array in memory, computed once, where XLA would compute it anew for each reader.
 
     It is written in two parts along ``axis``, whose size should be 2 or more: a single part, or a padding, XLA takes

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qpsnn_jax.kernels import bfloat16, convolution, popcount, winograd
+from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.numerics import losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import rank, scores
 
@@ -65,7 +66,7 @@ def neuron_table() -> list[Contract]:
 
 
 def quantizer_table() -> list[Contract]:
-    q, per_channel = quantization, {"per": "channel"}
+    q, per_channel = quantization, {"granularity": "channel"}
     return [
         Contract("quantize", lambda w: q.quantize(w, 3), WEIGHTS),
         Contract("quantize-scaled", lambda w: q.quantize(w, 8, ste="scaled", gamma="max", **per_channel), WEIGHTS),
@@ -85,30 +86,32 @@ def quantizer_table() -> list[Contract]:
 def convolution_table() -> list[Contract]:
     b, c, w, three = bfloat16, convolution, winograd, jnp.asarray(np.round(3 * normal(3, 3, 3, 2)[0]))
     turned, at_once = three.swapaxes(2, 3), jnp.asarray(np.round(3 * normal(1, 1, 2, 3)[0]))
-    strided, passed = b.Geometry((5, 4), (3, 2), (1, 2), (1, 0)), b.Geometry((9, 4), (1, 1), (2, 1), (0, 0))
-    square = b.Geometry((5, 4), (3, 3), (1, 1), (1, 1))
-    pushed, right = (jnp.asarray(normal(*shape)[0]) for shape in ((2, 5, 2, 2), (2, 3, 5)))
+    strided, passed = Geometry((5, 4), (3, 2), (1, 2), (1, 0)), Geometry((9, 4), (1, 1), (2, 1), (0, 0))
+    square = Geometry((5, 4), (3, 3), (1, 1), (1, 1))
+    cotangent, right = (jnp.asarray(normal(*shape)[0]) for shape in ((2, 5, 2, 2), (2, 3, 5)))
     fast = b.differentiated_as(lambda x, y, factor: factor * x * y)(lambda x, y, factor: x * y * factor)
     odd = jnp.clip(2 * three + 1, -7, 7)
-    forms = [
+    algorithms = [
         Contract(
-            f"accumulate-{form}",
-            lambda s, form=form: c.accumulate(s, jnp.asarray(odd, s.dtype), bits=3, padding=(1, 1), form=form),
+            f"conv_spikes-{algorithm}",
+            lambda s, name=algorithm: c.conv_spikes(
+                s, jnp.asarray(odd, s.dtype), bits=3, padding=(1, 1), algorithm=name
+            ),
             SPIKES[:, 0],
         )
-        for form in (None, "float32", "bfloat16", "int8", "winograd", "popcount")
+        for algorithm in (None, "float32", "bfloat16", "int8", "winograd", "popcount")
     ]
     return [
-        *forms,
+        *algorithms,
         Contract("convolve-winograd", lambda s: w.convolve(s, odd, square), SPIKES[:, 0], floats=(F32,)),
         Contract("convolve-popcount", lambda s: popcount.convolve(s, odd, 3, square), SPIKES[:, 0], False),
-        Contract("gradient_by_maps", lambda y: w.gradient_by_maps(y, turned, square), MAPS, floats=(F32,)),
-        Contract("gradient_by_kernel", lambda x: w.gradient_by_kernel(MAPS[0], x, square), MAPS, floats=(F32,)),
-        Contract("gradient_by_maps-passed", lambda y: b.gradient_by_maps(y, at_once, passed), MAPS, floats=(F32,)),
-        Contract("gradient_by_kernel-taps", lambda x: b.gradient_by_kernel(x, pushed, strided), MAPS, floats=(F32,)),
+        Contract("input_grad", lambda y: w.input_grad(y, turned, square), MAPS, floats=(F32,)),
+        Contract("kernel_grad", lambda x: w.kernel_grad(MAPS[0], x, square), MAPS, floats=(F32,)),
+        Contract("input_grad-passed", lambda y: b.input_grad(y, at_once, passed), MAPS, floats=(F32,)),
+        Contract("kernel_grad-taps", lambda x: b.kernel_grad(x, cotangent, strided), MAPS, floats=(F32,)),
         Contract("plain", lambda x: b.plain(x, jnp.asarray(three, x.dtype), square), MAPS),
-        Contract("plain_by_maps", lambda y: b.plain_by_maps(y, jnp.asarray(turned, y.dtype), square), MAPS),
-        Contract("plain_by_kernel", lambda x: b.plain_by_kernel(x, jnp.asarray(pushed, x.dtype), strided), MAPS),
+        Contract("plain_input_grad", lambda y: b.plain_input_grad(y, jnp.asarray(turned, y.dtype), square), MAPS),
+        Contract("plain_kernel_grad", lambda x: b.plain_kernel_grad(x, jnp.asarray(cotangent, x.dtype), strided), MAPS),
         Contract("bits_of", b.bits_of, MAPS, grad=False, floats=()),
         Contract("floats_of", lambda n: b.floats_of(n.astype(jnp.uint16)), COUNTS, grad=False, floats=()),
         Contract("multiply", lambda x: b.multiply(b.bits_of(x), b.bits_of(right)), normal(2, 4, 3), False, floats=()),
@@ -216,7 +219,7 @@ def test_gradient_keeps_bfloat16(contract: Contract):
 @over("contract", [c for c in TABLE if c.forward], ids=str)
 def test_forward_mode_agrees_with_reverse(contract: Contract):
     x, tangent = jnp.asarray(contract.batch[0]), jnp.asarray(contract.batch[1])
-    value, pushed = jax.jit(lambda x, dx: jax.jvp(total(contract), (x,), (dx,)))(x, tangent)
+    value, tangent_out = jax.jit(lambda x, dx: jax.jvp(total(contract), (x,), (dx,)))(x, tangent)
     pulled = jnp.vdot(jax.jit(jax.grad(total(contract)))(x), tangent)
-    np.testing.assert_allclose(pushed, pulled, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(tangent_out, pulled, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(value, total(contract)(x), rtol=1e-5, atol=1e-5)

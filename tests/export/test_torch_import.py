@@ -120,7 +120,7 @@ def test_readout_of_flattened_features():
 
 def test_choices():
     tensors = checkpoint("resnet20")[2]
-    graph, variables = import_torch(tensors, bits=8, timesteps=1, input_size=8, per="layer", ste="clipped")
+    graph, variables = import_torch(tensors, bits=8, timesteps=1, input_size=8, granularity="layer", ste="clipped")
     assert (graph.timesteps, graph.input.shape) == (1, (8, 8, 3))
     assert {n.quantizer for n in graph.nodes if isinstance(n, Conv)} == {None, Quantizer(8, "mean", "layer", "clipped")}
     assert {leaf.shape for leaf in jax.tree.leaves(variables["scales"])} == {(1,)}

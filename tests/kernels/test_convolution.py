@@ -1,4 +1,4 @@
-"""Every form of a convolution against plain sums of whole numbers."""
+"""Every algorithm of a convolution against plain sums of whole numbers."""
 
 from functools import partial
 from itertools import product
@@ -11,7 +11,8 @@ from small_networks import images_of, jit, random_variables, residual_graph
 
 from qpsnn_jax import cross_entropy, init_state, make_train_step, optimizer
 from qpsnn_jax.kernels import convolution
-from qpsnn_jax.kernels.convolution import accumulate, convolve
+from qpsnn_jax.kernels.convolution import conv_spikes, convolve
+from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.kernels.hardware import cpu_flags, portable
 from qpsnn_jax.model.graph import Quantizer
 
@@ -57,15 +58,15 @@ def test_sums_and_gradients(shape, kernel, strides, padding):
     got, pull = jax.vjp(jax.jit(run), jnp.asarray(x, jnp.float32), jnp.asarray(weights, jnp.float32))
     np.testing.assert_array_equal(got, expected)
     # The sums are linear in either operand, so a gradient is right if it pairs with every change as the sums do.
-    pushed = rng.integers(-3, 4, expected.shape)
-    by_x, by_weights = pull(jnp.asarray(pushed, jnp.float32))
+    cotangent = rng.integers(-3, 4, expected.shape)
+    by_x, by_weights = pull(jnp.asarray(cotangent, jnp.float32))
     for _ in range(3):
         step, turn = rng.integers(-3, 4, x.shape), rng.integers(-3, 4, weights.shape)
-        assert np.vdot(by_x, step) == np.vdot(pushed, by_sums(step, weights, strides, padding))
-        assert np.vdot(by_weights, turn) == np.vdot(pushed, by_sums(x, turn, strides, padding))
+        assert np.vdot(by_x, step) == np.vdot(cotangent, by_sums(step, weights, strides, padding))
+        assert np.vdot(by_weights, turn) == np.vdot(cotangent, by_sums(x, turn, strides, padding))
 
 
-FORMS = ["float32", "bfloat16", "int8"]
+ALGORITHMS = ["float32", "bfloat16", "int8"]
 
 
 def spikes_and_integers(shape, kernel, bits, channels=40):
@@ -77,13 +78,13 @@ def spikes_and_integers(shape, kernel, bits, channels=40):
     return (rng.random((5, *shape, channels)) < 0.4).astype(np.int64), integers
 
 
-@pytest.mark.parametrize("form", [*FORMS, None])
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, None])
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize(("shape", "kernel", "strides", "padding"), [CASES[0], CASES[1], CASES[3]])
-def test_every_form_accumulates_exactly(monkeypatch, shape, kernel, strides, padding, bits, form):
+def test_every_algorithm_accumulates_exactly(monkeypatch, shape, kernel, strides, padding, bits, algorithm):
     spikes, integers = spikes_and_integers(shape, kernel, bits)
     monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset({"amx_int8"}))
-    run = jax.jit(partial(accumulate, bits=bits, strides=strides, padding=padding, form=form))
+    run = jax.jit(partial(conv_spikes, bits=bits, strides=strides, padding=padding, algorithm=algorithm))
     got = run(jnp.asarray(spikes, jnp.float32), jnp.asarray(integers, jnp.float32))
     assert got.dtype == jnp.float32
     np.testing.assert_array_equal(got, by_sums(spikes, integers, strides, padding))
@@ -103,7 +104,7 @@ def test_every_form_accumulates_exactly(monkeypatch, shape, kernel, strides, pad
 )
 def test_counts_accumulate_exactly(bits, shape, kernel, strides, padding, channels):
     spikes, integers = spikes_and_integers(shape, kernel, bits, channels)
-    run = jax.jit(partial(accumulate, bits=bits, strides=strides, padding=padding, form="popcount"))
+    run = jax.jit(partial(conv_spikes, bits=bits, strides=strides, padding=padding, algorithm="popcount"))
     expected = by_sums(spikes, integers, strides, padding)
     for dtype in (jnp.float32, jnp.bfloat16):
         got = run(jnp.asarray(spikes, dtype), jnp.asarray(integers, dtype))
@@ -111,16 +112,16 @@ def test_counts_accumulate_exactly(bits, shape, kernel, strides, padding, channe
     assert run(jnp.zeros((0, *spikes.shape[1:])), jnp.asarray(integers, jnp.float32)).shape == (0, *expected.shape[1:])
 
 
-@pytest.mark.parametrize("form", [*FORMS, "popcount"])
-def test_derivatives_are_those_of_the_convolution(form):
+@pytest.mark.parametrize("algorithm", [*ALGORITHMS, "popcount"])
+def test_derivatives_are_those_of_the_convolution(algorithm):
     spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers((6, 6), (3, 3), 8, 5))
     options = {"strides": (2, 2), "padding": (1, 1)}
-    fast, plain = partial(accumulate, bits=8, form=form, **options), partial(convolve, **options)
+    fast, plain = partial(conv_spikes, bits=8, algorithm=algorithm, **options), partial(convolve, **options)
     key = jax.random.key(0)
     turns = tuple(jax.random.normal(key, x.shape) for x in (spikes, integers))
     y, pull = jax.vjp(fast, spikes, integers)
-    pushed = jax.random.normal(key, y.shape)
-    for got, wanted in zip(pull(pushed), jax.vjp(plain, spikes, integers)[1](pushed), strict=True):
+    cotangent = jax.random.normal(key, y.shape)
+    for got, wanted in zip(pull(cotangent), jax.vjp(plain, spikes, integers)[1](cotangent), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)
     tangent = jax.jvp(fast, (spikes, integers), turns)[1]
     np.testing.assert_allclose(tangent, jax.jvp(plain, (spikes, integers), turns)[1], rtol=1e-5, atol=1e-3)
@@ -134,7 +135,7 @@ TILED = [((8, 8), (1, 1)), ((9, 8), (1, 1)), ((3, 3), (0, 0)), ((3, 5), (2, 0)),
 @pytest.mark.parametrize(("shape", "padding"), TILED)
 def test_winograd_accumulates_exactly(shape, padding, bits):
     spikes, integers = spikes_and_integers(shape, (3, 3), bits)
-    run = jax.jit(partial(accumulate, bits=bits, padding=padding, form="winograd"))
+    run = jax.jit(partial(conv_spikes, bits=bits, padding=padding, algorithm="winograd"))
     got = run(jnp.asarray(spikes, jnp.float32), jnp.asarray(integers, jnp.float32))
     np.testing.assert_array_equal(got, by_sums(spikes, integers, (1, 1), padding))
 
@@ -148,7 +149,7 @@ def test_winograd_accumulates_the_largest_sums_exactly():
     spikes = np.einsum("ih,jw->ijhw", on, on).reshape(-1, 4, 4, 1)
     integers = top * np.einsum("ih,jw->hwij", signs, signs).reshape(3, 3, 1, -1)
     expected = channels * by_sums(spikes, integers, (1, 1), (1, 1))
-    run = jax.jit(partial(accumulate, bits=4, padding=(1, 1), form="winograd"))
+    run = jax.jit(partial(conv_spikes, bits=4, padding=(1, 1), algorithm="winograd"))
     operands = np.repeat(spikes, channels, axis=3), np.repeat(integers, channels, axis=2)
     np.testing.assert_array_equal(run(*(jnp.asarray(x, jnp.float32) for x in operands)), expected)
 
@@ -159,7 +160,7 @@ def rounding(monkeypatch):
     monkeypatch.setattr(convolution, "_NARROWEST_GRADIENTS", 1)
 
 
-# And whether what is pushed back is rounded by maps too, which it is by Winograd and where no taps overlap.
+# And whether what is cotangent back is rounded by maps too, which it is by Winograd and where no taps overlap.
 ROUNDED = [(shape, (3, 3), (1, 1), padding, True) for shape, padding in TILED]
 ROUNDED += [
     ((7, 4), (1, 1), (1, 1), (0, 0), True),
@@ -174,7 +175,7 @@ ROUNDED += [
 
 
 @pytest.mark.parametrize(
-    ("shape", "kernel", "strides", "padding", "form"),
+    ("shape", "kernel", "strides", "padding", "algorithm"),
     [
         ((5, 4), (3, 3), (1, 1), (1, 1), "winograd"),
         ((5, 4), (3, 3), (2, 2), (1, 1), "int8"),
@@ -184,19 +185,19 @@ ROUNDED += [
         ((4, 4), (5, 5), (1, 1), (2, 2), "float32"),
     ],
 )
-def test_no_images(monkeypatch, shape, kernel, strides, padding, form):
+def test_no_images(monkeypatch, shape, kernel, strides, padding, algorithm):
     rounding(monkeypatch)
-    run = partial(accumulate, bits=2, strides=strides, padding=padding, form=form)
+    run = partial(conv_spikes, bits=2, strides=strides, padding=padding, algorithm=algorithm)
     spikes, integers = jnp.zeros((0, *shape, 3)), jnp.ones((*kernel, 3, 2))
     y, pull = jax.vjp(run, spikes, integers)
-    assert y.shape == (0, *convolution._sizes(spikes, integers, strides, padding), 2)
+    assert y.shape == (0, *Geometry.of(spikes, integers, strides, padding).output_hw, 2)
     by_maps, by_kernel = pull(y)
     assert by_maps.shape == spikes.shape
     np.testing.assert_array_equal(by_kernel, jnp.zeros_like(integers))
 
 
 @pytest.mark.parametrize(
-    ("shape", "kernel", "strides", "padding", "form"),
+    ("shape", "kernel", "strides", "padding", "algorithm"),
     [
         ((6, 6), (3, 3), (1, 1), (1, 1), None),
         ((6, 6), (3, 3), (2, 2), (1, 1), None),
@@ -205,10 +206,10 @@ def test_no_images(monkeypatch, shape, kernel, strides, padding, form):
         ((6, 6), (3, 3), (2, 1), (1, 1), "popcount"),
     ],
 )
-def test_a_number_of_images_that_is_a_symbol(monkeypatch, shape, kernel, strides, padding, form):
+def test_a_number_of_images_that_is_a_symbol(monkeypatch, shape, kernel, strides, padding, algorithm):
     rounding(monkeypatch)
     spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers(shape, kernel, 2, 5))
-    run = jax.jit(partial(accumulate, bits=2, strides=strides, padding=padding, form=form))
+    run = jax.jit(partial(conv_spikes, bits=2, strides=strides, padding=padding, algorithm=algorithm))
 
     def pulled(spikes, integers):
         y, pull = jax.vjp(run, spikes, integers)
@@ -227,15 +228,15 @@ def test_rounded_gradients(monkeypatch, shape, kernel, strides, padding, by_maps
     rounding(monkeypatch)
     spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers(shape, kernel, bits, 5))
     options = {"strides": strides, "padding": padding}
-    y, pull = jax.vjp(jax.jit(partial(accumulate, bits=bits, **options)), spikes, integers)
+    y, pull = jax.vjp(jax.jit(partial(conv_spikes, bits=bits, **options)), spikes, integers)
     plain = jax.vjp(partial(convolve, **options), spikes, integers)[1]
     # Small whole numbers are not rounded, nor what they are transformed to; Winograd rounds weights of 8 bits.
     exact = bits <= 4 or kernel != (3, 3) or not by_maps
     whole = jnp.asarray(np.random.default_rng(0).integers(-3, 4, y.shape), jnp.float32)
     for same, got, wanted in zip((exact, True), pull(whole), plain(whole), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=0 if same else 1e-2 * np.abs(wanted).max())
-    pushed = jax.random.normal(jax.random.key(0), y.shape)
-    for rounded, got, wanted in zip((by_maps, True), pull(pushed), plain(pushed), strict=True):
+    cotangent = jax.random.normal(jax.random.key(0), y.shape)
+    for rounded, got, wanted in zip((by_maps, True), pull(cotangent), plain(cotangent), strict=True):
         apart = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
         assert 1e-4 < apart < 1e-2 if rounded else apart < 1e-6
 
@@ -245,16 +246,16 @@ def test_rounded_gradients_under_every_transformation(monkeypatch, kernel, strid
     rounding(monkeypatch)
     spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers((6, 6), kernel, 8, 5))
     options = {"strides": strides, "padding": (kernel[0] // 2, kernel[1] // 2)}
-    fast, plain = partial(accumulate, bits=8, **options), partial(convolve, **options)
+    fast, plain = partial(conv_spikes, bits=8, **options), partial(convolve, **options)
     both = jnp.stack([spikes, 1 - spikes])
     turn = jax.random.normal(jax.random.key(0), integers.shape)
-    pushed = jax.random.normal(jax.random.key(1), plain(spikes, integers).shape)
+    cotangent = jax.random.normal(jax.random.key(1), plain(spikes, integers).shape)
 
     def pulled(run, spikes, integers):
-        return jax.vjp(run, spikes, integers)[1](pushed)
+        return jax.vjp(run, spikes, integers)[1](cotangent)
 
     def total(run, integers):
-        return jnp.sum(jax.vmap(run, (0, None))(both, integers) * pushed[None])
+        return jnp.sum(jax.vmap(run, (0, None))(both, integers) * cotangent[None])
 
     def loss(run, integers):
         return jnp.mean(jnp.square(run(spikes, integers)))
@@ -265,7 +266,7 @@ def test_rounded_gradients_under_every_transformation(monkeypatch, kernel, strid
 
     def checks(run):
         yield jax.jvp(partial(run, spikes), (integers,), (turn,))[1]
-        yield jax.vjp(partial(on_a_mesh, lambda x: run(x, integers)), spikes)[1](pushed)[0]
+        yield jax.vjp(partial(on_a_mesh, lambda x: run(x, integers)), spikes)[1](cotangent)[0]
         yield from jax.vmap(partial(pulled, run), (0, None))(both, integers)
         yield jax.grad(partial(total, run))(integers)
         # The second derivative passes through the gradients.
@@ -296,21 +297,21 @@ def test_rounded_gradients_under_every_transformation(monkeypatch, kernel, strid
 def test_gradients_are_rounded_where_that_is_fast(monkeypatch, flags, shape, kernel, strides, padding, dtype, rounded):
     monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset(flags))
     spikes, integers = jnp.zeros((1, *shape, kernel[2]), dtype), jnp.zeros(kernel, dtype)
-    run = partial(accumulate, bits=8, strides=strides, padding=padding, form="float32")
+    run = partial(conv_spikes, bits=8, strides=strides, padding=padding, algorithm="float32")
     text = str(jax.make_jaxpr(lambda *operands: jax.vjp(run, *operands)[1](run(*operands)))(spikes, integers))
     assert ("u16" in text) == rounded
 
 
 def test_channels_that_do_not_match():
     with pytest.raises(ValueError, match=r"have 64 channels, but .* are for 40"):
-        accumulate(jnp.ones((1, 6, 6, 64)), jnp.ones((3, 3, 40, 48)), bits=2)
+        conv_spikes(jnp.ones((1, 6, 6, 64)), jnp.ones((3, 3, 40, 48)), bits=2)
 
 
 def test_sums_of_counts_are_computed_once():
     """Whatever reads them: in a network, batch statistics and what they normalize."""
 
     def read(spikes, integers):
-        sums = accumulate(spikes, integers, bits=2, padding=(1, 1), form="popcount")
+        sums = conv_spikes(spikes, integers, bits=2, padding=(1, 1), algorithm="popcount")
         return sums - sums.mean((0, 1, 2), keepdims=True), (sums**2).sum()
 
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 16, 16, 64), (3, 3, 64, 64))]
@@ -322,19 +323,23 @@ def test_sums_of_counts_are_computed_once():
 @pytest.mark.parametrize(
     ("kernel", "options", "message"),
     [
-        ((3, 3), {"bits": 2, "form": "int4"}, "form must be float32, bfloat16, int8, winograd or popcount, got 'int4'"),
-        ((3, 3), {"bits": 5, "form": "winograd", "padding": (1, 1)}, "3×3 at stride 1.* and up to 4 bits"),
-        ((3, 3), {"bits": 2, "form": "winograd", "strides": (2, 2)}, "3×3 at stride 1.* and up to 4 bits"),
-        ((1, 1), {"bits": 2, "form": "winograd"}, "3×3 at stride 1.* and up to 4 bits"),
+        (
+            (3, 3),
+            {"bits": 2, "algorithm": "int4"},
+            "algorithm must be float32, bfloat16, int8, winograd or popcount, got 'int4'",
+        ),
+        ((3, 3), {"bits": 5, "algorithm": "winograd", "padding": (1, 1)}, "3×3 at stride 1.* and up to 4 bits"),
+        ((3, 3), {"bits": 2, "algorithm": "winograd", "strides": (2, 2)}, "3×3 at stride 1.* and up to 4 bits"),
+        ((1, 1), {"bits": 2, "algorithm": "winograd"}, "3×3 at stride 1.* and up to 4 bits"),
     ],
 )
-def test_forms_that_cannot_be(kernel, options, message):
+def test_algorithms_that_cannot_be(kernel, options, message):
     with pytest.raises(ValueError, match=message):
-        accumulate(jnp.zeros((1, 4, 4, 2)), jnp.ones((*kernel, 2, 2)), **options)
+        conv_spikes(jnp.zeros((1, 4, 4, 2)), jnp.ones((*kernel, 2, 2)), **options)
 
 
 @pytest.mark.parametrize(
-    ("flags", "kernel", "bits", "strides", "form"),
+    ("flags", "kernel", "bits", "strides", "algorithm"),
     [
         ({"amx_int8", "avx512_vnni", "avx512_bf16"}, (3, 3, 64, 64), 2, (1, 1), "int8"),
         ({"amx_int8"}, (3, 3, 8, 64), 2, (1, 1), "float32"),
@@ -357,21 +362,21 @@ def test_forms_that_cannot_be(kernel, options, message):
         ({"avx512_vpopcntdq", "amx_int8"}, (3, 3, 64, 64), 2, (1, 1), "int8"),
     ],
 )
-def test_the_form_follows_the_processor(monkeypatch, flags, kernel, bits, strides, form):
+def test_the_algorithm_follows_the_processor(monkeypatch, flags, kernel, bits, strides, algorithm):
     monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset(flags))
     spikes = jax.ShapeDtypeStruct((2, 8, 8, kernel[2]), jnp.float32)
     integers = jax.ShapeDtypeStruct(kernel, jnp.float32)
-    assert convolution._fastest_form(spikes, integers, bits, strides, (1, 1)) == form
+    assert convolution.select_algorithm(spikes, integers, bits, strides, (1, 1)) == algorithm
 
 
-def losses(monkeypatch, form, *, bits, rounded=False):
+def losses(monkeypatch, algorithm, *, bits, rounded=False):
     """The losses of 50 steps from each of four seeds."""
 
     def chosen(spikes, integers, bits, strides, padding):
         exact = convolution._exact_by_winograd(spikes, integers, bits, strides, padding)
-        return form if form != "winograd" or exact else "float32"
+        return algorithm if algorithm != "winograd" or exact else "float32"
 
-    monkeypatch.setattr(convolution, "_fastest_form", chosen)
+    monkeypatch.setattr(convolution, "select_algorithm", chosen)
     monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset({"avx512_bf16"} if rounded else ()))
     monkeypatch.setattr(convolution, "_NARROWEST_GRADIENTS", 1)
     graph, tx = residual_graph(Quantizer(bits)), optimizer("adam", 0.01)
@@ -382,8 +387,8 @@ def losses(monkeypatch, form, *, bits, rounded=False):
         state = init_state(random_variables(graph, seed), tx, jax.random.key(seed))
         if not seed:
             text = step.lower(state, images, labels).as_text()
-            assert ("xi8>" in text, "xui16>" in text) == (form == "int8", rounded or form == "winograd")
-            assert ("popcnt" in text) == (form == "popcount")
+            assert ("xi8>" in text, "xui16>" in text) == (algorithm == "int8", rounded or algorithm == "winograd")
+            assert ("popcnt" in text) == (algorithm == "popcount")
         for number in range(50):
             state, metrics = step(state, images, labels)
             steps[number] = metrics["loss"]
@@ -391,22 +396,22 @@ def losses(monkeypatch, form, *, bits, rounded=False):
 
 
 @pytest.mark.parametrize(
-    ("bits", "forms"),
+    ("bits", "algorithms"),
     [
         # The same losses, until gradients that were rounded have moved the weights.
         (8, [("int8", False, 5), ("bfloat16", False, 5), ("int8", True, 1)]),
         (4, [("popcount", False, 5), ("winograd", False, 5), ("winograd", True, 1)]),
     ],
 )
-def test_training_in_any_form_is_training_in_float32(monkeypatch, bits, forms):
+def test_training_by_any_algorithm_is_training_in_float32(monkeypatch, bits, algorithms):
     exact = losses(monkeypatch, "float32", bits=bits)
     ends = exact[:, -10:].mean(axis=1)
-    for form, rounded, same in forms:
-        fast = losses(monkeypatch, form, bits=bits, rounded=rounded)
+    for algorithm, rounded, same in algorithms:
+        fast = losses(monkeypatch, algorithm, bits=bits, rounded=rounded)
         np.testing.assert_allclose(fast[:, :same], exact[:, :same], rtol=1e-5)
         # Then rounding elsewhere in the program may grow; the mean of four seeds stays within three deviations of it.
         noise = ends.std(ddof=1) * np.sqrt(2 / len(ends))
-        assert abs(fast[:, -10:].mean() - ends.mean()) <= 3 * noise, (form, rounded)
+        assert abs(fast[:, -10:].mean() - ends.mean()) <= 3 * noise, (algorithm, rounded)
 
 
 def test_a_program_for_other_machines_knows_nothing_of_this_one():

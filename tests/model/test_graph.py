@@ -145,7 +145,7 @@ def test_bits(bits):
         Quantizer(bits)
 
 
-@over("options", [{"gamma": "median"}, {"per": "row"}, {"ste": "none"}])
+@over("options", [{"gamma": "median"}, {"granularity": "row"}, {"ste": "none"}])
 def test_quantizer_options(options: dict):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be one of"):
         Quantizer(**options)

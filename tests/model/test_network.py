@@ -66,7 +66,7 @@ def every_kind(frames: bool) -> Graph:
 
 
 def slow_quantize(w, gain, q):
-    axes = tuple(range(w.ndim - 1)) if q.per == "channel" else None
+    axes = tuple(range(w.ndim - 1)) if q.granularity == "channel" else None
     gamma = {"none": lambda w: 1.0, "max": partial(np.max, axis=axes), "mean": partial(np.mean, axis=axes)}[q.gamma]
     levels = np.linspace(-1, 1, 2**q.bits) * (gamma(np.abs(w)) * gain)[..., None]
     return np.take_along_axis(np.broadcast_to(levels, (*w.shape, 2**q.bits)), nearest(w, levels), -1)[..., 0]

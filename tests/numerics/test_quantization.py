@@ -9,8 +9,12 @@ from hypothesis.extra.numpy import arrays
 from qpsnn_jax.numerics.quantization import Codes, codes, dequantize, gamma_of, integer_weights, quantize
 
 over = pytest.mark.parametrize
-RULES, PERS, STES = ("none", "max", "percentile", "mean", "mse"), ("layer", "channel"), ("clipped", "plain", "scaled")
-rules, pers, stes = over("rule", RULES), over("per", PERS), over("ste", STES)
+RULES, GRANULARITIES, STES = (
+    ("none", "max", "percentile", "mean", "mse"),
+    ("layer", "channel"),
+    ("clipped", "plain", "scaled"),
+)
+rules, granularities, stes = over("rule", RULES), over("granularity", GRANULARITIES), over("ste", STES)
 SHAPE = (6, 4)
 AXES = {"layer": (0, 1), "channel": (0,)}
 
@@ -18,11 +22,11 @@ AXES = {"layer": (0, 1), "channel": (0,)}
 values = st.floats(-4, 4, width=16, allow_subnormal=False)
 filters = arrays(np.float32, SHAPE, elements=values)
 gammas = arrays(np.float32, (1, 4), elements=st.floats(0.125, 4, width=16))
-widths, options = st.integers(1, 8), st.tuples(st.sampled_from(RULES), st.sampled_from(PERS))
+widths, options = st.integers(1, 8), st.tuples(st.sampled_from(RULES), st.sampled_from(GRANULARITIES))
 thorough = settings(deadline=None, max_examples=40, derandomize=True)
 
-quantize_jit = jax.jit(quantize, static_argnames=("gamma", "per", "ste"))
-integers_jit = jax.jit(integer_weights, static_argnames=("gamma", "per", "ste"))
+quantize_jit = jax.jit(quantize, static_argnames=("gamma", "granularity", "ste"))
+integers_jit = jax.jit(integer_weights, static_argnames=("gamma", "granularity", "ste"))
 fixed_jit = jax.jit(lambda w, b, gamma: quantize(w, b, gamma=gamma))
 
 
@@ -36,8 +40,8 @@ def nearest_level(weights, gamma, bits: int) -> np.ndarray:
     return np.take_along_axis(levels, np.abs(levels - weights[..., None]).argmin(-1)[..., None], -1)[..., 0]
 
 
-def numpy_gamma(weights, rule: str, per: str) -> np.ndarray:
-    axes = AXES[per]
+def numpy_gamma(weights, rule: str, granularity: str) -> np.ndarray:
+    axes = AXES[granularity]
     return {
         "none": lambda: np.ones_like(weights.sum(axes, keepdims=True)),
         "max": lambda: np.abs(weights).max(axes, keepdims=True),
@@ -65,27 +69,29 @@ def decibels(weights, quantized) -> float:
 
 
 @over("bits", range(1, 9))
-@pers
-def test_values_are_the_nearest_levels(bits: int, per: str):
+@granularities
+def test_values_are_the_nearest_levels(bits: int, granularity: str):
     w = normal(6, 4)
-    gamma = np.abs(w).astype(np.float64).mean(AXES[per], keepdims=True) + 0 * w
-    np.testing.assert_allclose(quantize_jit(w, bits, per=per), nearest_level(w, gamma, bits), rtol=1e-5)
+    gamma = np.abs(w).astype(np.float64).mean(AXES[granularity], keepdims=True) + 0 * w
+    np.testing.assert_allclose(quantize_jit(w, bits, granularity=granularity), nearest_level(w, gamma, bits), rtol=1e-5)
 
 
 @over("shape", [(), (5,), (7, 5), (3, 3, 2, 5)])
-@pers
-def test_any_shape(shape: tuple, per: str):
+@granularities
+def test_any_shape(shape: tuple, granularity: str):
     w = normal(*shape) if shape else np.float32(0.3)
-    gamma = gamma_of(w, 4, "max", per)
-    assert quantize_jit(w, 4, per=per).shape == shape
-    assert gamma.shape == tuple(n if per == "channel" and i == len(shape) - 1 else 1 for i, n in enumerate(shape))
+    gamma = gamma_of(w, 4, "max", granularity)
+    assert quantize_jit(w, 4, granularity=granularity).shape == shape
+    assert gamma.shape == tuple(
+        n if granularity == "channel" and i == len(shape) - 1 else 1 for i, n in enumerate(shape)
+    )
 
 
 @over("rule", [rule for rule in RULES if rule != "mse"])
-@pers
-def test_gamma_rules(rule: str, per: str):
+@granularities
+def test_gamma_rules(rule: str, granularity: str):
     w = normal(200, 3) + 0.5
-    np.testing.assert_allclose(gamma_of(w, 4, rule, per), numpy_gamma(w, rule, per), rtol=1e-5)
+    np.testing.assert_allclose(gamma_of(w, 4, rule, granularity), numpy_gamma(w, rule, granularity), rtol=1e-5)
 
 
 @over("bits", [1, 2, 4, 8])
@@ -128,11 +134,13 @@ def test_gradients_with_learned_gamma(ste: str, bits: int):
 
 
 @rules
-@over(("per", "ste"), [("layer", "clipped"), ("channel", "scaled")])
-def test_gamma_of_a_rule_is_a_constant(rule: str, per: str, ste: str):
+@over(("granularity", "ste"), [("layer", "clipped"), ("channel", "scaled")])
+def test_gamma_of_a_rule_is_a_constant(rule: str, granularity: str, ste: str):
     w, cotangent = normal(*SHAPE), normal(*SHAPE, seed=1)
-    got = jax.jit(jax.grad(lambda w: jnp.vdot(quantize(w, 3, gamma=rule, per=per, ste=ste), cotangent)))(w)
-    gamma = np.asarray(gamma_of(w, 3, rule, per))
+    got = jax.jit(
+        jax.grad(lambda w: jnp.vdot(quantize(w, 3, gamma=rule, granularity=granularity, ste=ste), cotangent))
+    )(w)
+    gamma = np.asarray(gamma_of(w, 3, rule, granularity))
     np.testing.assert_allclose(got, numpy_gradients(w, gamma, 3, ste, cotangent)[0], rtol=1e-4)
 
 
@@ -154,11 +162,11 @@ def test_scale_may_be_applied_later(ste: str):
     w, x = normal(*SHAPE), normal(3, 6, seed=1)
 
     def late(w):
-        integers, scale = integer_weights(w, 3, per="channel", ste=ste)
+        integers, scale = integer_weights(w, 3, granularity="channel", ste=ste)
         return (x @ integers) * scale
 
     def early(w):
-        return x @ quantize(w, 3, per="channel", ste=ste)
+        return x @ quantize(w, 3, granularity="channel", ste=ste)
 
     np.testing.assert_allclose(late(w), early(w), rtol=1e-5, atol=1e-5)
     jacobians = jax.jit(lambda w: (jax.jacrev(late)(w), jax.jacrev(early)(w)))(w)
@@ -166,12 +174,12 @@ def test_scale_may_be_applied_later(ste: str):
 
 
 @rules
-@pers
-def test_gain_multiplies_gamma(rule: str, per: str):
+@granularities
+def test_gain_multiplies_gamma(rule: str, granularity: str):
     w, gain = normal(*SHAPE), np.full((1, 4), 0.5, np.float32)
-    scaled = quantize(w, 3, gamma=gamma_of(w, 3, rule, per) * gain)
-    np.testing.assert_array_equal(quantize(w, 3, gamma=rule, per=per, gain=gain), scaled)
-    np.testing.assert_array_equal(dequantize(codes(w, 3, gamma=rule, per=per, gain=gain), 3), scaled)
+    scaled = quantize(w, 3, gamma=gamma_of(w, 3, rule, granularity) * gain)
+    np.testing.assert_array_equal(quantize(w, 3, gamma=rule, granularity=granularity, gain=gain), scaled)
+    np.testing.assert_array_equal(dequantize(codes(w, 3, gamma=rule, granularity=granularity, gain=gain), 3), scaled)
 
 
 @over("rule", ["mean", "mse"])
@@ -191,15 +199,16 @@ def test_traced_bits_equal_python_bits():
 
 
 @rules
-@over(("per", "live"), [("layer", 0), ("channel", 2)])
-def test_zero_filter_is_harmless(rule: str, per: str, live: int):
+@over(("granularity", "live"), [("layer", 0), ("channel", 2)])
+def test_zero_filter_is_harmless(rule: str, granularity: str, live: int):
     w = normal(6, 4) * (np.arange(4, dtype=np.float32) < live)
 
     @jax.jit
     def value_and_gradients(w):
-        value = quantize(w, 4, gamma=rule, per=per)
+        value = quantize(w, 4, gamma=rule, granularity=granularity)
         return value, [
-            jax.grad(lambda w, ste=ste: quantize(w, 4, gamma=rule, per=per, ste=ste).sum())(w) for ste in STES
+            jax.grad(lambda w, ste=ste: quantize(w, 4, gamma=rule, granularity=granularity, ste=ste).sum())(w)
+            for ste in STES
         ]
 
     value, gradients = value_and_gradients(w)
@@ -221,24 +230,24 @@ def test_extreme_sizes_keep_the_clipped_gradient(size: float):
 @thorough
 @given(w=filters, bits=widths, option=options)
 def test_grid(w, bits, option):
-    rule, per = option
-    integers, scale = (np.asarray(x) for x in integers_jit(w, bits, gamma=rule, per=per))
-    live = np.broadcast_to(np.asarray(gamma_of(w, bits, rule, per)) > 0, w.shape)
+    rule, granularity = option
+    integers, scale = (np.asarray(x) for x in integers_jit(w, bits, gamma=rule, granularity=granularity))
+    live = np.broadcast_to(np.asarray(gamma_of(w, bits, rule, granularity)) > 0, w.shape)
     assert np.all(integers[live] % 2 == 1)
     assert np.all(integers[~live] == 0)
     assert np.all(np.abs(integers) <= 2**bits - 1)
-    np.testing.assert_allclose(quantize_jit(w, bits, gamma=rule, per=per), integers * scale, rtol=1e-6)
+    np.testing.assert_allclose(quantize_jit(w, bits, gamma=rule, granularity=granularity), integers * scale, rtol=1e-6)
 
 
 @thorough
 @given(w=filters, bits=widths, option=options)
 def test_codes_reproduce_the_weights(w, bits, option):
-    rule, per = option
-    packed = codes(w, bits, gamma=rule, per=per)
+    rule, granularity = option
+    packed = codes(w, bits, gamma=rule, granularity=granularity)
     assert isinstance(packed, Codes)
     assert packed.values.dtype == jnp.int32
     assert 0 <= packed.values.min() <= packed.values.max() <= 2**bits - 1
-    np.testing.assert_array_equal(dequantize(packed, bits), quantize(w, bits, gamma=rule, per=per))
+    np.testing.assert_array_equal(dequantize(packed, bits), quantize(w, bits, gamma=rule, granularity=granularity))
 
 
 @thorough
@@ -274,9 +283,11 @@ def test_odd_away_from_ties(w, bits, gamma):
 
 
 @thorough
-@given(w=filters, bits=widths, per=st.sampled_from(PERS))
-def test_mse_is_never_worse(w, bits, per):
-    mse, mean, largest = (squared_error(w, quantize_jit(w, bits, gamma=g, per=per)) for g in ("mse", "mean", "max"))
+@given(w=filters, bits=widths, granularity=st.sampled_from(GRANULARITIES))
+def test_mse_is_never_worse(w, bits, granularity):
+    mse, mean, largest = (
+        squared_error(w, quantize_jit(w, bits, gamma=g, granularity=granularity)) for g in ("mse", "mean", "max")
+    )
     level = np.abs(w).max() / (2**bits - 1)
     assert mse <= largest * (1 + 1e-4) + 1e-9
     assert mse <= mean * (1 + 1e-4) + 0.05 * level**2
@@ -290,7 +301,7 @@ def test_bits_out_of_range(function, bits):
 
 
 @over("function", [quantize, integer_weights, codes, gamma_of])
-@over("option", [{"gamma": "median"}, {"per": "filter"}])
+@over("option", [{"gamma": "median"}, {"granularity": "filter"}])
 def test_unknown_option(function, option: dict):
     (name, value), *_ = option.items()
     with pytest.raises(ValueError, match=f"{name} must be .* got '{value}'"):

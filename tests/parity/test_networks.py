@@ -46,15 +46,15 @@ def released_arithmetic(monkeypatch):
     training mode is made with the same rounding.
     """
 
-    def noisy(kernel, *, bits, gamma, per, ste, gain):
-        exact = quantize(kernel, bits, gamma=gamma, per=per, ste=ste, gain=gain)
-        divided = kernel / gamma_of(kernel, bits, gamma, per)
+    def noisy(kernel, *, bits, gamma, granularity, ste, gain):
+        exact = quantize(kernel, bits, gamma=gamma, granularity=granularity, ste=ste, gain=gain)
+        divided = kernel / gamma_of(kernel, bits, gamma, granularity)
         rounded = (exact - divided) + divided
         return exact + jax.lax.stop_gradient(rounded - exact), jnp.ones((1,) * kernel.ndim)
 
     monkeypatch.setattr(network, "integer_weights", noisy)
     # Such weights are no integers any more, so they are summed as they are.
-    monkeypatch.setattr(network, "accumulate", lambda x, kernel, *, bits, **options: convolve(x, kernel, **options))
+    monkeypatch.setattr(network, "conv_spikes", lambda x, kernel, *, bits, **options: convolve(x, kernel, **options))
 
 
 def test_currents_in_evaluation(recording):

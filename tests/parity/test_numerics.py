@@ -12,7 +12,7 @@ from qpsnn_jax.numerics.quantization import codes, integer_weights, quantize
 from qpsnn_jax.pruning.scores import svs_ranks, svs_scores
 
 over = pytest.mark.parametrize
-released = {"per": "channel", "ste": "scaled"}
+released = {"granularity": "channel", "ste": "scaled"}
 
 
 def load(folder: Path, file: str, prefix: str) -> dict[str, np.ndarray]:
@@ -40,7 +40,7 @@ def test_rescaw(vectors: Path, bits: int):
     np.testing.assert_allclose(quantized, to_hwio(v["quantized"]), rtol=1e-6, atol=1e-6)
     gradient = to_hwio(v["grad_reference_ste"])
     np.testing.assert_allclose(pull(jnp.asarray(to_hwio(v["cotangent"])))[0], gradient, rtol=1e-4)
-    assert codes(to_hwio(v["weight"]), bits, per="channel").values.max() == 2**bits - 1
+    assert codes(to_hwio(v["weight"]), bits, granularity="channel").values.max() == 2**bits - 1
 
 
 @over("bits", [2, 3, 4, 8])

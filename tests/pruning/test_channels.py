@@ -21,7 +21,9 @@ from qpsnn_jax.numerics.quantization import codes
 from qpsnn_jax.pruning import Group, channel_groups, prune, select
 
 over = pytest.mark.parametrize
-RULES = [(gamma, per) for gamma in ("none", "max", "percentile", "mean") for per in ("layer", "channel")]
+RULES = [
+    (gamma, granularity) for gamma in ("none", "max", "percentile", "mean") for granularity in ("layer", "channel")
+]
 RULES += [("mse", "channel")]
 GRAPH = residual_graph(Quantizer(3))
 GROUPS, VARIABLES = channel_groups(GRAPH), random_variables(GRAPH)
@@ -218,7 +220,7 @@ def test_pruning_nothing_changes_nothing(keep):
 
 
 def test_what_stays_by_hand():
-    graph = residual_graph(Quantizer(2, per="channel"))
+    graph = residual_graph(Quantizer(2, granularity="channel"))
     variables = random_variables(graph)
     smaller, pruned = prune(graph, variables, KEEP)
     before, after, keep = variables["params"], pruned["params"], {k: sorted(v) for k, v in KEEP.items()}
@@ -245,9 +247,9 @@ def test_what_stays_by_hand():
         np.testing.assert_array_equal(pruned["batch_stats"]["bn2"][leaf], expected)
 
 
-@over(("gamma", "per"), RULES)
-def test_weights_that_stay_are_quantized_as_before(gamma: str, per: str):
-    graph = residual_graph(Quantizer(3, gamma, per))
+@over(("gamma", "granularity"), RULES)
+def test_weights_that_stay_are_quantized_as_before(gamma: str, granularity: str):
+    graph = residual_graph(Quantizer(3, gamma, granularity))
     variables = random_variables(graph)
     _, pruned = prune(graph, variables, KEEP)
 
@@ -257,7 +259,9 @@ def test_weights_that_stay_are_quantized_as_before(gamma: str, per: str):
         gains = {
             name: variables["scales"][name]["gain"].reshape((1,) * (k.ndim - 1) + (-1,)) for name, k in kernels.items()
         }
-        pairs = {name: codes(k, 3, gamma=gamma, per=per, gain=gains[name]) for name, k in kernels.items()}
+        pairs = {
+            name: codes(k, 3, gamma=gamma, granularity=granularity, gain=gains[name]) for name, k in kernels.items()
+        }
         return [{n: {"kernel": jnp.broadcast_to(x[i], x.values.shape)} for n, x in pairs.items()} for i in (0, 1)]
 
     # The grid search for the least error may stop at a neighbouring point when it is compiled with other code.
@@ -268,15 +272,15 @@ def test_weights_that_stay_are_quantized_as_before(gamma: str, per: str):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol), scale, kept_scale)
 
 
-@over(("gamma", "per"), RULES)
+@over(("gamma", "granularity"), RULES)
 @over("dead", [(..., 4), (slice(None), slice(None), np.array([0, 2, 5]))], ids=["filter", "inputs"])
-def test_silent_weights_stay_finite(dead: tuple, gamma: str, per: str):
-    graph = residual_graph(Quantizer(2, gamma, per))
+def test_silent_weights_stay_finite(dead: tuple, gamma: str, granularity: str):
+    graph = residual_graph(Quantizer(2, gamma, granularity))
     variables = random_variables(graph)
     variables["params"]["conv1"]["kernel"][dead] = 0
     smaller, pruned = prune(graph, variables, KEEP)
     assert jnp.isfinite(pruned["scales"]["conv1"]["gain"]).all()
-    if (gamma, per) == ("mean", "channel"):
+    if (gamma, granularity) == ("mean", "channel"):
         currents, loss, after = evaluate_and_train(smaller, pruned, images_of(graph), {})
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((currents, loss, after)))
 

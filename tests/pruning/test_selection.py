@@ -7,7 +7,16 @@ from small_networks import images_of, random_variables, residual_graph
 from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Graph, Input, Quantizer
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.zoo import resnet20, vgg16
-from qpsnn_jax.pruning import Criterion, channel_groups, sca, score, score_magnitude, score_random, select, svs
+from qpsnn_jax.pruning import (
+    Criterion,
+    channel_groups,
+    magnitude_group_scores,
+    random_group_scores,
+    sca_criterion,
+    score,
+    select,
+    svs_criterion,
+)
 
 over = pytest.mark.parametrize
 GRAPH = residual_graph(Quantizer(2))
@@ -40,7 +49,7 @@ def rate(trace) -> np.ndarray:
 RATE = Criterion(lambda trace: trace.spikes.mean(1), lambda maps: maps.mean((0, 1, 2)))
 
 
-@over(("criterion", "expected"), [(svs, ranks), (sca, activity), (RATE, rate)])
+@over(("criterion", "expected"), [(svs_criterion, ranks), (sca_criterion, activity), (RATE, rate)])
 def test_score_is_the_mean_over_batches_and_layers(recorded, criterion, expected):
     variables, batches, traces = recorded
     seen = []
@@ -62,7 +71,9 @@ def test_score_is_the_mean_over_batches_and_layers(recorded, criterion, expected
 
 def test_svs_is_the_default(recorded):
     variables, batches, _ = recorded
-    jax.tree.map(np.testing.assert_array_equal, *(score(GRAPH, variables, batches[:1], *c) for c in ([], [svs])))
+    jax.tree.map(
+        np.testing.assert_array_equal, *(score(GRAPH, variables, batches[:1], *c) for c in ([], [svs_criterion]))
+    )
 
 
 def test_a_score_may_depend_on_the_other_channels_of_its_layer(recorded):
@@ -73,8 +84,8 @@ def test_a_score_may_depend_on_the_other_channels_of_its_layer(recorded):
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-@over(("separate", "sizes"), [(True, [5, 6, 7 + 8 + 9 + 9]), (False, [5, 6, 7, 8, 9, 9])])
-def test_separate_scores_are_compiled_once_for_each_size_of_map(recorded, separate, sizes):
+@over(("channelwise", "sizes"), [(True, [5, 6, 7 + 8 + 9 + 9]), (False, [5, 6, 7, 8, 9, 9])])
+def test_channelwise_scores_are_compiled_once_for_each_size_of_map(recorded, channelwise, sizes):
     variables, batches, _ = recorded
     seen = []
 
@@ -82,7 +93,7 @@ def test_separate_scores_are_compiled_once_for_each_size_of_map(recorded, separa
         seen.append(maps.shape[-1])
         return RATE.score(maps)
 
-    score(GRAPH, variables, batches, Criterion(RATE.observe, scores, separate))
+    score(GRAPH, variables, batches, Criterion(RATE.observe, scores, channelwise))
     assert sorted(seen) == sizes
 
 
@@ -137,7 +148,7 @@ def test_neurons_after_flattening():
 
 def test_magnitude():
     variables = random_variables(GRAPH)
-    scores = score_magnitude(GRAPH, variables)
+    scores = magnitude_group_scores(GRAPH, variables)
     norms = {
         name: np.abs(leaves["kernel"]).reshape(-1, leaves["kernel"].shape[-1]).sum(0)
         for name, leaves in variables["params"].items()
@@ -150,7 +161,7 @@ def test_magnitude():
 
 
 def test_random():
-    scores, again, other = (score_random(GRAPH, jax.random.key(k)) for k in (0, 0, 1))
+    scores, again, other = (random_group_scores(GRAPH, jax.random.key(k)) for k in (0, 0, 1))
     assert {name: s.shape for name, s in scores.items()} == {n: (g.size,) for n, g in channel_groups(GRAPH).items()}
     jax.tree.map(np.testing.assert_array_equal, scores, again)
     values, others = (np.concatenate(jax.tree.leaves(s)) for s in (scores, other))
@@ -163,7 +174,7 @@ FLAT = {name: np.zeros(group.size) for name, group in channel_groups(GRAPH).item
 
 @over("ratio", [0.0, 0.1, 0.3, 0.5, 0.7])
 def test_how_many_stay(ratio: float):
-    scores = score_random(GRAPH, jax.random.key(0))
+    scores = random_group_scores(GRAPH, jax.random.key(0))
     keep = select(GRAPH, scores, ratio)
     assert {name: len(channels) for name, channels in keep.items()} == {
         name: int(group.size * (1 - ratio)) for name, group in channel_groups(GRAPH).items()
@@ -198,7 +209,7 @@ def test_groups_without_a_label_are_never_pruned(network):
     graph = network(width=1 / 8)
     last = {name for name, group in channel_groups(graph).items() if group.label is None}
     assert len(last) == 1
-    keep = select(graph, score_random(graph, jax.random.key(0)), 0.5)
+    keep = select(graph, random_group_scores(graph, jax.random.key(0)), 0.5)
     assert set(keep) == set(channel_groups(graph)) - last
 
 

@@ -32,7 +32,7 @@ WRONG = {
     "timesteps": [0, 2.0, "2", True, None],
     "bits": [0, 9, -1, 2.0, "2", True],
     "gamma": ["median", None, 1],
-    "per": ["filter", None],
+    "granularity": ["filter", None],
     "ste": ["none", 1],
     "fire": ["=>", None],
     "surrogate": ["step", 1],
@@ -111,7 +111,14 @@ def test_unknown_fields_are_refused():
 
 def test_the_graph_follows_the_settings():
     config = Config(
-        network="vgg16", width=0.125, bits=3, gamma="max", per="channel", ste="scaled", fire=">", surrogate="sigmoid"
+        network="vgg16",
+        width=0.125,
+        bits=3,
+        gamma="max",
+        granularity="channel",
+        ste="scaled",
+        fire=">",
+        surrogate="sigmoid",
     )
     config = dataclasses.replace(config, timesteps=5, data="cifar100", ratios={"early": 0.5})
     graph = build_graph(config)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folded import windows
 from qpsnn_jax.export.folding import Weights, affine, summed_weights, weights_of
+from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.model.graph import (
     LIF,
     Add,
@@ -203,7 +203,7 @@ def _conv(
     h, w, _, features = kernel.shape
     if h != w:
         raise ValueError(f"node {name!r}: a kernel of {h}×{w} is not square, and NIR infers shapes from its height.")
-    shape = (*map(windows, source.shape[:2], (h, w), strides, padding), features)
+    shape = (*Geometry(source.shape[:2], (h, w), strides, padding).output_hw, features)
     layer = build.nir.Conv2d(
         input_shape=source.shape[:2],
         weight=np.ascontiguousarray(kernel.transpose(3, 2, 0, 1), np.float32),
@@ -250,7 +250,7 @@ def _max_pool(build: _Builder, node: MaxPool, source: _Value) -> _Value:
 
 
 def _average(build: _Builder, name: str, source: _Value, window: Pair, strides: Pair, padding: Pair) -> _Value:
-    shape = (*map(windows, source.shape[:2], window, strides, padding), source.shape[2])
+    shape = (*Geometry(source.shape[:2], window, strides, padding).output_hw, source.shape[2])
     kernel_size, stride, pad = (np.array(x) for x in (window, strides, padding))
     pool = build.nir.AvgPool2d(kernel_size=kernel_size, stride=stride, padding=pad)
     return build.add(name, pool, source, shape)
