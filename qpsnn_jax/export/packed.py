@@ -1,4 +1,4 @@
-"""The packed file ``*.qpsnn``: a folded network in one small file, as ``FORMAT.md`` beside this module specifies it.
+"""The packed file ``*.qpsnn``: a folded network in one small file, as ``notebooks/format.md`` specifies it.
 
 NumPy alone. What is read is checked before anything is allocated for it: a file that is cut, changed or hostile is
 refused with one sentence.

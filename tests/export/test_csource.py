@@ -2,12 +2,12 @@
 
 import re
 import subprocess
-from importlib.resources import files
 
 import numpy as np
 import pytest
 from compilers import STRICT, compiler, emulated_arm, run
 from exported import GRAPHS, folded_of, pixels_of
+from pages import blocks
 from small_networks import random_variables
 
 from qpsnn_jax.data import load
@@ -93,9 +93,8 @@ def test_a_trained_network_from_the_command_line_to_its_program(small_run, tmp_p
     np.testing.assert_array_equal(logits, network(data.test.images))
 
 
-def test_the_page_is_true(small_run, tmp_path):
-    page = files("qpsnn_jax.export").joinpath("C.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```c\n(.*?)```", page, re.DOTALL)
+def test_the_program_on_the_page_runs(small_run, tmp_path):
+    (example,) = (block.text for block in blocks("notebooks/c.md") if block.language == "c")
     assert main(["export", str(small_run), "--format", "c", "--out", str(tmp_path / "digits.c")]) == 0
     (tmp_path / "main.c").write_text(example)
     command = [*compiler("gcc"), *STRICT, "digits.c", "main.c", "-o", "digits"]

@@ -4,17 +4,14 @@ snntorch fires above the threshold, as NIR says; spikingjelly fires at it, so th
 float32.
 """
 
-import re
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from exported import GRAPHS, moments, pixels_of, variables_of
+from pages import blocks
 from small_networks import images_of, random_variables
 from test_nir import ours, shown, sums_graph, tie
 
-from qpsnn_jax import export
 from qpsnn_jax.export.agreement import mean_currents
 from qpsnn_jax.export.nir.writer import nir_graph, write_nir
 from qpsnn_jax.numerics.normalization import normalize
@@ -64,14 +61,13 @@ def simulate(request, capsys):
     return run
 
 
-def test_the_page_runs_as_it_stands(small_run, tmp_path, monkeypatch, capsys):
+def test_the_code_on_the_page_runs(small_run, tmp_path, monkeypatch, capsys):
     for name in ("torch", "nirtorch", "snntorch"):
         pytest.importorskip(name, reason=f"{name} is not installed (the extra simulators)")
     run = read_run(small_run)
     write_nir(tmp_path / "digits.nir", nir_graph(run.graph, run.variables, run.data.mean, run.data.std))
     monkeypatch.chdir(tmp_path)
-    page = (Path(export.__file__).parent / "NIR.md").read_text()
-    first, nudge = re.findall(r"```python\n(.*?)```", page, re.S)
+    first, nudge = (block.text for block in blocks("notebooks/nir.md") if block.language == "python")
     names = {}
     exec(first, names)
     dark = np.zeros((1, *run.graph.input.shape), np.uint8)
