@@ -1,0 +1,33 @@
+"""What is pruned and by which criterion, as settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
+
+# A Criterion each, but for the two that need no data.
+CRITERIA = {
+    "svs": "qpsnn_jax.pruning.selection:svs",
+    "sca": "qpsnn_jax.pruning.selection:sca",
+    "magnitude": "qpsnn_jax.pruning.selection:score_magnitude",
+    "random": "qpsnn_jax.pruning.selection:score_random",
+}
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Scoring and pruning.
+
+    Raises:
+        ValueError: a field of the wrong type or out of range, naming it.
+    """
+
+    criterion: str = setting("svs", "what scores the channels, a Criterion", names=CRITERIA)
+    ratios: Mapping[str, float] = setting(
+        FrozenMapping(), "share of channels removed, by the labels of the network", least=0, below=1
+    )
+    score_batches: int = setting(5, "batches of training images that scores are computed on", least=1, most=10_000_000)
+    score_batch_size: int = setting(128, "images in such a batch", least=1, most=10_000_000)
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,0 +1,72 @@
+"""Objects by name: ``module:attribute`` or ``file.py:attribute``, so that text can say what only code can define."""
+
+import importlib
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# What was named in this process is found without importing its file again, which may be the program that runs.
+_named: dict[str, Any] = {}
+
+
+def find(name: str) -> Any:
+    """The object that ``module:attribute`` or ``file.py:attribute`` names; what the module says is run.
+
+    Modules are looked for in the working directory too.
+
+    Raises:
+        ValueError: the name has no colon, or there is no such module or attribute.
+    """
+    if name in _named:
+        return _named[name]
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute:
+        raise ValueError(f"{name!r} is not a name of the form MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE.")
+    try:
+        return _attributes(place)[attribute]
+    except KeyError:
+        raise ValueError(f"{name!r} cannot be found: {place} defines no {attribute}.") from None
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{name!r} cannot be found ({type(error).__name__}: {error}).") from None
+
+
+def name_of(value: Callable[..., Any]) -> str:
+    """The name by which :func:`find` finds a function or class, in this process and in later ones.
+
+    Raises:
+        ValueError: it is not defined at the top of a module or file.
+    """
+    attribute = getattr(value, "__qualname__", "")
+    module = getattr(value, "__module__", None)
+    if not module or not attribute.isidentifier():
+        raise ValueError(f"{value!r} has no name to find it by; define it by `def` or `class` at the top of a file.")
+    # A file that is run, as a program or as a configuration, is not a module that could be imported.
+    file = getattr(value, "__globals__", {}).get("__file__") if module in ("__main__", "<run_path>") else None
+    name = f"{Path(file).resolve() if file else module}:{attribute}"
+    _named[name] = value
+    return name
+
+
+@contextmanager
+def search_path(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Let modules in ``folder`` be imported."""
+    sys.path.insert(0, os.fspath(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(os.fspath(folder))
+
+
+@cache
+def _attributes(place: str) -> dict[str, Any]:
+    if place.endswith(".py"):
+        path = Path(place).resolve()
+        with search_path(path.parent):
+            return runpy.run_path(str(path))
+    with search_path(Path.cwd()):
+        return vars(importlib.import_module(place))
