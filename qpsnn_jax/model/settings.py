@@ -34,7 +34,7 @@ class NetworkSettings:
     width: float = setting(1.0, "multiplies the number of channels", above=0, most=100)
     timesteps: int = setting(2, "time steps T", least=1, most=1_000_000)
     bits: int | None = setting(2, "bits of the quantized weights; none: full precision", least=1, most=8)
-    gamma: str = setting("mean", "rule for the scale γ of the weights", names=("none", "max", "percentile", "mean", "mse"))
+    gamma: str = setting("mean", "rule for the scale γ of weights", names=("none", "max", "percentile", "mean", "mse"))
     granularity: Literal["layer", "channel"] = setting("layer", "what has a γ of its own")
     ste: str = setting("clipped", "straight-through gradient of the quantizer", names=("clipped", "plain", "scaled"))
     fire: Literal[">=", ">"] = setting(">=", "when a membrane fires at the threshold")
@@ -76,14 +76,14 @@ def build(
     make = find(NETWORKS.get(name, name))
     quantizer = None
     if settings.bits is not None:
-        quantizer = Quantizer(settings.bits, settings.gamma, settings.granularity, settings.ste)
+        quantizer = Quantizer(settings.bits, _option(settings.gamma), settings.granularity, _option(settings.ste))
     graph = make(
         bits=quantizer,
         timesteps=settings.timesteps,
         classes=classes,
         input_shape=input_shape,
         width=settings.width,
-        lif=LIF("", "", fire=settings.fire, surrogate=settings.surrogate),
+        lif=LIF("", "", fire=settings.fire, surrogate=_option(settings.surrogate)),
         ratios=ratios,
     )
     if not isinstance(graph, Graph):
@@ -92,3 +92,8 @@ def build(
         kind = "recordings of events" if frames else "still images"
         raise ValueError(f"network {name} does not take {kind}.")
     return graph
+
+
+def _option(name: str) -> Any:
+    """A known name, or the function that ``module:attribute`` names."""
+    return find(name) if ":" in name else name

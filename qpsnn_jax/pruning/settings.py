@@ -7,10 +7,10 @@ from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
 # A Criterion each, but for the two that need no data.
 CRITERIA = {
-    "svs": "qpsnn_jax.pruning.selection:svs",
-    "sca": "qpsnn_jax.pruning.selection:sca",
-    "magnitude": "qpsnn_jax.pruning.selection:score_magnitude",
-    "random": "qpsnn_jax.pruning.selection:score_random",
+    "svs": "qpsnn_jax.pruning.selection:svs_criterion",
+    "sca": "qpsnn_jax.pruning.selection:sca_criterion",
+    "magnitude": "qpsnn_jax.pruning.selection:magnitude_group_scores",
+    "random": "qpsnn_jax.pruning.selection:random_group_scores",
 }
 
 
