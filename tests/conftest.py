@@ -68,7 +68,7 @@ def small_config(small_network: str, tmp_path_factory: pytest.TempPathFactory) -
         f"config = Config(network={small_network!r}, data='digits', train_examples=320, test_examples=100, epochs=4,\n"
         "                batch_size=32, optimizer='adam', learning_rate=0.02, ratios={'stem': 0.3, 'middle': 0.55},\n"
         "                finetune_epochs=2, finetune_learning_rate=0.01, score_batches=2, score_batch_size=100,\n"
-        "                shift=1, checkpoint_epochs=1)\n"
+        "                crop_padding=1, checkpoint_epochs=1)\n"
     )
     return path
 

@@ -15,7 +15,7 @@ _IMAGES: dict[str, Any] = {
     "finetune_epochs": 150,
     "finetune_optimizer": "adam",
     "finetune_learning_rate": 0.001,
-    "shift": 4,
+    "crop_padding": 4,
     "flip": True,
     "cutout": 16,
     "checkpoint_epochs": 5,
@@ -39,7 +39,7 @@ def imagenet(network: str, ratios: Mapping[str, float]) -> Config:
         "finetune_epochs": 200,
         "finetune_optimizer": "sgd",
         "finetune_learning_rate": 0.05,
-        "shift": 0,
+        "crop_padding": 0,
         "cutout": 0,
         "workers": 16,
         "checkpoint_epochs": 1,
@@ -50,5 +50,5 @@ def imagenet(network: str, ratios: Mapping[str, float]) -> Config:
 
 def dvs(ratios: Mapping[str, float]) -> Config:
     """CIFAR10-DVS at 48×48, T = 10, batch 64; flips, rolls and rotations as is usual, the paper names none."""
-    changes: dict[str, Any] = {"batch_size": 64, "shift": 5, "degrees": 15.0, "cutout": 0}
+    changes: dict[str, Any] = {"batch_size": 64, "crop_padding": 0, "roll": 5, "degrees": 15.0, "cutout": 0}
     return Config(data="cifar10_dvs", network="vggsnn", timesteps=10, ratios=ratios, **{**_IMAGES, **changes})

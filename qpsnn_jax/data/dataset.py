@@ -10,9 +10,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from qpsnn_jax.numerics.normalization import check_statistics
+from qpsnn_jax.runtime.checks import integer
+
 
 class Arrays(NamedTuple):
-    """Labelled images: ``images`` uint8 of shape ``n h w c`` and ``labels`` int32 of shape ``n``, in host memory."""
+    """Labelled images in memory: ``images`` uint8 ``n h w c``, or frames ``n t h w c``; ``labels`` integers ``n``."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -61,6 +64,10 @@ class DataSet:
         classes: number of classes; labels are in ``{0, …, classes - 1}``.
         mean: mean of each channel over the whole training set, pixels scaled to [0, 1].
         std: standard deviation of each channel over the whole training set, on the same scale.
+
+    Raises:
+        ValueError: no example, images of another dtype or shape, labels beyond the classes, or statistics that do not
+            fit the channels, naming the data set.
     """
 
     name: str
@@ -69,6 +76,45 @@ class DataSet:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        try:
+            integer("classes", self.classes, 1)
+            for part, examples in (("training", self.train), ("test", self.test)):
+                if isinstance(examples, Arrays):
+                    _check_arrays(part, examples, self.classes)
+            shapes = [shape_of(examples) for examples in (self.train, self.test)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"training images have the shape {shapes[0]} and test images {shapes[1]}.")
+            check_statistics(self.mean, self.std, self.shape[-1])
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an example: ``(h, w, c)`` or, of event frames, ``(t, h, w, c)``."""
+        return shape_of(self.train)
+
+
+def shape_of(examples: Examples) -> tuple[int, ...]:
+    """Shape of one example."""
+    return examples.shape if isinstance(examples, Files) else examples.images.shape[1:]
+
+
+def _check_arrays(part: str, arrays: Arrays, classes: int) -> None:
+    images, labels = arrays
+    if images.dtype != np.uint8 or images.ndim not in (4, 5) or not len(images):
+        raise ValueError(f"{part} images must be uint8 n h w c or n t h w c, n at least 1, got {_kind(images)}.")
+    if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
+        raise ValueError(f"{part} labels must be {len(images)} integers, got {_kind(labels)}.")
+    beyond = (labels < 0) | (labels >= classes)
+    if beyond.any():
+        row = int(beyond.argmax())
+        raise ValueError(f"{part} labels must be from 0 to {classes - 1}, got {labels[row]} at example {row}.")
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype} of shape {array.shape}"
 
 
 def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -88,16 +134,20 @@ def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
         versions of NumPy and does not depend on JAX.
 
     Raises:
-        ValueError: a seed that is not a whole number, 0 or more.
+        ValueError: a seed that is no integer, 0 or more.
     """
-    if not _is_whole(seed) or seed < 0:
-        raise ValueError(f"seed must be a whole number, 0 or more, got {seed!r}.")
-    shuffled = np.argsort(np.random.PCG64(int(seed)).random_raw(len(labels)), kind="stable")
+    seed = integer("seed", seed, 0)
+    shuffled = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
     by_class = np.argsort(labels[shuffled], kind="stable")
     counts = np.bincount(labels)
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     rounds = len(labels) // np.count_nonzero(counts) * (2 * rank + 1) // (2 * np.repeat(counts, counts))
     return shuffled[by_class[np.lexsort((by_class, rounds))]]
+
+
+def subset(labels: np.ndarray, seed: int, what: str, wanted: int | None) -> np.ndarray:
+    """The first examples in :func:`balanced_order`: as many as are ``wanted``, or all; see :func:`example_count`."""
+    return balanced_order(labels, seed)[: example_count(what, wanted, len(labels))]
 
 
 def example_count(what: str, wanted: int | None, available: int) -> int:
@@ -112,14 +162,6 @@ def example_count(what: str, wanted: int | None, available: int) -> int:
         A number from 1 to ``available``.
 
     Raises:
-        ValueError: ``wanted`` is not a whole number from 1 to ``available``.
+        ValueError: ``wanted`` is no integer from 1 to ``available``.
     """
-    if wanted is None:
-        return available
-    if not _is_whole(wanted) or not 1 <= wanted <= available:
-        raise ValueError(f"{what} must be a whole number from 1 to {available}, or None for all, got {wanted!r}.")
-    return int(wanted)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return available if wanted is None else integer(what, wanted, 1, available)

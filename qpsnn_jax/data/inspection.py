@@ -7,6 +7,7 @@ from os import PathLike
 import numpy as np
 
 from qpsnn_jax.data.augment.host_crop import open_image
+from qpsnn_jax.data.catalogue import DataRequest
 from qpsnn_jax.data.sources.digits import digits
 from qpsnn_jax.data.sources.tfds import FACTS, is_prepared, read_chunks
 from qpsnn_jax.data.sources.tiny_imagenet import find_folder, list_folder, read_image
@@ -137,7 +138,7 @@ def _chunks(
     name: str, split: str, data_dir: str | PathLike[str] | None
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
     if name == "digits":
-        arrays = getattr(digits(), split)
+        arrays = getattr(digits(DataRequest()), split)
         yield list(arrays.images), arrays.labels.tolist()
     elif name == "tiny_imagenet" and not is_prepared(name, data_dir):
         if data_dir is None:

@@ -14,10 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from qpsnn_jax.data.dataset import Source
+from qpsnn_jax.runtime.checks import integer
 
 # Reading threads in each process and batches they may be ahead; Pillow decodes without holding Python's lock.
 _THREADS = 4
 _AHEAD = 4
+# Grain takes 32 bits of a seed.
+_MOST = 2**32 - 1
 # Seconds that closing waits for a batch that is being read.
 _PATIENCE = 10.0
 
@@ -81,11 +84,10 @@ def stream(
     """
     import grain
 
-    _check_whole("batch_size", batch_size, 1)
-    _check_whole("seed", seed, 0)
-    _check_whole("workers", workers, 0)
-    if epochs is not None:
-        _check_whole("epochs", epochs, 1)
+    batch_size = integer("batch_size", batch_size, 1, _MOST)
+    seed = integer("seed", seed, 0, _MOST)
+    workers = integer("workers", workers, 0, _MOST)
+    epochs = None if epochs is None else integer("epochs", epochs, 1, _MOST)
     hosts = grain.sharding.ShardByJaxProcess() if shard_by_process else grain.sharding.NoSharding()
     share = len(source) // hosts.shard_count
     if share < batch_size:
@@ -166,8 +168,3 @@ def _settle_flags() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**32:
-        raise ValueError(f"{name} must be a whole number, {least} or more and below 2³², got {value!r}.")

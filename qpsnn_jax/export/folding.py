@@ -22,6 +22,7 @@ from qpsnn_jax.model.graph import (
     Shortcut,
 )
 from qpsnn_jax.model.graph import MaxPool as MaxPoolNode
+from qpsnn_jax.numerics.normalization import check_statistics
 from qpsnn_jax.numerics.quantization import codes
 
 _FULL = 32
@@ -90,8 +91,7 @@ def fold(
         if bits not in (8, _FULL):
             raise ValueError(f"{name} must be 8 or 32, got {bits!r}.")
     pixels = graph.input.shape[2]
-    if not len(mean) == len(std) == pixels or min(std) <= 0:
-        raise ValueError(f"mean and std need {pixels} numbers, std positive, got mean={mean} and std={std}.")
+    check_statistics(mean, std, pixels)
     if attention := next((node for node in graph.nodes if isinstance(node, Attention)), None):
         raise ValueError(f"node {attention.name!r}: spiking self-attention has no form in whole numbers here.")
     center, spread = (np.asarray(x, np.float64) for x in (mean, std))

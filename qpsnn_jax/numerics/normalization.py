@@ -1,5 +1,8 @@
 """Standardized images from pixels."""
 
+import math
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -24,8 +27,22 @@ def normalize(images: Array | np.ndarray, mean: tuple[float, ...], std: tuple[fl
     if images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 pixels to be normalized, got {images.dtype}; normalize only once.")
     channels = images.shape[-1]
-    if not len(mean) == len(std) == channels or min(std) <= 0:
-        raise ValueError(f"mean and std need {channels} numbers, std positive, got mean={mean} and std={std}.")
+    check_statistics(mean, std, channels)
     shape = (1,) * (images.ndim - 1) + (channels,)
     center, spread = (jnp.asarray(x, jnp.float32).reshape(shape) for x in (mean, std))
     return (jnp.asarray(images).astype(jnp.float32) / 255 - center) / spread
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Check the statistics by which pixels are normalized.
+
+    Args:
+        mean, std: one number for each channel.
+        channels: of the pixels.
+
+    Raises:
+        ValueError: another number of statistics, one that is not finite, or a standard deviation that is not positive.
+    """
+    fit = len(mean) == len(std) == channels
+    if not fit or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise ValueError(f"mean and std need {channels} finite numbers, std positive, got mean={mean} and std={std}.")

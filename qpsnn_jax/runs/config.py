@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeGuard, get_args, get_type_hints
 
 from jax import Array
 
-from qpsnn_jax.data import EVENTS, SHAPES, SIZED, Augmentation, By
-from qpsnn_jax.data.augment.frames import EventAugmentation, augment_frames
+from qpsnn_jax.data import Augmentation, DataInfo, DataRequest, EventAugmentation, FrameBinning, describe
+from qpsnn_jax.data.augment.frames import augment_frames
 from qpsnn_jax.data.augment.images import normalize_and_augment
 from qpsnn_jax.model.graph import LIF, Graph, Quantizer
 from qpsnn_jax.model.zoo import NETWORKS
@@ -33,9 +33,9 @@ class Config:
     ``surrogate`` (see :func:`qpsnn_jax.lif`).
 
     Data: ``data`` set, ``data_dir`` of TFDS or of the recordings, ``train_examples`` and ``test_examples`` (None: all);
-    ``size``, height and width of event frames or of ImageNet's crops (None: the usual ones); ``frames_by``,
+    ``size``, height and width of event frames or of ImageNet's crops (None: the usual ones); ``frame_binning``,
     event frames of equal numbers of events or of equal duration; ``workers``, processes that read and decode files (0:
-    none); augmentation ``shift`` (for frames, a roll), ``flip``, ``autoaugment``,
+    none); augmentation ``crop_padding`` (of images), ``roll`` (of event frames), ``flip``, ``autoaugment``,
     ``cutout``, ``degrees``, ``scale``, ``translate`` (see :class:`qpsnn_jax.data.Augmentation`).
 
     Training: ``epochs``, ``batch_size``, ``optimizer``, ``learning_rate``, ``momentum``, ``weight_decay`` (on
@@ -71,9 +71,10 @@ class Config:
     train_examples: int | None = None
     test_examples: int | None = None
     size: int | None = None
-    frames_by: By = "count"
+    frame_binning: FrameBinning = "count"
     workers: int = 0
-    shift: int = 0
+    crop_padding: int = 0
+    roll: int = 0
     flip: bool = False
     autoaugment: bool = False
     cutout: int = 0
@@ -112,7 +113,6 @@ class Config:
         for name, hint in field_types().items():
             object.__setattr__(self, name, _checked(name, hint, getattr(self, name)))
         _one_of("network", self.network, NETWORKS)
-        _one_of("data", self.data, SHAPES)
         for name in ("epochs", "batch_size", "score_batches", "score_batch_size", "checkpoint_epochs"):
             _require(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
         for name in ("width", "learning_rate", "finetune_learning_rate"):
@@ -124,7 +124,6 @@ class Config:
         _require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "positive or none", self.clip_norm)
         _require("average", self.average is None or 0 < self.average < 1, "between 0 and 1, or none", self.average)
         _require("seed", self.seed < 2**31, "below 2**31", self.seed)
-        _require("size", self.size is None or self.data in SIZED, "none for images of one size", self.size)
         steps = self.checkpoint_steps
         _require("checkpoint_steps", steps is None or steps >= 1, "at least 1, or none", steps)
         augmenter(self)
@@ -137,23 +136,30 @@ def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) ->
     Raises:
         ValueError: the network cannot be built, naming the setting or the node at fault.
     """
-    shape, classes = SHAPES[config.data]
-    if config.size is not None:
-        shape = (config.size, config.size, shape[2])
+    info = described(config)
     quantizer = None if config.bits is None else Quantizer(config.bits, config.gamma, config.granularity, config.ste)
     build = NETWORKS[config.network]
     settings = {
         "bits": quantizer,
         "timesteps": config.timesteps,
-        "classes": classes,
-        "input_shape": shape,
+        "classes": info.classes,
+        "input_shape": info.shape,
         "width": config.width,
         "lif": LIF("", "", fire=config.fire, surrogate=config.surrogate),
     }
-    if build(**settings, ratios=config.ratios).input.frames != (config.data in EVENTS):
-        kind = "recordings of events" if config.data in EVENTS else "still images"
+    if build(**settings, ratios=config.ratios).input.frames != info.frames:
+        kind = "recordings of events" if info.frames else "still images"
         raise ValueError(f"network {config.network} does not take {kind}, which {config.data} holds.")
     return build(**settings, ratios=ratios)
+
+
+def described(config: Config) -> DataInfo:
+    """What is known of a config's data set before it is read.
+
+    Raises:
+        ValueError: an unknown data set, or a size that it does not have.
+    """
+    return describe(config.data, DataRequest(data_dir=config.data_dir, size=config.size))
 
 
 Augmenter = Callable[[Array, Array, tuple[float, ...], tuple[float, ...]], Array]
@@ -165,12 +171,13 @@ def augmenter(config: Config) -> Augmenter:
     Raises:
         ValueError: a setting out of range, or one that event frames do not have.
     """
-    if config.data not in EVENTS:
+    if not described(config).frames:
+        _require("roll", not config.roll, "off for still images", config.roll)
         chosen = Augmentation(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Augmentation)})
         return lambda key, pixels, mean, std: normalize_and_augment(key, pixels, chosen, mean, std)
-    for name in ("autoaugment", "cutout", "scale", "translate"):
+    for name in ("crop_padding", "autoaugment", "cutout", "scale", "translate"):
         _require(name, not getattr(config, name), "off for recordings of events", getattr(config, name))
-    rolled = EventAugmentation(flip=config.flip, roll=config.shift, degrees=config.degrees)
+    rolled = EventAugmentation(flip=config.flip, roll=config.roll, degrees=config.degrees)
     return lambda key, pixels, mean, std: augment_frames(key, normalize(pixels, mean, std), rolled)
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.data import DataSet, load
+from qpsnn_jax.data import DataRequest, DataSet, describe, load
 from qpsnn_jax.data.feed import count, sample
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
@@ -138,7 +138,7 @@ def load_data(config: Config) -> DataSet:
         test_examples=config.test_examples,
         timesteps=config.timesteps,
         size=config.size,
-        by=config.frames_by,
+        frame_binning=config.frame_binning,
     )
     whole_batches(config, data)
     return data
@@ -247,15 +247,17 @@ def load_test_data(
     Raises:
         ValueError: the data are missing, or neither ``data`` nor ``config`` names any that is known.
     """
+    name, folder = data or (config and config.data) or "", data_dir or (config and config.data_dir)
+    resizable = describe(name, DataRequest(data_dir=folder)).resizable
     return load(
-        data or (config and config.data) or "",
-        data_dir=data_dir or (config and config.data_dir),
+        name,
+        data_dir=folder,
         seed=config.seed if config else 0,
         train_examples=1,
         test_examples=test_examples if test_examples is not None else config and config.test_examples,
         timesteps=graph.timesteps,
-        size=graph.input.shape[0],
-        by=config.frames_by if config else "count",
+        size=graph.input.shape[0] if resizable else None,
+        frame_binning=config.frame_binning if config else "count",
     )
 
 

@@ -10,13 +10,13 @@ import pytest
 import scipy.ndimage
 
 from qpsnn_jax.data import Augmentation
-from qpsnn_jax.data.augment.images import augment, cutout, random_affine, random_flip, random_shift
+from qpsnn_jax.data.augment.images import augment, cutout, random_affine, random_crop, random_flip
 
 KEY = jax.random.key(0)
 SHAPE = (16, 9, 7, 3)
-ALL = Augmentation(shift=2, flip=True, cutout=3, degrees=15.0, scale=0.1, translate=1.0)
+ALL = Augmentation(crop_padding=2, flip=True, cutout=3, degrees=15.0, scale=0.1, translate=1.0)
 FUNCTIONS = {
-    "shift": partial(random_shift, pixels=2),
+    "crop": partial(random_crop, padding=2),
     "flip": random_flip,
     "cutout": partial(cutout, size=3),
     "affine": partial(random_affine, degrees=15.0, scale=0.1, translate=1.0),
@@ -81,9 +81,9 @@ def test_other_images_are_refused(function, images):
 
 
 @pytest.mark.parametrize("pixels", [1, 3])
-def test_every_shift_is_a_slice_within_reach(pixels):
+def test_every_crop_is_a_slice_within_reach(pixels):
     images = np.asarray(batch((200, 6, 5, 2)))
-    results = np.asarray(random_shift(KEY, jnp.asarray(images), pixels))
+    results = np.asarray(random_crop(KEY, jnp.asarray(images), pixels))
     reach = range(-pixels, pixels + 1)
     seen = set()
     for image, result in zip(images, results, strict=True):
@@ -160,7 +160,7 @@ def test_identity_is_bit_for_bit():
     images = batch()
     for result in (
         augment(KEY, images, Augmentation()),
-        random_shift(KEY, images, 0),
+        random_crop(KEY, images, 0),
         cutout(KEY, images, 0),
         random_affine(KEY, images, 0.0, 0.0, 0.0),
     ):
@@ -169,25 +169,25 @@ def test_identity_is_bit_for_bit():
 
 def test_turning_one_on_does_not_change_the_draws_of_another():
     images = batch()
-    shifted_only = augment(KEY, images, Augmentation(shift=2))
-    with_cutout = augment(KEY, images, Augmentation(shift=2, cutout=3))
-    np.testing.assert_array_equal(jnp.where(with_cutout == 0, shifted_only, with_cutout), shifted_only)
+    cropped_only = augment(KEY, images, Augmentation(crop_padding=2))
+    with_cutout = augment(KEY, images, Augmentation(crop_padding=2, cutout=3))
+    np.testing.assert_array_equal(jnp.where(with_cutout == 0, cropped_only, with_cutout), cropped_only)
 
 
 def test_augmentation_is_a_static_argument():
     jitted = jax.jit(augment, static_argnames="augmentation")
     np.testing.assert_array_equal(jitted(KEY, batch(), Augmentation()), batch())
     assert jitted(KEY, batch(), ALL).shape == SHAPE
-    assert hash(Augmentation(shift=4)) == hash(Augmentation(shift=4))
+    assert hash(Augmentation(crop_padding=4)) == hash(Augmentation(crop_padding=4))
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"shift": -1}, "shift must be a whole number of pixels"),
-        ({"shift": 1.5}, "shift must be a whole number of pixels"),
-        ({"cutout": -4}, "cutout must be a whole number of pixels"),
-        ({"cutout": True}, "cutout must be a whole number of pixels"),
+        ({"crop_padding": -1}, "crop_padding must be an integer"),
+        ({"crop_padding": 1.5}, "crop_padding must be an integer"),
+        ({"cutout": -4}, "cutout must be an integer"),
+        ({"cutout": True}, "cutout must be an integer"),
         ({"degrees": -1.0}, "degrees must be between 0 and 180"),
         ({"degrees": 181.0}, "degrees must be between 0 and 180"),
         ({"degrees": float("nan")}, "degrees must be between 0 and 180"),
@@ -206,7 +206,7 @@ def test_impossible_values_are_refused(values, words):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda images: random_shift(KEY, images, -1),
+        lambda images: random_crop(KEY, images, -1),
         lambda images: cutout(KEY, images, -1),
         lambda images: random_affine(KEY, images, -1.0, 0.0, 0.0),
     ],

@@ -1,4 +1,4 @@
-"""Normalization against the textbook formula, and the balanced order against its own promise."""
+"""Normalization against the textbook formula, the order of examples against its promise, and what is no data set."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpsnn_jax.data.dataset import balanced_order
+from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order
 from qpsnn_jax.numerics.normalization import normalize
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
@@ -44,9 +44,11 @@ def test_normalizing_twice_is_refused():
         normalize(normalize(images, MEAN, STD), MEAN, STD)
 
 
-@pytest.mark.parametrize(("mean", "std"), [((0.5,), STD), (MEAN, (0.2,)), (MEAN, (0.2, 0.0, 0.1)), ((), ())])
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5,), STD), (MEAN, (0.2,)), (MEAN, (0.2, 0.0, 0.1)), ((0.1, float("nan"), 0.1), STD), ((), ())]
+)
 def test_statistics_that_do_not_fit_are_refused(mean, std):
-    with pytest.raises(ValueError, match="mean and std need 3 numbers"):
+    with pytest.raises(ValueError, match="mean and std need 3 finite numbers"):
         normalize(jnp.asarray(pixels((2, 5, 6, 3))), mean, std)
 
 
@@ -73,3 +75,26 @@ def test_order_depends_on_the_seed():
     labels = np.repeat(np.arange(10), 50)
     assert not np.array_equal(balanced_order(labels, 0), balanced_order(labels, 1))
     assert np.array_equal(balanced_order(labels, 0), balanced_order(labels, 0))
+
+
+def arrays(images=(6, 4, 5, 1), labels=(0, 1, 2, 0, 1, 2), dtype=np.uint8):
+    return Arrays(np.zeros(images, dtype), np.asarray(labels))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (arrays(labels=(0, 1, 2, 0, 1, 3)), arrays(), "training labels must be from 0 to 2, got 3 at example 5"),
+        (arrays(), arrays(labels=(0, -1, 2, 0, 1, 2)), "test labels must be from 0 to 2, got -1 at example 1"),
+        (arrays(labels=(0, 1)), arrays(), "training labels must be 6 integers, got int64 of shape"),
+        (arrays(labels=(0.0,) * 6), arrays(), "training labels must be 6 integers, got float64"),
+        (arrays(dtype=np.float32), arrays(), "training images must be uint8 n h w c or n t h w c, n at least 1"),
+        (arrays(images=(6, 4, 5)), arrays(), "training images must be uint8"),
+        (arrays(), arrays(images=(0, 4, 5, 1), labels=()), "test images must be uint8"),
+        (arrays(), arrays(images=(6, 4, 4, 1)), r"training images have the shape \(4, 5, 1\) and test images"),
+        (arrays(images=(6, 4, 5, 3)), arrays(images=(6, 4, 5, 3)), "mean and std need 3 finite numbers"),
+    ],
+)
+def test_a_data_set_whose_parts_do_not_fit_is_refused_by_name(train, test, words):
+    with pytest.raises(ValueError, match=f"^spots: {words}"):
+        DataSet("spots", train, test, 3, (0.5,), (0.25,))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from qpsnn_jax.data.augment.frames import EventAugmentation, augment_frames, random_roll
+from qpsnn_jax.data.augment.frames import augment_frames, random_roll
+from qpsnn_jax.data.augment.records import EventAugmentation
 
 KEY = jax.random.key(0)
 SHAPE = (8, 3, 9, 7, 2)
@@ -146,9 +147,9 @@ def test_description_is_static_under_jit():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"roll": -1}, "roll must be a whole number of pixels"),
-        ({"roll": 1.5}, "roll must be a whole number of pixels"),
-        ({"roll": True}, "roll must be a whole number of pixels"),
+        ({"roll": -1}, "roll must be an integer"),
+        ({"roll": 1.5}, "roll must be an integer"),
+        ({"roll": True}, "roll must be an integer"),
         ({"degrees": -1.0}, "degrees must be between 0 and 180"),
         ({"degrees": float("nan")}, "degrees must be between 0 and 180"),
         ({"flip": 1}, "flip must be True or False"),
@@ -160,5 +161,5 @@ def test_impossible_values_are_refused(values, words):
 
 
 def test_random_roll_refuses_what_the_description_refuses():
-    with pytest.raises(ValueError, match="pixels must be a whole number of pixels"):
+    with pytest.raises(ValueError, match="pixels must be an integer"):
         random_roll(KEY, batch(), -1)

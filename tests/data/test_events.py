@@ -1,30 +1,18 @@
 """Readers of event files against recordings that are written here, and what they make of damage."""
 
 import struct
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SHARED
-from event_files import (
-    AEDAT2_HEADER,
-    AEDAT3_HEADER,
-    aedat2,
-    aedat2_address,
-    aedat3,
-    aedat3_event,
-    aedat3_packet,
-    atis,
-    draw,
-    listed,
-)
+from event_files import AEDAT2_HEADER, aedat2, aedat2_address, atis, draw, listed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpsnn_jax.data.sources.events import read_aedat, read_atis
 
-FORMATS = {"atis": (read_atis, atis, 34), "aedat2": (read_aedat, aedat2, 128), "aedat3": (read_aedat, aedat3, 128)}
+FORMATS = {"atis": (read_atis, atis, 34), "aedat": (read_aedat, aedat2, 128)}
 EACH = pytest.mark.parametrize(("read", "write", "side"), FORMATS.values(), ids=FORMATS.keys())
 
 
@@ -77,9 +65,8 @@ def test_reading_leaves_nothing_shared_with_the_file(file, read, write, side):
     assert all(field.flags.writeable for field in events[:4])
 
 
-@pytest.mark.parametrize("header", [AEDAT2_HEADER, AEDAT3_HEADER])
-def test_a_header_alone_is_a_recording_without_events(file, header):
-    events = read_aedat(file(header))
+def test_a_header_alone_is_a_recording_without_events(file):
+    events = read_aedat(file(AEDAT2_HEADER))
     assert [field.shape for field in events[:4]] == [(0,)] * 4
     assert events.t.dtype == np.int64
 
@@ -114,43 +101,9 @@ def test_aedat2_clock_goes_on_where_it_wraps(file):
     assert listed(read_aedat(file(aedat2(written)))) == written
 
 
-def test_aedat3_by_hand(file):
-    body = bytes.fromhex("0f001600 05000000")  # x 11, y 3, ON, valid, 5 µs
-    events = read_aedat(file(AEDAT3_HEADER + aedat3_packet(body, 1, overflow=2)))
-    assert listed(events) == [(11, 3, 1, 2 * 2**31 + 5)]
-
-
-def test_aedat3_overflow_stands_above_the_time(file):
-    written = [(1, 2, 0, t) for t in (5, 2**31 - 1, 2**31, 2**32 + 1, 2**61 + 17)]
-    assert listed(read_aedat(file(aedat3(written)))) == written
-
-
-def test_aedat3_invalid_events_are_left_out_wherever_they_point(file):
-    body = aedat3_event(1, 1, 1, 3) + aedat3_event(999, 999, 1, 4, valid=0) + aedat3_event(2, 2, 0, 5)
-    content = AEDAT3_HEADER + aedat3_packet(body, 3, valid=2)
-    assert listed(read_aedat(file(content))) == [(1, 1, 1, 3), (2, 2, 0, 5)]
-
-
-def test_aedat3_capacity_beyond_the_events_is_passed_over(file):
-    first = aedat3_packet(aedat3_event(1, 1, 1, 3) + bytes(16), 1, capacity=3)
-    content = AEDAT3_HEADER + first + aedat3_packet(aedat3_event(2, 2, 1, 4), 1)
-    assert listed(read_aedat(file(content))) == [(1, 1, 1, 3), (2, 2, 1, 4)]
-
-
-def test_aedat3_of_another_sensor(file):
-    path = file(AEDAT3_HEADER + aedat3_packet(aedat3_event(345, 259, 1, 3), 1))
-    assert listed(read_aedat(path, (260, 346))) == [(345, 259, 1, 3)]
-    body = len(AEDAT3_HEADER) + 28
-    assert f"at byte {body}." in refusal(read_aedat, path)
-
-
 def test_missing_file_and_folder(tmp_path):
     assert "cannot be read" in refusal(read_atis, tmp_path / "none.bin")
     assert "cannot be read" in refusal(read_aedat, tmp_path)
-
-
-HEADED = len(AEDAT3_HEADER)
-POLARITY = aedat3_event(1, 1, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -162,44 +115,17 @@ POLARITY = aedat3_event(1, 1, 1, 3)
         (read_atis, bytes(5) + bytes([0, 34, 0, 0, 0]), 5, "not of this sensor"),
         (read_aedat, b"", 0, "does not begin with"),
         (read_aedat, b"\x89PNG\r\n\x1a\n", 0, "does not begin with"),
-        (read_aedat, b"#!AER-DAT4.0\r\n", 9, "another version"),
+        (read_aedat, b"#!AER-DAT3.1\r\n", 9, "another version"),
         (read_aedat, b"#!AER-DAT2.0", 0, "no whole header line"),
         (read_aedat, b"#!AER-DAT2.0\r\n# cut of", 14, "no whole header line"),
         (read_aedat, AEDAT2_HEADER + bytes(11), len(AEDAT2_HEADER) + 8, "cut off, with 3 of the 8 bytes"),
         (read_aedat, AEDAT2_HEADER + bytes(8) + b"\0\1" + bytes(6), len(AEDAT2_HEADER) + 8, "not of this sensor"),
-        (read_aedat, b"#!AER-DAT3.1\r\n#Format: PNGFrames\r\n#!END-HEADER\r\n", 14, "another format than RAW"),
-        (read_aedat, b"#!AER-DAT3.1\r\n#Format: RAW\r\n", 28, "no whole header line"),
-        (read_aedat, b"#!AER-DAT3.1\r\nFormat: RAW\r\n#!END-HEADER\r\n", 14, "no whole header line"),
-        (read_aedat, AEDAT3_HEADER + bytes(27), HEADED, "cut off in a packet header"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(POLARITY[:7], 1), HEADED, "cut off in a packet of 36 bytes"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(POLARITY, 2, capacity=1), HEADED, "no valid packet header"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(POLARITY, 1, valid=2), HEADED, "no valid packet header"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(b"", -1), HEADED, "no valid packet header"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(POLARITY, 1, overflow=-1), HEADED, "no valid packet header"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(b"", 0, width=0, kind=5), HEADED, "no valid packet header"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(b"", 0, kind=-1), HEADED, "no valid packet header"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(bytes(16), 1, width=16), HEADED, "another layout"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(POLARITY, 1, time_at=0), HEADED, "another layout"),
-        (read_aedat, AEDAT3_HEADER + aedat3_packet(POLARITY[:7] + b"\x80", 1), HEADED + 28, "not of this sensor"),
     ],
 )
 def test_damage_is_refused_at_its_byte(file, read, content, offset, words):
     message = refusal(read, file(content))
     assert words in message
     assert message.endswith(f"at byte {offset}.")
-
-
-def test_declared_sizes_take_no_memory(file):
-    most = 2**31 - 1
-    packet = aedat3_packet(b"", most, kind=1, capacity=most)
-    wide = aedat3_packet(b"", most, kind=2, width=most, capacity=most)
-    tracemalloc.start()
-    try:
-        assert "cut off in a packet" in refusal(read_aedat, file(AEDAT3_HEADER + packet))
-        assert "cut off in a packet" in refusal(read_aedat, file(AEDAT3_HEADER + wide))
-        assert tracemalloc.get_traced_memory()[1] < 2**20
-    finally:
-        tracemalloc.stop()
 
 
 def outcome(read, path):
@@ -214,7 +140,7 @@ def outcome(read, path):
 def test_every_truncation_is_refused_or_a_beginning(file, read, write, side):
     """No event but those whose bytes are all there."""
     written = draw(2, 40, side, side)
-    content = aedat3(written, per_packet=7) if write is aedat3 else write(written)
+    content = write(written)
     accepted = 0
     for length in range(len(content)):
         got = outcome(read, file(content[:length]))
@@ -244,7 +170,7 @@ def test_flipped_bits_raise_nothing_but_refusals(file, read, write, side):
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
-@given(st.binary(max_size=300), st.sampled_from([b"", b"#!AER-DAT2.0\r\n", AEDAT3_HEADER]))
+@given(st.binary(max_size=300), st.sampled_from([b"", b"#!AER-DAT2.0\r\n"]))
 def test_any_bytes_are_read_or_refused(tmp_path_factory, content, header):
     path = tmp_path_factory.getbasetemp() / "any.dat"
     path.write_bytes(header + content)

@@ -137,11 +137,11 @@ GOOD = draw(3, 200, (8, 8))
 @pytest.mark.parametrize(
     ("events", "timesteps", "size", "words"),
     [
-        (GOOD, 0, (8, 8), "timesteps must be a whole number"),
-        (GOOD, True, (8, 8), "timesteps must be a whole number"),
-        (GOOD, 2.0, (8, 8), "timesteps must be a whole number"),
-        (GOOD, 2, (0, 8), "height must be a whole number"),
-        (GOOD, 2, (8, -1), "width must be a whole number"),
+        (GOOD, 0, (8, 8), "timesteps must be an integer"),
+        (GOOD, True, (8, 8), "timesteps must be an integer"),
+        (GOOD, 2.0, (8, 8), "timesteps must be an integer"),
+        (GOOD, 2, (0, 8), "height must be an integer"),
+        (GOOD, 2, (8, -1), "width must be an integer"),
         (GOOD, 2, 8, "size must be a height and a width"),
         (GOOD, 2, (8, 8, 2), "size must be a height and a width"),
         (GOOD, 2**20, (2**6, 2**5), "too many cells"),

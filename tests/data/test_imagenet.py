@@ -56,7 +56,7 @@ def test_subsets_are_drawn_by_seed(root):
     labels = [[int(x) for b in evaluation_batches(d.train) for x in b.labels] for d in (few, more)]
     assert count(few.test) == 5
     assert labels[0] == labels[1][:10] != list(range(10))
-    with pytest.raises(ValueError, match="train_examples must be a whole number from 1 to 48"):
+    with pytest.raises(ValueError, match="train_examples must be an integer from 1 to 48"):
         load("imagenet2012", data_dir=root, train_examples=49)
 
 
@@ -67,7 +67,7 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 def command(root, small_config, workers):
     settings = {"data": "imagenet2012", "size": 32, "epochs": 2, "finetune_epochs": 1, "batch_size": 8, "flip": "true"}
-    settings |= {"checkpoint_steps": 2, "score_batch_size": 16, "workers": workers, "data_dir": root, "shift": 0}
+    settings |= {"checkpoint_steps": 2, "score_batch_size": 16, "workers": workers, "data_dir": root, "crop_padding": 0}
     settings |= {"train_examples": "none", "test_examples": "none"}
     return [
         str(small_config),

@@ -5,10 +5,10 @@ import pytest
 from test_tfds_source import prepare as write_cifar
 from test_tiny_imagenet import write as write_tiny_imagenet
 
+from qpsnn_jax.data import load
 from qpsnn_jax.data import prepare as module
 from qpsnn_jax.data.inspection import Report, SplitReport, _chunks, check, format_report, measure
 from qpsnn_jax.data.prepare import prepare
-from qpsnn_jax.data.sources.digits import digits
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -41,7 +41,7 @@ def test_nothing_is_refused():
 
 def test_digits_are_whole():
     report = check("digits")
-    data = digits()
+    data = load("digits")
     assert report.problems == ()
     assert [split.examples for split in report.splits] == [1437, 360]
     np.testing.assert_allclose(report.splits[0].mean, data.mean, rtol=1e-12)

@@ -5,21 +5,21 @@ import pytest
 from conftest import SHARED
 from event_files import AEDAT2_HEADER, aedat2, atis, draw
 
+from qpsnn_jax.data import load
 from qpsnn_jax.data.dataset import balanced_order
-from qpsnn_jax.data.sources.recordings import cifar10_dvs, nmnist
 from qpsnn_jax.numerics.normalization import normalize
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-T, SIZE = 3, (10, 12)
+T, SIZE = 3, 11
 
 
 def frames_of(rows, sensor, by="count"):
     """Count one event after the other."""
-    frames = np.zeros((T, *SIZE, 2), int)
+    frames = np.zeros((T, SIZE, SIZE, 2), int)
     first, last = min(t for *_, t in rows), max(t for *_, t in rows)
     for index, (x, y, p, t) in enumerate(rows):
         step = index * T // len(rows) if by == "count" else (t - first) * T // (last - first + 1)
-        frames[step, y * SIZE[0] // sensor, x * SIZE[1] // sensor, p] += 1
+        frames[step, y * SIZE // sensor, x * SIZE // sensor, p] += 1
     return frames
 
 
@@ -54,13 +54,13 @@ def small_cifar(tmp_path_factory):
 
 
 def read_both(root, **options):
-    return nmnist(root, 5, timesteps=T, size=SIZE, **options)
+    return load("nmnist", data_dir=root, seed=5, timesteps=T, size=SIZE, **options)
 
 
 @pytest.mark.parametrize("by", ["count", "time"])
 def test_nmnist_is_every_recording_in_balanced_order(small_nmnist, by):
     root, truth = small_nmnist
-    data = read_both(root, by=by)
+    data = read_both(root, frame_binning=by)
     assert (data.name, data.classes) == ("nmnist", 10)
     for part, arrays, number in (("Train", data.train, 4), ("Test", data.test, 2)):
         files = [(part, digit, index) for digit in range(10) for index in range(number)]
@@ -89,7 +89,7 @@ def test_subsets_are_the_beginning_of_the_whole(small_nmnist):
 def test_cifar10_dvs_is_split_nine_to_one_by_seed(small_cifar):
     root, seen = small_cifar[0], []
     for seed in (0, 1):
-        data = cifar10_dvs(root, seed, timesteps=T, size=SIZE)
+        data = load("cifar10_dvs", data_dir=root, seed=seed, timesteps=T, size=SIZE)
         assert (data.name, data.classes) == ("cifar10_dvs", 10)
         assert np.bincount(data.train.labels).tolist() == [9] * 10
         assert np.bincount(data.test.labels).tolist() == [1] * 10
@@ -103,7 +103,7 @@ def test_cifar10_dvs_is_split_nine_to_one_by_seed(small_cifar):
 def test_cifar10_dvs_is_turned_upright(small_cifar):
     """The camera's rows are the picture's columns."""
     root, truth = small_cifar
-    data = cifar10_dvs(root, 2, timesteps=T, size=SIZE, by="time")
+    data = load("cifar10_dvs", data_dir=root, seed=2, timesteps=T, size=SIZE, frame_binning="time")
     files = sorted(truth, key=lambda key: (key[0], f"cifar10_{CLASSES[key[0]]}_{key[1]}.aedat"))
     labels = np.asarray([label for label, _ in files])
     order = balanced_order(labels, 2)
@@ -114,12 +114,12 @@ def test_cifar10_dvs_is_turned_upright(small_cifar):
 
 
 def test_cifar10_dvs_subsets(small_cifar):
-    data = cifar10_dvs(small_cifar[0], timesteps=T, size=SIZE, train_examples=30, test_examples=4)
+    data = load("cifar10_dvs", data_dir=small_cifar[0], timesteps=T, size=SIZE, train_examples=30, test_examples=4)
     assert (len(data.train.images), len(data.test.images)) == (30, 4)
-    with pytest.raises(ValueError, match="train_examples must be a whole number from 1 to 90"):
-        cifar10_dvs(small_cifar[0], timesteps=T, size=SIZE, train_examples=91)
-    with pytest.raises(ValueError, match="test_examples must be a whole number from 1 to 10"):
-        cifar10_dvs(small_cifar[0], timesteps=T, size=SIZE, test_examples=11)
+    with pytest.raises(ValueError, match="train_examples must be an integer from 1 to 90"):
+        load("cifar10_dvs", data_dir=small_cifar[0], timesteps=T, size=SIZE, train_examples=91)
+    with pytest.raises(ValueError, match="test_examples must be an integer from 1 to 10"):
+        load("cifar10_dvs", data_dir=small_cifar[0], timesteps=T, size=SIZE, test_examples=11)
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def bare(tmp_path):
 
 def test_counts_beyond_255_show_255(bare):
     (bare / "Train" / "3" / "00001.bin").write_bytes(atis([(1, 1, 1, t) for t in range(900)] + [(2, 2, 0, 901)]))
-    data = nmnist(bare, timesteps=1, size=(34, 34))
+    data = load("nmnist", data_dir=bare, timesteps=1)
     image = data.train.images[data.train.labels == 3][0, 0]
     assert (image[1, 1, 1], image[2, 2, 0], image.sum()) == (255, 1, 256)
 
@@ -143,7 +143,7 @@ def test_a_damaged_recording_is_refused_by_name(bare):
     path = bare / "Train" / "7" / "00001.bin"
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(ValueError, match=r"00001\.bin is no readable ATIS file: it is cut off.* at byte 95\."):
-        nmnist(bare, timesteps=2, size=(34, 34))
+        load("nmnist", data_dir=bare, timesteps=2)
 
 
 def test_only_what_is_asked_for_is_read(small_cifar, tmp_path):
@@ -155,13 +155,13 @@ def test_only_what_is_asked_for_is_read(small_cifar, tmp_path):
     order = balanced_order(labels, 0)
     for index in (order[0], order[27]):
         (tmp_path / CLASSES[labels[index]] / f"{index % 3}.aedat").write_bytes(aedat2(draw(0, 9, 128, 128)))
-    data = cifar10_dvs(tmp_path, timesteps=T, size=SIZE, train_examples=1, test_examples=1)
+    data = load("cifar10_dvs", data_dir=tmp_path, timesteps=T, size=SIZE, train_examples=1, test_examples=1)
     assert (data.train.images.sum(), data.test.images.sum()) == (9, 9)
 
 
-def refusal(load, data_dir):
+def refusal(name, data_dir):
     with pytest.raises(ValueError) as caught:
-        load(data_dir, timesteps=T, size=SIZE)
+        load(name, data_dir=data_dir, timesteps=T, size=SIZE)
     message = str(caught.value)
     assert "\n" not in message
     assert message.endswith(".")
@@ -169,37 +169,37 @@ def refusal(load, data_dir):
 
 
 @pytest.mark.parametrize(
-    ("load", "place", "source"),
-    [(nmnist, "Train/0", "garrickorchard.com"), (cifar10_dvs, "airplane", "figshare.com")],
+    ("name", "place", "source"),
+    [("nmnist", "Train/0", "garrickorchard.com"), ("cifar10_dvs", "airplane", "figshare.com")],
 )
-def test_missing_data_say_where_they_were_sought_and_are_found(load, place, source, tmp_path):
+def test_missing_data_say_where_they_were_sought_and_are_found(name, place, source, tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        message = refusal(load, folder)
+        message = refusal(name, folder)
         assert f"{folder / place} holds no" in message
         assert source in message
-    message = refusal(load, None)
+    message = refusal(name, None)
     assert "data_dir must be given" in message
     assert source in message
 
 
 def test_a_missing_class_is_named(bare):
     (bare / "Test" / "6" / "00001.bin").unlink()
-    assert f"{bare / 'Test' / '6'} holds no .bin recordings" in refusal(nmnist, bare)
+    assert f"{bare / 'Test' / '6'} holds no .bin recordings" in refusal("nmnist", bare)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"by": "events"}, "by must be 'count' or 'time'"),
-        ({"timesteps": 0}, "timesteps must be a whole number"),
-        ({"size": (34, 0)}, "width must be a whole number"),
-        ({"seed": -1}, "seed must be a whole number"),
-        ({"train_examples": 11}, "train_examples must be a whole number from 1 to 10"),
+        ({"frame_binning": "events"}, "frame_binning must be 'count' or 'time'"),
+        ({"timesteps": 0}, "timesteps must be an integer"),
+        ({"size": 0}, "height must be an integer"),
+        ({"seed": -1}, "seed must be an integer"),
+        ({"train_examples": 11}, "train_examples must be an integer from 1 to 10"),
     ],
 )
 def test_impossible_values_are_refused(bare, options, words):
     with pytest.raises(ValueError, match=words):
-        nmnist(bare, **{"timesteps": T, "size": SIZE, **options})
+        load("nmnist", data_dir=bare, **{"timesteps": T, "size": SIZE, **options})
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def nmnist_dir():
 
 
 def test_the_real_nmnist(nmnist_dir):
-    data = nmnist(nmnist_dir, timesteps=10, size=(34, 34))
+    data = load("nmnist", data_dir=nmnist_dir, timesteps=10)
     assert (data.train.images.shape, data.test.images.shape) == ((500, 10, 34, 34, 2), (100, 10, 34, 34, 2))
     total = sum(path.stat().st_size for path in nmnist_dir.glob("*/*/*.bin")) // 5
     assert int(data.train.images.sum()) + int(data.test.images.sum()) == total
@@ -220,7 +220,7 @@ def test_the_real_nmnist(nmnist_dir):
 
 def test_real_digits_of_a_class_look_alike(nmnist_dir):
     """Nearest mean picture of a class: far above one in ten, so labels and pixels belong together."""
-    data = nmnist(nmnist_dir, timesteps=1, size=(17, 17), by="time")
+    data = load("nmnist", data_dir=nmnist_dir, timesteps=1, size=17, frame_binning="time")
     pictures = [x.images.reshape(len(x.images), -1).astype(float) for x in (data.train, data.test)]
     train, test = (p / np.linalg.norm(p, axis=1, keepdims=True) for p in pictures)
     means = np.stack([train[data.train.labels == digit].mean(0) for digit in range(10)])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qpsnn_jax.data import load
 from qpsnn_jax.data.dataset import balanced_order
-from qpsnn_jax.data.sources.tiny_imagenet import tiny_imagenet
 
 CLASSES = [f"n{90000000 - 7 * i}" for i in range(200)]  # not in sorted order, as in the official file
 TRAIN, TEST = 2, 1
@@ -60,7 +60,7 @@ def decoded(path):
 
 
 def test_reads_every_image_in_the_order_of_its_class(root):
-    data = tiny_imagenet(root, seed=3)
+    data = load("tiny_imagenet", data_dir=root, seed=3)
     assert (data.name, data.classes, len(data.mean), len(data.std)) == ("tiny_imagenet", 200, 3, 3)
     assert (data.train.images.shape, data.test.images.shape) == ((400, 64, 64, 3), (200, 64, 64, 3))
     assert (data.train.images.dtype, data.train.labels.dtype) == (np.uint8, np.int32)
@@ -78,7 +78,10 @@ def test_reads_every_image_in_the_order_of_its_class(root):
 
 
 def test_subsets_are_the_beginning_of_the_whole(root):
-    whole, few = tiny_imagenet(root), tiny_imagenet(root, train_examples=200, test_examples=10)
+    whole, few = (
+        load("tiny_imagenet", data_dir=root),
+        load("tiny_imagenet", data_dir=root, train_examples=200, test_examples=10),
+    )
     np.testing.assert_array_equal(few.train.images, whole.train.images[:200])
     np.testing.assert_array_equal(few.test.images, whole.test.images[:10])
     assert sorted(few.train.labels.tolist()) == list(range(200))
@@ -89,7 +92,10 @@ def test_tfds_prepares_the_same_data_without_tensorflow(root, tmp_path):
 
     folder = build(root / "tiny-imagenet-200", tmp_path)
     assert folder == tmp_path / "tiny_imagenet" / "1.0.0"
-    packed, direct = tiny_imagenet(tmp_path, seed=1, train_examples=50), tiny_imagenet(root, seed=1, train_examples=50)
+    packed, direct = (
+        load("tiny_imagenet", data_dir=tmp_path, seed=1, train_examples=50),
+        load("tiny_imagenet", data_dir=root, seed=1, train_examples=50),
+    )
     for split in ("train", "test"):
         np.testing.assert_array_equal(getattr(packed, split).images, getattr(direct, split).images)
         np.testing.assert_array_equal(getattr(packed, split).labels, getattr(direct, split).labels)
@@ -106,7 +112,7 @@ def test_builder_leaves_nothing_behind_when_an_image_is_damaged(broken, tmp_path
 
 def refusal(folder):
     with pytest.raises(ValueError) as caught:
-        tiny_imagenet(folder.parent)
+        load("tiny_imagenet", data_dir=folder.parent)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -115,7 +121,7 @@ def refusal(folder):
 def test_missing_folder_is_refused(tmp_path):
     assert "tiny-imagenet-200 does not exist; unpack http" in refusal(tmp_path / "tiny-imagenet-200")
     with pytest.raises(ValueError, match="data_dir must be given: unpack http"):
-        tiny_imagenet(None)
+        load("tiny_imagenet", data_dir=None)
 
 
 @pytest.mark.parametrize("file", ["wnids.txt", "val/val_annotations.txt", "val/images/val_3.JPEG"])

@@ -121,5 +121,5 @@ def test_options_are_checked():
     for options, message in (({"stem_bits": 16}, "stem_bits must be 8 or 32"), ({"readout_bits": 4}, "readout_bits")):
         with pytest.raises(ValueError, match=message):
             fold(graph, variables, (0.5,), (0.5,), **options)
-    with pytest.raises(ValueError, match="mean and std need 1 numbers"):
+    with pytest.raises(ValueError, match="mean and std need 1 finite numbers"):
         fold(graph, variables, (0.5, 0.5), (0.5, 0.5))

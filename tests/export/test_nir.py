@@ -238,7 +238,7 @@ def test_what_nir_cannot_say_is_refused(name):
 def test_statistics_that_do_not_fit():
     graph = sums_graph()
     for statistics in (((0.5,), (0.5,)), ((0.5, 0.5), None), ((0.5, 0.5), (0.5, 0.0))):
-        with pytest.raises(ValueError, match="mean and std need 2 numbers"):
+        with pytest.raises(ValueError, match="mean and std need 2 finite numbers"):
             nir_graph(graph, random_variables(graph), *statistics)
 
 

@@ -25,7 +25,7 @@ from qpsnn_jax.runs.presets import PRESETS
 
 WRONG = {
     "size": [16, "8", 2.5],
-    "frames_by": ["events", None],
+    "frame_binning": ["events", None],
     "autoaugment": [1, "yes", None],
     "network": [3, None, "alexnet"],
     "width": ["1", None, 0, -1.0, float("nan"), float("inf"), 0.001, True],
@@ -40,7 +40,8 @@ WRONG = {
     "data_dir": [3],
     "train_examples": ["all", 1.5, True],
     "test_examples": ["all", 1.5],
-    "shift": [-1, 1.0],
+    "crop_padding": [-1, 1.0],
+    "roll": [-1, 1.0],
     "flip": [1, "yes", None],
     "cutout": [-1, 0.5],
     "degrees": [-1, 181, "10"],
@@ -136,14 +137,16 @@ def test_the_graph_follows_the_settings():
 def test_the_augmentation_follows_the_settings():
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     key, mean, std = jax.random.key(0), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)
-    expected = normalize_and_augment(key, pixels, Augmentation(shift=2, flip=True, cutout=3), mean, std)
-    np.testing.assert_array_equal(augmenter(Config(shift=2, flip=True, cutout=3))(key, pixels, mean, std), expected)
+    expected = normalize_and_augment(key, pixels, Augmentation(crop_padding=2, flip=True, cutout=3), mean, std)
+    np.testing.assert_array_equal(
+        augmenter(Config(crop_padding=2, flip=True, cutout=3))(key, pixels, mean, std), expected
+    )
     np.testing.assert_array_equal(augmenter(Config())(key, pixels, mean, std), normalize(pixels, mean, std))
 
 
 def test_frames_are_rolled_and_take_no_cutout():
     frames = np.random.default_rng(0).integers(0, 9, (2, 3, 34, 34, 2), np.uint8)
-    config = Config(data="nmnist", network="vggsnn", timesteps=3, shift=2)
+    config = Config(data="nmnist", network="vggsnn", timesteps=3, roll=2)
     rolled = augmenter(config)(jax.random.key(0), frames, (0.0, 0.0), (1 / 255, 1 / 255))
     np.testing.assert_allclose(rolled.sum((2, 3)), frames.sum((2, 3)), rtol=1e-5)
     assert not np.array_equal(rolled, frames)

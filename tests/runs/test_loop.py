@@ -197,7 +197,7 @@ def test_what_is_missing_or_damaged_is_refused(plan, whole, tmp_path):
 
 
 def test_the_seed_decides(small_network, tmp_path):
-    settings = {"epochs": 1, "learning_rate": 0.02, "shift": 1}
+    settings = {"epochs": 1, "learning_rate": 0.02, "crop_padding": 1}
     first, again, other = (
         fitted(plan_of(small_network, seed=seed, **settings), tmp_path / name)
         for seed, name in ((0, "a"), (0, "b"), (1, "c"))

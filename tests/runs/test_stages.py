@@ -334,7 +334,7 @@ def test_the_criterion_decides_the_scores(small_run):
 def test_a_run_on_cifar(small_network, small_config, tfds_dir: Path, tmp_path, capsys):
     directory = tmp_path / "cifar"
     settings = {"data": "cifar10", "data-dir": tfds_dir, "train-examples": 96, "test-examples": 40, "epochs": 1}
-    settings |= {"finetune-epochs": 1, "score-batch-size": 32, "flip": "true", "shift": 2, "cutout": 8}
+    settings |= {"finetune-epochs": 1, "score-batch-size": 32, "flip": "true", "crop_padding": 2, "cutout": 8}
     options = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
     assert main(["run", str(small_config), *options, "--out", str(directory)]) == 0
     report = json.loads((directory / "report.json").read_text())

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from qpsnn_jax.data.augment.resized_crop import check_crop
+from qpsnn_jax.runtime.checks import integer
 
-_TRIES = 10  # as in resized_crop
+_TRIES = 10  # boxes drawn for each image before the fallback, as is customary
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,11 @@ class TrainCrop:
     flip: bool = True
 
     def __post_init__(self):
-        check_crop(self.size, self.scale, self.ratio)
+        integer("size", self.size, 1)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be two shares of the area with 0 < first <= second <= 1, got {self.scale!r}.")
+        if not (0 < self.ratio[0] <= self.ratio[1] and math.isfinite(self.ratio[1])):
+            raise ValueError(f"ratio must be two finite numbers with 0 < first <= second, got {self.ratio!r}.")
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Crop one example; ``image`` holds encoded bytes or uint8 ``h w 3``. The result has int32 ``label`` too."""
@@ -65,9 +69,8 @@ class CenterCrop:
     resize: int = 256
 
     def __post_init__(self):
-        check_crop(self.size, (1, 1), (1, 1))
-        if self.resize < self.size:
-            raise ValueError(f"resize must be at least size={self.size}, got {self.resize!r}.")
+        integer("size", self.size, 1)
+        integer("resize", self.resize, self.size)
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
         """Crop one example, as :class:`TrainCrop` does; nothing is random."""

@@ -1,11 +1,8 @@
 """Augmentation as pure functions of a key and a batch, to run inside the jitted training step.
 
-Images are normalized before they are augmented (:func:`qpsnn_jax.data.normalize`), so the zeros that fill what a shift,
+Images are normalized before they are augmented (:func:`qpsnn_jax.data.normalize`), so the zeros that fill what a crop,
 a cutout or a rotation uncovers are the mean colour of the training set. Every image of a batch gets its own draw.
 """
-
-import math
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,41 +10,9 @@ from jax import Array
 from jax.scipy.ndimage import map_coordinates
 
 from qpsnn_jax.data.augment.autoaugment import autoaugment
+from qpsnn_jax.data.augment.records import Augmentation, check_affine
 from qpsnn_jax.numerics.normalization import normalize
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Which augmentations are on; hashable, so it can be a static argument. The defaults leave images as they are.
-
-    Attributes:
-        shift: largest shift in pixels, of :func:`random_shift`.
-        flip: mirror half of the images, :func:`random_flip`. Not for digits or letters.
-        cutout: side of the square that :func:`cutout` blanks, in pixels.
-        degrees: largest rotation, of :func:`random_affine`, in degrees.
-        scale: largest relative change of size, below 1.
-        translate: largest fractional-pixel translation, in pixels.
-        autoaugment: the CIFAR-10 policy of AutoAugment, on uint8 pixels: :func:`normalize_and_augment` applies it.
-
-    Raises:
-        ValueError: a value that is negative, not finite, or too large.
-    """
-
-    shift: int = 0
-    flip: bool = False
-    cutout: int = 0
-    degrees: float = 0.0
-    scale: float = 0.0
-    translate: float = 0.0
-    autoaugment: bool = False
-
-    def __post_init__(self):
-        _check_pixels("shift", self.shift)
-        _check_pixels("cutout", self.cutout)
-        _check_affine(self.degrees, self.scale, self.translate)
-        for name in ("flip", "autoaugment"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+from qpsnn_jax.runtime.checks import integer
 
 
 def normalize_and_augment(
@@ -74,7 +39,7 @@ def normalize_and_augment(
 
 
 def augment(key: Array, images: Array, augmentation: Augmentation) -> Array:
-    """Apply what is on for normalized images, in a fixed order: affine, shift, flip, cutout (not AutoAugment).
+    """Apply what is on for normalized images, in a fixed order: affine, crop, flip, cutout (not AutoAugment).
 
     Cutout comes last so that its square is not moved out of the image. Each kind has its own key, so turning one on or
     off does not change what the others draw.
@@ -91,12 +56,12 @@ def augment(key: Array, images: Array, augmentation: Augmentation) -> Array:
         ValueError: images that are not floating ``b h w c``.
     """
     _check_images(images)
-    affine_key, shift_key, flip_key, cutout_key = jax.random.split(key, 4)
+    affine_key, crop_key, flip_key, cutout_key = jax.random.split(key, 4)
     on = augmentation
     if on.degrees or on.scale or on.translate:
         images = random_affine(affine_key, images, on.degrees, on.scale, on.translate)
-    if on.shift:
-        images = random_shift(shift_key, images, on.shift)
+    if on.crop_padding:
+        images = random_crop(crop_key, images, on.crop_padding)
     if on.flip:
         images = random_flip(flip_key, images)
     if on.cutout:
@@ -104,24 +69,24 @@ def augment(key: Array, images: Array, augmentation: Augmentation) -> Array:
     return images
 
 
-def random_shift(key: Array, images: Array, pixels: int) -> Array:
+def random_crop(key: Array, images: Array, padding: int) -> Array:
     """Pad every side with zeros, then crop each image back to its size at a random place.
 
     Args:
         key: a JAX random key.
         images: normalized images, floating, shape ``b h w c``.
-        pixels: largest shift p; rows and columns move independently, uniformly over ``{-p, …, p}``. CIFAR uses 4.
+        padding: zeros p on each side; rows and columns move independently, uniformly over ``{-p, …, p}``. CIFAR uses 4.
 
     Returns:
-        Shifted images of the same shape and dtype.
+        Cropped images of the same shape and dtype.
 
     Raises:
-        ValueError: ``pixels`` negative or not a whole number, or images that are not floating ``b h w c``.
+        ValueError: ``padding`` negative or no integer, or images that are not floating ``b h w c``.
     """
     _check_images(images)
-    _check_pixels("pixels", pixels)
-    padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
-    starts = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
+    padding = integer("padding", padding, 0)
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    starts = jax.random.randint(key, (len(images), 2), 0, 2 * padding + 1)
 
     def crop(image: Array, start: Array) -> Array:
         return jax.lax.dynamic_slice(image, (start[0], start[1], jnp.zeros_like(start[0])), images.shape[1:])
@@ -162,13 +127,13 @@ def cutout(key: Array, images: Array, size: int) -> Array:
         Images of the same shape and dtype.
 
     Raises:
-        ValueError: ``size`` negative or not a whole number, or images that are not floating ``b h w c``.
+        ValueError: ``size`` negative or no integer, or images that are not floating ``b h w c``.
 
     References:
         DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017.
     """
     _check_images(images)
-    _check_pixels("size", size)
+    size = integer("size", size, 0)
     batch, height, width, _ = images.shape
 
     def covered(key: Array, length: int) -> Array:
@@ -202,7 +167,7 @@ def random_affine(key: Array, images: Array, degrees: float, scale: float, trans
         ValueError: a value out of its range, or images that are not floating ``b h w c``.
     """
     _check_images(images)
-    _check_affine(degrees, scale, translate)
+    check_affine(degrees, scale, translate)
     batch, height, width, _ = images.shape
     angle_key, scale_key, move_key = jax.random.split(key, 3)
     angles = jnp.deg2rad(jax.random.uniform(angle_key, (batch,), jnp.float32, minval=-degrees, maxval=degrees))
@@ -223,17 +188,3 @@ def random_affine(key: Array, images: Array, degrees: float, scale: float, trans
 def _check_images(images: Array) -> None:
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be floating b h w c (normalize them first), got {images.dtype} {images.shape}.")
-
-
-def _check_pixels(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} must be a whole number of pixels, 0 or more, got {value!r}.")
-
-
-def _check_affine(degrees: float, scale: float, translate: float) -> None:
-    if not 0 <= degrees <= 180:
-        raise ValueError(f"degrees must be between 0 and 180, got {degrees!r}.")
-    if not 0 <= scale < 1:
-        raise ValueError(f"scale must be at least 0 and below 1, got {scale!r}.")
-    if not (translate >= 0 and math.isfinite(translate)):
-        raise ValueError(f"translate must be a finite number of pixels, 0 or more, got {translate!r}.")

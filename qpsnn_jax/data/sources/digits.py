@@ -10,6 +10,7 @@ from importlib import resources
 
 import numpy as np
 
+from qpsnn_jax.data.catalogue import DataRequest
 from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order, example_count
 
 _TRAIN = 1437  # 80 % of 1,797
@@ -17,16 +18,14 @@ _LEVELS = 16
 _CLASSES = 10
 
 
-def digits(seed: int = 0, *, train_examples: int | None = None, test_examples: int | None = None) -> DataSet:
+def digits(request: DataRequest) -> DataSet:
     """Split the embedded digits into 1,437 training and 360 test images with the classes in proportion.
 
-    The split is drawn from ``seed`` (:func:`~qpsnn_jax.data.dataset.balanced_order`) and not by writer, since the file
+    The split is drawn from the seed (:func:`~qpsnn_jax.data.dataset.balanced_order`) and not by writer, since the file
     does not tell who wrote what; accuracy on it is higher than on digits of unknown writers.
 
     Args:
-        seed: chooses the split and the order, 0 or more.
-        train_examples: keep only so many training images, the classes in proportion; None for all.
-        test_examples: the same for the test images.
+        request: its seed chooses the split and the order; the digits travel with the package.
 
     Returns:
         Images uint8 ``n 8 8 1`` with the counts 0 to 16 stretched to 0 to 255; mean and std are those of the whole
@@ -39,12 +38,12 @@ def digits(seed: int = 0, *, train_examples: int | None = None, test_examples: i
         Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998. CC BY 4.0.
     """
     counts, labels = read()
-    order = balanced_order(labels, seed)
+    order = balanced_order(labels, request.seed)
     train, test = order[:_TRAIN], order[_TRAIN:]
     images = np.round(counts * (255 / _LEVELS)).astype(np.uint8)
     pixels = images[train] / 255
-    train = train[: example_count("train_examples", train_examples, len(train))]
-    test = test[: example_count("test_examples", test_examples, len(test))]
+    train = train[: example_count("train_examples", request.train_examples, len(train))]
+    test = test[: example_count("test_examples", request.test_examples, len(test))]
     return DataSet(
         name="digits",
         train=Arrays(images[train], labels[train]),

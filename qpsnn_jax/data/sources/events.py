@@ -1,11 +1,9 @@
-"""Event recordings as arrays: N-MNIST's ATIS files, and AEDAT 2.0 and 3.1.
+"""Event recordings as arrays: N-MNIST's ATIS files, and the AEDAT 2.0 of CIFAR10-DVS.
 
-A file is read whole and decoded for all events at once. What a header declares is compared with the bytes that are
-there before it is used, so memory stays in proportion to the file; a file that is cut off or of another kind is refused
-by name and byte offset. Rows count from the top, as in images.
+A file is read whole and decoded for all events at once; one that is cut off or of another kind is refused by name and
+byte offset. Rows count from the top, as in images.
 """
 
-import struct
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +14,7 @@ _ATIS_BYTES = 5
 _ATIS_OVERFLOW_ROW, _ATIS_OVERFLOW = 240, 2**13  # one past the last row; what such a record adds to the clock
 _DVS128 = (128, 128)
 _AEDAT2_SPECIAL = 0x80008000  # synchronization and other special events of jAER, no pixels
-_VERSION, _FORMAT, _END = b"#!AER-DAT", b"#Format:", b"#!END-HEADER"
-# A packet header of AEDAT 3.1: type, source, bytes of an event, place of its time, overflows, capacity, events, valid.
-_PACKET = struct.Struct("<hhiiiiii")
-_POLARITY, _AEDAT_BYTES, _TIME_AT = 1, 8, 4
+_VERSION, _AEDAT_BYTES = b"#!AER-DAT", 8
 
 
 class Events(NamedTuple):
@@ -81,41 +76,32 @@ def read_atis(path: str | PathLike[str], size: tuple[int, int] = (34, 34)) -> Ev
     return _kept(event, Events(x, y, records[:, 2] >> 7, t + np.cumsum(~event) * _ATIS_OVERFLOW, size))
 
 
-def read_aedat(path: str | PathLike[str], size: tuple[int, int] = _DVS128) -> Events:
-    """Read an AEDAT file of version 2.0 (DVS128 addresses, as CIFAR10-DVS comes) or 3.1, whichever its first line says.
+def read_aedat(path: str | PathLike[str]) -> Events:
+    """Read an AEDAT 2.0 file with DVS128 addresses, as CIFAR10-DVS comes.
 
-    Version 2.0 has header lines that begin with ``#``, then for each event a 32-bit address and a 32-bit time in µs,
-    big-endian. Address bit 0 is 0 for ON (the hardware's sense, as jAER reads it; the format's description says the
-    opposite), bits 1-7 count columns from the right and bits 8-14 rows from the bottom; all are turned round here. Bit
-    15 or 31 marks special events, which are left out; any other bit is another camera's. The clock may wrap.
-
-    Version 3.1 has header lines up to ``#!END-HEADER``, then little-endian packets: a header of 28 bytes, then events
-    of one type. Polarity events are 8 bytes: valid bit, polarity, y (15 bits), x (15), time in µs (31); above the time
-    stands the packet's overflow counter. Invalid events are left out and packets of other types passed over.
+    Header lines begin with ``#``; then each event has a 32-bit address and a 32-bit time in µs, big-endian. Address bit
+    0 is 0 for ON (the hardware's sense, as jAER reads it; the format's description says the opposite), bits 1-7 count
+    columns from the right and bits 8-14 rows from the bottom; all are turned round here. Bit 15 or 31 marks special
+    events, which are left out; any other bit is another camera's. The clock may wrap.
 
     Args:
         path: the file.
-        size: height and width of the sensor of a 3.1 file; version 2.0 is always 128×128.
 
     Returns:
-        The events, none where the file has only a header.
+        The events of a sensor of 128×128, none where the file has only a header.
 
     Raises:
-        ValueError: a file that cannot be read, is cut off, is of another version or camera, or contradicts itself.
+        ValueError: a file that cannot be read, is cut off, is of another version or camera.
 
-    References: iniVation, AEDAT file formats, docs.inivation.com; libcaer, polarity.h; jAER, class DVS128.
+    References:
+        iniVation, AEDAT file formats, docs.inivation.com; jAER, class DVS128.
     """
     file = _open(path, "AEDAT")
     if not file.content.startswith(_VERSION):
         raise file.refusal(0, f"does not begin with {_VERSION.decode()}")
     line, start = _header_line(file, 0)
-    version = line[len(_VERSION) :]
-    if version not in (b"2.0", b"3.1"):
-        raise file.refusal(len(_VERSION), "is of another version than 2.0 and 3.1")
-    return _aedat2(file, start) if version == b"2.0" else _aedat3(file, start, size)
-
-
-def _aedat2(file: _File, start: int) -> Events:
+    if line[len(_VERSION) :] != b"2.0":
+        raise file.refusal(len(_VERSION), "is of another version than 2.0")
     while file.content.startswith(b"#", start):
         _, start = _header_line(file, start)
     address, clock = _records(file, start, len(file.content), ">u4", _AEDAT_BYTES).T
@@ -125,46 +111,6 @@ def _aedat2(file: _File, start: int) -> Events:
     t = np.cumsum(np.diff(clock, prepend=np.uint32(0)).astype(np.int32), dtype=np.int64)
     x, y = 127 - (address >> 1 & 0x7F), 127 - (address >> 8 & 0x7F)
     return _kept(event, Events(x, y, 1 - (address & 1), t, _DVS128))
-
-
-def _aedat3(file: _File, start: int, size: tuple[int, int]) -> Events:
-    line = b""
-    while line != _END:
-        line, end = _header_line(file, start)
-        if line.startswith(_FORMAT) and line != _FORMAT + b" RAW":
-            raise file.refusal(start, "announces packets in another format than RAW")
-        start = end
-    packets = [_polarity_events(file, start, 0, 0, size)]
-    while start < len(file.content):
-        body, end, count, overflow = _packet(file, start)
-        packets.append(_polarity_events(file, body, count, overflow, size))
-        start = end
-    x, y, polarity, t, _ = zip(*packets, strict=True)
-    return Events(np.concatenate(x), np.concatenate(y), np.concatenate(polarity), np.concatenate(t), size)
-
-
-def _packet(file: _File, start: int) -> tuple[int, int, int, int]:
-    """Check a packet's header; returns where the body begins and ends, how many polarity events it holds, overflows."""
-    body = start + _PACKET.size
-    if body > len(file.content):
-        raise file.refusal(start, "is cut off in a packet header")
-    kind, _, width, time, overflow, capacity, count, valid = _PACKET.unpack_from(file.content, start)
-    if kind < 0 or width < 1 or overflow < 0 or not 0 <= valid <= count <= capacity:
-        raise file.refusal(start, "has no valid packet header")
-    if kind == _POLARITY and (width, time) != (_AEDAT_BYTES, _TIME_AT):
-        raise file.refusal(start, "has polarity events of another layout")
-    end = body + capacity * width
-    if end > len(file.content):
-        raise file.refusal(start, f"is cut off in a packet of {end - start} bytes")
-    return body, end, count if kind == _POLARITY else 0, overflow
-
-
-def _polarity_events(file: _File, start: int, count: int, overflow: int, size: tuple[int, int]) -> Events:
-    data, clock = _records(file, start, start + count * _AEDAT_BYTES, "<u4", _AEDAT_BYTES).T
-    valid = data & 1 != 0
-    x, y = data >> 17, data >> 2 & 0x7FFF
-    _check_pixels(file, valid & ((x >= size[1]) | (y >= size[0]) | (clock >= 2**31)), start, _AEDAT_BYTES)
-    return _kept(valid, Events(x, y, data >> 1 & 1, clock.astype(np.int64) + (overflow << 31), size))
 
 
 def _kept(keep: np.ndarray, events: Events) -> Events:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from qpsnn_jax.data.sources.events import Events
+from qpsnn_jax.runtime.checks import integer
 
 _SHORTEST = 1024  # padded length of short recordings
 _LIMIT = 2**31  # of the int32 index of a cell
@@ -121,8 +122,7 @@ def _check(events: Events, timesteps: int, size: tuple[int, int]) -> None:
     if not isinstance(size, tuple) or len(size) != 2:
         raise ValueError(f"size must be a height and a width, got {size!r}.")
     for name, value in (("timesteps", timesteps), ("height", size[0]), ("width", size[1])):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number, 1 or more, got {value!r}.")
+        integer(name, value, 1)
     largest = (timesteps + 1) * 2 * size[0] * size[1]
     if max(largest, *(a * b for a, b in zip(size, events.size, strict=True))) >= _LIMIT or max(events.size) > 2**16:
         raise ValueError(f"{timesteps} frames of {size} from a sensor of {events.size} have too many cells for int32.")

@@ -9,15 +9,14 @@ the recordings that are asked for are read.
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order, example_count
+from qpsnn_jax.data.catalogue import DataRequest
+from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order, example_count, subset
 from qpsnn_jax.data.sources.events import Events, read_aedat, read_atis
 from qpsnn_jax.data.sources.frames import frames_by_count, frames_by_time
-
-By = Literal["count", "time"]
+from qpsnn_jax.runtime.checks import integer
 
 _DIGITS = tuple("0123456789")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -25,26 +24,12 @@ _NMNIST_SOURCE = "unpack N-MNIST from https://www.garrickorchard.com/datasets/n-
 _CIFAR10_DVS_SOURCE = "unpack CIFAR10-DVS from https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671"
 
 
-def nmnist(
-    data_dir: str | PathLike[str] | None,
-    seed: int = 0,
-    *,
-    timesteps: int,
-    size: tuple[int, int],
-    by: By = "count",
-    train_examples: int | None = None,
-    test_examples: int | None = None,
-) -> DataSet:
+def nmnist(request: DataRequest) -> DataSet:
     """Read N-MNIST: 60,000 + 10,000 recordings of 34×34 pixels and about 300 ms, ten digits.
 
     Args:
-        data_dir: folder that holds ``Train/<digit>/*.bin`` and ``Test/<digit>/*.bin``.
-        seed: chooses the order and thereby the subsets, 0 or more.
-        timesteps: number of frames T.
-        size: height and width of the frames; (34, 34) keeps the sensor's pixels.
-        by: ``count`` for frames of equal numbers of events, ``time`` for frames of equal duration.
-        train_examples: read only so many training recordings, the classes in proportion; None for all.
-        test_examples: the same for the test recordings.
+        request: its folder holds ``Train/<digit>/*.bin`` and ``Test/<digit>/*.bin``; a size of 34, the usual one, keeps
+            the sensor's pixels.
 
     Returns:
         Frames uint8 ``n t h w 2``, the last axis OFF, ON; mean 0 and std 1/255, so that normalized frames are counts.
@@ -56,36 +41,22 @@ def nmnist(
         Orchard, Jayawant, Cohen and Thakor, Converting Static Image Datasets to Spiking Neuromorphic Datasets Using
         Saccades, Frontiers in Neuroscience 9:437, 2015.
     """
-    make = _maker(by, timesteps, size)
-    root = _root(data_dir, _NMNIST_SOURCE)
+    make = _maker(request, 34)
+    root = _root(request.data_dir, _NMNIST_SOURCE)
     train, test = (_find(root / part, _DIGITS, ".bin", _NMNIST_SOURCE) for part in ("Train", "Test"))
-    order = balanced_order(train[1], seed)[: example_count("train_examples", train_examples, len(train[1]))]
-    test_order = balanced_order(test[1], seed)[: example_count("test_examples", test_examples, len(test[1]))]
-    return _data_set("nmnist", _read(*train, order, read_atis, make), _read(*test, test_order, read_atis, make))
+    chosen = subset(train[1], request.seed, "train_examples", request.train_examples)
+    tested = subset(test[1], request.seed, "test_examples", request.test_examples)
+    return _data_set("nmnist", _read(*train, chosen, read_atis, make), _read(*test, tested, read_atis, make))
 
 
-def cifar10_dvs(
-    data_dir: str | PathLike[str] | None,
-    seed: int = 0,
-    *,
-    timesteps: int,
-    size: tuple[int, int],
-    by: By = "count",
-    train_examples: int | None = None,
-    test_examples: int | None = None,
-) -> DataSet:
+def cifar10_dvs(request: DataRequest) -> DataSet:
     """Read CIFAR10-DVS: 10,000 recordings of 128×128 pixels and about 1.3 s, ten classes, split 9:1 by seed.
 
     The data set has no split of its own. Each class gives a tenth of its recordings to the test set, within two.
 
     Args:
-        data_dir: folder that holds ``<class>/*.aedat`` for the ten classes of CIFAR-10.
-        seed: chooses the split and the order, 0 or more.
-        timesteps: number of frames T; 10 is usual.
-        size: height and width of the frames; (48, 48) is usual.
-        by: ``count`` for frames of equal numbers of events, ``time`` for frames of equal duration.
-        train_examples: read only so many training recordings, the classes in proportion; None for all.
-        test_examples: the same for the test recordings.
+        request: its folder holds ``<class>/*.aedat`` for the ten classes of CIFAR-10; its seed chooses the split too;
+            10 frames of 48×48, the usual size, are customary.
 
     Returns:
         Frames uint8 ``n t h w 2``, the last axis OFF, ON; mean 0 and std 1/255, so that normalized frames are counts.
@@ -97,12 +68,12 @@ def cifar10_dvs(
         Li, Liu, Ji, Li and Shi, CIFAR10-DVS: An Event-Stream Dataset for Object Classification, Frontiers in
         Neuroscience 11:309, 2017.
     """
-    make = _maker(by, timesteps, size)
-    paths, labels = _find(_root(data_dir, _CIFAR10_DVS_SOURCE), _CIFAR10, ".aedat", _CIFAR10_DVS_SOURCE)
-    order = balanced_order(labels, seed)
+    make = _maker(request, 48)
+    paths, labels = _find(_root(request.data_dir, _CIFAR10_DVS_SOURCE), _CIFAR10, ".aedat", _CIFAR10_DVS_SOURCE)
+    order = balanced_order(labels, request.seed)
     train, test = np.split(order, [len(order) - len(order) // 10])
-    train = train[: example_count("train_examples", train_examples, len(train))]
-    test = test[: example_count("test_examples", test_examples, len(test))]
+    train = train[: example_count("train_examples", request.train_examples, len(train))]
+    test = test[: example_count("test_examples", request.test_examples, len(test))]
     arrays = (_read(paths, labels, part, _read_upright, make) for part in (train, test))
     return _data_set("cifar10_dvs", *arrays)
 
@@ -113,11 +84,14 @@ def _read_upright(path: Path) -> Events:
     return events._replace(x=events.y, y=events.x, size=events.size[::-1])
 
 
-def _maker(by: By, timesteps: int, size: tuple[int, int]) -> Callable[[Events], np.ndarray]:
-    if by not in ("count", "time"):
-        raise ValueError(f"by must be 'count' or 'time', got {by!r}.")
-    frames = frames_by_count if by == "count" else frames_by_time
-    return lambda events: np.minimum(np.asarray(frames(events, timesteps, size)), 255).astype(np.uint8)
+def _maker(request: DataRequest, usual: int) -> Callable[[Events], np.ndarray]:
+    """From events to frames, uint8 ``t h w 2``."""
+    binnings = {"count": frames_by_count, "time": frames_by_time}
+    if request.frame_binning not in binnings:
+        raise ValueError(f"frame_binning must be 'count' or 'time', got {request.frame_binning!r}.")
+    frames, size = binnings[request.frame_binning], usual if request.size is None else request.size
+    steps = integer("timesteps", request.timesteps, 1)
+    return lambda events: np.minimum(np.asarray(frames(events, steps, (size, size))), 255).astype(np.uint8)
 
 
 def _root(data_dir: str | PathLike[str] | None, source: str) -> Path:
@@ -144,12 +118,13 @@ def _read(
     read: Callable[[Path], Events],
     make: Callable[[Events], np.ndarray],
 ) -> Arrays:
-    first = make(read(paths[indices[0]]))
-    frames = np.empty((len(indices), *first.shape), np.uint8)
-    frames[0] = first
-    for row, index in enumerate(indices[1:], start=1):
-        frames[row] = make(read(paths[index]))
-    return Arrays(frames, labels[indices])
+    frames = []
+    for index in indices:
+        events = read(paths[index])
+        if not len(events.t):
+            raise ValueError(f"{paths[index]} holds no events.")
+        frames.append(make(events))
+    return Arrays(np.stack(frames), labels[indices])
 
 
 def _data_set(name: str, train: Arrays, test: Arrays) -> DataSet:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order, example_count
+from qpsnn_jax.data.catalogue import DataRequest
+from qpsnn_jax.data.dataset import Arrays, DataSet, subset
 
 
 class Facts(NamedTuple):
@@ -41,59 +42,50 @@ class _Encoded(NamedTuple):
     image: Any
 
 
-def cifar(
-    name: str,
-    data_dir: str | PathLike[str] | None = None,
-    seed: int = 0,
-    *,
-    train_examples: int | None = None,
-    test_examples: int | None = None,
-) -> DataSet:
-    """CIFAR-10 or CIFAR-100 as arrays.
-
-    Args:
-        name: ``cifar10`` or ``cifar100`` (its 100 fine labels).
-        data_dir: the TFDS data directory, which holds ``<name>/<version>/``; None for TFDS's own, which is
-            ``$TFDS_DATA_DIR`` or ``~/tensorflow_datasets``.
-        seed: chooses the order and thereby the subsets, 0 or more. It starts from the examples sorted by id, so it does
-            not depend on how the folder is sharded.
-        train_examples: decode only so many training images, the classes in proportion; None for all.
-        test_examples: the same for the test images.
-
-    Returns:
-        Images uint8 ``n 32 32 3``; mean and std are those of the whole training set.
-
-    Raises:
-        ValueError: unknown name, no prepared data in the folder or damaged data, or a number of examples that is not
-            there. The message tells how to prepare the data.
+def cifar10(request: DataRequest) -> DataSet:
+    """CIFAR-10 as arrays, uint8 ``n 32 32 3``; see :func:`prepared`.
 
     References:
         Krizhevsky, Learning multiple layers of features from tiny images, 2009.
     """
-    if name not in ("cifar10", "cifar100"):
-        raise ValueError(f"name must be one of cifar10, cifar100, got {name!r}.")
-    return prepared(name, data_dir, seed, train_examples=train_examples, test_examples=test_examples)
+    return prepared("cifar10", request)
 
 
-def prepared(
-    name: str,
-    data_dir: str | PathLike[str] | None = None,
-    seed: int = 0,
-    *,
-    train_examples: int | None = None,
-    test_examples: int | None = None,
-) -> DataSet:
-    """Read one of :data:`FACTS` as arrays; arguments, result and errors are those of :func:`cifar`."""
+def cifar100(request: DataRequest) -> DataSet:
+    """CIFAR-100 with its 100 fine labels as arrays, uint8 ``n 32 32 3``; see :func:`prepared`.
+
+    References:
+        Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    """
+    return prepared("cifar100", request)
+
+
+def prepared(name: str, request: DataRequest) -> DataSet:
+    """Read one of :data:`FACTS` as arrays.
+
+    Args:
+        name: of the data set.
+        request: its data directory holds ``<name>/<version>/``; None for TFDS's own, which is ``$TFDS_DATA_DIR`` or
+            ``~/tensorflow_datasets``. The seed starts from the examples sorted by id, so that the order does not depend
+            on how the folder is sharded. Only the images asked for are decoded.
+
+    Returns:
+        Images uint8 ``n h w c``; mean and std are those of the whole training set.
+
+    Raises:
+        ValueError: no prepared data in the folder or damaged data, or a number of examples that is not there. The
+            message tells how to prepare the data.
+    """
     facts = FACTS[name]
     with _quiet():
-        folder = find(name, data_dir)
+        folder = find(name, request.data_dir)
         train, test = (_read(name, folder, split) for split in ("train", "test"))
-        train_examples = example_count("train_examples", train_examples, len(train.labels))
-        test_examples = example_count("test_examples", test_examples, len(test.labels))
+        chosen = subset(train.labels, request.seed, "train_examples", request.train_examples)
+        tested = subset(test.labels, request.seed, "test_examples", request.test_examples)
         return DataSet(
             name=name,
-            train=_decode(name, folder, train, balanced_order(train.labels, seed)[:train_examples]),
-            test=_decode(name, folder, test, balanced_order(test.labels, seed)[:test_examples]),
+            train=_decode(name, folder, train, chosen),
+            test=_decode(name, folder, test, tested),
             classes=facts.classes,
             mean=facts.mean,
             std=facts.std,

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.data.dataset import Arrays, DataSet, balanced_order, example_count
+from qpsnn_jax.data.catalogue import DataRequest
+from qpsnn_jax.data.dataset import Arrays, DataSet, subset
 from qpsnn_jax.data.sources.tfds import FACTS, is_prepared, prepared
 
 NAME = "tiny_imagenet"
@@ -26,20 +27,12 @@ class Listing(NamedTuple):
     labels: np.ndarray
 
 
-def tiny_imagenet(
-    data_dir: str | PathLike[str] | None,
-    seed: int = 0,
-    *,
-    train_examples: int | None = None,
-    test_examples: int | None = None,
-) -> DataSet:
+def tiny_imagenet(request: DataRequest) -> DataSet:
     """Tiny ImageNet as arrays: 100,000 + 10,000 images of 64×64×3, 200 classes in the order of their WordNet ids.
 
     Args:
-        data_dir: the folder that holds ``tiny-imagenet-200`` or TFDS's ``tiny_imagenet``, which is preferred.
-        seed: chooses the order and thereby the subsets, 0 or more.
-        train_examples: decode only so many training images, the classes in proportion; None for all.
-        test_examples: the same for the test images.
+        request: its folder holds ``tiny-imagenet-200`` or TFDS's ``tiny_imagenet``, which is preferred; only the images
+            asked for are decoded.
 
     Returns:
         Images uint8 ``n 64 64 3``; mean and std are those of the whole training set.
@@ -51,17 +44,17 @@ def tiny_imagenet(
     References:
         Le and Yang, Tiny ImageNet Visual Recognition Challenge, Stanford CS 231N, 2015.
     """
-    if data_dir is None:
+    if request.data_dir is None:
         raise ValueError(f"data_dir must be given: {_SOURCE}.")
-    if is_prepared(NAME, data_dir):
-        return prepared(NAME, data_dir, seed, train_examples=train_examples, test_examples=test_examples)
-    train, test = list_folder(find_folder(data_dir))
-    train_examples = example_count("train_examples", train_examples, len(train.paths))
-    test_examples = example_count("test_examples", test_examples, len(test.paths))
+    if is_prepared(NAME, request.data_dir):
+        return prepared(NAME, request)
+    train, test = list_folder(find_folder(request.data_dir))
+    chosen = subset(train.labels, request.seed, "train_examples", request.train_examples)
+    tested = subset(test.labels, request.seed, "test_examples", request.test_examples)
     return DataSet(
         name=NAME,
-        train=_read(train, balanced_order(train.labels, seed)[:train_examples]),
-        test=_read(test, balanced_order(test.labels, seed)[:test_examples]),
+        train=_read(train, chosen),
+        test=_read(test, tested),
         classes=FACTS[NAME].classes,
         mean=FACTS[NAME].mean,
         std=FACTS[NAME].std,

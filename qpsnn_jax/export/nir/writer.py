@@ -30,6 +30,7 @@ from qpsnn_jax.model.graph import (
     Pair,
     Shortcut,
 )
+from qpsnn_jax.numerics.normalization import check_statistics
 from qpsnn_jax.runtime.files import write_atomically
 
 # The step in seconds that snntorch fixes and spikingjelly takes when none is given.
@@ -145,9 +146,7 @@ def nir_package() -> Any:
 def _statistics(graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, np.ndarray]:
     if mean is None and std is None:
         return {}
-    channels = graph.input.shape[2]
-    if mean is None or std is None or not len(mean) == len(std) == channels or min(std) <= 0:
-        raise ValueError(f"mean and std need {channels} numbers, std positive, got mean={mean} and std={std}.")
+    check_statistics(*(() if x is None else x for x in (mean, std)), graph.input.shape[2])
     return {"mean": np.asarray(mean, np.float64), "std": np.asarray(std, np.float64)}
 
 

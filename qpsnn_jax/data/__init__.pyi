@@ -1,0 +1,11 @@
+from .augment.records import Augmentation as Augmentation
+from .augment.records import EventAugmentation as EventAugmentation
+from .catalogue import DataInfo as DataInfo
+from .catalogue import DataRequest as DataRequest
+from .catalogue import DataSource as DataSource
+from .catalogue import FrameBinning as FrameBinning
+from .catalogue import describe as describe
+from .dataset import Arrays as Arrays
+from .dataset import DataSet as DataSet
+from .dataset import Files as Files
+from .loading import load as load

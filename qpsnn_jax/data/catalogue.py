@@ -1,0 +1,131 @@
+"""Data sets by name, and what is known of each before anything is read; nothing heavy is imported here."""
+
+from collections.abc import Callable
+from importlib import import_module
+from os import PathLike
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from qpsnn_jax.data.dataset import DataSet
+
+FrameBinning = Literal["count", "time"]
+
+
+class DataRequest(NamedTuple):
+    """What is asked of a data set.
+
+    Attributes:
+        data_dir: the TFDS data directory, None for TFDS's own; the folder of event recordings.
+        seed: chooses the order, hence the subsets, and the split where a data set has none of its own; 0 or more.
+        train_examples: number of training examples, None for all.
+        test_examples: number of test examples, None for all.
+        timesteps: frames T per recording of events; for recordings only, which need it.
+        size: height and width of event frames or of crops, None for the usual ones.
+        frame_binning: frames of a recording hold equal numbers of events (``count``) or last equally long (``time``).
+    """
+
+    data_dir: str | PathLike[str] | None = None
+    seed: int = 0
+    train_examples: int | None = None
+    test_examples: int | None = None
+    timesteps: int | None = None
+    size: int | None = None
+    frame_binning: FrameBinning = "count"
+
+
+class DataInfo(NamedTuple):
+    """What a network must know of a data set.
+
+    Attributes:
+        shape: ``(h, w, c)`` of an image or of one event frame.
+        classes: number of classes.
+        frames: whether the examples are recordings of events, which become T frames.
+        resizable: whether the examples are brought to a size that can be asked for.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    frames: bool = False
+    resizable: bool = False
+
+
+class DataSource(NamedTuple):
+    """A data set that can be loaded; one from outside the package is such a pair of functions.
+
+    Attributes:
+        describe: what is known of it without reading its examples.
+        load: reads it.
+    """
+
+    describe: Callable[[DataRequest], DataInfo]
+    load: "Callable[[DataRequest], DataSet]"
+
+
+def describe(source: str | DataSource, request: DataRequest | None = None) -> DataInfo:
+    """Shape and classes of a data set, before anything is read.
+
+    Args:
+        source: as for :func:`qpsnn_jax.data.load`.
+        request: what will be asked of it.
+
+    Raises:
+        ValueError: an unknown name, or a size asked of images that have one.
+    """
+    request = request or DataRequest()
+    info = find(source).describe(request)
+    if request.size is not None and not info.resizable:
+        raise ValueError(f"size must be None for images that all have one size, got {request.size!r}.")
+    return info
+
+
+def find(source: str | DataSource) -> DataSource:
+    """The data source of a name in :data:`SOURCES` or of ``module:attribute``; a data source is returned as it is.
+
+    Raises:
+        ValueError: an unknown name, or a module or attribute that is not there.
+    """
+    if isinstance(source, DataSource):
+        return source
+    if source in SOURCES:
+        return SOURCES[source]
+    known = ", ".join(SOURCES)
+    module, colon, attribute = source.partition(":")
+    if not colon:
+        raise ValueError(
+            f"there is no data set {source!r}; choose one of {known}, or give module:attribute of your own."
+        )
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"the data source {source!r} cannot be imported ({error}).") from None
+    if not isinstance(found, DataSource):
+        raise ValueError(f"{source!r} must be a qpsnn_jax.data.DataSource, got {type(found).__name__}.")
+    return found
+
+
+def _fixed(shape: tuple[int, int, int], classes: int) -> Callable[[DataRequest], DataInfo]:
+    return lambda request: DataInfo(shape, classes)
+
+
+def _sized(usual: int, channels: int, classes: int, *, frames: bool) -> Callable[[DataRequest], DataInfo]:
+    def described(request: DataRequest) -> DataInfo:
+        size = usual if request.size is None else request.size
+        return DataInfo((size, size, channels), classes, frames, resizable=True)
+
+    return described
+
+
+def _loader(module: str, function: str) -> "Callable[[DataRequest], DataSet]":
+    """A loader that is imported when it is called."""
+    return lambda request: getattr(import_module(f"qpsnn_jax.data.sources.{module}"), function)(request)
+
+
+SOURCES: dict[str, DataSource] = {
+    "digits": DataSource(_fixed((8, 8, 1), 10), _loader("digits", "digits")),
+    "cifar10": DataSource(_fixed((32, 32, 3), 10), _loader("tfds", "cifar10")),
+    "cifar100": DataSource(_fixed((32, 32, 3), 100), _loader("tfds", "cifar100")),
+    "tiny_imagenet": DataSource(_fixed((64, 64, 3), 200), _loader("tiny_imagenet", "tiny_imagenet")),
+    "imagenet2012": DataSource(_sized(224, 3, 1000, frames=False), _loader("imagenet", "imagenet")),
+    "nmnist": DataSource(_sized(34, 2, 10, frames=True), _loader("recordings", "nmnist")),
+    "cifar10_dvs": DataSource(_sized(48, 2, 10, frames=True), _loader("recordings", "cifar10_dvs")),
+}

@@ -1,0 +1,59 @@
+"""Loading a data set by its name, or from a source of one's own."""
+
+from os import PathLike
+
+from qpsnn_jax.data.catalogue import DataRequest, DataSource, FrameBinning, describe, find
+from qpsnn_jax.data.dataset import DataSet
+
+
+def load(
+    source: str | DataSource,
+    *,
+    data_dir: str | PathLike[str] | None = None,
+    seed: int = 0,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+    timesteps: int | None = None,
+    size: int | None = None,
+    frame_binning: FrameBinning = "count",
+) -> DataSet:
+    """Load a data set: as arrays in host memory, but imagenet2012 as files that are read while training runs.
+
+    The order is random but fixed by ``seed``, and n examples are the first n in that order, so smaller subsets lie
+    within larger ones. Of arrays every beginning holds the classes in proportion.
+
+    Args:
+        source: ``digits`` (embedded, 1,437 + 360 images of 8×8×1), ``cifar10`` or ``cifar100`` (50,000 + 10,000 images
+            of 32×32×3, from TFDS), ``tiny_imagenet`` (100,000 + 10,000 of 64×64×3), ``imagenet2012`` (1,281,167 +
+            50,000, from TFDS), ``nmnist`` or ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``); a
+            :class:`DataSource` of your own, or ``module:attribute``, where one stands.
+        data_dir, seed, train_examples, test_examples, timesteps, size, frame_binning: see :class:`DataRequest`.
+
+    Returns:
+        The data set; its mean and std are those of the whole training set.
+
+    Raises:
+        ValueError: an unknown name, a number of examples that is not there, data that are missing or damaged, or
+            examples that are not what the source described.
+
+    Example:
+        A data set from outside the package::
+
+            def read(request):
+                return DataSet("waves", Arrays(images, labels), Arrays(more, theirs), 3, (0.5,), (0.25,))
+
+            waves = DataSource(lambda request: DataInfo((16, 16, 1), 3), read)
+            data = load(waves)  # or load("my_module:waves")
+    """
+    request = DataRequest(data_dir, seed, train_examples, test_examples, timesteps, size, frame_binning)
+    info = describe(source, request)
+    if info.frames and timesteps is None:
+        raise ValueError("timesteps must be given for recordings of events: how many frames each becomes.")
+    data = find(source).load(request)
+    found = (data.shape[-3:], data.classes, len(data.shape) == 4)
+    if found != (info.shape, info.classes, info.frames):
+        raise ValueError(
+            f"{data.name} holds images of shape {data.shape} in {data.classes} classes, and its source describes "
+            f"{info.shape} in {info.classes}{' as frames' if info.frames else ''}."
+        )
+    return data

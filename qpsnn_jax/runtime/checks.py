@@ -1,0 +1,54 @@
+"""Checks of single numbers, with one sentence for each refusal."""
+
+import math
+import operator
+from typing import Any
+
+
+def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """The integer that ``value`` is, from anything with ``__index__`` (NumPy's integers too) but a bool.
+
+    Args:
+        name: of the input, for the message.
+        value: what was given.
+        least: the smallest integer allowed.
+        most: the largest integer allowed, None for no limit.
+
+    Returns:
+        A Python int.
+
+    Raises:
+        ValueError: ``value`` is no integer or out of range.
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        allowed = f", {least} or more" if most is None else f" from {least} to {most}"
+        raise ValueError(f"{name} must be an integer{allowed}, got {value!r}.")
+    return number
+
+
+def finite(name: str, value: Any, least: float, most: float) -> float:
+    """The floating number that ``value`` is, from anything with ``__float__`` but a bool or text.
+
+    Args:
+        name: of the input, for the message.
+        value: what was given, a scalar.
+        least: the smallest number allowed.
+        most: the largest number allowed.
+
+    Returns:
+        A Python float.
+
+    Raises:
+        ValueError: ``value`` is no number, NaN or out of range.
+    """
+    try:
+        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}.")
+    return number
