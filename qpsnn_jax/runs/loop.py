@@ -29,7 +29,7 @@ from qpsnn_jax.runs.config import Config, LossName, augmenter
 from qpsnn_jax.runtime.compiling import low_memory_jit
 from qpsnn_jax.runtime.processes import any_process, is_process_zero, write_on_process_zero
 from qpsnn_jax.runtime.progress import progress
-from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, device_get, device_put, fsdp_shardings, replicated
+from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, device_put, fsdp_shardings, replicated
 from qpsnn_jax.runtime.stopping import Terminated, termination
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.optim import OptimizerName, cosine_schedule, optimizer
@@ -37,6 +37,7 @@ from qpsnn_jax.training.steps import (
     Loss,
     TrainState,
     Variables,
+    all_finite,
     evaluation_variables,
     init_state,
     make_eval_step,
@@ -328,7 +329,7 @@ def _resume(
 
 
 def _save(directory: Path, graph: Graph, state: TrainState, notes: dict[str, Any]) -> None:
-    if not all(np.isfinite(x).all() for x in jax.tree.leaves(device_get(state.variables))):
+    if not all_finite(state.variables):
         raise FloatingPointError(f"a weight is not finite after step {int(state.step)}; try a lower learning_rate.")
     checkpoint.save(directory, int(state.step), graph, state, notes)
 

@@ -276,7 +276,8 @@ def load_network(path: Path) -> tuple[Graph, Variables]:
     for place in (path, path / "final", *(stage / "final" for stage in _last_stage(path))):
         found = checkpoint.read(place) if (place / "meta.json").exists() else checkpoint.latest(place)
         if found is not None and found.notes.get("variables"):
-            return found.graph, checkpoint.restore(found, _shapes(found.graph))
+            shapes = checkpoint.with_saved_dtypes(found, _shapes(found.graph))
+            return found.graph, checkpoint.restore(found, shapes)
     raise ValueError(
         f"{path} holds no finished network; give a run or a stage that is complete, or an imported network."
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 _AXIS = "data"
@@ -65,17 +64,6 @@ def from_process_local_data(tree: Any, sharding: NamedSharding | None) -> Any:
     if jax.process_count() == 1 or sharding is None:
         return jax.device_put(tree, sharding)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
-
-
-def device_get(tree: Any) -> Any:
-    """``jax.device_get(tree)`` where parts of an array lie with other processes too; all of them must call it."""
-
-    def one(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            return process_allgather(leaf, tiled=True)
-        return leaf
-
-    return jax.device_get(jax.tree.map(one, tree))
 
 
 def sharded_mean(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

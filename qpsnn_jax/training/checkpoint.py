@@ -1,35 +1,53 @@
 """Checkpoints: arrays by Orbax, and beside them the graph and whatever else makes them restore by themselves.
 
-A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax) and ``meta.json``: the graph, the caller's notes, shape and
-CRC-32 of every array, and the CRC-32 of every file. It is written under a temporary name and renamed, so that a name
-without ``.tmp`` is always whole. Several processes must save and restore together; the first writes the description.
+A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax, one array for each leaf, under its path in the tree) and
+``meta.json``: the graph, the caller's notes, the dtype and shape of every array, and the CRC-32 of every file. It is
+written under a temporary name and renamed, so that a name without ``.tmp`` is always whole. Several processes must save
+and restore together; process 0 writes the description.
+
+Orbax's own ``Checkpointer`` renames and deletes too, but commits before the checksums of its files can be written, and
+it has none for the values of arrays: a changed byte in them is read as other weights.
 """
 
+import glob
 import json
+import logging
 import os
+import re
 import shutil
+import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from qpsnn_jax.model.graph import Graph, from_json, to_json
-from qpsnn_jax.runtime.processes import on_process_zero
-from qpsnn_jax.runtime.sharding import data_mesh, device_get, device_put, replicated
+from qpsnn_jax.runtime.files import naming
+from qpsnn_jax.runtime.keys import data_to_key, key_to_data
+from qpsnn_jax.runtime.processes import is_process_zero, on_process_zero
+from qpsnn_jax.runtime.sharding import data_mesh, device_put, replicated
 
 _KEPT = 2
 _ADVICE = "delete it to go on from an earlier one"
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was found: its folder, step, graph and the caller's notes; the arrays are not read yet."""
+    """A checkpoint that was found; its arrays are not read yet.
+
+    ``path`` is its folder, ``notes`` are the caller's, ``arrays`` names every array with its dtype and shape, such as
+    ``{"params/conv1/kernel": "float32[3, 3, 16, 32]"}``, and ``files`` holds the CRC-32 of every file.
+    """
 
     path: Path
     step: int
     graph: Graph
     notes: dict[str, Any]
+    arrays: dict[str, str]
+    files: dict[str, int]
 
 
 def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, Any]) -> Path:
@@ -39,26 +57,23 @@ def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, 
         directory: made when missing.
         step: N, 0 or more.
         graph: of the network that ``state`` belongs to.
-        state: a pytree of arrays; those that are not on the devices of all processes must be the same in each.
+        state: a pytree of arrays; those that are not on the devices of all processes must be the same in each. What is
+            sharded over devices is written by the process that holds it.
         notes: plain values for JSON.
 
     Returns:
         The checkpoint's folder.
-    """
-    from orbax.checkpoint import v1 as ocp
 
-    final = directory / f"step_{step}"
-    temporary = directory / f"step_{step}.tmp"
-    on_process_zero(lambda: _make_anew(temporary))
-    ocp.save(str(temporary.resolve() / "arrays"), _shared(state))
-    meta = {
-        "step": step,
-        "graph": json.loads(to_json(graph)),
-        "notes": notes,
-        "shapes": _shapes(state),
-        "crc32": _checksums(state),
-    }
-    on_process_zero(lambda: _finish(temporary, final, meta))
+    Raises:
+        OSError: it cannot be written, for instance because the disk is full. Nothing is left of it, and earlier
+            checkpoints are unharmed.
+    """
+    final, temporary = directory / f"step_{step}", directory / f"step_{step}.tmp"
+    meta = {"step": step, "graph": json.loads(to_json(graph)), "notes": notes, "arrays": _described(state)}
+    with _removed_on_failure(temporary), naming(final):
+        on_process_zero(lambda: _make_anew(temporary))
+        _write_arrays(temporary / "arrays", _by_name(state))
+        on_process_zero(lambda: _finish(temporary, final, meta))
     return final
 
 
@@ -79,50 +94,147 @@ def read(path: Path) -> Checkpoint:
         ValueError: there is no checkpoint or its description is damaged.
     """
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         if meta.pop("crc32_meta") != _checksum(meta):
             raise ValueError("it does not match its checksum")
-        return Checkpoint(path, meta["step"], from_json(json.dumps(meta["graph"])), meta["notes"])
-    except FileNotFoundError:
+        graph = from_json(json.dumps(meta["graph"]))
+        return Checkpoint(path, meta["step"], graph, meta["notes"], meta["arrays"], meta["files"])
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} is not a checkpoint: it has no meta.json.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"checkpoint {path} is damaged: its meta.json does not describe a network ({error})."
         ) from None
 
 
-def restore(checkpoint: Checkpoint, like: Any) -> Any:
+def restore(checkpoint: Checkpoint, like: Any, *, partial: bool = False) -> Any:
     """The arrays of a checkpoint.
 
     Args:
         checkpoint: from :func:`latest` or :func:`read`.
         like: a pytree of arrays or shapes of the same structure; what comes back has its structure, on its devices, and
             where it has none, on one of this process.
+        partial: read only the arrays that ``like`` names and leave the others: ``{"params": {"conv1": …}}`` for the
+            weights of one layer. A dict serves for a named tuple with the same fields.
 
     Returns:
         The state that was saved, bit for bit.
 
     Raises:
-        ValueError: the arrays are damaged, or are not of the shapes in ``like`` (another network's).
+        ValueError: the arrays are damaged, or are not of the dtypes and shapes in ``like`` (another network's).
     """
-    from orbax.checkpoint import v1 as ocp
-
-    path = checkpoint.path
-    meta = json.loads((path / "meta.json").read_text())
+    path, wanted = checkpoint.path, _described(like)
     # Before Orbax sees them, because its reading threads print tracebacks of their own when something does not fit.
-    if _shapes(like) != meta.get("shapes"):
+    found = {name: text for name, text in checkpoint.arrays.items() if name in wanted} if partial else checkpoint.arrays
+    if wanted != found:
         raise ValueError(f"checkpoint {path} belongs to another network or optimizer than is needed here.")
-    if _file_checksums(path / "arrays") != meta.get("files"):
-        raise ValueError(f"checkpoint {path} is damaged: its files do not match their checksums; {_ADVICE}.")
+    on_process_zero(lambda: _check_files(checkpoint))
     try:
-        state = ocp.load(str(path.resolve() / "arrays"), jax.tree.map(_abstract, like))
+        read = _read_arrays(path / "arrays", _by_name(like))
     except Exception as error:
         raise ValueError(
             f"checkpoint {path} cannot be read, it may be damaged ({_first_line(error)}); {_ADVICE}."
         ) from None
-    if _checksums(state) != meta.get("crc32"):
-        raise ValueError(f"checkpoint {path} is damaged: its arrays do not match their checksums; {_ADVICE}.")
-    return state
+    return jax.tree.unflatten(jax.tree.structure(like), read.values())
+
+
+def with_saved_dtypes(checkpoint: Checkpoint, like: Any) -> Any:
+    """``like`` as shapes with the dtypes of the checkpoint's arrays, for a network that was saved in half precision."""
+
+    def saved(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        dtype = checkpoint.arrays.get(name, "").partition("[")[0]
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype) if dtype in _FLOATS else leaf.dtype)
+
+    named = _by_name(like)
+    return jax.tree.unflatten(jax.tree.structure(like), [saved(name, leaf) for name, leaf in named.items()])
+
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, in order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(named) != len(leaves):
+        raise ValueError("two arrays of the state have the same path, as a name with a slash in it can make.")
+    return named
+
+
+def _described(tree: Any) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _by_name(tree).items()}
+
+
+def _write_arrays(path: Path, named: dict[str, Any]) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    # Orbax does not take arrays without elements, which hold nothing but the shape that meta.json has.
+    arrays = {name: _global(key_to_data(leaf)) for name, leaf in named.items() if leaf.size}
+    with _safe_name(path.parent) as parent, _silent_threads():
+        try:
+            written = ocp.save_async(str(parent / path.name), arrays)
+            try:
+                written.result()
+            except BaseException:
+                with suppress(Exception):
+                    written.result()  # Interrupted: its threads still write.
+                raise
+            shapes = {name: x.shape for name, x in ocp.metadata(str(parent / path.name)).metadata.items()}
+        except Exception as error:
+            if code := re.search(r"os_error_code='(\d+)'", str(error)):
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
+            raise OSError(f"{path.parent} cannot be written ({_first_line(error)}).") from None
+    if shapes != {name: leaf.shape for name, leaf in arrays.items()}:
+        raise OSError(f"{path.parent} cannot be written: its arrays would not be found again.")
+
+
+def _read_arrays(path: Path, named: dict[str, Any]) -> dict[str, Any]:
+    from orbax.checkpoint import v1 as ocp
+
+    wanted = {name: _abstract(leaf) for name, leaf in named.items() if leaf.size}
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context, _safe_name(path.parent) as parent, _silent_threads():
+        arrays = ocp.load(str(parent / path.name), wanted) if wanted else {}
+    return {
+        name: data_to_key(arrays[name], leaf) if name in arrays else jnp.zeros(leaf.shape, leaf.dtype)
+        for name, leaf in named.items()
+    }
+
+
+@contextmanager
+def _safe_name(folder: Path) -> Iterator[Path]:
+    """Another name of a folder whose own Orbax would take for a pattern of names (``lr=[0.02]``): a link to it."""
+    folder = folder.resolve()
+    if glob.escape(str(folder)) == str(folder) and "\\" not in str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="qpsnn-") as place:
+        link = Path(place) / "link"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+@contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Keep Orbax's threads from logging the traceback of an error that is raised here as well."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _removed_on_failure(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if is_process_zero():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _make_anew(folder: Path) -> None:
@@ -132,49 +244,59 @@ def _make_anew(folder: Path) -> None:
 
 def _finish(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
     """Describe the arrays that are written, rename the folder, and delete what is too old."""
-    meta = meta | {"files": _file_checksums(temporary / "arrays")}
-    (temporary / "meta.json").write_text(json.dumps(meta | {"crc32_meta": _checksum(meta)}))
-    shutil.rmtree(final, ignore_errors=True)
+    arrays = temporary / "arrays"
+    files = sorted(path for path in arrays.rglob("*") if path.is_file())
+    meta = meta | {"files": {path.relative_to(arrays).as_posix(): _file_checksum(path) for path in files}}
+    text = json.dumps(meta | {"crc32_meta": _checksum(meta)})
+    (temporary / "meta.json").write_text(text, encoding="utf-8")
+    replaced = final.with_name(f"{final.name}.old")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        os.replace(final, replaced)
     os.replace(temporary, final)
+    shutil.rmtree(replaced, ignore_errors=True)
     for step in _steps(final.parent)[:-_KEPT]:
         shutil.rmtree(final.parent / f"step_{step}")
 
 
-def _shared(state: Any) -> Any:
-    """The state on the devices of all processes, as Orbax wants it where there are several."""
-    if jax.process_count() == 1:
-        return state
-    whole = replicated(data_mesh())
-    return jax.tree.map(lambda x: device_put(x, whole) if getattr(x, "is_fully_addressable", True) else x, state)
+def _check_files(checkpoint: Checkpoint) -> None:
+    """Files that were not written with the checkpoint do no harm: those of a file manager, for instance."""
+    for name, expected in checkpoint.files.items():
+        path = checkpoint.path / "arrays" / name
+        if not path.is_file() or _file_checksum(path) != expected:
+            raise ValueError(
+                f"checkpoint {checkpoint.path} is damaged: its files do not match their checksums; {_ADVICE}."
+            )
+
+
+def _global(leaf: Any) -> Any:
+    """The array on the devices of all processes, as Orbax wants it where there are several."""
+    if jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
+        return leaf
+    return device_put(leaf, replicated(data_mesh()))
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    data = key_to_data(leaf)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
 
 
 def _checksum(meta: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
+def _file_checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
 def _steps(directory: Path) -> list[int]:
     names = (path.name.removeprefix("step_") for path in directory.glob("step_*"))
     return sorted(int(name) for name in names if name.isdigit())
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _shapes(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _checksums(state: Any) -> dict[str, int]:
-    leaves = jax.tree_util.tree_leaves_with_path(device_get(state))
-    return {jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).tobytes()) for path, leaf in leaves}
-
-
-def _file_checksums(folder: Path) -> dict[str, int]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
 
 
 def _first_line(error: Exception) -> str:

@@ -173,6 +173,12 @@ def make_eval_step(
     return step
 
 
+@fast_compile_jit
+def all_finite(tree: Any) -> Array:
+    """Whether no number in a tree of arrays is NaN or infinite, computed where the arrays lie."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def _correct(currents: Array, labels: Array) -> Array:
     return (jnp.argmax(jnp.mean(currents, axis=1), axis=-1) == labels).astype(currents.dtype)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 
 import jax
@@ -172,16 +173,99 @@ def test_a_missing_description_is_found(copy):
 
 def test_changed_checksums_are_found(copy):
     path = copy / "step_12" / "meta.json"
-    for kind, what in (("crc32", "arrays"), ("files", "files")):
-        before = path.read_text()
-        meta = json.loads(before)
-        meta[kind][next(iter(meta[kind]))] += 1
-        path.write_text(json.dumps(meta))
-        refused(copy, "its meta.json does not describe a network .it does not match its checksum")
-        del meta["crc32_meta"]
-        path.write_text(json.dumps(meta | {"crc32_meta": checkpoint._checksum(meta)}))
-        refused(copy, f"its {what} do not match their checksums")
-        path.write_text(before)
+    meta = json.loads(path.read_text())
+    meta["files"][next(iter(meta["files"]))] += 1
+    path.write_text(json.dumps(meta))
+    refused(copy, "its meta.json does not describe a network .it does not match its checksum")
+    del meta["crc32_meta"]
+    path.write_text(json.dumps(meta | {"crc32_meta": checkpoint._checksum(meta)}))
+    refused(copy, "its files do not match their checksums")
+
+
+def test_files_that_others_leave_in_a_checkpoint_do_no_harm(copy):
+    for folder in (copy, copy / "step_12", *(p for p in (copy / "step_12").rglob("*") if p.is_dir())):
+        (folder / ".DS_Store").write_bytes(b"icons")
+    found = checkpoint.latest(copy)
+    assert found is not None
+    same(checkpoint.restore(found, state_of()), state_of())
+
+
+@pytest.mark.parametrize("name", ["lr=[0.02]", "a\\b", "x*?", "[!a]/[0-9]"])
+def test_a_path_that_reads_as_a_pattern_is_taken_as_it_is(tmp_path, name):
+    """Beside a folder that the pattern of the first would find instead."""
+    states = [{"x": jnp.arange(3) + n} for n in range(2)]
+    places = [tmp_path / "lr=0", tmp_path / name]
+    for place, state in zip(places, states, strict=True):
+        checkpoint.save(place, 1, GRAPH, state, NOTES)
+    for place, state in zip(places, states, strict=True):
+        found = checkpoint.latest(place)
+        assert found is not None
+        same(checkpoint.restore(found, state), state)
+
+
+def test_a_path_that_is_a_link_is_taken_as_it_is(tmp_path):
+    (tmp_path / "real[1]").mkdir()
+    (tmp_path / "link").symlink_to("real[1]")
+    checkpoint.save(tmp_path / "link", 1, GRAPH, {"x": jnp.arange(3)}, NOTES)
+    found = checkpoint.latest(tmp_path / "real[1]")
+    assert found is not None
+    same(checkpoint.restore(found, {"x": jnp.zeros(3, jnp.int32)}), {"x": jnp.arange(3)})
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(tmp_path, capfd):
+    """Arrays larger than a file may be, which the kernel refuses as it does on a full disk."""
+    state = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)), jnp.float32)}
+    checkpoint.save(tmp_path, 1, GRAPH, state, NOTES)
+    before, limit = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            checkpoint.save(tmp_path, 2, GRAPH, state, NOTES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.filename == str(tmp_path / "step_2")
+    assert contents(tmp_path) == before
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_network_is_loaded_in_the_precision_in_which_it_was_saved(tmp_path, dtype):
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_variables(GRAPH))
+    save_network(tmp_path, GRAPH, variables, {})
+    same(load_network(tmp_path)[1], variables)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_typed_keys_and_empty_arrays_come_back(tmp_path, impl):
+    keys = jax.random.split(jax.random.key(3, impl=impl), 2)
+    state = {"keys": keys, "empty": jnp.zeros((0, 3), jnp.int8), "x": jnp.arange(3)}
+    checkpoint.save(tmp_path, 1, GRAPH, state, NOTES)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    for like in (state, jax.eval_shape(lambda: state)):
+        restored = checkpoint.restore(found, like)
+        assert jax.random.key_impl(restored["keys"]) == impl
+        assert (jax.random.key_data(restored.pop("keys")) == jax.random.key_data(keys)).all()
+        same(restored, {"empty": state["empty"], "x": state["x"]})
+    other = jax.random.split(jax.random.key(3, impl="rbg" if impl != "rbg" else "unsafe_rbg"), 2)
+    with pytest.raises(ValueError, match="another network or optimizer"):
+        checkpoint.restore(found, state | {"keys": other})
+
+
+def test_some_arrays_are_read_by_name(saved):
+    found, state = checkpoint.latest(saved), state_of()
+    assert found is not None
+    assert found.arrays["variables/params/conv1/kernel"] == "float32[3, 3, 6, 8]"
+    kernel = state.variables["params"]["conv1"]["kernel"]
+    wanted = {"variables": {"params": {"conv1": {"kernel": kernel}}}, "step": jnp.int32(0)}
+    found_arrays = checkpoint.restore(found, wanted, partial=True)
+    same(found_arrays, wanted | {"step": jnp.int32(12)})
+    with pytest.raises(ValueError, match="another network"):
+        checkpoint.restore(found, wanted)
+    with pytest.raises(ValueError, match="another network"):
+        checkpoint.restore(found, {"variables": {"params": {"conv1": {"kernel": kernel[0]}}}}, partial=True)
+    with pytest.raises(ValueError, match="another network"):
+        checkpoint.restore(found, {"absent": kernel}, partial=True)
 
 
 def test_a_checkpoint_of_another_network_or_optimizer_is_refused(copy):

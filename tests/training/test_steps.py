@@ -13,7 +13,14 @@ from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Flatten, Graph, I
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.numerics.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.training.optim import optimizer
-from qpsnn_jax.training.steps import evaluation_variables, init_state, init_variables, make_eval_step, make_train_step
+from qpsnn_jax.training.steps import (
+    all_finite,
+    evaluation_variables,
+    init_state,
+    init_variables,
+    make_eval_step,
+    make_train_step,
+)
 
 
 def graph_of(quantizer):
@@ -165,3 +172,11 @@ def test_fresh_variables_compose_with_transforms():
 
 def test_a_network_without_quantizers_has_empty_scales():
     assert init_variables(graph_of(None), jax.random.key(0))["scales"] == {}
+
+
+def test_what_is_not_finite_is_found():
+    tree = {"a": jnp.ones((2, 3)), "b": [jnp.arange(3), jnp.float16(1)]}
+    assert all_finite(tree)
+    assert all_finite({})
+    for odd in (jnp.nan, jnp.inf, -jnp.inf):
+        assert not all_finite(tree | {"a": tree["a"].at[1, 2].set(odd)})
