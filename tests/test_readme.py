@@ -1,0 +1,144 @@
+"""README and pages: every command runs or is parsed, every Python block runs and prints what is written after it."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import PAGES, ROOT, blocks
+
+from qpsnn_jax.runs.cli import main
+
+# Blocks that other tests run: in simulators that are not installed everywhere, and compiled.
+ELSEWHERE = {("notebooks/nir.md", "python"): "test_simulators", ("notebooks/c.md", "c"): "test_csource"}
+SHORT = shlex.split("--epochs 1 --finetune_epochs 1 --train_examples 64 --ratios stem=0.3,middle=0.55")
+
+
+class Parsed(BaseException):
+    """A command was accepted, and starts its work."""
+
+
+@pytest.fixture
+def place(small_run, small_config, tmp_path, monkeypatch):
+    """A folder with what the pages assume: the run of the README, and an image."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_run, "runs/digits")
+    np.save("image.npy", np.zeros((8, 8, 1), np.uint8))
+    return {"digits": str(small_config), "RUN": "runs/digits", "IMAGE_OR_FOLDER": "image.npy"}
+
+
+def commands(page):
+    """Each command of the page's shell blocks as words."""
+    for block in blocks(page):
+        if not block.language:
+            for line in block.text.splitlines():
+                for command in line.split(" && "):
+                    yield shlex.split(command, comments=True)
+
+
+def parses(arguments, monkeypatch):
+    def started(*_args, **_options):
+        raise Parsed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qpsnn_jax.runtime.processes.initialize", lambda *_: None)
+        patch.setattr("qpsnn_jax.runs.stages.load_data", started)
+        patch.setattr("qpsnn_jax.runs.stages.load_network", started)
+        patch.setattr("qpsnn_jax.data.prepare.prepare", started)
+        patch.setattr("qpsnn_jax.data.inspection.check", started)
+        patch.setattr("qpsnn_jax.export.torch_import.read_state_dict", started)
+        with pytest.raises(Parsed):
+            main(arguments)
+
+
+def qpsnn(words, place, monkeypatch):
+    if "--help" in words:
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert not stopped.value.code
+        return
+    if words[0] in ("run", "train"):
+        words = [word if word != "~/tensorflow_datasets" else "data" for word in words]
+        shutil.move("runs", "others")  # parsed as if it were the first run
+        parses([word if not word.startswith("experiments/") else str(ROOT / word) for word in words], monkeypatch)
+        shutil.move("others", "runs")
+    elif {"prepare", "import-torch"} & set(words) or "--data-dir" in words:
+        parses(words, monkeypatch)
+        return
+    if {"--processes", "--fsdp", "--data_dir"} & set(words):
+        return
+    if words[0] in ("run", "train"):
+        if not Path(words[words.index("--out") + 1]).exists():
+            words = [*words, *SHORT]
+        words = [place.get(word, word) if word == "digits" else word for word in words]
+    elif words[0] != "cost":
+        words = [place.get(word, word) if word != "digits" else word for word in words]
+    assert main(words) == 0, words
+
+
+def installs(words):
+    """The extras that a command of pip names exist."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = [name for word in words for match in re.findall(r"\[(.*?)\]", word) for name in match.split(",")]
+    assert set(named) <= set(extras)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands(page, place, monkeypatch, capsys):
+    for words in commands(page):
+        match words:
+            case [".venv/bin/qpsnn" | "qpsnn", *rest]:
+                qpsnn(rest, place, monkeypatch)
+            case ["python3", "-m", "venv", ".venv"] | ["./digits"]:
+                pass
+            case [".venv/bin/python" | "python", "-m", "pytest", *rest]:
+                assert shlex.join(["-m", "pytest", *rest]) in (ROOT / ".ci" / "run").read_text()
+            case ["python", "-m", module, *_]:
+                assert importlib.util.find_spec(module), module
+            case [".venv/bin/pip" | "pip", "install", *rest]:
+                installs(rest)
+            case ["cc", *rest]:
+                assert "digits.c" in rest
+            case _:
+                raise AssertionError(f"{page}: this test does not know the command {shlex.join(words)}")
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python(page, place, capsys):
+    found = blocks(page)
+    names = {}
+    for block, after in zip(found, [*found[1:], None], strict=True):
+        if block.language != "python" or (page, "python") in ELSEWHERE:
+            continue
+        if "onnxruntime" in block.text:
+            pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (the extra onnx)")
+            assert main(["export", "runs/digits", "--format", "onnx", "--out", "digits.onnx"]) == 0
+            capsys.readouterr()
+        exec(compile(block.text, f"{page}, line {block.line}", "exec"), names)
+        printed = capsys.readouterr().out
+        assert printed == (after.text if after is not None and after.language == "text" else "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        if not target.startswith("http"):
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_every_block_has_a_known_language():
+    assert {block.language for page in PAGES for block in blocks(page)} <= {"", "python", "text", "c"}
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_the_versions_agree():
+    assert f"version: {version('qpsnn-jax')}" in (ROOT / "CITATION.cff").read_text()
