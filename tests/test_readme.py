@@ -6,7 +6,6 @@ import shlex
 import shutil
 import tomllib
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from qpsnn_jax.runs.cli import main
 
 # Blocks that other tests run: in simulators that are not installed everywhere, and compiled.
 ELSEWHERE = {("notebooks/nir.md", "python"): "test_simulators", ("notebooks/c.md", "c"): "test_csource"}
-SHORT = shlex.split("--epochs 1 --finetune_epochs 1 --train_examples 64 --ratios stem=0.3,middle=0.55")
 
 
 class Parsed(BaseException):
@@ -25,9 +23,10 @@ class Parsed(BaseException):
 
 @pytest.fixture
 def place(small_run, small_config, tmp_path, monkeypatch):
-    """A folder with what the pages assume: the run of the README, and an image."""
+    """What the words of the pages stand for, in a folder with the runs they name (finished, of a small network)."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(small_run, "runs/digits")
+    for name in ("digits", "stages"):
+        shutil.copytree(small_run, f"runs/{name}")
     np.save("image.npy", np.zeros((8, 8, 1), np.uint8))
     return {"digits": str(small_config), "RUN": "runs/digits", "IMAGE_OR_FOLDER": "image.npy"}
 
@@ -41,44 +40,39 @@ def commands(page):
                     yield shlex.split(command, comments=True)
 
 
-def parses(arguments, monkeypatch):
+def parses(words, monkeypatch):
+    """The command is accepted, up to where it would read data."""
+
     def started(*_args, **_options):
         raise Parsed
 
     with monkeypatch.context() as patch:
         patch.setattr("qpsnn_jax.runtime.processes.initialize", lambda *_: None)
+        patch.setattr("qpsnn_jax.runs.stages.check_run", lambda *_: None)
         patch.setattr("qpsnn_jax.runs.stages.load_data", started)
         patch.setattr("qpsnn_jax.runs.stages.load_network", started)
         patch.setattr("qpsnn_jax.data.prepare.prepare", started)
         patch.setattr("qpsnn_jax.data.inspection.check", started)
         patch.setattr("qpsnn_jax.export.torch_import.read_state_dict", started)
         with pytest.raises(Parsed):
-            main(arguments)
+            main([str(ROOT / word) if word.startswith("experiments/") else word for word in words])
 
 
 def qpsnn(words, place, monkeypatch):
+    """Run the command, or parse it where it needs data, processes or a network that are not here."""
     if "--help" in words:
         with pytest.raises(SystemExit) as stopped:
             main(words)
         assert not stopped.value.code
         return
-    if words[0] in ("run", "train"):
-        words = [word if word != "~/tensorflow_datasets" else "data" for word in words]
-        shutil.move("runs", "others")  # parsed as if it were the first run
-        parses([word if not word.startswith("experiments/") else str(ROOT / word) for word in words], monkeypatch)
-        shutil.move("others", "runs")
-    elif {"prepare", "import-torch"} & set(words) or "--data-dir" in words:
+    trains = words[0] in ("run", "train")
+    if trains or words[0] == "import-torch" or "--data-dir" in words:
         parses(words, monkeypatch)
+    if trains and words[2:] in (["--out", "runs/digits"], ["--out", "runs/stages"]):
+        words = [words[0], place["digits"], *words[2:]]
+    elif trains or words[0] == "import-torch" or "--data-dir" in words:
         return
-    if {"--processes", "--fsdp", "--data_dir"} & set(words):
-        return
-    if words[0] in ("run", "train"):
-        if not Path(words[words.index("--out") + 1]).exists():
-            words = [*words, *SHORT]
-        words = [place.get(word, word) if word == "digits" else word for word in words]
-    elif words[0] != "cost":
-        words = [place.get(word, word) if word != "digits" else word for word in words]
-    assert main(words) == 0, words
+    assert main([place.get(word, word) if word != "digits" else word for word in words]) == 0, words
 
 
 def installs(words):
