@@ -1,6 +1,7 @@
 """Folding: a graph and its variables become codes, one scale and one bias per channel (:class:`Folded`)."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +20,12 @@ from qpsnn_jax.model.graph import (
     GlobalAveragePool,
     Graph,
     Input,
+    Quantizer,
     Shortcut,
 )
 from qpsnn_jax.model.graph import MaxPool as MaxPoolNode
 from qpsnn_jax.numerics.normalization import check_statistics
-from qpsnn_jax.numerics.quantization import codes
+from qpsnn_jax.numerics.quantization import Codes, codes
 
 _FULL = 32
 
@@ -143,24 +145,24 @@ def summed_weights(weights: Weights, conv: Conv | Dense) -> np.ndarray:
 
 def _codes(graph: Graph, variables: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Codes and γ/s of every quantized layer, in one compiled program."""
-    layers = [node for node in graph.nodes if isinstance(node, Conv | Dense) and node.quantizer]
-
-    def all_codes(params: Any, scales: Any) -> dict[str, Any]:
-        found = {}
-        for node in layers:
-            kernel, quantizer, gain = params[node.name]["kernel"], node.quantizer, scales[node.name]["gain"]
-            assert quantizer is not None
-            gain = gain.reshape((1,) * (kernel.ndim - 1) + (-1,))
-            found[node.name] = codes(
-                kernel, quantizer.bits, gamma=quantizer.gamma, granularity=quantizer.granularity, gain=gain
-            )
-        return found
-
-    found = jax.jit(all_codes)(variables["params"], variables.get("scales", {}))
+    quantizers = {node.name: node.quantizer for node in graph.nodes if isinstance(node, Conv | Dense)}
+    quantized = tuple((name, quantizer) for name, quantizer in quantizers.items() if quantizer is not None)
+    found = _all_codes(quantized, variables["params"], variables.get("scales", {}))
     return {
         name: (np.asarray(c.values).astype(np.uint8), np.asarray(c.scale, np.float64).reshape(-1))
         for name, c in found.items()
     }
+
+
+@partial(jax.jit, static_argnums=0)
+def _all_codes(quantizers: tuple[tuple[str, Quantizer], ...], params: Any, scales: Any) -> dict[str, Codes]:
+    found = {}
+    for name, quantizer in quantizers:
+        kernel, gain = params[name]["kernel"], scales[name]["gain"]
+        gain = gain.reshape((1,) * (kernel.ndim - 1) + (-1,))
+        options = {"gamma": quantizer.gamma, "granularity": quantizer.granularity, "gain": gain}
+        found[name] = codes(kernel, quantizer.bits, **options)
+    return found
 
 
 def _layer(source: _Source, node: Any) -> Layer | None:
