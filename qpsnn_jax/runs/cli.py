@@ -61,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print("qpsnn: stopped; a run goes on from its last checkpoint by the same command.", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("QPSNN_TRACEBACK"):
+    except Exception as error:
+        if "qpsnn_jax.runtime.processes" in sys.modules:
+            sys.modules["qpsnn_jax.runtime.processes"].exit_if_peer_died(error)
+        if not isinstance(error, (ValueError, OSError, FloatingPointError)) or os.environ.get("QPSNN_TRACEBACK"):
             raise
         print(f"qpsnn: error: {_sentence(error)}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2

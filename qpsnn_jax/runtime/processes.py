@@ -4,7 +4,14 @@ All of them run the same program on the same inputs and see the same directory. 
 anything.
 """
 
+import atexit
+import os
+import re
+import socket
+import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
@@ -16,15 +23,27 @@ from jax.experimental.multihost_utils import process_allgather, sync_global_devi
 
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, replicated
+from qpsnn_jax.runtime.witness import Witness
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# Seconds after which a process that no longer answers counts as dead.
+_HEARTBEAT = 20
 # Seconds that a process which ends waits for the others: enough for them to end too, after their last barrier.
 _PATIENCE = 30
+# Seconds that a name may take to be found, and all processes to start.
+_LOOKUP, _START = 10, 120
+_DIED = (
+    "qpsnn: error: a process of this run died. Start all of them again by the same commands: the run goes on from its "
+    "last checkpoint."
+)
 
 
 def initialize(processes: int | None, process_id: int | None, coordinator: str | None) -> None:
     """Make this process one of several; to be called before JAX computes anything.
+
+    From then on the death of one process ends all within a minute, each with a sentence on stderr and a status other
+    than 0; see :func:`exit_if_peer_died`.
 
     Args:
         processes: how many there are; None, like the other two, lets JAX ask the cluster (Slurm, Open MPI, a TPU pod).
@@ -32,20 +51,93 @@ def initialize(processes: int | None, process_id: int | None, coordinator: str |
         coordinator: ``host:port`` at which process 0 listens.
 
     Raises:
-        ValueError: a number out of its range, an address without a port, or a cluster that JAX does not know.
+        ValueError: a number out of its range, an address that is none or is in use, a cluster that JAX does not know,
+            or processes that do not come.
     """
     if processes is not None:
         if processes < 1 or process_id is None or not 0 <= process_id < processes:
             raise ValueError(f"process-id must be at least 0 and below processes, got {process_id} of {processes}.")
-        host, _, port = (coordinator or "").rpartition(":")
-        if not host or not port.isdecimal():
-            raise ValueError(f"coordinator must be HOST:PORT, the same for all processes, got {coordinator!r}.")
+        _check_address(coordinator or "", listen=process_id == 0)
+    place = coordinator or "the address that the cluster gives"
+    witness = Witness(
+        f"qpsnn: error: the processes did not all come to {place} within {_START} seconds. Start each of them once, "
+        "with the same number of processes and the same coordinator."
+    )
     # Its handler would take SIGTERM from the one that stops training; see any_process.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(coordinator, processes, process_id, shutdown_timeout_seconds=_PATIENCE)
-    except ValueError as error:
-        raise ValueError(f"JAX cannot join the processes: {error}") from None
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process_id,
+            initialization_timeout=_START,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_PATIENCE,
+        )
+    except (ValueError, RuntimeError) as error:
+        witness.dismiss()
+        raise ValueError(f"JAX cannot join the processes at {place}: {str(error).splitlines()[0]}") from None
+    witness.instruct(_DIED)
+    atexit.register(_leave, witness)
+
+
+def _leave(witness: Witness) -> None:
+    jax.distributed.shutdown()  # Waits for the others, and crashes where one of them has died.
+    witness.dismiss()
+
+
+def _check_address(coordinator: str, *, listen: bool) -> None:
+    """Before JAX sees the address, which crashes or waits for long where there is nothing to be had."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(
+            f"coordinator must be HOST:PORT with a port of 1 to 65535, the same for all processes, got {coordinator!r}."
+        )
+    if not _known(host.strip("[]")):
+        raise ValueError(f"coordinator {coordinator!r} is at no host that is known here.")
+    if listen:
+        _check_port(int(port))
+
+
+def _known(host: str) -> bool:
+    """Whether the name of a host is found, in some seconds."""
+    found = []
+
+    def look_up() -> None:
+        with suppress(OSError, UnicodeError):
+            found.extend(socket.getaddrinfo(host, None))
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(_LOOKUP)
+    return bool(found)
+
+
+def _check_port(port: int) -> None:
+    try:
+        if socket.has_dualstack_ipv6():
+            socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+        else:
+            socket.create_server(("", port)).close()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ValueError(
+            f"process 0 cannot listen at port {port} ({reason}); choose another for all processes."
+        ) from None
+
+
+def exit_if_peer_died(error: Exception) -> None:
+    """End this process at once where an error is JAX's way to tell that another one has died.
+
+    The :class:`~qpsnn_jax.runtime.witness.Witness` says so. An orderly end would wait for the dead process.
+    """
+    if jax.distributed.is_initialized() and _PEER_DIED.search(str(error)):
+        sys.stdout.flush()
+        os._exit(1)
+
+
+# What the collectives of CPUs and GPUs and JAX's own service say of a peer that does not answer.
+_PEER_DIED = re.compile(r"gloo|nccl|coordination ?service|heartbeat|barrier", re.IGNORECASE)
 
 
 def is_process_zero() -> bool:
