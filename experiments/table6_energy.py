@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from qpsnn_jax import Energy, Graph
-from qpsnn_jax.model.graph import Conv
+from qpsnn_jax.model.nodes import Conv
 from qpsnn_jax.model.zoo import resnet20, vgg16
 
 

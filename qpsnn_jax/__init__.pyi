@@ -20,9 +20,9 @@ from .model.costs import connection_sparsity as connection_sparsity
 from .model.costs import cost as cost
 from .model.costs import sops_reducers as sops_reducers
 from .model.graph import Graph as Graph
-from .model.graph import Quantizer as Quantizer
-from .model.network import AttentionTrace as AttentionTrace
 from .model.network import SpikingNetwork as SpikingNetwork
+from .model.nodes import AttentionTrace as AttentionTrace
+from .model.nodes import Quantizer as Quantizer
 from .numerics.losses import cross_entropy as cross_entropy
 from .numerics.losses import temporal_cross_entropy as temporal_cross_entropy
 from .numerics.neurons import LIFTrace as LIFTrace

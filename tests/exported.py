@@ -8,7 +8,8 @@ from small_networks import random_variables, residual_graph
 
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folding import fold
-from qpsnn_jax.model.graph import LIF, Graph, Quantizer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, Quantizer
 from qpsnn_jax.model.zoo import resnet20, sew_resnet18, vgg16, vggsnn
 
 SMALL = {"input_shape": (8, 8, 1), "width": 1 / 8}

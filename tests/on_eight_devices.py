@@ -17,7 +17,7 @@ from small_runs import small
 
 from qpsnn_jax.data import load
 from qpsnn_jax.kernels.convolution import conv_spikes
-from qpsnn_jax.model.graph import Quantizer
+from qpsnn_jax.model.nodes import Quantizer
 from qpsnn_jax.model.zoo import NETWORKS
 from qpsnn_jax.pruning import score
 from qpsnn_jax.runs import loop as train

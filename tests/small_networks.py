@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.model.graph import LIF, Add, BatchNorm, Conv, Dense, Flatten, Graph, Input, MaxPool, Quantizer, Shortcut
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import LIF, Add, BatchNorm, Conv, Dense, Flatten, Input, MaxPool, Quantizer, Shortcut
 
 # Most test networks run once, so that code which compiles twice as fast is worth more than fast code.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

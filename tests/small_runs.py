@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from qpsnn_jax.model.graph import LIF, Add, Dense, GlobalAveragePool, Graph, Input, Quantizer, Shortcut
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, Add, Dense, GlobalAveragePool, Input, Quantizer, Shortcut
 from qpsnn_jax.model.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron, scaled
 
 

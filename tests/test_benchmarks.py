@@ -12,7 +12,7 @@ from small_networks import images_of, random_variables, residual_graph
 
 from experiments.benchmarks import edge, gpu, memory, networks, speed, svs
 from qpsnn_jax import init_state, make_train_step
-from qpsnn_jax.model.graph import LIF, Quantizer
+from qpsnn_jax.model.nodes import LIF, Quantizer
 
 WIDTH = 1 / 8
 
@@ -100,7 +100,7 @@ def test_any_network_is_computed_in_torch(monkeypatch):
     variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: np.ones_like(leaf) if path[-1].key == "gain" else leaf, case.variables
     )
-    expected = jax.jit(speed.SpikingNetwork(case.graph).apply)(variables, case.images)
+    expected = jax.jit(speed.SpikingNetwork(case.graph).apply)(variables, case.images).currents
     images = torch.from_numpy(np.array(case.images)).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
         found = TorchNetwork(case.graph, variables).eval()(images).transpose(0, 1).numpy()
@@ -138,7 +138,7 @@ def test_a_network_in_torch_is_the_one_in_jax():
     case = speed.make_case("resnet20", 4, WIDTH)
     state, tx = init_state(case.variables, optax.sgd(0.1), jax.random.key(0)), optax.sgd(0.1)
     apply = jax.jit(speed.SpikingNetwork(case.graph).apply)
-    expected = apply(case.variables, case.images)
+    expected = apply(case.variables, case.images).currents
     after, _ = jax.jit(make_train_step(case.graph, tx))(state, case.images, case.labels)
     network = TorchNetwork(case.graph, case.variables)
     images = torch.from_numpy(np.array(case.images)).permute(0, 3, 1, 2).contiguous()

@@ -49,7 +49,7 @@ class Way(NamedTuple):
 
 
 def _exact_in_bfloat16() -> Any:
-    return mock.patch("qpsnn_jax.model.network.conv_spikes", partial(conv_spikes, algorithm="bfloat16"))
+    return mock.patch("qpsnn_jax.model.nodes.weighted.conv_spikes", partial(conv_spikes, algorithm="bfloat16"))
 
 
 def _precision(name: str) -> Callable[[], Any]:

@@ -22,7 +22,8 @@ import numpy as np
 
 from experiments.benchmarks.speed import make_case, plain_convolution, step_in_jax
 from qpsnn_jax.kernels.convolution import conv_spikes
-from qpsnn_jax.model.graph import Conv, Graph
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import Conv
 
 Kind = tuple[tuple[int, ...], tuple[int, ...], tuple[int, int], tuple[int, int]]
 PARTS = ("forward", "by maps", "by kernel")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax import Graph, SpikingNetwork, init_variables
-from qpsnn_jax.model.graph import LIF, Add, BatchNorm, Conv, Dense, GlobalAveragePool, Input, Shortcut
+from qpsnn_jax.model.nodes import LIF, Add, BatchNorm, Conv, Dense, GlobalAveragePool, Input, Shortcut
 from qpsnn_jax.model.zoo import resnet20
 
 # Table 1: ResNet20 on CIFAR-10, 6.22M parameters, T = 2.
@@ -51,7 +51,7 @@ def in_xla(graph: Graph, variables: dict[str, Any], image: np.ndarray) -> Callab
     """The network on one image ``1 h w c``, compiled by XLA."""
     compiled = jax.jit(SpikingNetwork(graph).apply)
     placed, image_there = jax.device_put(variables), jnp.asarray(image)
-    return lambda: np.asarray(compiled(placed, image_there))
+    return lambda: np.asarray(compiled(placed, image_there).currents)
 
 
 def in_torch(graph: Graph, variables: dict[str, Any], image: np.ndarray, *, channels_last: bool) -> Callable[[], Any]:

@@ -31,7 +31,7 @@ import optax
 
 from experiments.benchmarks.networks import with_statistics
 from qpsnn_jax import Graph, SpikingNetwork, init_state, make_train_step
-from qpsnn_jax.model.graph import Conv, Dense
+from qpsnn_jax.model.nodes import Conv, Dense
 from qpsnn_jax.model.zoo import resnet20, vgg16
 from qpsnn_jax.runtime.compiling import low_memory_jit
 
@@ -160,7 +160,7 @@ def plain_convolution(x: Any, kernel: Any, *, bits: int = 0, strides: Any = (1, 
 def plain() -> Iterator[None]:
     """Within it every product of a network that is traced is a float32 convolution."""
     names = ("conv_spikes", "convolve")
-    with mock.patch.multiple("qpsnn_jax.model.network", **dict.fromkeys(names, plain_convolution)):
+    with mock.patch.multiple("qpsnn_jax.model.nodes.weighted", **dict.fromkeys(names, plain_convolution)):
         yield
 
 
@@ -194,7 +194,7 @@ def step_in_jax(case: Case) -> Step:
 def _inference_in_jax(case: Case) -> Callable[[], float]:
     variables, images = jax.device_put((case.variables, case.images))
     apply = jax.jit(SpikingNetwork(case.graph).apply).lower(variables, images).compile()
-    return lambda: _loss_of(np.asarray(apply(variables, images)).mean(1), case.labels)
+    return lambda: _loss_of(np.asarray(apply(variables, images).currents).mean(1), case.labels)
 
 
 def around(side: Side, within: Callable[[], Any]) -> Side:

@@ -4,7 +4,7 @@ from typing import Any
 
 from spikingjelly.activation_based import neuron, surrogate  # pyright: ignore[reportMissingImports]
 
-from qpsnn_jax.model.graph import LIF
+from qpsnn_jax.model.nodes import LIF
 
 
 def neurons(currents: Any, node: LIF, timesteps: int, timed: bool) -> Any:

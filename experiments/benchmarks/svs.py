@@ -24,7 +24,6 @@ import numpy as np
 from qpsnn_jax import LIFTrace, SpikingNetwork, init_state, init_variables, make_train_step, optimizer
 from qpsnn_jax.data import load
 from qpsnn_jax.data.feed import everything
-from qpsnn_jax.model.graph import LIF
 from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.pruning.scores import count_ranks, spike_counts
 
@@ -73,8 +72,9 @@ def trained_maps(width: float, steps: int, images: int) -> dict[int, np.ndarray]
     for number in range(steps):
         part = slice(16 * number, 16 * number + 16)
         state, _ = step(state, examples.images[part], examples.labels[part])
-    layers = {node.name: counts for node in graph.nodes if isinstance(node, LIF)}
-    apply = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, enlarged(x), capture=layers)[1])
+    layers = dict.fromkeys(graph.neurons, counts)
+    network: Any = SpikingNetwork(graph)
+    apply = jax.jit(lambda tree, x: network.apply(tree, enlarged(x), capture=layers).captured)
     found: dict[int, list[np.ndarray]] = {}
     for layer in jax.device_get(apply(state.variables, shown)).values():
         found.setdefault(layer.shape[1], []).append(layer)

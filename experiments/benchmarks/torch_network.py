@@ -10,7 +10,8 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
-from qpsnn_jax.model.graph import (
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import (
     LIF,
     Add,
     AveragePool,
@@ -19,7 +20,6 @@ from qpsnn_jax.model.graph import (
     Dense,
     Flatten,
     GlobalAveragePool,
-    Graph,
     Input,
     MaxPool,
     Node,

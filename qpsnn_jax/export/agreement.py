@@ -11,7 +11,7 @@ from jax import Array
 
 from qpsnn_jax.export.folded import MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.model.graph import LIF, Graph
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.numerics.neurons import LIFTrace
 from qpsnn_jax.numerics.normalization import normalize
@@ -98,7 +98,7 @@ def compare_networks(first: Side, second: Side, pixels: np.ndarray, labels: np.n
     Raises:
         ValueError: no images, or images of another shape than the networks'.
     """
-    names = [node.name for node in first.graph.nodes if isinstance(node, LIF)]
+    names = first.graph.neurons
     return _compared(_runner(first, names), _runner(second, names), names, pixels, labels)
 
 
@@ -107,7 +107,7 @@ def _runner(side: Side, names: Sequence[str]) -> _Run:
     def forward(tree: Any, batch: Array) -> tuple[Array, dict[str, Array]]:
         images = normalize(batch, tuple(side.mean), tuple(side.std))
         output: Any = SpikingNetwork(side.graph).apply(tree, images, capture=dict.fromkeys(names, _spikes_of))
-        return jnp.argmax(jnp.mean(output[0], axis=1), axis=-1), output[1]
+        return jnp.argmax(jnp.mean(output.currents, axis=1), axis=-1), output.captured
 
     def run(batch: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
         predictions, spikes = forward(dict(side.variables), jnp.asarray(batch))
@@ -143,7 +143,7 @@ def mean_currents(
         ValueError: mean and std do not fit the pixels, or the pixels the graph.
     """
     output: Any = SpikingNetwork(graph).apply(dict(variables), normalize(pixels, tuple(mean), tuple(std)))
-    return jnp.mean(output, axis=1)
+    return jnp.mean(output.currents, axis=1)
 
 
 def simulate(network: IntegerNetwork, pixels: Array) -> Array:

@@ -51,7 +51,7 @@ class Neurons:
         kernel: ``h w i o``. On spikes uint8 codes c, with :math:`q = 2c - (2^b - 1)`; on pixels the weight of one grey
             level, as q in int8 or as float32.
         bits: b of the codes, 1 to 8; on pixels 8 or 32.
-        strides, padding: as those of :class:`qpsnn_jax.model.graph.Conv`.
+        strides, padding: as those of :class:`qpsnn_jax.model.nodes.Conv`.
         scale: a, float32 of shape ``o``, positive, or zero where the synapses have no effect.
         bias: b, float32 of shape ``o``.
         threshold: θ.

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
-from qpsnn_jax.model.graph import (
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import (
     LIF,
     Add,
     Attention,
@@ -18,12 +19,11 @@ from qpsnn_jax.model.graph import (
     Dense,
     Flatten,
     GlobalAveragePool,
-    Graph,
     Input,
     Quantizer,
     Shortcut,
 )
-from qpsnn_jax.model.graph import MaxPool as MaxPoolNode
+from qpsnn_jax.model.nodes import MaxPool as MaxPoolNode
 from qpsnn_jax.numerics.normalization import check_statistics
 from qpsnn_jax.numerics.quantization import Codes, codes
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Flatten, Graph, Quantizer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Quantizer
 from qpsnn_jax.model.zoo.resnet20 import resnet20_of_widths
 from qpsnn_jax.model.zoo.vgg import VGG16, vgg_of_widths
 from qpsnn_jax.numerics.quantization import STE, Granularity

@@ -8,11 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.kernels.geometry import Geometry
-from qpsnn_jax.model.graph import LIF, Attention, BatchNorm, Conv, Dense, Graph
-from qpsnn_jax.model.network import AttentionTrace, Reducer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.network import Reducer
+from qpsnn_jax.model.nodes.base import Activity, Count, Node
 from qpsnn_jax.numerics.neurons import LIFTrace
-from qpsnn_jax.numerics.quantization import integer_weights
 
 _FULL_PRECISION_BITS = 32
 
@@ -37,8 +36,8 @@ class NodeCost:
     ``params`` counts those of Eq. 16 and ``size_bits`` their bits; ``quantized`` those that are quantized. ``dense`` is
     the number of multiply-accumulates a dense device makes (padding counts nothing). ``macs`` and ``acs`` are those
     with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known.
-    Those of an :class:`~qpsnn_jax.model.graph.Attention` are counted as :func:`qpsnn_jax.model.network.attention`
-    computes it, the factor left out: a power of two, or part of the next layer's scale. ``updates`` counts neuron
+    Those of an :class:`~qpsnn_jax.model.nodes.Attention` are counted as
+    :func:`qpsnn_jax.model.nodes.attention.attention` computes it. ``updates`` counts neuron
     updates, ``traffic_bits`` what is moved: every weight once a step, a 32-bit membrane in and out for every update.
     ``buffer_bits`` are stored besides Eq. 16: running mean and variance, and a 32-bit scale per quantized layer or
     channel.
@@ -142,14 +141,12 @@ def activity_reducers(graph: Graph) -> dict[str, Reducer]:
     """Reducers for ``capture`` that measure what :func:`cost` needs: how often each value is not zero.
 
     Each gives the mean over batch and time of (value ≠ 0), shape ``h w c`` or ``c``, for the inputs of the weighted
-    layers and for the LIF layers; for an attention the mean of its operations. Average the results over batches of
+    layers and for the neurons; for an attention the mean of its operations. Average the results over batches of
     equal size.
     """
     known = set() if graph.input.frames else {graph.input.name}
-    inputs = {node.input for node in graph.nodes if isinstance(node, Conv | Dense)} - known
-    neurons = {node.name for node in graph.nodes if isinstance(node, LIF)}
-    attentions = {node.name for node in graph.nodes if isinstance(node, Attention)}
-    return dict.fromkeys(sorted(inputs | neurons), _nonzero) | dict.fromkeys(attentions, _operations)
+    names = {name for node in graph.nodes for name in node.observed} - known
+    return {name: partial(graph.by_name[name].measure, graph.values[name]) for name in sorted(names)}
 
 
 def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Energy | None = None) -> Cost:
@@ -176,12 +173,8 @@ def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Ene
     activity = activity or {}
     if unknown := [name for name in activity if name not in graph.by_name]:
         raise ValueError(f"activity names {unknown[0]!r}, which is no node of the graph.")
-    nodes = [
-        _node_cost(graph, node, activity)
-        for node in graph.nodes
-        if isinstance(node, Conv | Dense | BatchNorm | LIF | Attention)
-    ]
-    return Cost(tuple(nodes), graph.timesteps, energy or Energy())
+    nodes = [_node_cost(graph, node, activity) for node in graph.nodes]
+    return Cost(tuple(node for node in nodes if node is not None), graph.timesteps, energy or Energy())
 
 
 def sops_reducers(graph: Graph) -> dict[str, Reducer]:
@@ -196,17 +189,18 @@ def sops_reducers(graph: Graph) -> dict[str, Reducer]:
     Returns:
         Reducers by the name of the spiking node, for the ``penalty`` of :func:`qpsnn_jax.make_train_step`.
     """
-    synapses: dict[str, np.ndarray] = {}
+    reached: dict[str, np.ndarray] = {}
+    own: dict[str, Reducer] = {}
     for node in graph.nodes:
-        if isinstance(node, Conv | Dense) and graph.values[node.input].spiking:
-            reached = node.features * _reach(node, graph.values[node.input].shape).astype(np.float32)
-            synapses[node.input] = synapses.get(node.input, 0) + reached
-    attentions = {
-        node.name: _operations_per_image
-        for node in graph.nodes
-        if isinstance(node, Attention) and all(graph.values[name].spiking for name in node.inputs)
-    }
-    return {name: partial(_synaptic_operations, reached=reached) for name, reached in synapses.items()} | attentions
+        inputs = graph.inputs_of(node)
+        if not all(value.spiking for value in inputs):
+            continue
+        if node.counts_operations:
+            own[node.name] = _operations_per_image
+        elif (synapses := node.synapses(inputs)) is not None:
+            name = node.inputs[0]
+            reached[name] = reached.get(name, 0) + synapses.astype(np.float32)
+    return {name: partial(_synaptic_operations, reached=synapses) for name, synapses in reached.items()} | own
 
 
 def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
@@ -218,83 +212,49 @@ def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
     References:
         NeuroBench (Yik et al., 2025), connection sparsity.
     """
-    layers = [node for node in graph.nodes if isinstance(node, Conv | Dense)]
     zeros = total = 0
-    for node in layers:
-        kernel, quantizer = jnp.asarray(variables["params"][node.name]["kernel"]), node.quantizer
-        if quantizer is not None:
-            kernel, _ = integer_weights(
-                kernel, quantizer.bits, gamma=quantizer.gamma, granularity=quantizer.granularity
-            )
-        zeros, total = zeros + int(jnp.sum(kernel == 0)), total + kernel.size
+    for node in graph.nodes:
+        leaves = {leaf: jnp.asarray(x) for held in variables.values() for leaf, x in held.get(node.name, {}).items()}
+        if (weights := node.weights(leaves)) is not None:
+            zeros, total = zeros + int(jnp.sum(weights == 0)), total + weights.size
     return zeros / max(1, total)
 
 
-def _synaptic_operations(value: Any, reached: np.ndarray) -> Any:
-    spikes = value.spikes if isinstance(value, LIFTrace) else value
-    per_position = jnp.sum(spikes, axis=-1)
-    lead = (1,) * (per_position.ndim - reached.ndim)
-    return jnp.sum(per_position * reached.reshape(lead + reached.shape)) / spikes.shape[0]
-
-
-def _node_cost(graph: Graph, node: Any, activity: Mapping[str, Any]) -> NodeCost:
-    kind, channels = type(node).__name__, graph.values[node.name].shape[-1]
-    if isinstance(node, LIF):
-        nonzero = _measured(activity, node.name, graph.values[node.name].shape)
-        rate = None if nonzero is None else float(np.mean(nonzero))
-        updates = graph.timesteps * int(np.prod(graph.values[node.name].shape))
-        return NodeCost(node.name, kind, 0, 0, 0, 0, 0.0, 0.0, rate, updates=updates, traffic_bits=64 * updates)
-    if isinstance(node, BatchNorm):
-        bits = 2 * channels * _FULL_PRECISION_BITS
-        return NodeCost(node.name, kind, 2 * channels, 0, bits, 0, 0.0, 0.0, buffer_bits=bits)
-    if isinstance(node, Attention):
-        h, w, _ = graph.values[node.name].shape
-        dense = 2 * graph.timesteps * h * w * channels * node.head_features
-        if not all(graph.values[name].spiking for name in node.inputs):
-            return NodeCost(node.name, kind, 0, 0, 0, dense, float(dense), 0.0)
-        operations = _measured(activity, node.name, ())
-        acs = None if operations is None else graph.timesteps * float(operations)
-        return NodeCost(node.name, kind, 0, 0, 0, dense, 0.0, acs)
-    inputs = graph.values[node.input]
-    taps = node.kernel[0] * node.kernel[1] if isinstance(node, Conv) else 1
-    weights, biases = taps * inputs.shape[-1] * channels, channels if node.bias else 0
-    bits = node.quantizer.bits if node.quantizer else _FULL_PRECISION_BITS
-    reach = _reach(node, inputs.shape)
-    steps = graph.timesteps if inputs.timed else 1
-    dense = steps * int(reach.sum()) * inputs.shape[-1] * channels
-    effective = _effective(graph, node, activity, reach, steps)
+def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any]) -> NodeCost | None:
+    """The cost of a node; None for one that has no arrays and does nothing that counts."""
+    inputs = graph.inputs_of(node)
+    leaves = node.leaves(inputs).values()
+    counted = node.count(inputs, _activity(graph, node, activity), graph.timesteps)
+    if not leaves and counted == Count():
+        return None
+    if graph.input.name in node.inputs:
+        counted = counted._replace(connections=0)
+    params = [leaf for leaf in leaves if leaf.collection == "params"]
     return NodeCost(
         node.name,
-        kind,
-        weights + biases,
-        weights if node.quantizer else 0,
-        weights * bits + biases * _FULL_PRECISION_BITS,
-        dense,
-        # NeuroBench's rule: whatever is not 0 or 1 costs a MAC, the averages that the readout takes among them. The
-        # paper's energies leave the readout out.
-        0.0 if inputs.spiking else effective,
-        effective if inputs.spiking else 0.0,
-        connections=weights if isinstance(node, Conv) and node.input != graph.input.name else 0,
-        traffic_bits=steps * (weights * bits + biases * _FULL_PRECISION_BITS),
-        buffer_bits=_FULL_PRECISION_BITS * _scales(node),
+        type(node).__name__,
+        params=sum(leaf.size for leaf in params),
+        quantized=sum(leaf.size for leaf in params if leaf.bits < _FULL_PRECISION_BITS),
+        size_bits=sum(leaf.size * leaf.bits for leaf in params),
+        buffer_bits=sum(leaf.size * leaf.bits for leaf in leaves if leaf.collection != "params"),
+        **counted._asdict(),
     )
 
 
-def _scales(node: Conv | Dense) -> int:
-    if node.quantizer is None:
-        return 0
-    return node.features if node.quantizer.granularity == "channel" else 1
+def _activity(graph: Graph, node: Node, activity: Mapping[str, Any]) -> Activity:
+    """What was measured of the inputs and of the node; an image that is shown counts as non-zero everywhere."""
 
+    def rate(name: str) -> np.ndarray | None:
+        if name == graph.input.name and not graph.input.frames:
+            return np.ones(graph.input.shape)
+        if graph.by_name[name].counts_operations:
+            return None
+        return _measured(activity, name, graph.values[name].shape)
 
-def _effective(
-    graph: Graph, node: Conv | Dense, activity: Mapping[str, Any], reach: np.ndarray, steps: int
-) -> float | None:
-    """Operations with a non-zero input; the image itself counts as non-zero everywhere."""
-    if node.input == graph.input.name and not graph.input.frames:
-        nonzero = np.ones(graph.input.shape)
-    elif (nonzero := _measured(activity, node.input, graph.values[node.input].shape)) is None:
-        return None
-    return float(steps * node.features * np.sum(nonzero * reach[..., None] if reach.ndim else nonzero))
+    shape = () if node.counts_operations else graph.values[node.name].shape
+    observed = set(node.observed)
+    inputs = tuple(rate(name) if name in observed else None for name in node.inputs)
+    return Activity(inputs, _measured(activity, node.name, shape) if node.name in observed else None)
 
 
 def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -309,31 +269,14 @@ def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...]) ->
     return nonzero
 
 
-def _reach(node: Conv | Dense, shape: tuple[int, ...]) -> np.ndarray:
-    """For every input position, how many (output position, kernel tap) pairs read it; ``h w``, or a scalar 1."""
-    if isinstance(node, Dense):
-        return np.ones(())
-    geometry = Geometry((shape[0], shape[1]), node.kernel, node.strides, node.padding)
-    axes = zip(*geometry, geometry.output_hw, strict=True)
-    return np.outer(*(_reach_1d(*axis) for axis in axes))
-
-
-def _reach_1d(size: int, kernel: int, stride: int, padding: int, outputs: int) -> np.ndarray:
-    reads = np.arange(outputs)[:, None] * stride + np.arange(kernel) - padding
-    return np.bincount(reads[(reads >= 0) & (reads < size)], minlength=size)
-
-
-def _nonzero(value: Any) -> Any:
+def _synaptic_operations(value: Any, reached: np.ndarray) -> Any:
     spikes = value.spikes if isinstance(value, LIFTrace) else value
-    timed = spikes.ndim in (3, 5)
-    return jnp.mean((spikes != 0).astype(jnp.float32), axis=(0, 1) if timed else 0)
+    per_position = jnp.sum(spikes, axis=-1)
+    lead = (1,) * (per_position.ndim - reached.ndim)
+    return jnp.sum(per_position * reached.reshape(lead + reached.shape)) / spikes.shape[0]
 
 
-def _operations(trace: AttentionTrace) -> Any:
-    return jnp.mean(trace.operations)
-
-
-def _operations_per_image(trace: AttentionTrace) -> Any:
+def _operations_per_image(trace: Any) -> Any:
     return jnp.sum(trace.operations) / trace.operations.shape[0]
 
 

@@ -1,17 +1,13 @@
 """Which array axes must lose the same channels, and taking them away: pruning that really shrinks a network."""
 
-import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
-from qpsnn_jax.model.graph import LIF, Attention, BatchNorm, Conv, Dense, Graph, Input, Node, Quantizer, Shortcut
-from qpsnn_jax.numerics.quantization import gamma_of
+from qpsnn_jax.model.graph import Graph
 
 Tree = TypeVar("Tree")
 Keep = Mapping[str, Sequence[int] | np.ndarray]
@@ -22,7 +18,7 @@ class Group(NamedTuple):
 
     ``name`` is that of the first convolution or dense layer that makes them, ``size`` their number, ``label`` the
     pruning ratio they go by (None: kept), ``members`` all the nodes that yield them, in graph order. Channels are
-    removed ``unit`` at a time: one by one, or head by head where they feed an attention.
+    removed ``unit`` at a time: one by one, or in whole heads where they feed an attention.
     """
 
     name: str
@@ -33,21 +29,21 @@ class Group(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """One axis of an array: it holds the ``size`` channels of ``group``, ``repeats`` times over."""
+    """One axis of an array that holds the channels of a node: how many, and those that stay (None: all)."""
 
     axis: int
-    group: str
     size: int
-    repeats: int
+    left: np.ndarray | None
 
 
 def channel_groups(graph: Graph) -> dict[str, Group]:
     """The groups of channels that can be removed, by name, found by union-find over the edges.
 
-    Convolutions and dense layers start a group; batch-norm, LIF, pooling and flattening pass it on; an addition joins
-    its two operands', an attention its query, key and value, whose channels fall into whole heads. A
-    :class:`Shortcut` starts one too, because it can carry any subset of its input's channels.
-    The input and the output are in no group.
+    A node that makes channels (convolutions and dense layers) starts a group; one that carries its inputs' passes it on
+    (batch-norm, LIF, pooling, flattening) and joins those of several inputs (an addition; an attention, whose channels
+    fall into whole heads). A shortcut starts one too, because it can carry any subset of its input's channels. Where
+    maps are flattened, each of their channels stands at every position; a group has as many channels as its smallest
+    period. The input and the output are in no group, nor is what is joined to channels that stay.
 
     Args:
         graph: any graph.
@@ -59,18 +55,20 @@ def channel_groups(graph: Graph) -> dict[str, Group]:
         Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023.
     """
     roots = _roots(graph)
-    fixed = {roots[graph.input.name], roots[graph.output.name]}
+    kept = {roots[node.name] for node in graph.nodes if node.channels == "fixed"} | {roots[graph.output.name]}
     groups: dict[str, Group] = {}
     for root in dict.fromkeys(roots.values()):
         members = [node for node in graph.nodes if roots[node.name] == root]
-        makers = [node for node in members if isinstance(node, Conv | Dense)]
-        if root in fixed or not makers:
+        makers = [node for node in members if node.channels == "made"]
+        if root in kept or not makers:
             continue
-        labels = {node.label for node in makers}
-        label = makers[0].label if len(labels) == 1 else None
-        unit = max((node.head_features for node in members if isinstance(node, Attention)), default=1)
+        labels = [getattr(node, "label", None) for node in makers]
+        label = labels[0] if len(set(labels)) == 1 else None
+        size = math.gcd(*(graph.values[node.name].shape[-1] for node in members))
+        # Heads that do not divide the period of a flattened map: then no part of it can go without breaking one.
+        unit = math.lcm(*(node.unit for node in members))
         names = tuple(node.name for node in members)
-        groups[makers[0].name] = Group(makers[0].name, makers[0].features, label, names, unit)
+        groups[makers[0].name] = Group(makers[0].name, size, label, names, size if size % unit else unit)
     return groups
 
 
@@ -102,18 +100,18 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
     kept = {name: _checked(name, group, keep) for name, group in channel_groups(graph).items() if name in keep}
     if unknown := [name for name in keep if name not in kept]:
         raise ValueError(f"keep names {unknown[0]!r}, which is no group of the graph; see channel_groups.")
-    smaller = _smaller_graph(graph, kept)
-    axes = _axes(graph)
+    left = _left(graph, kept)
+    axes = _axes(graph, left)
 
     def cut(path: tuple, leaf: Any) -> Any:
         place = _place(path)
-        return _take(leaf, axes[place], kept, place) if place in axes else leaf
+        return _take(leaf, axes[place], place) if place in axes else leaf
 
     def with_scales(whole: Any, pruned: Any) -> Any:
-        return {**pruned, "scales": _kept_scales(graph, whole, pruned, kept)} if _has_scales(whole) else pruned
+        return {**pruned, "scales": _rescaled(graph, whole, pruned, left)} if _has_scales(whole) else pruned
 
     pruned = jax.tree_util.tree_map_with_path(cut, tree)
-    return smaller, jax.tree.map(with_scales, tree, pruned, is_leaf=_has_scales)
+    return _shrunk(graph, left), jax.tree.map(with_scales, tree, pruned, is_leaf=_has_scales)
 
 
 def _roots(graph: Graph) -> dict[str, str]:
@@ -126,40 +124,55 @@ def _roots(graph: Graph) -> dict[str, str]:
         return name
 
     for node in graph.nodes:
-        starts = isinstance(node, Input | Conv | Dense | Shortcut)
-        parent[node.name] = node.name if starts else find(node.inputs[0])
-        for other in node.inputs[1:]:
-            parent[find(other)] = find(node.inputs[0])
+        parent[node.name] = node.name
+        for source in node.inputs if node.channels == "carried" else ():
+            parent[find(node.name)] = find(source)
     return {name: find(name) for name in parent}
 
 
-def _group_of_nodes(graph: Graph) -> dict[str, Group]:
-    return {member: group for group in channel_groups(graph).values() for member in group.members}
+def _left(graph: Graph, kept: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
+    """For each node the channels of its output that stay, at every position of a flattened map; None if all do."""
+    left: dict[str, np.ndarray | None] = dict.fromkeys(graph.by_name)
+    for group in channel_groups(graph).values():
+        if len(channels := kept.get(group.name, ())) not in (0, group.size):
+            for name in group.members:
+                repeats = graph.values[name].shape[-1] // group.size
+                left[name] = (np.arange(repeats)[:, None] * group.size + channels).ravel()
+    return left
 
 
-def _axes(graph: Graph) -> dict[tuple[str, str], list[_Axis]]:
-    """The axes that hold channels of a group, for every array named by a node and a leaf."""
-    group_of = _group_of_nodes(graph)
+def _shrunk(graph: Graph, left: dict[str, np.ndarray | None]) -> Graph:
+    """The graph with fewer channels; every node must be as small as what is cut from its arrays."""
+    nodes = tuple(node.shrink(left[node.name], [left[name] for name in node.inputs]) for node in graph.nodes)
+    smaller = Graph(nodes, graph.timesteps)
 
-    def channels(axis: int, name: str) -> list[_Axis]:
-        """The axis that holds the output of a node; a flattened image holds its channels at every position."""
-        if name not in group_of:
-            return []
-        group = group_of[name]
-        return [_Axis(axis, group.name, group.size, graph.values[name].shape[-1] // group.size)]
+    def cut(size: int, source: str | None) -> int:
+        channels = left[source] if source is not None else None
+        return size if channels is None else len(channels)
 
-    table: dict[tuple[str, str], list[_Axis]] = {}
-    for node in graph.nodes:
-        match node:
-            case Conv() | Dense():
-                last = 3 if isinstance(node, Conv) else 1
-                table[node.name, "kernel"] = channels(last - 1, node.input) + channels(last, node.name)
-                table[node.name, "bias"] = channels(0, node.name)
-                if node.quantizer is not None and node.quantizer.granularity == "channel":
-                    table[node.name, "gain"] = channels(0, node.name)
-            case BatchNorm():
-                table |= {(node.name, leaf): channels(0, node.name) for leaf in ("scale", "bias", "mean", "var")}
-    return table
+    for old, new in zip(graph.nodes, nodes, strict=True):
+        before, after = (g.values[old.name].shape[-1] for g in (graph, smaller))
+        fits = after == cut(before, old.name)
+        leaves = new.leaves(smaller.inputs_of(new))
+        for name, leaf in old.leaves(graph.inputs_of(old)).items():
+            fits &= leaves[name].shape == tuple(map(cut, leaf.shape, leaf.axes))
+        if not fits:
+            raise ValueError(f"node {old.name!r}: {type(old).__name__} does not shrink as its leaves' axes say.")
+    return smaller
+
+
+def _axes(graph: Graph, left: dict[str, np.ndarray | None]) -> dict[tuple[str, str], list[_Axis]]:
+    """The axes that hold channels which can be removed, for every array named by a node and a leaf."""
+    grouped = {name for group in channel_groups(graph).values() for name in group.members}
+    return {
+        (node.name, name): [
+            _Axis(axis, graph.values[source].shape[-1], left[source])
+            for axis, source in enumerate(leaf.axes)
+            if source in grouped
+        ]
+        for node in graph.nodes
+        for name, leaf in node.leaves(graph.inputs_of(node)).items()
+    }
 
 
 def _place(path: tuple) -> tuple[str, str] | None:
@@ -167,62 +180,26 @@ def _place(path: tuple) -> tuple[str, str] | None:
     return (keys[0], keys[1]) if len(keys) == 2 else None
 
 
-def _take(leaf: Any, axes: list[_Axis], kept: dict[str, np.ndarray], place: tuple[str, str]) -> Any:
-    for axis, group, size, repeats in axes:
-        if np.ndim(leaf) <= axis or leaf.shape[axis] != size * repeats:
+def _take(leaf: Any, axes: list[_Axis], place: tuple[str, str]) -> Any:
+    for axis, size, left in axes:
+        if np.ndim(leaf) <= axis or leaf.shape[axis] != size:
             raise ValueError(f"array {place[0]}/{place[1]} of shape {np.shape(leaf)} does not fit the graph.")
-        if group in kept and len(kept[group]) < size:
-            index = (np.arange(repeats)[:, None] * size + kept[group]).ravel()
-            leaf = leaf.take(index, axis=axis)
+        if left is not None:
+            leaf = leaf.take(left, axis=axis)
     return leaf
-
-
-def _smaller_graph(graph: Graph, kept: dict[str, np.ndarray]) -> Graph:
-    left = {name: kept[group.name] for name, group in _group_of_nodes(graph).items() if group.name in kept}
-
-    def shrink(node: Node) -> Node:
-        if isinstance(node, Conv | Dense) and node.name in left:
-            return dataclasses.replace(node, features=len(left[node.name]))
-        if isinstance(node, Shortcut):
-            return dataclasses.replace(node, source=_remapped(node, left.get(node.name), left.get(node.input)))
-        return node
-
-    return Graph(tuple(shrink(node) for node in graph.nodes), graph.timesteps)
-
-
-def _remapped(node: Shortcut, outputs: np.ndarray | None, inputs: np.ndarray | None) -> tuple[int, ...]:
-    """The channel map between what is left on both sides; a channel whose source is gone carries zeros."""
-    source = list(node.source) if outputs is None else [node.source[i] for i in outputs]
-    if inputs is None:
-        return tuple(source)
-    place = {int(channel): i for i, channel in enumerate(inputs)}
-    return tuple(place.get(channel, -1) for channel in source)
 
 
 def _has_scales(tree: Any) -> bool:
     return isinstance(tree, Mapping) and "params" in tree and "scales" in tree
 
 
-def _kept_scales(graph: Graph, whole: Any, pruned: Any, kept: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Gains that leave γ as it was, for the layers that lost channels; γ of a rule depends on all the weights."""
-    group_of = _group_of_nodes(graph)
+def _rescaled(graph: Graph, whole: Any, pruned: Any, left: dict[str, np.ndarray | None]) -> dict[str, Any]:
+    """The scales, with those renewed that depend on what was removed; γ of a rule depends on all the weights."""
     scales = dict(pruned["scales"])
     for name in scales:
-        node = cast(Conv | Dense, graph.by_name[name])
-        before, after = whole["params"][name]["kernel"], pruned["params"][name]["kernel"]
-        if node.quantizer is not None and before.shape != after.shape:
-            channels = kept.get(group_of[name].name) if name in group_of else None
-            channels = np.arange(node.features) if channels is None else channels
-            scales[name] = {"gain": _kept_gain(node.quantizer, scales[name]["gain"], before, after, channels)}
+        before, after = (tree["params"].get(name, {}) | tree["scales"][name] for tree in (whole, pruned))
+        scales[name] = scales[name] | graph.by_name[name].rescale(before, after, left[name])
     return scales
-
-
-@partial(jax.jit, static_argnames="quantizer")
-def _kept_gain(quantizer: Quantizer, gain: Array, before: Array, after: Array, channels: np.ndarray) -> Array:
-    rule = (quantizer.bits, quantizer.gamma, quantizer.granularity)
-    old, new = (gamma_of(kernel, *rule).ravel() for kernel in (before, after))
-    old = old[channels] if quantizer.granularity == "channel" else old
-    return gain * jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)
 
 
 def _checked(name: str, group: Group, keep: Keep) -> np.ndarray:
@@ -241,5 +218,5 @@ def _checked(name: str, group: Group, keep: Keep) -> np.ndarray:
 
 
 def spiking_members(graph: Graph, group: Group) -> tuple[str, ...]:
-    """The LIF nodes of a group, whose spike maps score its channels."""
-    return tuple(name for name in group.members if isinstance(graph.by_name[name], LIF))
+    """The neurons of a group, whose spike maps score its channels."""
+    return tuple(name for name in group.members if name in graph.neurons)

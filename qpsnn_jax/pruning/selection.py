@@ -104,8 +104,8 @@ def make_score_step(graph: Graph, criterion: Criterion = svs_criterion) -> Calla
     capture = {layer: partial(_observe, criterion, groups[name].size) for name in layers for layer in layers[name]}
 
     def batch_scores(variables: Any, images: Array) -> Scores:
-        maps: Any = SpikingNetwork(graph).apply(variables, images, capture=capture)[1]
-        found = _score_maps(criterion, maps)
+        output: Any = SpikingNetwork(graph).apply(variables, images, capture=capture)
+        found = _score_maps(criterion, output.captured)
         return {name: jnp.mean(jnp.stack([found[m] for m in members]), axis=0) for name, members in layers.items()}
 
     return batch_scores

@@ -13,7 +13,8 @@ from jax import Array
 from qpsnn_jax.data import Augmentation, DataInfo, DataRequest, EventAugmentation, FrameBinning, describe
 from qpsnn_jax.data.augment.frames import augment_frames
 from qpsnn_jax.data.augment.images import normalize_and_augment
-from qpsnn_jax.model.graph import LIF, Graph, Quantizer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, Quantizer
 from qpsnn_jax.model.zoo import NETWORKS
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.numerics.quantization import STE, Gamma, Granularity

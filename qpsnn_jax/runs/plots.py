@@ -8,8 +8,9 @@ import numpy as np
 
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.data.feed import first
-from qpsnn_jax.model.graph import LIF, Conv, Graph
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import Conv
 from qpsnn_jax.runs.loop import normalizer
 from qpsnn_jax.runs.stages import STAGES, Stage, load_network, read_notes, stored_arrays
 from qpsnn_jax.runtime.compiling import fast_compile_jit
@@ -144,7 +145,7 @@ def _weights(whole: tuple[Graph, Variables], final: tuple[Graph, Variables]) -> 
 
 def _raster(network: tuple[Graph, Variables], data: DataSet) -> Any:
     graph, variables = network
-    layers = [node.name for node in graph.nodes if isinstance(node, LIF)]
+    layers = graph.neurons
     image, labels = first(data.test)
     apply = fast_compile_jit(lambda tree, x: SpikingNetwork(graph).apply(tree, normalizer(data)(x), capture=layers))
     _, traces = apply(variables, image)

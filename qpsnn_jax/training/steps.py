@@ -107,7 +107,7 @@ def make_train_step(
         def objective(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
             variables = state.variables | {"params": gather(params)}
             output, updates = network.apply(
-                variables, images, train=True, mutable=["batch_stats"], capture=penalty or {}
+                variables, images, train=True, mutable=["batch_stats"], capture=penalty or ()
             )
             currents, costs = output
             metrics = {"loss": jnp.mean(loss(currents, labels)), "accuracy": jnp.mean(_correct(currents, labels))}
@@ -145,7 +145,7 @@ def make_eval_step(
     *,
     loss: Loss = cross_entropy,
     prepare: Callable[[Array], Array] = lambda images: images,
-    capture: Capture | None = None,
+    capture: Capture = (),
 ) -> Callable[[Variables, Array, Array, Array], tuple[Metrics, dict[str, Any]]]:
     """Sums over a batch in evaluation mode, as a pure function.
 
@@ -161,7 +161,7 @@ def make_eval_step(
     """
 
     def step(variables: Variables, images: Array, labels: Array, weights: Array) -> tuple[Metrics, dict[str, Any]]:
-        output: Any = SpikingNetwork(graph).apply(variables, prepare(images), capture=capture or {})
+        output: Any = SpikingNetwork(graph).apply(variables, prepare(images), capture=capture)
         currents, captured = output
         sums = {
             "loss": jnp.sum(weights * loss(currents, labels)),

@@ -11,8 +11,9 @@ from qpsnn_jax.data import load
 from qpsnn_jax.export.agreement import compare
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.model.graph import LIF, AveragePool, Conv, Graph, Input, MaxPool, Quantizer
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import LIF, AveragePool, Conv, Input, MaxPool, Quantizer
 from qpsnn_jax.model.zoo import resnet20, spikingformer
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning import prune

@@ -16,7 +16,9 @@ from small_networks import images_of, random_variables, residual_graph
 from qpsnn_jax.data import load
 from qpsnn_jax.export.nir.reader import import_nir, read_nir
 from qpsnn_jax.export.nir.writer import DT, nir_graph, write_nir
-from qpsnn_jax.model.graph import (
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import (
     LIF,
     Add,
     Attention,
@@ -25,12 +27,10 @@ from qpsnn_jax.model.graph import (
     Conv,
     Dense,
     Flatten,
-    Graph,
     Input,
     MaxPool,
     Shortcut,
 )
-from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs.cli import main
@@ -416,7 +416,7 @@ def test_import_on_the_command_line(small_run, tmp_path, capsys):
     images = normalize(jnp.asarray(data.test.images), data.mean, data.std)
     for network in (small_run, tmp_path / "back"):
         graph, variables = load_network(network)
-        classes.append(np.argmax(np.mean(SpikingNetwork(graph).apply(variables, images), axis=1), axis=-1))
+        classes.append(np.argmax(np.mean(SpikingNetwork(graph).apply(variables, images).currents, axis=1), axis=-1))
     np.testing.assert_array_equal(*classes)
     assert main(command) == 2
     assert "exists; choose another --out." in capsys.readouterr().err

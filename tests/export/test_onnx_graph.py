@@ -23,7 +23,7 @@ def onnxruntime():
 @pytest.mark.parametrize("name", GRAPHS)
 def test_same_currents(name, onnxruntime):
     graph, pixels = GRAPHS[name], pixels_of(GRAPHS[name], 5)
-    run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x).mean(1))
+    run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x).currents.mean(1))
     expected = np.asarray(run(variables_of(name), normalize(jnp.asarray(pixels), *moments(graph))))
     model = onnx_model(folded_of(name)).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])

@@ -14,7 +14,7 @@ from qpsnn_jax.runs.cli import main
 def test_any_batch_gives_the_float_networks_currents():
     graph, variables = GRAPHS["dense"], variables_of("dense")
     exported, pixels = stablehlo(graph, variables, *moments(graph)), pixels_of(graph, 5)
-    run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x).mean(1))
+    run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x).currents.mean(1))
     expected = np.asarray(run(variables, normalize(jnp.asarray(pixels), *moments(graph))))
     for batch in (5, 2):
         np.testing.assert_allclose(np.asarray(exported.call(pixels[:batch])), expected[:batch], atol=1e-5)

@@ -6,7 +6,8 @@ import pytest
 from small_networks import random_variables
 
 from qpsnn_jax.export.torch_import import import_torch
-from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Graph, Quantizer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Quantizer
 from qpsnn_jax.model.zoo import resnet20, vgg16
 
 over = pytest.mark.parametrize

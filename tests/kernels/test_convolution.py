@@ -14,7 +14,7 @@ from qpsnn_jax.kernels import convolution
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.kernels.hardware import cpu_flags, portable
-from qpsnn_jax.model.graph import Quantizer
+from qpsnn_jax.model.nodes import Quantizer
 
 # Maps larger than, as large as, and smaller than the kernel; with taps that see only padding.
 CASES = [

@@ -7,7 +7,9 @@ import pytest
 from small_networks import images_of, jit, random_variables, residual_graph
 
 from qpsnn_jax.model.costs import Energy, activity_reducers, connection_sparsity, cost, sops_reducers
-from qpsnn_jax.model.graph import (
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import (
     LIF,
     Attention,
     AveragePool,
@@ -16,12 +18,10 @@ from qpsnn_jax.model.graph import (
     Dense,
     Flatten,
     GlobalAveragePool,
-    Graph,
     Input,
     MaxPool,
     Quantizer,
 )
-from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.zoo import NETWORKS
 
 # Table 1: data set, network, T, ratios (by the order of labels below), parameters, MB at 8, 4 and 2 bits.

@@ -1,29 +1,30 @@
 import contextlib
 import dataclasses
 import json
+import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpsnn_jax.model.graph import (
+from qpsnn_jax.model.graph import Graph, from_json, to_json
+from qpsnn_jax.model.nodes import (
     LIF,
     Add,
+    Attention,
     AveragePool,
     BatchNorm,
     Conv,
     Dense,
     Flatten,
     GlobalAveragePool,
-    Graph,
     Input,
     MaxPool,
     Node,
     Quantizer,
     Shortcut,
     Value,
-    from_json,
-    to_json,
 )
 from qpsnn_jax.model.zoo import resnet20, vgg16
 
@@ -85,34 +86,84 @@ def test_inferred_values():
     assert Graph((Input("frames", (4, 4, 2), frames=True),)).values["frames"].timed
 
 
+INTEGER = "must be an integer from 1 to 1048576"
 MISTAKES = [
-    (LIF("conv", "lif"), "node 'conv': the name is used twice"),
-    (LIF("x", "nowhere"), "node 'x': its input 'nowhere' is not an earlier node"),
-    (LIF("x", "x"), "node 'x': its input 'x' is not an earlier node"),
-    (Add("x", "lif", "nowhere"), "node 'x': its input 'nowhere'"),
-    (Add("x", "image", "lif"), r"node 'x': adds 'image' of shape \(9, 8, 2\) to 'lif' of \(9, 8, 4\)"),
-    (MaxPool("x", "lif", (10, 2)), r"node 'x': a window of \(10, 2\) does not fit an input of 9×8"),
-    (AveragePool("x", "lif", (2, 9)), "node 'x': a window"),
-    (Conv("x", "lif", 4, (3, 11)), r"node 'x': a window of \(3, 11\) does not fit .* padding \(1, 1\)"),
-    (Dense("x", "lif", 4), "node 'x': needs a flat input.*Flatten"),
-    *((Conv("x", "lif", n), "node 'x': features must be a whole number of at least 1") for n in (0, -2, 2.5, "4")),
-    *((Dense("x", "lif", n), "node 'x': features must be") for n in (0, None)),
-    *((Conv("x", "lif", 4, k), "node 'x': kernel must be a tuple of 2") for k in ((0, 3), (3,), 3, [3, 3], (3, 1.5))),
-    *((Conv("x", "lif", 4, strides=k), "node 'x': strides must") for k in ((1, 0), (1, 1, 1), 2)),
-    *((Conv("x", "lif", 4, padding=k), "node 'x': padding must be .* at least 0") for k in ((0, -1), 1)),
-    *((kind("x", "lif", (0, 2)), "node 'x': window must") for kind in (MaxPool, AveragePool)),
-    *((kind("x", "lif", (2, 2), (0, 2)), "node 'x': strides must") for kind in (MaxPool, AveragePool)),
-    *((Shortcut("x", "lif", s), "node 'x': source must be .* 0 to 3") for s in ((0, 4), (-2,), (), [0, 1])),
-    *((Shortcut("x", "lif", (0,), s), "node 'x': stride must be") for s in (0, 1.5)),
-    (Foreign("x"), "node 'x': unknown kind Foreign"),
-    (Input("x", (4, 4, 1)), "exactly one Input"),
+    (LIF, ("conv", "lif"), "node 'conv': the name is used twice"),
+    (LIF, ("params", "lif"), "node 'params': a name must be text and none of params, batch_stats, scales"),
+    (LIF, ("", "lif"), "node '': a name must be text"),
+    (LIF, (3, "lif"), "node 3: a name must be text"),
+    (LIF, ("x", "nowhere"), "node 'x': its input 'nowhere' is not an earlier node"),
+    (LIF, ("x", "x"), "node 'x': its input 'x' is not an earlier node"),
+    (Add, ("x", "lif", "nowhere"), "node 'x': its input 'nowhere'"),
+    (Add, ("x", "image", "lif"), r"node 'x': adds 'image' of shape \(9, 8, 2\) to 'lif' of \(9, 8, 4\)"),
+    (MaxPool, ("x", "lif", (10, 2)), r"node 'x': a window of \(10, 2\) does not fit an input of 9×8"),
+    (AveragePool, ("x", "lif", (2, 9)), "node 'x': a window"),
+    (Conv, ("x", "lif", 4, (3, 11)), r"node 'x': a window of \(3, 11\) does not fit .* padding \(1, 1\)"),
+    (Dense, ("x", "lif", 4), "node 'x': needs a flat input.*Flatten"),
+    *((Conv, ("x", "lif", n), f"node 'x': features {INTEGER}") for n in (0, -2, 2.5, "4", True, 1 << 21)),
+    *((Dense, ("x", "lif", n), f"node 'x': features {INTEGER}") for n in (0, None, 10**400)),
+    *((Conv, ("x", "lif", 4, k), "node 'x': kernel must be a tuple of 2") for k in ((3,), 3, [3, 3])),
+    *((Conv, ("x", "lif", 4, k), f"node 'x': kernel {INTEGER}") for k in ((0, 3), (3, 1.5), (3, True))),
+    *((Conv, ("x", "lif", 4, (3, 3), k), "node 'x': strides must") for k in ((1, 0), (1, 1, 1), 2)),
+    (Conv, ("x", "lif", 4, (3, 3), (1, 1), (0, -1)), "node 'x': padding must be an integer from 0"),
+    (Conv, ("x", "lif", 4, (3, 3), (1, 1), 1), "node 'x': padding must be a tuple of 2"),
+    (Conv, ("x", "lif", 4, (3, 3), (1, 1), (1, 1), 4), "node 'x': quantizer must be a Quantizer or None, got 4"),
+    *((kind, ("x", "lif", (0, 2)), "node 'x': window must") for kind in (MaxPool, AveragePool)),
+    *((kind, ("x", "lif", (2, 2), (0, 2)), "node 'x': strides must") for kind in (MaxPool, AveragePool)),
+    *(
+        (MaxPool, ("x", "lif", (2, 2), (1, 1), p), "node 'x': padding .* smaller than the window")
+        for p in ((2, 0), (1, 9))
+    ),
+    *((Shortcut, ("x", "lif", s), "node 'x': source must be .* 0 to 3") for s in ((0, 4), (9,))),
+    *((Shortcut, ("x", "lif", s), "node 'x': source must be an integer from -1") for s in ((-2,), (0, 1.5))),
+    *((Shortcut, ("x", "lif", s), "node 'x': source must be a tuple") for s in ((), [0, 1])),
+    *((Shortcut, ("x", "lif", (0,), s), "node 'x': stride must be") for s in (0, 1.5)),
+    *((BatchNorm, ("x", "lif", m), "node 'x': momentum must be a number from 0 to 1") for m in (-0.1, 1.1, math.nan)),
+    *((BatchNorm, ("x", "lif", 0.9, e), "node 'x': epsilon must be a number from 0") for e in (-1e-5, math.inf, "1")),
+    *((LIF, ("x", "lif", t), "node 'x': tau must be a number") for t in (math.nan, math.inf, -math.inf, True, "1")),
+    *((LIF, ("x", "lif", 0.5, t), "node 'x': threshold must be a number") for t in (math.nan, math.inf)),
+    (Attention, ("x", "lif", "lif", "lif", 3), "node 'x': needs query, key and value of one shape .* heads of 3"),
+    (Attention, ("x", "lif", "lif", "lif", 0), f"node 'x': head_features {INTEGER}"),
+    (Attention, ("x", "lif", "lif", "lif", 2, math.nan), "node 'x': factor must be a number"),
+    (Input, ("x", (4, 4, 1)), "exactly one Input"),
 ]
 
 
-@over(("node", "message"), MISTAKES, ids=lambda value: type(value).__name__)
-def test_mistakes_name_the_node(node: Node, message: str):
+@over(("kind", "fields", "message"), MISTAKES)
+def test_mistakes_name_the_node(kind: type[Node], fields: tuple, message: str):
     with pytest.raises(ValueError, match=message):
-        graph(node)
+        graph(kind(*fields))
+
+
+@over("strange", ["conv", None, Conv, {"kind": "Conv"}])
+def test_what_is_no_node(strange):
+    with pytest.raises(ValueError, match="nodes must be nodes such as"):
+        graph(strange)
+
+
+def test_what_a_node_must_write():
+    with pytest.raises(TypeError, match="Foreign.*infer.*run"):
+        Foreign("x")
+
+
+def test_integers_and_numbers_of_numpy():
+    nodes = Graph(
+        (
+            Input("image", tuple(np.array([9, 8, 2]))),
+            Conv("conv", "image", np.int64(4), (np.int8(3), 3), quantizer=Quantizer(np.uint8(2))),
+            Shortcut("shortcut", "conv", tuple(np.arange(3)), np.int32(2)),
+            LIF("lif", "shortcut", np.float32(0.5), np.float64(2)),
+        ),
+        np.int64(3),
+    )
+    plain = (
+        Input("image", (9, 8, 2)),
+        Conv("conv", "image", 4, quantizer=Quantizer(2)),
+        Shortcut("shortcut", "conv", (0, 1, 2), 2),
+        LIF("lif", "shortcut", 0.5, 2.0),
+    )
+    assert nodes == Graph(plain, 3)
+    assert to_json(nodes) == to_json(Graph(plain, 3))
 
 
 @over("kind", [MaxPool, AveragePool, GlobalAveragePool, Flatten, lambda *a: Conv(*a, 3), lambda *a: Shortcut(*a, (0,))])
@@ -123,7 +174,7 @@ def test_flat_inputs_are_refused_where_an_image_is_needed(kind):
 
 @over("shape", [(4, 4), (4, 0, 1), (4, 4, 1, 1), [4, 4, 1], (4, 4, 1.0), 4])
 def test_input_shapes(shape):
-    with pytest.raises(ValueError, match="node 'image': shape must be a tuple of 3 whole numbers of at least 1"):
+    with pytest.raises(ValueError, match="node 'image': shape must be (a tuple of 3 integers|an integer from 1)"):
         Graph((Input("image", shape),))
 
 
@@ -133,15 +184,15 @@ def test_exactly_one_input(nodes: tuple):
         Graph(nodes)
 
 
-@over("timesteps", [0, -1, 1.5, "2", None])
+@over("timesteps", [0, -1, 1.5, "2", None, True, 10**20])
 def test_timesteps(timesteps):
-    with pytest.raises(ValueError, match="timesteps must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="timesteps must be an integer from 1 to 1048576"):
         graph(timesteps=timesteps)
 
 
-@over("bits", [0, 9, -1, 2.0, "2", None])
+@over("bits", [0, 9, -1, 2.0, "2", None, True])
 def test_bits(bits):
-    with pytest.raises(ValueError, match="bits must be between 1 and 8"):
+    with pytest.raises(ValueError, match="bits must be an integer from 1 to 8"):
         Quantizer(bits)
 
 
@@ -203,7 +254,8 @@ GARBAGE = {
     "empty nodes": '{"nodes": [], "timesteps": 2}',
     "nodes of text": '{"nodes": "abc", "timesteps": 2}',
     "nested": "[" * 100_000,
-    "unknown kind": altered(kind="Attention"),
+    "unknown kind": altered(kind="Izhikevich"),
+    "other kind": altered(kind="Attention"),
     "listed kind": altered(kind=["Conv"]),
     "base kind": altered(kind="Node"),
     "foreign field": altered(colour="red"),

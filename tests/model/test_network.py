@@ -9,7 +9,9 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from small_networks import images_of, random_variables
 
-from qpsnn_jax.model.graph import (
+from qpsnn_jax.model.graph import Graph, from_json, to_json
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import (
     LIF,
     Add,
     AveragePool,
@@ -18,15 +20,11 @@ from qpsnn_jax.model.graph import (
     Dense,
     Flatten,
     GlobalAveragePool,
-    Graph,
     Input,
     MaxPool,
     Quantizer,
     Shortcut,
-    from_json,
-    to_json,
 )
-from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.neurons import LIFTrace
 
@@ -160,7 +158,8 @@ def case(request):
 def test_equals_slow_network(case, train: bool):
     graph, variables, images = case
     before = jax.tree.map(np.array, variables)
-    (currents, captured), updates = run(graph, variables, images, train)
+    output, updates = run(graph, variables, images, train)
+    currents, captured = output
     expected, stats = slow_network(graph, variables, images, train)
     assert currents.shape == (BATCH, T, graph.classes)
     assert set(captured) == set(graph.by_name)
@@ -174,7 +173,7 @@ def test_equals_slow_network(case, train: bool):
     np.testing.assert_array_equal(currents, captured["out"])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), updates["batch_stats"], stats)
     jax.tree.map(np.testing.assert_array_equal, variables, before)
-    jax.tree.map(np.testing.assert_array_equal, run(graph, variables, images, train), ((currents, captured), updates))
+    jax.tree.map(np.testing.assert_array_equal, run(graph, variables, images, train), (output, updates))
 
 
 def convolved_batches(graph: Graph) -> list[int]:
@@ -223,7 +222,7 @@ def small():
 def test_output_without_time_is_repeated():
     graph = without_neurons()
     variables, images = random_variables(graph), images_of(graph)
-    currents = SpikingNetwork(graph).apply(variables, images)
+    currents = SpikingNetwork(graph).apply(variables, images).currents
     expected = images.mean((1, 2)) @ variables["params"]["fc"]["kernel"] + variables["params"]["fc"]["bias"][None]
     assert currents.shape == (BATCH, T, 3)
     np.testing.assert_allclose(currents, np.repeat(expected[:, None], T, 1), rtol=1e-5)
@@ -259,7 +258,7 @@ def test_capture_reduces_on_the_fly(small):
     assert maps["lif"].membranes.shape == (BATCH, T, 4, 4, 4)
     assert maps["conv"].shape == (BATCH, 4, 4, 4)
     assert captured["conv"] == maps["conv"].max()
-    np.testing.assert_allclose(currents, jax.jit(network.apply)(variables, images), rtol=1e-6)
+    np.testing.assert_allclose(currents, jax.jit(network.apply)(variables, images).currents, rtol=1e-6)
 
 
 @over("capture", [["lif", "lif9"], {"lif9": jnp.max}])
@@ -286,8 +285,9 @@ def test_images_that_are_not_floating(dtype):
 
 def test_statistics_change_only_when_asked(small):
     network, variables, images = small
-    currents, updates = jax.jit(partial(network.apply, train=True, mutable=["batch_stats"]))(variables, images)
-    np.testing.assert_array_equal(jax.jit(partial(network.apply, train=True))(variables, images), currents)
+    output, updates = jax.jit(partial(network.apply, train=True, mutable=["batch_stats"]))(variables, images)
+    alone = jax.jit(partial(network.apply, train=True))(variables, images)
+    np.testing.assert_array_equal(alone.currents, output.currents)
     assert list(updates) == ["batch_stats"]
     assert not np.allclose(updates["batch_stats"]["bn"]["mean"], variables["batch_stats"]["bn"]["mean"])
 
@@ -295,10 +295,14 @@ def test_statistics_change_only_when_asked(small):
 def test_jit_and_vmap_over_variables(small):
     network, variables, images = small
     ensemble = [variables, random_variables(tiny(), 1)]
-    alone = [network.apply(v, images) for v in ensemble]
-    together = jax.vmap(network.apply, (0, None))(jax.tree.map(lambda *x: jnp.stack(x), *ensemble), images)
+
+    def currents(variables, images):
+        return network.apply(variables, images).currents
+
+    alone = [currents(v, images) for v in ensemble]
+    together = jax.vmap(currents, (0, None))(jax.tree.map(lambda *x: jnp.stack(x), *ensemble), images)
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jax.jit(network.apply)(variables, images), alone[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(currents)(variables, images), alone[0], rtol=1e-5, atol=1e-6)
     assert not np.allclose(*alone)
 
 
@@ -309,7 +313,7 @@ def test_equal_graphs_share_a_trace(small):
     @partial(jax.jit, static_argnums=0)
     def apply(network, variables, images):
         traces.append(network)
-        return network.apply(variables, images)
+        return network.apply(variables, images).currents
 
     again = SpikingNetwork(from_json(to_json(network.graph)))
     np.testing.assert_array_equal(apply(network, variables, images), apply(again, variables, images))
@@ -321,10 +325,10 @@ def test_gradients(case):
 
     @jax.jit
     def loss(params):
-        currents, _ = SpikingNetwork(graph).apply(
+        output, _ = SpikingNetwork(graph).apply(
             variables | {"params": params}, images, train=True, mutable=["batch_stats"]
         )
-        return cross_entropy(currents, jnp.arange(BATCH)).mean()
+        return cross_entropy(output.currents, jnp.arange(BATCH)).mean()
 
     gradients = jax.jit(jax.grad(loss))(variables["params"])
     for node, leaves in gradients.items():

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qpsnn_jax.model.graph import LIF, Conv, Dense, Graph, Quantizer
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import LIF, Conv, Dense, Quantizer
 from qpsnn_jax.model.zoo import resnet20, vgg16
 from qpsnn_jax.model.zoo.blocks import kept_channels
 from qpsnn_jax.model.zoo.resnet20 import option_a_source
@@ -128,8 +129,8 @@ ERRORS = [
     (vgg16, {"input_shape": (16, 16, 3)}, r"node 'pool': a window of \(2, 2\) does not fit an input of 1×1"),
     (vgg16, {"input_shape": (32, 32)}, "node 'image': shape must"),
     (resnet20, {"input_shape": (0, 8, 3)}, "node 'image': shape must"),
-    *((n, {"bits": 9}, "bits must be between 1 and 8, got 9") for n in NETWORKS.values()),
-    *((n, {"bits": 0}, "bits must be between 1 and 8, got 0") for n in NETWORKS.values()),
+    *((n, {"bits": 9}, "bits must be an integer from 1 to 8, got 9") for n in NETWORKS.values()),
+    *((n, {"bits": 0}, "bits must be an integer from 1 to 8, got 0") for n in NETWORKS.values()),
     *((n, {"timesteps": 0}, "timesteps must") for n in NETWORKS.values()),
     *((n, {"classes": 0}, "node 'fc': features must") for n in NETWORKS.values()),
     *((n, {"width": w}, "width must be positive") for n in NETWORKS.values() for w in (0, -1.0, 0.001)),

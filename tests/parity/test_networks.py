@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from small_networks import jit
 
-import qpsnn_jax.model.network as network
 from qpsnn_jax.export.torch_import import import_torch
 from qpsnn_jax.kernels.convolution import convolve
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import Quantizer, weighted
 from qpsnn_jax.numerics.losses import cross_entropy
-from qpsnn_jax.numerics.quantization import gamma_of, quantize
 
 RECORDED = {"resnet20": {"bits": 2, "timesteps": 2}, "vgg16": {"bits": 4, "timesteps": 4}}
 
@@ -46,20 +45,21 @@ def released_arithmetic(monkeypatch):
     training mode is made with the same rounding.
     """
 
-    def noisy(kernel, *, bits, gamma, granularity, ste, gain):
-        exact = quantize(kernel, bits, gamma=gamma, granularity=granularity, ste=ste, gain=gain)
-        divided = kernel / gamma_of(kernel, bits, gamma, granularity)
+    def noisy(quantizer, kernel, gain):
+        integers, scale = plain(quantizer, kernel, gain)
+        exact, divided = integers * scale, kernel / quantizer.gamma_of(kernel)
         rounded = (exact - divided) + divided
         return exact + jax.lax.stop_gradient(rounded - exact), jnp.ones((1,) * kernel.ndim)
 
-    monkeypatch.setattr(network, "integer_weights", noisy)
+    plain = Quantizer.integer_weights
+    monkeypatch.setattr(Quantizer, "integer_weights", noisy)
     # Such weights are no integers any more, so they are summed as they are.
-    monkeypatch.setattr(network, "conv_spikes", lambda x, kernel, *, bits, **options: convolve(x, kernel, **options))
+    monkeypatch.setattr(weighted, "conv_spikes", lambda x, kernel, *, bits, **options: convolve(x, kernel, **options))
 
 
 def test_currents_in_evaluation(recording):
     graph, variables = recording.state()
-    currents = jit(SpikingNetwork(graph).apply)(variables, recording.images)
+    currents = jit(SpikingNetwork(graph).apply)(variables, recording.images).currents
     np.testing.assert_allclose(currents, recording.arrays["eval_logits"], atol=1e-3)
 
 
@@ -68,10 +68,10 @@ def test_training_step(recording, monkeypatch):
     graph, variables = recording.state()
 
     def loss_of(params):
-        currents, updates = SpikingNetwork(graph).apply(
+        output, updates = SpikingNetwork(graph).apply(
             variables | {"params": params}, recording.images, train=True, mutable=["batch_stats"]
         )
-        return cross_entropy(currents, recording.labels).mean(), (currents, updates["batch_stats"])
+        return cross_entropy(output.currents, recording.labels).mean(), (output.currents, updates["batch_stats"])
 
     (loss, (currents, stats)), gradients = jit(jax.value_and_grad(loss_of, has_aux=True))(variables["params"])
     np.testing.assert_allclose(currents, recording.arrays["train_logits"], atol=1e-3)
@@ -90,6 +90,6 @@ def test_training_step(recording, monkeypatch):
 
 def test_exact_arithmetic_differs_by_at_most_one_flip(recording):
     graph, variables = recording.state()
-    currents = jit(partial(SpikingNetwork(graph).apply, train=True))(variables, recording.images)
+    currents = jit(partial(SpikingNetwork(graph).apply, train=True))(variables, recording.images).currents
     assert jnp.abs(currents - recording.arrays["train_logits"]).max() < 0.05
     np.testing.assert_allclose(cross_entropy(currents, recording.labels).mean(), recording.arrays["loss"], atol=2e-4)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_networks import images_of, jit, random_variables, residual_graph
 
-from qpsnn_jax.model import network
-from qpsnn_jax.model.graph import LIF, Add, Conv, Dense, Flatten, Graph, Input, Quantizer, Shortcut
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import LIF, Add, Conv, Dense, Flatten, Input, Quantizer, Shortcut
 from qpsnn_jax.model.zoo import resnet20, sew_resnet18, spikingformer, vgg16, vggsnn
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.quantization import codes
@@ -58,20 +58,20 @@ def silenced(graph: Graph, keep) -> dict[str, np.ndarray]:
 
 def masked(masks):
     """LIF layers whose spikes are multiplied by masks; the whole network is otherwise what it is."""
-    run_lif = network.run_lif
+    plain = LIF.trace
 
-    def run(node, currents):
-        trace = run_lif(node, currents)
+    def trace(node, leaves, currents):
+        trace = plain(node, leaves, currents)
         mask = jnp.asarray(masks.get(node.name, np.ones(currents.shape[-1])), currents.dtype)
         return trace._replace(spikes=trace.spikes * mask.reshape((1,) * (currents.ndim - 1) + (-1,)))
 
-    return mock.patch.object(network, "run_lif", run)
+    return mock.patch.object(LIF, "trace", trace)
 
 
 @partial(jit, static_argnames="graph")
 def evaluate(graph, variables, images, masks):
     with masked(masks):
-        return SpikingNetwork(graph).apply(variables, images)
+        return SpikingNetwork(graph).apply(variables, images).currents
 
 
 @partial(jit, static_argnames="graph")
@@ -80,12 +80,12 @@ def evaluate_and_train(graph, variables, images, masks):
     run = SpikingNetwork(graph).apply
 
     def loss_of(params):
-        currents, updates = run(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
-        return cross_entropy(currents, jnp.arange(len(images)) % 3).mean(), updates["batch_stats"]
+        output, updates = run(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return cross_entropy(output.currents, jnp.arange(len(images)) % 3).mean(), updates["batch_stats"]
 
     with masked(masks):
         (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(variables["params"])
-        currents = run(variables, images)
+        currents = run(variables, images).currents
     params = jax.tree.map(lambda p, g: p - 0.1 * g, variables["params"], gradients)
     return currents, loss, {"params": params, "batch_stats": stats}
 
@@ -357,7 +357,8 @@ def test_step_with_pruned_optimizer_state():
     def step(params, state):
         def loss(params):
             return cross_entropy(
-                SpikingNetwork(smaller).apply(variables | {"params": params}, images, train=True), jnp.arange(2)
+                SpikingNetwork(smaller).apply(variables | {"params": params}, images, train=True).currents,
+                jnp.arange(2),
             ).mean()
 
         value, gradients = jax.value_and_grad(loss)(params)

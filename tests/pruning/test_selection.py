@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from small_networks import images_of, random_variables, residual_graph
 
-from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Graph, Input, Quantizer
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Input, Quantizer
 from qpsnn_jax.model.zoo import resnet20, vgg16
 from qpsnn_jax.pruning import (
     Criterion,

@@ -12,7 +12,7 @@ from small_networks import random_variables
 from small_runs import contents
 from test_torch_import import state_dict
 
-from qpsnn_jax.model.graph import LIF, Quantizer
+from qpsnn_jax.model.nodes import LIF, Quantizer
 from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.runs.cli import COMMANDS, main
 from qpsnn_jax.runs.stages import load_network
@@ -32,8 +32,8 @@ WRONG = {
     "wrong type": ([*RUN, "--epochs", "many"], "--epochs takes a whole number, got 'many'."),
     "wrong number": ([*RUN, "--learning-rate=-1"], "learning_rate must be positive, got -1.0."),
     "wrong choice": ([*RUN, "--gamma", "median"], "gamma takes one of none, max, percentile, mean, mse, got 'median'."),
-    "bits 0": ([*RUN, "--bits", "0"], "bits must be between 1 and 8, got 0."),
-    "bits 9": ([*RUN, "--bits", "9"], "bits must be between 1 and 8, got 9."),
+    "bits 0": ([*RUN, "--bits", "0"], "bits must be an integer from 1 to 8, got 0."),
+    "bits 9": ([*RUN, "--bits", "9"], "bits must be an integer from 1 to 8, got 9."),
     "ratio 1.0": ([*RUN, "--ratios", "middle=1.0"], "ratio of 'middle' must be at least 0 and below 1, got 1.0."),
     "ratio -0.1": ([*RUN, "--ratios", "middle=-0.1"], "ratio of 'middle' must be at least 0 and below 1, got -0.1."),
     "ratio that empties": ([*RUN, "--ratios", "stem=0.99"], "a pruning ratio of 0.99 leaves none of 8 channels"),
@@ -62,7 +62,7 @@ WRONG = {
     ),
     "out is a file": (["run", "digits", "--out", "empty.py"], "exists and is not the directory of a run"),
     "out is foreign": (["run", "digits", "--out", "foreign"], "foreign exists and is not the directory of a run"),
-    "train too": (["train", "digits", "--out", "new", "--bits", "9"], "bits must be between 1 and 8, got 9."),
+    "train too": (["train", "digits", "--out", "new", "--bits", "9"], "bits must be an integer from 1 to 8, got 9."),
     "score nothing": (["score", "absent"], "absent is not the directory of a run: it has no config.json."),
     "prune nothing": (["prune", "foreign"], "foreign is not the directory of a run: it has no config.json."),
     "finetune nothing": (["finetune", "absent"], "absent is not the directory of a run: it has no config.json."),

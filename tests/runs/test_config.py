@@ -9,7 +9,7 @@ import pytest
 
 from qpsnn_jax.data import Augmentation
 from qpsnn_jax.data.augment.images import normalize_and_augment
-from qpsnn_jax.model.graph import LIF, Conv, Quantizer
+from qpsnn_jax.model.nodes import LIF, Conv, Quantizer
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs.config import (
     Config,
@@ -212,7 +212,7 @@ def test_a_config_file_defines_config(tmp_path):
         ("x = 1\n  y = 2\n", "has a syntax error in line 2: unexpected indent."),
         ("import no_such_module\n", "fails with ModuleNotFoundError: No module named 'no_such_module'."),
         ("raise SystemExit('bye')\n", "fails with SystemExit: bye."),
-        ("from qpsnn_jax import Config\nconfig = Config(bits=9)\n", ": bits must be between 1 and 8, got 9."),
+        ("from qpsnn_jax import Config\nconfig = Config(bits=9)\n", ": bits must be an integer from 1 to 8, got 9."),
         (
             "from qpsnn_jax import Config\nconfig = Config(zzqx=2)\n",
             "fails with TypeError: Config.__init__() got an unexpected keyword argument 'zzqx'.",

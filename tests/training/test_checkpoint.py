@@ -12,7 +12,7 @@ import pytest
 from small_networks import random_variables, residual_graph
 from small_runs import contents
 
-from qpsnn_jax.model.graph import Quantizer
+from qpsnn_jax.model.nodes import Quantizer
 from qpsnn_jax.runs.stages import load_network, save_network
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.optim import optimizer

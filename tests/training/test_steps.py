@@ -9,8 +9,9 @@ import optax
 import pytest
 from small_networks import images_of, random_variables
 
-from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Dense, Flatten, Graph, Input, Quantizer
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input, Quantizer
 from qpsnn_jax.numerics.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.training.optim import optimizer
 from qpsnn_jax.training.steps import (
@@ -73,11 +74,11 @@ def test_a_step_is_gradient_update_and_batch_statistics(variables, images, loss)
             output = SpikingNetwork(GRAPH).apply(
                 {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
             )
-            return loss(output[0], LABELS).mean(), output
+            return loss(output[0].currents, LABELS).mean(), output
 
         (value, (currents, updates)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
         changes, opt_state = TX.update(gradients, TX.init(params), params)
-        return value, currents, updates, optax.apply_updates(params, changes), opt_state
+        return value, currents.currents, updates, optax.apply_updates(params, changes), opt_state
 
     value, currents, updates, params, opt_state = by_hand(variables["params"])
     close(after.variables, {"params": params, "scales": variables["scales"], **updates})
@@ -138,7 +139,7 @@ def test_the_state_can_be_donated(variables, images):
 
 def test_padding_counts_nothing(variables, images):
     step = jax.jit(make_eval_step(GRAPH, capture={"lif1": lambda trace: trace.spikes.mean()}))
-    currents = SpikingNetwork(GRAPH).apply(variables, images)
+    currents = SpikingNetwork(GRAPH).apply(variables, images).currents
     right = np.asarray(currents).mean(axis=1).argmax(axis=-1) == np.asarray(LABELS)
     losses = np.asarray(cross_entropy(currents, LABELS))
     for weights in ([1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1]):

@@ -8,21 +8,9 @@ from typing import Any
 import numpy as np
 
 from qpsnn_jax.export.nir.writer import DT, nir_package
-from qpsnn_jax.model.graph import (
-    LIF,
-    Add,
-    AveragePool,
-    Conv,
-    Dense,
-    Flatten,
-    Graph,
-    Input,
-    MaxPool,
-    Node,
-    Pair,
-    Shortcut,
-    Value,
-)
+from qpsnn_jax.kernels.geometry import Pair
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, Add, AveragePool, Conv, Dense, Flatten, Input, MaxPool, Node, Shortcut, Value
 
 
 class _Reader:
@@ -57,7 +45,7 @@ def import_nir(
 
     A neuron :math:`τ \dot v = v_{leak} - v + r I` becomes a LIF node with leak 1 - dt/τ and threshold v_threshold ·
     τ/(r·dt), firing above it. What :func:`qpsnn_jax.export.nir.writer.nir_graph` writes for a shortcut or a max-pool of
-    spikes becomes one again, and the layer before the output a :class:`~qpsnn_jax.model.graph.Dense` node.
+    spikes becomes one again, and the layer before the output a :class:`~qpsnn_jax.model.nodes.Dense` node.
 
     Args:
         document: a ``nir.NIRGraph``, from :func:`read_nir` or another tool.

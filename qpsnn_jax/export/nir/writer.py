@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qpsnn_jax.export.folding import Weights, affine, summed_weights, weights_of
-from qpsnn_jax.kernels.geometry import Geometry
-from qpsnn_jax.model.graph import (
+from qpsnn_jax.kernels.geometry import Geometry, Pair
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import (
     LIF,
     Add,
     AveragePool,
@@ -23,11 +24,9 @@ from qpsnn_jax.model.graph import (
     Dense,
     Flatten,
     GlobalAveragePool,
-    Graph,
     Input,
     MaxPool,
     Node,
-    Pair,
     Shortcut,
 )
 from qpsnn_jax.numerics.normalization import check_statistics

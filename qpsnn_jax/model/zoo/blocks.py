@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from qpsnn_jax.model.graph import LIF, BatchNorm, Conv, Node, Quantizer
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Node, Quantizer
 
 
 def kept_channels(width: int, ratio: float) -> int:

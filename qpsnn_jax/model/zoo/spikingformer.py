@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from qpsnn_jax.model.graph import LIF, Add, Attention, Dense, GlobalAveragePool, Graph, Input, MaxPool, Node, Quantizer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, Add, Attention, Dense, GlobalAveragePool, Input, MaxPool, Node, Quantizer
 from qpsnn_jax.model.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron, quantizer_of, scaled
 
 LABELS = ("patch", "stream", "attention", "hidden")

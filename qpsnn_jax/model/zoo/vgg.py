@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from qpsnn_jax.model.graph import LIF, AveragePool, Dense, Flatten, Graph, Input, MaxPool, Node, Quantizer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, AveragePool, Dense, Flatten, Input, MaxPool, Node, Quantizer
 from qpsnn_jax.model.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron, quantizer_of, scaled
 
 LABELS = ("early", "late")

@@ -1,0 +1,40 @@
+"""The kinds of nodes, one file a family; all that a node is stands in its class."""
+
+from qpsnn_jax.model.nodes.attention import Attention, AttentionTrace
+from qpsnn_jax.model.nodes.base import Activity, Context, Count, Leaf, Leaves, Node, Result, Unary, Value, Values
+from qpsnn_jax.model.nodes.inputs import Input
+from qpsnn_jax.model.nodes.neurons import LIF, Neuron
+from qpsnn_jax.model.nodes.norm import BatchNorm
+from qpsnn_jax.model.nodes.pools import AveragePool, GlobalAveragePool, MaxPool
+from qpsnn_jax.model.nodes.quantizer import Quantizer
+from qpsnn_jax.model.nodes.shapes import Add, Flatten, Shortcut
+from qpsnn_jax.model.nodes.weighted import Conv, Dense, Weighted
+
+__all__ = [
+    "LIF",
+    "Activity",
+    "Add",
+    "Attention",
+    "AttentionTrace",
+    "AveragePool",
+    "BatchNorm",
+    "Context",
+    "Conv",
+    "Count",
+    "Dense",
+    "Flatten",
+    "GlobalAveragePool",
+    "Input",
+    "Leaf",
+    "Leaves",
+    "MaxPool",
+    "Neuron",
+    "Node",
+    "Quantizer",
+    "Result",
+    "Shortcut",
+    "Unary",
+    "Value",
+    "Values",
+    "Weighted",
+]

@@ -1,0 +1,218 @@
+"""What a node is: a named computation that says what it yields, which arrays it has, how it runs and what it counts.
+
+A new kind of node is a frozen dataclass that derives from :class:`Node`, :class:`Unary` or
+:class:`~qpsnn_jax.model.nodes.neurons.Neuron`, in this package or outside it. It writes ``infer`` and ``run``; the
+other methods have defaults that suit a node without arrays that carries its inputs' channels. Graphs, networks,
+pruning and costs ask these methods and know no kinds.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Leaves = dict[str, Array]
+Channels = Literal["carried", "made", "mapped", "fixed"]
+
+KINDS: dict[str, type["Node"]] = {}
+"""Classes of nodes by name, as :func:`qpsnn_jax.model.graph.from_json` finds them; each enters when it is defined."""
+
+
+class Value(NamedTuple):
+    """What a node yields: shape of one example at one step, whether it has a time axis, whether it is 0 or 1."""
+
+    shape: tuple[int, ...]
+    timed: bool
+    spiking: bool
+
+
+Values = Sequence[Value]
+
+
+class Leaf(NamedTuple):
+    """An array of a node, float32 when it is fresh.
+
+    ``init`` is one of :mod:`jax.nn.initializers`, or any function of a key, a shape and a dtype. ``axes`` names for
+    each axis the node whose channels it holds (the node itself or one of its inputs), or None. ``collection`` is
+    ``params``, ``batch_stats`` or ``scales``; only params are random. ``bits`` are stored for each number.
+    """
+
+    shape: tuple[int, ...]
+    init: Callable[..., Array]
+    axes: tuple[str | None, ...]
+    collection: str = "params"
+    bits: int = 32
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+class Context(NamedTuple):
+    """How a node runs: what its inputs are, the number of time steps T, and whether the batch's statistics count.
+
+    If the output or any input has a time axis, all inputs have one when the node runs, and ``inputs`` say so.
+    """
+
+    inputs: tuple[Value, ...]
+    timesteps: int
+    train: bool = False
+
+
+class Result(NamedTuple):
+    """What a node did: its ``output`` ``b [t] …``, what capture sees if that is more, and leaves with new values."""
+
+    output: Array
+    trace: Any = None
+    updates: Mapping[str, Array] | None = None
+
+
+class Activity(NamedTuple):
+    """What was measured: by input the share of images and steps in which each value is not 0, and the node's own.
+
+    ``own`` is the mean of what :meth:`Node.measure` gave. What was not measured is None.
+    """
+
+    inputs: tuple[np.ndarray | None, ...]
+    own: np.ndarray | None
+
+
+class Count(NamedTuple):
+    """What a node does for one image over all time steps, as in :class:`qpsnn_jax.model.costs.NodeCost`."""
+
+    dense: int = 0
+    macs: float | None = 0.0
+    acs: float | None = 0.0
+    firing_rate: float | None = None
+    connections: int = 0
+    updates: int = 0
+    traffic_bits: int = 0
+
+
+@dataclass(frozen=True)
+class Node(ABC):
+    """A named computation; ``inputs`` are the names of the nodes it reads (without any, it is given the images).
+
+    ``channels`` says where its output's channels come from:
+
+    - ``carried``: they are those of its inputs, one for one, which therefore lose the same ones;
+    - ``made``: by its weights. They can be removed; a field ``label`` names the pruning ratio they go by. The class
+      then defines :meth:`shrink`;
+    - ``mapped``: without weights, so that they follow those they are added to. The class defines :meth:`shrink`;
+    - ``fixed``: they stay.
+
+    ``fires`` says that its trace is a :class:`~qpsnn_jax.numerics.neurons.LIFTrace`, by which pruning scores its
+    channels; ``counts_operations`` that its trace has ``operations`` (``b`` or ``b t``), which :meth:`measure` gives
+    instead of rates.
+    """
+
+    name: str
+
+    channels: ClassVar[Channels] = "carried"
+    fires: ClassVar[bool] = False
+    counts_operations: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        """Enters the class into :data:`KINDS`."""
+        known = KINDS.setdefault(cls.__name__, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"a node class named {cls.__name__} is already defined in {known.__module__}; rename one.")
+        KINDS[cls.__name__] = cls
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the nodes it reads."""
+        return ()
+
+    @property
+    def unit(self) -> int:
+        """Neighbouring channels that are removed together."""
+        return 1
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Names of the nodes whose activity :meth:`count` needs."""
+        return ()
+
+    @abstractmethod
+    def infer(self, inputs: Values) -> Value:
+        """What it yields for given inputs.
+
+        Raises:
+            ValueError: the inputs do not fit; the graph adds the node's name to the message.
+        """
+
+    @abstractmethod
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """Its output ``b [t] …`` for its arrays by name and its inputs ``b [t] …``."""
+
+    def leaves(self, inputs: Values) -> dict[str, Leaf]:
+        """Its arrays by name."""
+        del inputs
+        return {}
+
+    def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> "Node":
+        """The node when only these channels of its output and of its inputs are left; None where all are."""
+        del outputs, inputs
+        return self
+
+    def rescale(self, before: Leaves, after: Leaves, outputs: np.ndarray | None) -> Leaves:
+        """New values for leaves that depend on channels which were removed, from its arrays before and after."""
+        del before, after, outputs
+        return {}
+
+    def weights(self, leaves: Leaves) -> Array | None:
+        """Its synaptic weights as they act, up to a factor; None if it has none."""
+        del leaves
+        return None
+
+    def synapses(self, inputs: Values) -> np.ndarray | None:
+        """For every position of its first input, how many synapses a spike there reaches: ``h w``, or ``()``."""
+        del inputs
+        return None
+
+    def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
+        """What it does for one image; by default what its :meth:`synapses` do, its params being read once a step."""
+        if (synapses := self.synapses(inputs)) is None:
+            return Count()
+        steps = timesteps if inputs[0].timed else 1
+        bits = sum(leaf.size * leaf.bits for leaf in self.leaves(inputs).values() if leaf.collection == "params")
+        return count_synapses(synapses, inputs[0], activity, timesteps)._replace(traffic_bits=steps * bits)
+
+    def measure(self, value: Value, captured: Any) -> Array:
+        """Its activity in one batch: for each value of an example the share of images and steps where it is not 0."""
+        return mean_nonzero(captured, value)
+
+
+@dataclass(frozen=True)
+class Unary(Node, ABC):
+    """A node with one input."""
+
+    input: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the nodes it reads."""
+        return (self.input,)
+
+
+def mean_nonzero(values: Array, value: Value) -> Array:
+    """Share of the batch and the steps in which each of ``b [t] …`` is not zero."""
+    return jnp.mean((values != 0).astype(jnp.float32), axis=(0, 1) if value.timed else 0)
+
+
+def count_synapses(synapses: np.ndarray, given: Value, activity: Activity, timesteps: int) -> Count:
+    """Operations of a layer that multiplies each value of its first input as often as ``synapses`` say."""
+    steps, nonzero = timesteps if given.timed else 1, activity.inputs[0]
+    taken = synapses[..., None] if synapses.ndim else synapses
+    done = None if nonzero is None else float(steps * np.sum(nonzero * taken))
+    # NeuroBench's rule: whatever is not 0 or 1 costs a MAC, the averages that the readout takes among them. The
+    # paper's energies leave the readout out.
+    macs, acs = (0.0, done) if given.spiking else (done, 0.0)
+    return Count(steps * int(synapses.sum()) * given.shape[-1], macs, acs)

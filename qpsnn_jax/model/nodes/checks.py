@@ -1,0 +1,86 @@
+"""Checks of a node's fields, which name the node and the field; what passes is stored as plain Python numbers."""
+
+from typing import Any
+
+from qpsnn_jax.kernels.geometry import Geometry, Pair
+from qpsnn_jax.model.nodes.base import Node, Value
+from qpsnn_jax.runtime.checks import finite, integer
+
+LARGEST = 1 << 20
+"""The largest size of anything: beyond it lie mistakes, not networks."""
+
+
+def integer_fields(node: Node, *fields: str) -> None:
+    """Each field is an integer of 1 to :data:`LARGEST`.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in fields:
+        _store(node, name, integer(_where(node, name), getattr(node, name), 1, LARGEST))
+
+
+def tuple_fields(node: Node, count: int, *fields: str, least: int = 1) -> None:
+    """Each field is a tuple of ``count`` integers of ``least`` to :data:`LARGEST`.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in fields:
+        value, where = getattr(node, name), _where(node, name)
+        if not (isinstance(value, tuple) and len(value) == count):
+            raise ValueError(f"{where} must be a tuple of {count} integers, got {value!r}.")
+        _store(node, name, tuple(integer(where, n, least, LARGEST) for n in value))
+
+
+def float_fields(node: Node, *fields: str, least: float = -1e30, most: float = 1e30) -> None:
+    """Each field is a finite number of ``least`` to ``most``.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in fields:
+        _store(node, name, finite(_where(node, name), getattr(node, name), least, most))
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """``value`` is one of the names ``allowed``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
+
+
+def image_shape(value: Value) -> tuple[int, int, int]:
+    """Height, width and channels of an input.
+
+    Raises:
+        ValueError: it is flat.
+    """
+    if len(value.shape) != 3:
+        raise ValueError(f"needs an input of shape (h, w, c), got {value.shape}.")
+    h, w, c = value.shape
+    return h, w, c
+
+
+def output_hw(value: Value, window: Pair, strides: Pair, padding: Pair) -> Pair:
+    """Rows and columns of what a window gives that slides over an input.
+
+    Raises:
+        ValueError: the input is flat or the window does not fit.
+    """
+    h, w, _ = image_shape(value)
+    size = Geometry((h, w), window, strides, padding).output_hw
+    if min(size) < 1:
+        raise ValueError(f"a window of {window} does not fit an input of {h}×{w} with padding {padding}.")
+    return size
+
+
+def _where(node: Node, field: str) -> str:
+    return f"node {node.name!r}: {field}" if node.name else field
+
+
+def _store(node: Node, field: str, value: Any) -> None:
+    object.__setattr__(node, field, value)

@@ -1,0 +1,37 @@
+"""Where a network begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jax import Array
+
+from qpsnn_jax.model.nodes.base import Channels, Context, Leaves, Node, Result, Value, Values
+from qpsnn_jax.model.nodes.checks import tuple_fields
+
+
+@dataclass(frozen=True)
+class Input(Node):
+    """The images, or with ``frames`` event frames that carry a time axis of their own.
+
+    Args:
+        shape: ``(h, w, c)`` of one image or frame.
+        frames: whether the time axis comes with the data; otherwise the image is shown at every step.
+    """
+
+    shape: tuple[int, int, int]
+    frames: bool = False
+
+    channels: ClassVar[Channels] = "fixed"
+
+    def __post_init__(self) -> None:
+        tuple_fields(self, 3, "shape")
+
+    def infer(self, inputs: Values) -> Value:
+        """The images, as they come."""
+        del inputs
+        return Value(self.shape, self.frames, spiking=False)
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """The images, which are given as its one input."""
+        return Result(inputs[0])

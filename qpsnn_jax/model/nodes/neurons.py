@@ -1,0 +1,94 @@
+"""Spiking neurons."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jax import Array
+
+from qpsnn_jax.model.nodes.base import (
+    Activity,
+    Context,
+    Count,
+    Leaves,
+    Result,
+    Unary,
+    Value,
+    Values,
+    mean_nonzero,
+)
+from qpsnn_jax.model.nodes.checks import float_fields, one_of
+from qpsnn_jax.numerics.neurons import LIFTrace, Reset, lif_trace
+from qpsnn_jax.numerics.surrogate import SURROGATES, Fire
+
+_MEMBRANE_BITS = 32
+
+
+@dataclass(frozen=True)
+class Neuron(Unary, ABC):
+    """Spiking neurons of any kind: a subclass adds its options as fields and writes :meth:`trace`."""
+
+    fires: ClassVar[bool] = True
+
+    @abstractmethod
+    def trace(self, leaves: Leaves, currents: Array) -> LIFTrace:
+        """Spikes and membranes ``b t …`` for its arrays by name and for currents ``b t …``."""
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Itself."""
+        return (self.name,)
+
+    def infer(self, inputs: Values) -> Value:
+        """Spikes over time, of its input's shape."""
+        return Value(inputs[0].shape, timed=True, spiking=True)
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """Its spikes; its membranes stand in the trace."""
+        del context
+        trace = self.trace(leaves, inputs[0])
+        return Result(trace.spikes, trace)
+
+    def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
+        """One update of each membrane a step, which reads and writes it."""
+        rate = None if activity.own is None else float(np.mean(activity.own))
+        updates = timesteps * math.prod(inputs[0].shape)
+        return Count(firing_rate=rate, updates=updates, traffic_bits=2 * _MEMBRANE_BITS * updates)
+
+    def measure(self, value: Value, captured: Any) -> Array:
+        """How often each neuron fires."""
+        return mean_nonzero(captured.spikes, value)
+
+
+@dataclass(frozen=True)
+class LIF(Neuron):
+    """Leaky integrate-and-fire neurons: the options of :func:`qpsnn_jax.lif`; ``surrogate`` by its name."""
+
+    tau: float = 0.5
+    threshold: float = 1.0
+    fire: Fire = ">="
+    reset: Reset = "hard"
+    detach_reset: bool = False
+    surrogate: str = "triangular"
+
+    def __post_init__(self) -> None:
+        float_fields(self, "tau", "threshold")
+        one_of("fire", self.fire, (">=", ">"))
+        one_of("reset", self.reset, ("hard", "soft"))
+        one_of("surrogate", self.surrogate, tuple(SURROGATES))
+
+    def trace(self, leaves: Leaves, currents: Array) -> LIFTrace:
+        """What :func:`qpsnn_jax.lif_trace` gives."""
+        del leaves
+        return lif_trace(
+            currents,
+            tau=self.tau,
+            threshold=self.threshold,
+            surrogate=SURROGATES[self.surrogate],
+            fire=self.fire,
+            reset=self.reset,
+            detach_reset=self.detach_reset,
+        )

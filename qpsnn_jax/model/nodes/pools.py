@@ -1,0 +1,93 @@
+"""Pools over windows and over whole maps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qpsnn_jax.kernels.geometry import Pair
+from qpsnn_jax.model.nodes.base import Context, Leaves, Result, Unary, Value, Values
+from qpsnn_jax.model.nodes.checks import image_shape, output_hw, tuple_fields
+
+
+@dataclass(frozen=True)
+class MaxPool(Unary):
+    """Maximum over windows; of spikes, their OR. Padding, which is smaller than the window, never wins."""
+
+    window: Pair = (2, 2)
+    strides: Pair = (2, 2)
+    padding: Pair = (0, 0)
+
+    def __post_init__(self) -> None:
+        tuple_fields(self, 2, "window", "strides")
+        tuple_fields(self, 2, "padding", least=0)
+        if any(p >= k for p, k in zip(self.padding, self.window, strict=True)):
+            raise ValueError(
+                f"node {self.name!r}: padding {self.padding} must be smaller than the window {self.window}, which "
+                "otherwise may see nothing but padding."
+            )
+
+    def infer(self, inputs: Values) -> Value:
+        """Smaller maps, spikes where the input's are."""
+        size = output_hw(inputs[0], self.window, self.strides, self.padding)
+        return inputs[0]._replace(shape=(*size, inputs[0].shape[-1]))
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """The largest of each window; where several are, as spikes are, the gradient goes to the first.
+
+        By selections, because the gradient of ``reduce_window`` takes four integers for every number on a CPU.
+        """
+        (x,) = inputs
+        around = (*((0, 0) for _ in x.shape[:-3]), *((p, p) for p in self.padding), (0, 0))
+        padded = jnp.pad(x, around, constant_values=-jnp.inf)
+        sizes = zip(padded.shape[-3:-1], self.window, self.strides, strict=True)
+        rows, columns = ([slice(i, n - k + i + 1, s) for i in range(k)] for n, k, s in sizes)
+        largest, *others = (padded[..., row, column, :] for row, column in product(rows, columns))
+        for each in others:
+            largest = jnp.where((each > largest) | jnp.isnan(each), each, largest)
+        return Result(largest)
+
+
+@dataclass(frozen=True)
+class AveragePool(Unary):
+    """Mean over windows; padding counts as zeros."""
+
+    window: Pair = (2, 2)
+    strides: Pair = (2, 2)
+    padding: Pair = (0, 0)
+
+    def __post_init__(self) -> None:
+        tuple_fields(self, 2, "window", "strides")
+        tuple_fields(self, 2, "padding", least=0)
+
+    def infer(self, inputs: Values) -> Value:
+        """Smaller maps."""
+        size = output_hw(inputs[0], self.window, self.strides, self.padding)
+        return Value((*size, inputs[0].shape[-1]), inputs[0].timed, spiking=False)
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """The sums of the windows, divided by their size."""
+        (x,) = inputs
+        lead = (1,) * (x.ndim - 3)
+        window, strides = (*lead, *self.window, 1), (*lead, *self.strides, 1)
+        padding = (*((0, 0) for _ in lead), *((p, p) for p in self.padding), (0, 0))
+        sums = jax.lax.reduce_window(x, np.zeros((), x.dtype), jax.lax.add, window, strides, padding)
+        return Result(sums / math.prod(self.window))
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool(Unary):
+    """Mean over height and width, ``h w c`` to ``c``."""
+
+    def infer(self, inputs: Values) -> Value:
+        """A number for each channel."""
+        return Value(image_shape(inputs[0])[2:], inputs[0].timed, spiking=False)
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """The mean."""
+        return Result(jnp.mean(inputs[0], axis=(-3, -2)))

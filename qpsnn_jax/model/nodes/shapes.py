@@ -1,0 +1,96 @@
+"""Nodes that rearrange or add what they are given."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from qpsnn_jax.model.nodes.base import Channels, Context, Leaves, Node, Result, Unary, Value, Values
+from qpsnn_jax.model.nodes.checks import image_shape, integer_fields, tuple_fields
+
+
+@dataclass(frozen=True)
+class Flatten(Unary):
+    """``h w c`` to ``h·w·c``, channels fastest."""
+
+    def infer(self, inputs: Values) -> Value:
+        """All numbers in a row."""
+        h, w, c = image_shape(inputs[0])
+        return inputs[0]._replace(shape=(h * w * c,))
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """A reshape."""
+        return Result(inputs[0].reshape(*inputs[0].shape[:-3], -1))
+
+
+@dataclass(frozen=True)
+class Shortcut(Unary):
+    """Parameter-free shortcut (option A): strided slice, each output channel a named input channel or zeros.
+
+    Args:
+        source: for every output channel the input channel it carries, or -1 for zeros. Naming the channels keeps
+            their identity when the two ends are pruned differently.
+        stride: of the slice, in both directions.
+    """
+
+    source: tuple[int, ...]
+    stride: int = 1
+
+    channels: ClassVar[Channels] = "mapped"
+
+    def __post_init__(self) -> None:
+        tuple_fields(self, max(1, len(self.source)) if isinstance(self.source, tuple) else 1, "source", least=-1)
+        integer_fields(self, "stride")
+
+    def infer(self, inputs: Values) -> Value:
+        """Smaller maps of as many channels as ``source`` names."""
+        h, w, c = image_shape(inputs[0])
+        if max(self.source) >= c:
+            raise ValueError(f"source must be a tuple of channels of its input, 0 to {c - 1}, or -1 for zeros.")
+        size = (-(-h // self.stride), -(-w // self.stride), len(self.source))
+        return inputs[0]._replace(shape=size)
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """Strided slice whose channels are placed as ``source`` says, zeros elsewhere."""
+        x = inputs[0][..., :: self.stride, :: self.stride, :]
+        if self.source == tuple(range(x.shape[-1])):
+            return Result(x)
+        source = jnp.asarray(self.source)
+        return Result(jnp.where(source.reshape((1,) * (x.ndim - 1) + (-1,)) >= 0, x[..., source], 0))
+
+    def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> Node:
+        """The channel map between what is left on both sides; a channel whose source is gone carries zeros."""
+        (left,) = inputs
+        source = self.source if outputs is None else tuple(self.source[i] for i in outputs)
+        if left is not None:
+            place = {int(channel): i for i, channel in enumerate(left)}
+            source = tuple(place.get(channel, -1) for channel in source)
+        return dataclasses.replace(self, source=source)
+
+
+@dataclass(frozen=True)
+class Add(Node):
+    """Sum of two nodes of equal shape."""
+
+    first: str
+    second: str
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the nodes it reads."""
+        return (self.first, self.second)
+
+    def infer(self, inputs: Values) -> Value:
+        """The sum, with a time axis if either has one."""
+        first, second = inputs
+        if first.shape != second.shape:
+            raise ValueError(f"adds {self.first!r} of shape {first.shape} to {self.second!r} of {second.shape}.")
+        return Value(first.shape, first.timed or second.timed, spiking=False)
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """The sum."""
+        return Result(inputs[0] + inputs[1])

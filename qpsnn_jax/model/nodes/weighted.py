@@ -1,0 +1,194 @@
+"""Convolutions and dense layers, whose weights may be quantized."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.nn.initializers import Initializer, lecun_normal, ones, variance_scaling, zeros
+
+from qpsnn_jax.kernels.convolution import conv_spikes, convolve
+from qpsnn_jax.kernels.geometry import Geometry, Pair
+from qpsnn_jax.model.nodes.base import Activity, Channels, Context, Count, Leaf, Leaves, Result, Unary, Value, Values
+from qpsnn_jax.model.nodes.checks import image_shape, integer_fields, output_hw, tuple_fields
+from qpsnn_jax.model.nodes.quantizer import Quantizer
+
+_FULL_PRECISION_BITS = 32
+
+
+class Weighted(Unary):
+    """What convolutions and dense layers share; the weights' output channels are on the last axis."""
+
+    features: int
+    quantizer: Quantizer | None
+    bias: bool
+    label: str | None
+
+    channels: ClassVar[Channels] = "made"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.quantizer, Quantizer | None):
+            raise ValueError(f"node {self.name!r}: quantizer must be a Quantizer or None, got {self.quantizer!r}.")
+        integer_fields(self, "features")
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Its input."""
+        return self.inputs
+
+    def weighted_leaves(self, shape: tuple[int, ...], init: Initializer) -> dict[str, Leaf]:
+        """``kernel`` … i o, ``bias`` o and, if quantized, ``gain``, the constant factor on γ."""
+        own, quantizer = (self.name,), self.quantizer
+        axes = (*(None for _ in shape[:-2]), self.input, self.name)
+        leaves = {"kernel": Leaf(shape, init, axes, bits=quantizer.bits if quantizer else _FULL_PRECISION_BITS)}
+        if self.bias:
+            leaves["bias"] = Leaf((self.features,), zeros, own)
+        if quantizer is not None:
+            channelwise = quantizer.granularity == "channel"
+            gain = ((self.features,), own) if channelwise else ((1,), (None,))
+            leaves["gain"] = Leaf(gain[0], ones, gain[1], "scales")
+        return leaves
+
+    def apply_linear(self, linear: Callable[[Array, Array], Array], leaves: Leaves, x: Array, timed: bool) -> Array:
+        """``linear(x, kernel)`` on ``b [t] …``, time folded into the batch; scaled, and the bias added.
+
+        A quantized layer multiplies by odd integers and applies the scale to the sums, so that on spikes it computes
+        exactly what an integer device accumulates.
+        """
+        kernel, scale = self._factors(leaves)
+        y = linear(x.reshape(-1, *x.shape[2:]) if timed else x, kernel)
+        if scale is not None:
+            y = y * scale.reshape((1,) * (y.ndim - 1) + (-1,))
+        if self.bias:
+            y = y + leaves["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
+        return y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
+
+    def _factors(self, leaves: Leaves) -> tuple[Array, Array | None]:
+        """The kernel, or the odd integers that it is quantized to and their scale."""
+        kernel = leaves["kernel"]
+        return (kernel, None) if self.quantizer is None else self.quantizer.integer_weights(kernel, leaves["gain"])
+
+    def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> "Weighted":
+        """The layer with as many features as are left."""
+        del inputs
+        return self if outputs is None else dataclasses.replace(self, features=len(outputs))
+
+    def rescale(self, before: Leaves, after: Leaves, outputs: np.ndarray | None) -> Leaves:
+        """The gain that leaves γ, and with it every quantized weight that stays, as it was."""
+        if self.quantizer is None or before["kernel"].shape == after["kernel"].shape:
+            return {}
+        outputs = np.arange(self.features) if outputs is None else outputs
+        return {"gain": _kept_gain(self.quantizer, after["gain"], before["kernel"], after["kernel"], outputs)}
+
+    def weights(self, leaves: Leaves) -> Array:
+        """The kernel, or the odd integers that it is quantized to."""
+        return self._factors(leaves)[0]
+
+
+@dataclass(frozen=True)
+class Conv(Weighted):
+    """Convolution, weights ``h w i o``, He-normal over the fan-out when fresh.
+
+    Args:
+        features: output channels.
+        kernel, strides, padding: height and width; padding is that many zeros on each side.
+        quantizer: None keeps full precision.
+        bias: whether a bias is added, zero when fresh.
+        label: which pruning ratio the output channels go by; None keeps them all.
+    """
+
+    features: int
+    kernel: Pair = (3, 3)
+    strides: Pair = (1, 1)
+    padding: Pair = (1, 1)
+    quantizer: Quantizer | None = None
+    bias: bool = False
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tuple_fields(self, 2, "kernel", "strides")
+        tuple_fields(self, 2, "padding", least=0)
+
+    def infer(self, inputs: Values) -> Value:
+        """Maps of ``features`` channels."""
+        size = output_hw(inputs[0], self.kernel, self.strides, self.padding)
+        return Value((*size, self.features), inputs[0].timed, spiking=False)
+
+    def leaves(self, inputs: Values) -> dict[str, Leaf]:
+        """``kernel`` h w i o, ``bias`` and ``gain``."""
+        shape = (*self.kernel, image_shape(inputs[0])[2], self.features)
+        return self.weighted_leaves(shape, variance_scaling(2.0, "fan_out", "normal"))
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """The convolution; of spikes with quantized weights, in an exact algorithm that is fast."""
+        (x,), (given,) = inputs, context.inputs
+        exact = self.quantizer is not None and given.spiking
+        sums = partial(conv_spikes, bits=self.quantizer.bits) if exact and self.quantizer else convolve
+        linear = partial(sums, strides=self.strides, padding=self.padding)
+        return Result(self.apply_linear(linear, leaves, x, given.timed))
+
+    def synapses(self, inputs: Values) -> np.ndarray:
+        """For every position of the input, features times the (output position, kernel tap) pairs that read it."""
+        h, w, _ = image_shape(inputs[0])
+        geometry = Geometry((h, w), self.kernel, self.strides, self.padding)
+        rows, columns = (_reads(*axis) for axis in zip(*geometry, geometry.output_hw, strict=True))
+        return self.features * np.outer(rows, columns)
+
+    def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
+        """Its synapses; each weight is a connection."""
+        return super().count(inputs, activity, timesteps)._replace(connections=self.leaves(inputs)["kernel"].size)
+
+
+@dataclass(frozen=True)
+class Dense(Weighted):
+    """Fully connected layer on a flat input, weights ``i o``, LeCun-normal when fresh.
+
+    Args:
+        features: outputs.
+        quantizer: None keeps full precision.
+        bias: whether a bias is added, zero when fresh.
+        label: which pruning ratio the outputs go by; None keeps them all.
+    """
+
+    features: int
+    quantizer: Quantizer | None = None
+    bias: bool = True
+    label: str | None = None
+
+    def infer(self, inputs: Values) -> Value:
+        """``features`` numbers."""
+        if len(inputs[0].shape) != 1:
+            raise ValueError(f"needs a flat input, got the shape {inputs[0].shape}; put a Flatten before it.")
+        return Value((self.features,), inputs[0].timed, spiking=False)
+
+    def leaves(self, inputs: Values) -> dict[str, Leaf]:
+        """``kernel`` i o, ``bias`` and ``gain``."""
+        return self.weighted_leaves((inputs[0].shape[-1], self.features), lecun_normal())
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """The product with the weights."""
+        return Result(self.apply_linear(jnp.matmul, leaves, inputs[0], context.inputs[0].timed))
+
+    def synapses(self, inputs: Values) -> np.ndarray:
+        """The features: all that a spike reaches."""
+        del inputs
+        return np.asarray(self.features)
+
+
+def _reads(size: int, kernel: int, stride: int, padding: int, outputs: int) -> np.ndarray:
+    """How many (output position, kernel tap) pairs read each input position along one axis."""
+    reads = np.arange(outputs)[:, None] * stride + np.arange(kernel) - padding
+    return np.bincount(reads[(reads >= 0) & (reads < size)], minlength=size)
+
+
+@partial(jax.jit, static_argnames="quantizer")
+def _kept_gain(quantizer: Quantizer, gain: Array, before: Array, after: Array, outputs: np.ndarray) -> Array:
+    old, new = (quantizer.gamma_of(kernel).ravel() for kernel in (before, after))
+    old = old[outputs] if quantizer.granularity == "channel" else old
+    return gain * jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)
