@@ -70,7 +70,8 @@ def build(
     Raises:
         ValueError: the network cannot be built, naming the setting or the node at fault, or takes other data.
     """
-    from qpsnn_jax.model.graph import LIF, Graph, Quantizer
+    from qpsnn_jax.model.graph import Graph
+    from qpsnn_jax.model.nodes import LIF, Quantizer
 
     name = str(settings.name)
     make = find(NETWORKS.get(name, name))
