@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from qpsnn_jax.model.graph import (
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import (
     LIF,
     Add,
     Attention,
@@ -18,7 +19,6 @@ from qpsnn_jax.model.graph import (
     Dense,
     Flatten,
     GlobalAveragePool,
-    Graph,
     Input,
     MaxPool,
     Node,

@@ -22,7 +22,8 @@ from qpsnn_jax.export.nir.reader import import_nir, read_nir
 from qpsnn_jax.export.nir.writer import nir_graph, write_nir
 from qpsnn_jax.export.onnx import onnx_model
 from qpsnn_jax.export.packed import load_packed, write_packed
-from qpsnn_jax.model.graph import LIF, Graph, MaxPool
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, MaxPool
 
 SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

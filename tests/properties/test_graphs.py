@@ -14,8 +14,9 @@ from seeds import seeds
 from small_networks import jit
 
 from qpsnn_jax.model.costs import activity_reducers, cost
-from qpsnn_jax.model.graph import Attention, BatchNorm, Conv, Dense, Graph, Shortcut, from_json, to_json
+from qpsnn_jax.model.graph import Graph, from_json, to_json
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import Attention, BatchNorm, Conv, Dense, Shortcut
 from qpsnn_jax.pruning import channel_groups, prune
 
 

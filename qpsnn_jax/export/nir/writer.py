@@ -145,7 +145,7 @@ def nir_package() -> Any:
 def _statistics(graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, np.ndarray]:
     if mean is None and std is None:
         return {}
-    mean, std = mean or (), std or ()
+    mean, std = (() if x is None else x for x in (mean, std))
     check_statistics(mean, std, graph.input.shape[2])
     return {"mean": np.asarray(mean, np.float64), "std": np.asarray(std, np.float64)}
 
