@@ -39,8 +39,8 @@ def temporal_cross_entropy(
     Args:
         currents: O, shape ``… t classes``.
         labels: y, integer class numbers of shape ``…``.
-        target_current: φ, the value that the second term pulls the currents to.
-        weight: λ, in [0, 1]; 0 leaves the second term out.
+        target_current: φ, the value to which the second term draws the currents.
+        weight: λ, in [0, 1]; 0 omits the second term.
         label_smoothing: weight of the uniform distribution in the target, in [0, 1).
 
     Returns:

@@ -16,7 +16,7 @@ _LONGEST_UNROLLED = 16
 
 
 class LIFTrace(NamedTuple):
-    """What a neuron did: ``spikes`` S and ``membranes`` Ũ (before the reset), of equal shape."""
+    """``spikes`` S and ``membranes`` Ũ (potentials before the reset) of a layer, of equal shape."""
 
     spikes: Array
     membranes: Array
@@ -55,14 +55,14 @@ def lif_step(
     currents ``t …``; :func:`lif` does this for batch-major ones.
 
     Args:
-        membrane: U[t-1], the membrane potential left by the last step, any shape.
+        membrane: U[t-1], the membrane potential after the previous step, any shape.
         current: X[t], the same shape as ``membrane``.
         tau: leak τ; a number, or an array that broadcasts against ``current`` (learnable).
         threshold: firing threshold θ; a number or an array that broadcasts (learnable).
         surrogate: derivative of the firing step as a function of Ũ - θ.
         fire: ``">="`` (paper, Eq. 2) or ``">"`` (released code).
         reset: ``"hard"`` (to zero, paper, Eq. 3) or ``"soft"`` (subtract θ).
-        detach_reset: keep the reset out of the gradient; the paper lets the gradient through.
+        detach_reset: no gradient through the reset; in the paper it flows through.
 
     Returns:
         ``(U[t], LIFTrace(S[t], Ũ[t]))``.

@@ -11,7 +11,7 @@ from jax import Array
 def normalize(images: Array | np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     r"""Standardized floating images, :math:`(x / 255 - mean) / std` for each channel.
 
-    Augmentation comes after this, so that the zeros it fills in are the mean colour of the training set.
+    Augmentation comes after normalization, so that its fill value, zero, is the mean colour of the training set.
 
     Args:
         images: pixels, uint8, shape ``… c``.
@@ -22,7 +22,7 @@ def normalize(images: Array | np.ndarray, mean: tuple[float, ...], std: tuple[fl
         float32 images of the same shape, of zero mean and unit variance over the training set.
 
     Raises:
-        ValueError: images that are not uint8 (already normalized, perhaps), or statistics that do not fit them.
+        ValueError: the images are not uint8 (perhaps already normalized), or the statistics do not match them.
     """
     if images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 pixels to be normalized, got {images.dtype}; normalize only once.")
@@ -34,14 +34,14 @@ def normalize(images: Array | np.ndarray, mean: tuple[float, ...], std: tuple[fl
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Check the statistics by which pixels are normalized.
+    """Check mean and standard deviation of a normalization.
 
     Args:
         mean, std: one number for each channel.
         channels: of the pixels.
 
     Raises:
-        ValueError: another number of statistics, one that is not finite, or a standard deviation that is not positive.
+        ValueError: a wrong number of values, a value that is not finite, or a standard deviation that is not positive.
     """
     fit = len(mean) == len(std) == channels
     if not fit or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:

@@ -81,7 +81,7 @@ def integer_weights(
 
     A layer that multiplies by the integers and applies the scale afterwards computes exactly what an integer device
     accumulates. Gradients flow to the weights by the straight-through rule (see :func:`quantize`) when the product
-    ``integers · scale``, in whatever order it is formed, is differentiated.
+    ``integers · scale``, in whatever order it is computed, is differentiated.
 
     Args:
         weights: W, shape ``… o``, floating.
@@ -89,7 +89,7 @@ def integer_weights(
         gamma: a rule of :func:`gamma_of`, or an array that broadcasts against ``weights`` (differentiable).
         granularity: ``layer`` or ``channel``, for the rules.
         ste: ``clipped``, ``plain`` or ``scaled``.
-        gain: constant factor on a γ found by a rule, that broadcasts like γ; keeps γ where it was when channels are
+        gain: constant factor on a γ found by a rule, that broadcasts like γ; preserves the value of γ when channels are
             removed (see :func:`qpsnn_jax.prune`).
 
     Returns:
@@ -163,7 +163,7 @@ def codes(
     granularity: Granularity = "layer",
     gain: ArrayLike = 1.0,
 ) -> Codes:
-    """Integer codes and scale of the quantized weights; the storable form of :func:`quantize`.
+    """Integer codes and scale of the quantized weights, for storage; :func:`quantize` gives the weights themselves.
 
     Args:
         weights: W, shape ``… o``, floating.
@@ -245,10 +245,10 @@ def _round_codes(weights: Array, gamma: Array, top: Array) -> Array:
 
 @partial(jax.jit, static_argnames="axes")
 def _mse_gamma(weights: Array, top: Array, axes: tuple[int, ...]) -> Array:
-    """Best of a grid over (0, max|W|], of a finer one about it, then least squares for γ and the codes in turn (Lloyd).
+    """Best γ of a grid over (0, max|W|], then of a finer grid around it, then alternating least squares (Lloyd).
 
-    The least squares make γ a quotient of sums over fixed codes; ever finer grids would stop anywhere in a flat
-    minimum, at another point in each compilation. One candidate at a time, so that memory stays that of the weights.
+    Least squares make γ a quotient of sums over fixed codes. Ever finer grids would stop anywhere in a flat minimum, at
+    another point in each compilation. One candidate at a time, so that no more memory is needed than for the weights.
     """
     largest = jnp.max(jnp.abs(weights), axis=axes, keepdims=True)
 
@@ -278,7 +278,7 @@ def _mse_gamma(weights: Array, top: Array, axes: tuple[int, ...]) -> Array:
 def _top(bits: ArrayLike, like: Array) -> Array:
     """The top level s = 2^b - 1 as a number of the weights' dtype, by an integer shift: exp2 need not be exact."""
     if not isinstance(bits, Tracer) and not np.isin(bits, range(1, 9)).all():
-        raise ValueError(f"bits must be a whole number between 1 and 8, got {bits}.")
+        raise ValueError(f"bits must be an integer between 1 and 8, got {bits}.")
     return (jnp.left_shift(1, jnp.asarray(bits, jnp.int32)) - 1).astype(like.dtype)
 
 

@@ -2,7 +2,7 @@
 
 The forward pass of a spiking neuron is a step function, whose derivative is zero almost everywhere. Training
 replaces that derivative by a surrogate, a function of the distance ``x = U - θ`` to the threshold. Any function from
-an array to an array of the same shape will do; the four here are the common ones.
+an array to an array of the same shape can be used; the four here are common.
 """
 
 from collections.abc import Callable

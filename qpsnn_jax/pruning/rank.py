@@ -2,7 +2,7 @@ r"""Ranks of many small integer matrices at once, by exact elimination over prim
 
 The rank over GF(p) is never above the rank over the rationals, and below it only where p divides all of the matrix's
 non-zero minors of the highest order. Two primes are tried and the higher rank is taken: a minor that behaves like a
-random number is divisible by both with a probability of 2e-10, one below p by neither. All sums are of whole numbers
+random number is divisible by both with a probability of 2e-10, one below p by neither. All sums are of integers
 below 2^24, exact in float32: a product of two residues of 16 bits is taken in two halves, each of 8 bits by 16.
 """
 
@@ -16,17 +16,17 @@ import numpy as np
 from jax import Array
 
 _PRIMES = (65521, 65519)
-# Whole numbers up to here are exact in float32.
+# Integers up to here are exact in float32.
 _EXACT = 1 << 24
-# Bound on residues, which may lie a few numbers beyond p/2.
+# Bound on residues, which may exceed p/2 by a few.
 _REACH = 1 << 15
 # A residue is 256 times its high half and its low half, both of them within 128.
 _HALVES = 256
-# Bound on the numbers of the mixing matrix.
+# Bound on the entries of the mixing matrix.
 _MIX = 1024
-# Rows eliminated before the matrix is cut to what is left of it.
+# Rows eliminated before the matrix is reduced to the remaining ones.
 _STAGE = 8
-# Matrices lie side by side, with so many numbers in all: what a CPU's cache holds, or what keeps a wider device busy.
+# Elements of the matrices processed at a time: what fits into a CPU's cache, or what keeps a wider device busy.
 _NUMBERS = 1 << 19
 _NUMBERS_ELSEWHERE = 1 << 25
 
@@ -52,11 +52,11 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
 
     Each step of the elimination takes the next row. The columns are mixed by a random matrix first, so that a row that
     is not zero has its pivot in the next column or, seldom, in the one after it. A column that is passed over is not
-    looked at again, so two of n rows that miss one make the rank too low: in each of the fields, for n ≤ m, with a
-    probability of n(n+1)/2 / 2049² at most, and of about n(n+1)/2 / p² where rows hold many numbers.
+    used again, so if two of n rows pass over one, the rank is too low: in each of the fields, for n ≤ m, with a
+    probability of n(n+1)/2 / 2049² at most, and of about n(n+1)/2 / p² where rows have many non-zero numbers.
 
     Args:
-        matrices: whole numbers of any dtype, shape ``… n m``.
+        matrices: integers of any dtype, shape ``… n m``.
         largest: bound on their magnitude, below 2^24.
 
     Returns:
@@ -76,7 +76,7 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
         return jnp.zeros(lead, jnp.int32)
     numbers = _NUMBERS if jax.default_backend() == "cpu" else _NUMBERS_ELSEWHERE
     lanes = min(k, max(1, numbers // (n * m)))
-    # Side by side, innermost, the shorter side first; padded to whole chunks by matrices of zeros.
+    # The matrices are the innermost axis, the shorter side comes first; padded to full chunks by matrices of zeros.
     order = (1, 2, 0) if n <= m else (2, 1, 0)
     n, m = sorted((n, m))
     padded = jnp.pad(matrices.reshape(k, *matrices.shape[-2:]).transpose(order), ((0, 0), (0, 0), (0, -k % lanes)))
@@ -98,8 +98,8 @@ def _rank_in_field(matrices: Array, largest: int, field: _Field, mixing: Array) 
     while rows := left.shape[0]:
         steps = min(rows, _STAGE)
 
-        # A step ends with the next pivot, not with what is left after it: only what a loop carries is computed once.
-        # XLA would otherwise compute the pivot's row and column anew for every element of the matrix.
+        # A step ends with the next pivot, because only the carry of a loop is computed once.
+        # Otherwise XLA would recompute the row and column of the pivot for every element of the matrix.
         def step(done: Array, carry: tuple[Array, _Pivot, Array]) -> tuple[Array, _Pivot, Array]:
             left, pivot, rank = carry
             left = _eliminated(left, pivot, field.prime)
@@ -149,8 +149,8 @@ def _pivot(left: Array, done: Array | int, field: _Field) -> tuple[_Pivot, Array
 def _inverse(values: Array, field: _Field) -> Array:
     """Inverses, and 0 of 0."""
     found = jnp.take(field.inverses, (values + _REACH).astype(jnp.int32), mode="clip").astype(jnp.float32)
-    # The quotient is there because XLA computes a division once: what is cheaper it computes anew for every element
-    # that needs it. It is rounded, because it is not exact.
+    # A quotient, because XLA computes a division once; cheaper operations it would recompute for every element that
+    # needs them. Rounded, because it is not exact.
     return jnp.round(found * field.prime / field.prime)
 
 
@@ -181,5 +181,5 @@ def _halves(residues: Array) -> tuple[Array, Array]:
 
 
 def _reduced(values: Array, prime: Array) -> Array:
-    """Residues within p/2 + 6 of whole numbers below 2^24."""
+    """Residues, at most p/2 + 6 in magnitude, of integers below 2^24."""
     return values - jnp.floor(values * (1 / prime) + 0.5) * prime

@@ -30,8 +30,8 @@ def singular_values(spikes: Array) -> Array:
     _check_maps("spikes", spikes)
     rates = jnp.mean(spikes.astype(jnp.float32), axis=1)
     maps = jnp.moveaxis(rates, -1, 1)
-    # On the CPU, JAX's batched SVD splits its batch over the very threads that run it, and two of them in one
-    # program can wait for each other for ever; one matrix at a time is safe and as fast.
+    # On the CPU, JAX's batched SVD runs in the thread pool that it also waits for, so two of them in one program can
+    # deadlock. One matrix at a time is safe and as fast.
     return jax.lax.platform_dependent(maps, cpu=_svd_one_by_one, default=_svd)
 
 
@@ -42,12 +42,12 @@ def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Thresh
 
     Args:
         spikes: S, shape ``b t h w c``, floating or integer.
-        epsilon: ε. For an ``absolute`` threshold the bound itself, 1e-6 (the paper's) when left out. For a
+        epsilon: ε. For an ``absolute`` threshold the bound itself, by default 1e-6 (the paper's). For a
             ``relative`` one the factor on the largest singular value, max(h, w)·(float32 machine epsilon), the usual
             rank tolerance and the released code's, when left out.
         threshold: ``absolute``, ``relative``, or ``exact``: every singular value that is not zero counts, ε is not
-            used, and the rank of the integers T·S_avg is found by elimination (:func:`qpsnn_jax.matrix_ranks`, which
-            says how seldom it is too low). That takes spikes of 0 and 1.
+            used, and the rank of the integer matrix T·S_avg is found by elimination (see
+            :func:`qpsnn_jax.matrix_ranks` for its error probability). The spikes must be 0 or 1.
 
     Returns:
         float32, one score per channel, shape ``c``, between 0 and min(h, w).
@@ -77,7 +77,7 @@ def svs_ranks(spikes: Array, *, epsilon: float | None = None, threshold: Thresho
 
 
 def spike_counts(spikes: Array) -> Array:
-    """T·S_avg: how often each neuron fired, ``b t h w c`` to ``b h w c``, in the smallest unsigned integers.
+    """T·S_avg: how often each neuron fired, ``b t h w c`` to ``b h w c``, in the smallest unsigned integer type.
 
     Args:
         spikes: 0 and 1.
@@ -125,7 +125,7 @@ def magnitude_scores(kernel: Array) -> Array:
 
 
 def random_scores(key: Array, channels: int) -> Array:
-    """Uniform scores in [0, 1), shape ``channels``: the control that any criterion must beat.
+    """Uniform random scores in [0, 1), shape ``channels``: the control for every criterion.
 
     Args:
         key: a jax.random key.
@@ -152,11 +152,12 @@ def _svd_one_by_one(maps: Array) -> Array:
 def _ranks(spikes: Array, epsilon: float | None, threshold: Threshold) -> Array:
     if threshold == "exact":
         if epsilon is not None:
-            raise ValueError(f"threshold exact counts all that is not zero and takes no epsilon, got {epsilon}.")
+            raise ValueError(f"threshold exact takes no epsilon, got {epsilon}.")
         return count_ranks(spike_counts(spikes))
     values = singular_values(spikes)
     if threshold == "absolute":
-        # The paper's ε = 1e-6 is absolute; in float32 a zero singular value of a 32×32 map can come out near it.
+        # The paper's ε = 1e-6 is absolute; in float32 a zero singular value of a 32×32 map can be computed as about
+        # that.
         bound = jnp.full_like(values[..., :1], 1e-6 if epsilon is None else epsilon)
     elif threshold == "relative":
         factor = max(spikes.shape[2:4]) * jnp.finfo(values.dtype).eps if epsilon is None else epsilon

@@ -1,1 +1,1 @@
-"""What any program needs around it: files, processes, devices, progress. Knows nothing of networks."""
+"""Files, processes, devices and progress: independent of networks."""

@@ -1,4 +1,4 @@
-"""Ways to compile a program: soon, to run with little memory, or with a value computed once."""
+"""Ways to compile a program: quickly, for little memory, or with a value materialized."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -10,26 +10,25 @@ from jax import Array
 
 
 def fast_compile_jit(function: Callable[..., Any], **options: Any) -> Any:
-    """``jax.jit(function, **options)`` without optimization: compiles sooner and runs slower, for what runs once."""
+    """``jax.jit(function, **options)`` without optimization, for what runs once: compiles sooner, runs slower."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
 def low_memory_jit(function: Callable[..., Any], **options: Any) -> Any:
-    """``jax.jit(function, **options)``, scheduled on a CPU to hold little memory.
+    """``jax.jit(function, **options)``, scheduled on a CPU for little memory.
 
-    XLA's default schedule there computes every value as early as it can, so that what only the end of the backward
-    pass needs is held from the forward pass on. The results are the same, bit for bit. A step of a few milliseconds is
-    a tenth slower, because less of it runs in parallel.
+    On a CPU, XLA's default schedule computes every value as early as possible, so a value that only the end of the
+    backward pass needs is in memory from the forward pass on. The results are the same, bit for bit. A step of a few
+    milliseconds is a tenth slower, because less of it runs in parallel.
     """
     return jax.jit(function, compiler_options=_low_memory_options(), **options)
 
 
 def materialize(x: Array, around: Sequence[tuple[int, int]], axis: int) -> Array:
-    """``jnp.pad(x, around)`` as an array in memory, computed once, where XLA would compute it anew for each reader.
+    """``jnp.pad(x, around)`` as an array in memory, computed once; XLA would recompute it for each reader.
 
-    It is written in two parts along ``axis``, whose size should be 2 or more: a single part, or a padding, XLA takes
-    back where only what is inside is read. Several devices that share an array do not move it if they share another
-    axis.
+    It is written in two parts along ``axis``, whose size should be 2 or more: XLA would remove a single part, or a
+    padding, where a reader only needs the inside. An array that is sharded along another axis is not moved.
     """
     starts = [before for before, _ in around]
     written = jnp.zeros([n + before + after for n, (before, after) in zip(x.shape, around, strict=True)], x.dtype)

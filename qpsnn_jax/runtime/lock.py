@@ -1,4 +1,4 @@
-"""One run at a time in a directory: a lock that the death of its owner frees."""
+"""One run at a time in a directory: a lock that is released when its owner ends."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qpsnn_jax.runtime.processes import fail_together, is_process_zero
 
-# The file in the locked directory. It stays there: removing it would let two runs lock files of the same name.
+# The file in the locked directory. It is not deleted: otherwise two runs could lock two files of the same name.
 LOCK_FILE = ".lock"
 
 
@@ -19,13 +19,13 @@ def directory_lock(directory: Path) -> Iterator[None]:
 
     The operating system holds the lock for the process and frees it when the process ends, however it ends. Of several
     processes of one run, process 0 takes it; all must enter together, after
-    :func:`~qpsnn_jax.runtime.processes.initialize`. The directory is made when missing.
+    :func:`~qpsnn_jax.runtime.processes.initialize`. The directory is created if missing.
 
-    What was read of the directory before the lock may have changed meanwhile: look again within it.
+    Files read before the lock was taken may have changed since: read them again inside.
 
     Raises:
         ValueError: another process holds the directory.
-        OSError: the directory cannot be made or written.
+        OSError: the directory cannot be created or written.
     """
     with ExitStack() as stack:
         fail_together(lambda: stack.enter_context(_flock(directory)) if is_process_zero() else None)()

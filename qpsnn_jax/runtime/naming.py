@@ -1,4 +1,4 @@
-"""Objects by name: ``module:attribute`` or ``file.py:attribute``, so that text can say what only code can define."""
+"""Objects by name, ``module:attribute`` or ``file.py:attribute``, so that settings in text can refer to code."""
 
 import importlib
 import os
@@ -10,14 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# What was named in this process is found without importing its file again, which may be the program that runs.
+# Objects named in this process, found again without importing their file, which may be the running program.
 _named: dict[str, Any] = {}
 
 
 def find(name: str) -> Any:
-    """The object that ``module:attribute`` or ``file.py:attribute`` names; what the module says is run.
+    """The object that ``module:attribute`` or ``file.py:attribute`` names; the module is imported, so its code runs.
 
-    Modules are looked for in the working directory too.
+    The working directory is searched too.
 
     Raises:
         ValueError: the name has no colon, or there is no such module or attribute.
@@ -26,7 +26,7 @@ def find(name: str) -> Any:
         return _named[name]
     place, colon, attribute = name.rpartition(":")
     if not colon or not place or not attribute:
-        raise ValueError(f"{name!r} is not a name of the form MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE.")
+        raise ValueError(f"{name!r} is not a name like MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE.")
     try:
         return _attributes(place)[attribute]
     except KeyError:
@@ -39,13 +39,13 @@ def name_of(value: Callable[..., Any]) -> str:
     """The name by which :func:`find` finds a function or class, in this process and in later ones.
 
     Raises:
-        ValueError: it is not defined at the top of a module or file.
+        ValueError: it is not defined at the top level of a module or file.
     """
     attribute = getattr(value, "__qualname__", "")
     module = getattr(value, "__module__", None)
     if not module or not attribute.isidentifier():
-        raise ValueError(f"{value!r} has no name to find it by; define it by `def` or `class` at the top of a file.")
-    # A file that is run, as a program or as a configuration, is not a module that could be imported.
+        raise ValueError(f"{value!r} has no name by which it can be found; define it at the top level of a file.")
+    # A file that is run as a program or as a configuration cannot be imported as a module.
     file = getattr(value, "__globals__", {}).get("__file__") if module in ("__main__", "<run_path>") else None
     name = f"{Path(file).resolve() if file else module}:{attribute}"
     _named[name] = value

@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Where long work reports to."""
+    """Receives the progress of long work."""
 
     def advance(self, steps: int, note: str) -> None:
-        """Count steps done; ``note`` stands beside the bar."""
+        """Count finished steps; ``note`` is shown next to the bar."""
         ...
 
     def line(self, text: str) -> None:
-        """Say something that stays."""
+        """Print a line that remains."""
         ...
 
 
@@ -35,7 +35,7 @@ class _Lines:
         self._title = title
 
     def advance(self, steps: int, note: str) -> None:
-        """A pipe gets whole lines only."""
+        """Lines only, for a pipe."""
 
     def line(self, text: str) -> None:
         print(f"{self._title}: {text}", file=sys.stderr, flush=True)
@@ -43,21 +43,21 @@ class _Lines:
 
 class _Silent:
     def advance(self, steps: int, note: str) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def line(self, text: str) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @contextmanager
 def progress(title: str, *, total: int, done: int = 0, shown: bool = True) -> Iterator[Progress]:
-    """Progress over ``total`` steps of which ``done`` lie behind.
+    """Progress over ``total`` steps, of which ``done`` are finished.
 
     Args:
         title: what is being done.
         total: steps in all.
-        done: steps behind us, when work is resumed.
-        shown: False says nothing, because another process does.
+        done: steps already finished, when work is resumed.
+        shown: False prints nothing, because another process does.
     """
     if not shown:
         yield _Silent()
@@ -72,6 +72,6 @@ def progress(title: str, *, total: int, done: int = 0, shown: bool = True) -> It
 
 
 def _in_notebook() -> bool:
-    """Whether this very process serves a notebook; that ipykernel is imported does not tell."""
+    """Whether this process is a notebook kernel. That ipykernel is imported does not suffice."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")

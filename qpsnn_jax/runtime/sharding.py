@@ -1,6 +1,6 @@
 """Several devices, of one process or of several: one mesh, every batch sharded over it, the rest replicated.
 
-Under a jit over the global batch, batch-norm statistics and gradients are those of the whole batch; XLA inserts the
+Under a jit over the global batch, batch-norm statistics and gradients are those of the global batch; XLA inserts the
 reductions. With fully sharded data parallelism (FSDP) the weights are sharded too, and gathered where they are used.
 On one device none of this changes anything.
 """
@@ -22,17 +22,17 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Equal parts of the batch, which is the given axis."""
+    """Sharding of the batch axis into equal parts."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, _AXIS))
 
 
 def fsdp_shardings(mesh: Mesh, tree: Any) -> Any:
-    """For every array equal parts of its largest axis that the devices divide; replicated where there is none."""
+    """Sharding of each array along its largest axis that the number of devices divides; replicated if there is none."""
 
     def along(leaf: Any) -> NamedSharding:
         sizes = [size if size % mesh.size == 0 else 0 for size in leaf.shape]
@@ -51,7 +51,7 @@ def device_put(tree: Any, shardings: Any) -> Any:
     def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.device_put(leaf, sharding)
-        held = np.asarray(leaf)  # jax.device_put would send all of it to every process, to check that it is the same
+        held = np.asarray(leaf)  # jax.device_put would send everything to every process, to check that it is the same
         return jax.make_array_from_callback(held.shape, sharding, lambda part: held[part])
 
     if isinstance(shardings, NamedSharding):
@@ -69,7 +69,7 @@ def from_process_local_data(tree: Any, sharding: NamedSharding | None) -> Any:
 def sharded_mean(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """A function ``(variables, batch) -> means over the batch``, computed on each device's part and averaged.
 
-    Nothing but the means travels between devices.
+    Only the means are communicated between devices.
     """
 
     def local(variables: Any, batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""SIGTERM, which a cluster sends before it takes a machine away, as a question that a loop can ask."""
+"""SIGTERM, which a cluster sends before it reclaims a machine, as a flag that a loop can test."""
 
 import signal
 import threading
@@ -7,14 +7,15 @@ from contextlib import contextmanager
 
 
 class Terminated(KeyboardInterrupt):
-    """Work was stopped by SIGTERM, after everything was saved."""
+    """SIGTERM stopped the work after everything was saved."""
 
 
 @contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
-    """Hold SIGTERM back and give a function that says whether it came.
+    """Defer SIGTERM and return a function that tells whether it arrived.
 
-    Python delivers signals to the main thread only; in any other one nothing is held back, and the answer is no.
+    Python delivers signals to the main thread only. In any other thread nothing is deferred and the function returns
+    False.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,12 +1,12 @@
-"""Checkpoints: arrays by Orbax, and beside them the graph and whatever else makes them restore by themselves.
+"""Checkpoints: arrays by Orbax, together with the graph and everything else that is needed to restore them.
 
 A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax, one array for each leaf, under its path in the tree) and
 ``meta.json``: the graph, the caller's notes, the dtype and shape of every array, and the CRC-32 of every file. It is
-written under a temporary name and renamed, so that a name without ``.tmp`` is always whole. Several processes must save
-and restore together; process 0 writes the description.
+written under a temporary name and renamed, so a folder without ``.tmp`` in its name is always complete. Several
+processes must save and restore together; process 0 writes the description.
 
 Orbax's own ``Checkpointer`` renames and deletes too, but commits before the checksums of its files can be written, and
-it has none for the values of arrays: a changed byte in them is read as other weights.
+it has no checksums of the values of arrays: a changed byte is read as another weight.
 """
 
 import glob
@@ -32,11 +32,11 @@ from qpsnn_jax.runtime.processes import is_process_zero, on_process_zero
 from qpsnn_jax.runtime.sharding import data_mesh, device_put, replicated
 
 _KEPT = 2
-_ADVICE = "delete it to go on from an earlier one"
+_ADVICE = "delete it to resume from an earlier one"
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was found; its arrays are not read yet.
+    """A checkpoint whose arrays have not been read yet.
 
     ``path`` is its folder, ``notes`` are the caller's, ``arrays`` names every array with its dtype and shape, such as
     ``{"params/conv1/kernel": "float32[3, 3, 16, 32]"}``, and ``files`` holds the CRC-32 of every file.
@@ -54,19 +54,19 @@ def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, 
     """Write ``step_N`` into ``directory`` and delete all but the last two checkpoints there.
 
     Args:
-        directory: made when missing.
+        directory: created if missing.
         step: N, 0 or more.
         graph: of the network that ``state`` belongs to.
-        state: a pytree of arrays; those that are not on the devices of all processes must be the same in each. What is
-            sharded over devices is written by the process that holds it.
+        state: a pytree of arrays; those that are not on the devices of all processes must be the same in each. Sharded
+            arrays are written by the processes that hold them.
         notes: plain values for JSON.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        OSError: it cannot be written, for instance because the disk is full. Nothing is left of it, and earlier
-            checkpoints are unharmed.
+        OSError: it cannot be written, for instance because the disk is full. Nothing of it remains, and earlier
+            checkpoints are unchanged.
     """
     final, temporary = directory / f"step_{step}", directory / f"step_{step}.tmp"
     meta = {"step": step, "graph": json.loads(to_json(graph)), "notes": notes, "arrays": _described(state)}
@@ -112,9 +112,9 @@ def restore(checkpoint: Checkpoint, like: Any, *, partial: bool = False) -> Any:
 
     Args:
         checkpoint: from :func:`latest` or :func:`read`.
-        like: a pytree of arrays or shapes of the same structure; what comes back has its structure, on its devices, and
-            where it has none, on one of this process.
-        partial: read only the arrays that ``like`` names and leave the others: ``{"params": {"conv1": …}}`` for the
+        like: a pytree of arrays or shapes of the same structure; the result has its structure and is on its devices,
+            or, if it has none, on a device of this process.
+        partial: read only the arrays that ``like`` names and skip the others: ``{"params": {"conv1": …}}`` for the
             weights of one layer. A dict serves for a named tuple with the same fields.
 
     Returns:
@@ -124,7 +124,7 @@ def restore(checkpoint: Checkpoint, like: Any, *, partial: bool = False) -> Any:
         ValueError: the arrays are damaged, or are not of the dtypes and shapes in ``like`` (another network's).
     """
     path, wanted = checkpoint.path, _described(like)
-    # Before Orbax sees them, because its reading threads print tracebacks of their own when something does not fit.
+    # Before Orbax reads them, because its threads print their own tracebacks when something does not match.
     found = {name: text for name, text in checkpoint.arrays.items() if name in wanted} if partial else checkpoint.arrays
     if wanted != found:
         raise ValueError(f"checkpoint {path} belongs to another network or optimizer than is needed here.")
@@ -168,7 +168,7 @@ def _described(tree: Any) -> dict[str, str]:
 def _write_arrays(path: Path, named: dict[str, Any]) -> None:
     from orbax.checkpoint import v1 as ocp
 
-    # Orbax does not take arrays without elements, which hold nothing but the shape that meta.json has.
+    # Orbax rejects arrays without elements. Their shape is in meta.json.
     arrays = {name: _global(key_to_data(leaf)) for name, leaf in named.items() if leaf.size}
     with _safe_name(path.parent) as parent, _silent_threads():
         try:
@@ -204,7 +204,7 @@ def _read_arrays(path: Path, named: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _safe_name(folder: Path) -> Iterator[Path]:
-    """Another name of a folder whose own Orbax would take for a pattern of names (``lr=[0.02]``): a link to it."""
+    """A link to a folder whose name Orbax would interpret as a pattern (``lr=[0.02]``)."""
     folder = folder.resolve()
     if glob.escape(str(folder)) == str(folder) and "\\" not in str(folder):
         yield folder
@@ -217,7 +217,7 @@ def _safe_name(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _silent_threads() -> Iterator[None]:
-    """Keep Orbax's threads from logging the traceback of an error that is raised here as well."""
+    """Prevent Orbax's threads from logging the traceback of an error that is raised here as well."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -243,7 +243,7 @@ def _make_anew(folder: Path) -> None:
 
 
 def _finish(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
-    """Describe the arrays that are written, rename the folder, and delete what is too old."""
+    """Describe the arrays that are written, rename the folder, and delete older ones."""
     arrays = temporary / "arrays"
     files = sorted(path for path in arrays.rglob("*") if path.is_file())
     meta = meta | {"files": {path.relative_to(arrays).as_posix(): _file_checksum(path) for path in files}}
@@ -260,7 +260,7 @@ def _finish(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
 
 
 def _check_files(checkpoint: Checkpoint) -> None:
-    """Files that were not written with the checkpoint do no harm: those of a file manager, for instance."""
+    """Files that do not belong to the checkpoint, for example those of a file manager, are ignored."""
     for name, expected in checkpoint.files.items():
         path = checkpoint.path / "arrays" / name
         if not path.is_file() or _file_checksum(path) != expected:
@@ -270,7 +270,7 @@ def _check_files(checkpoint: Checkpoint) -> None:
 
 
 def _global(leaf: Any) -> Any:
-    """The array on the devices of all processes, as Orbax wants it where there are several."""
+    """The array on the devices of all processes, as Orbax requires it if there are several."""
     if jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
         return leaf
     return device_put(leaf, replicated(data_mesh()))

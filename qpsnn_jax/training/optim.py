@@ -18,7 +18,7 @@ def cosine_schedule(
 
     Args:
         learning_rate: η₀.
-        epochs: E, all of them, warm-up included.
+        epochs: E, including the warm-up.
         steps_per_epoch: optimizer steps in an epoch.
         warmup_epochs: length of the linear rise from 0; may be a fraction.
 
@@ -55,14 +55,14 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """SGD with momentum or Adam, L2 weight decay on convolution weights only, optional clipping by global norm.
 
-    The decay is added to the gradient before the optimizer sees it, as in the released code.
+    The decay is added to the gradient before the optimizer's update, as in the released code.
 
     Args:
         name: ``sgd`` or ``adam``.
         learning_rate: a number or a schedule.
         momentum, nesterov: of SGD.
         weight_decay: λ of the term λ·W added to the gradient of convolution kernels ``h w i o``.
-        clip_norm: largest global norm of the gradient, taken before the decay; None leaves it.
+        clip_norm: largest global norm of the gradient, applied before the decay; None for no clipping.
 
     Returns:
         An Optax transformation.
@@ -86,7 +86,7 @@ def optimizer(
 
 
 def _unstrict(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Optax's Adam raises a float to an integer count, which strict dtype promotion refuses."""
+    """Optax's Adam raises a float to an integer count, which strict dtype promotion rejects."""
 
     def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> Any:
         with jax.numpy_dtype_promotion("standard"):

@@ -296,7 +296,7 @@ def test_mse_is_never_worse(w, bits, granularity):
 @over("bits", [0, 9, -1, 2.5, np.int64(0), np.int32(9), jnp.int32(0), jnp.int32(9), jnp.array([2, 9])], ids=repr)
 @over("function", [quantize, integer_weights, codes, gamma_of, lambda w, b: dequantize(Codes(w, w), b)])
 def test_bits_out_of_range(function, bits):
-    with pytest.raises(ValueError, match="bits must be a whole number between 1 and 8, got"):
+    with pytest.raises(ValueError, match="bits must be an integer between 1 and 8, got"):
         function(jnp.ones((2, 2)), bits)
 
 
