@@ -113,12 +113,22 @@ def make_score_step(graph: Graph, criterion: Criterion = svs_criterion) -> Calla
 
 def magnitude_group_scores(graph: Graph, variables: Any) -> Scores:
     """L1 norm of the weights that make each channel, summed over the layers of its group; needs no data."""
-    params = variables["params"]
-    kernels = {
-        name: [params[member]["kernel"] for member in group.members if "kernel" in params.get(member, {})]
-        for name, group in channel_groups(graph).items()
-    }
-    return {name: jnp.sum(jnp.stack([magnitude_scores(k) for k in own]), axis=0) for name, own in kernels.items()}
+    scores = {}
+    for name, group in channel_groups(graph).items():
+        # A channel that stands at several positions of a flattened map has the sum of its weights there.
+        kernels = [variables["params"][node][leaf] for node, leaf in _kernels(graph, group)]
+        own = [jnp.sum(magnitude_scores(kernel).reshape(-1, group.size), axis=0) for kernel in kernels]
+        scores[name] = jnp.sum(jnp.stack(own), axis=0)
+    return scores
+
+
+def _kernels(graph: Graph, group: Group) -> list[tuple[str, str]]:
+    """Node and leaf of the weights that make the channels of a group, which are on the last axis."""
+    makers = [node for name in group.members if (node := graph.by_name[name]).channels == "made"]
+    leaves = [
+        (node.name, name, leaf.axes) for node in makers for name, leaf in node.leaves(graph.inputs_of(node)).items()
+    ]
+    return [(node, name) for node, name, axes in leaves if len(axes) > 1 and axes[-1] == node]
 
 
 def random_group_scores(graph: Graph, key: Array) -> Scores:
@@ -158,8 +168,9 @@ def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] 
 
 
 def _observe(criterion: Criterion, channels: int, trace: LIFTrace) -> Array:
-    if trace.spikes.ndim == 3:
-        trace = LIFTrace(*(x.reshape(*x.shape[:2], 1, -1, channels) for x in trace))
+    # Channels that stand at several positions of a flattened map are seen side by side.
+    rows = trace.spikes.shape[2] if trace.spikes.ndim == 5 else 1
+    trace = LIFTrace(*(x.reshape(*x.shape[:2], rows, -1, channels) for x in trace))
     maps = criterion.observe(trace)
     if maps.ndim != 4 or maps.shape[-1] != channels:
         raise ValueError(f"observe of the criterion must give maps b h w {channels}, gave the shape {maps.shape}.")

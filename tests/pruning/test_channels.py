@@ -14,11 +14,11 @@ from small_networks import images_of, jit, random_variables, residual_graph
 
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
-from qpsnn_jax.model.nodes import LIF, Add, Conv, Dense, Flatten, Input, Quantizer, Shortcut
+from qpsnn_jax.model.nodes import LIF, Add, Attention, BatchNorm, Conv, Dense, Flatten, Input, Quantizer, Shortcut
 from qpsnn_jax.model.zoo import resnet20, sew_resnet18, spikingformer, vgg16, vggsnn
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.quantization import codes
-from qpsnn_jax.pruning import Group, channel_groups, prune, select
+from qpsnn_jax.pruning import Group, channel_groups, magnitude_group_scores, prune, score, select
 
 over = pytest.mark.parametrize
 RULES = [
@@ -183,6 +183,54 @@ def test_attention_heads_stay_whole():
     np.testing.assert_array_equal(select(graph, scores, {"attention": 0.5})[heads.name], np.arange(64, 128))
     with pytest.raises(ValueError, match="breaks up an attention head"):
         prune(graph, {}, {heads.name: range(1, 33)})
+
+
+def test_heads_of_two_sizes_stay_whole_together():
+    nodes = [Input("image", (3, 3, 2)), Conv("conv", "image", 24, label="a"), LIF("lif", "conv")]
+    nodes += [Attention(f"heads{n}", "lif", "lif", "lif", n) for n in (4, 6)]
+    graph = Graph((*nodes, Add("add", "heads4", "heads6"), Conv("next", "add", 2), Flatten("flat", "next")))
+    assert channel_groups(graph)["conv"].unit == 12
+    with pytest.raises(ValueError, match="breaks up an attention head of 12 channels"):
+        prune(graph, {}, {"conv": range(6)})
+    assert prune(graph, {}, {"conv": range(12, 24)})[0].by_name["conv"] == Conv("conv", "image", 12, label="a")
+
+
+def flattened_graph(quantizer: Quantizer) -> Graph:
+    """A dense layer is added to a flattened convolution, whose channels it therefore has at each of four positions."""
+    nodes = (
+        Input("image", (4, 4, 2)),
+        Flatten("pixels", "image"),
+        Dense("dense", "pixels", 24, quantizer, label="a"),
+        Conv("conv", "image", 6, strides=(2, 2), quantizer=quantizer, label="a"),
+        Flatten("flat", "conv"),
+        Add("sum", "dense", "flat"),
+        BatchNorm("bn", "sum"),
+        LIF("lif", "bn"),
+        Dense("fc", "lif", 3, quantizer),
+    )
+    return Graph(nodes, timesteps=2)
+
+
+@over("granularity", ["layer", "channel"])
+def test_a_dense_layer_added_to_a_flattened_convolution(granularity):
+    graph = flattened_graph(Quantizer(3, granularity=granularity))
+    variables, images = random_variables(graph), images_of(graph)
+    assert channel_groups(graph) == {"dense": Group("dense", 6, "a", ("dense", "conv", "flat", "sum", "bn", "lif"))}
+    whole, same_again = prune(graph, variables, {"dense": range(6)})
+    assert whole == graph
+    same(same_again, variables)
+    places = np.array([1, 3, 4])
+    smaller, pruned = prune(graph, variables, {"dense": places})
+    assert (smaller.by_name["dense"].features, smaller.by_name["conv"].features) == (12, 3)
+    masks = {"lif": np.isin(np.arange(24) % 6, places).astype(np.float32)}
+    expected = evaluate(graph, variables, images, masks)
+    np.testing.assert_allclose(evaluate(smaller, pruned, images, {}), expected, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 0.01
+    # Its channels are scored over the positions where they stand.
+    kernels = {name: np.abs(variables["params"][name]["kernel"]).sum(axis=0) for name in ("dense", "conv")}
+    norms = kernels["dense"].reshape(4, 6).sum(axis=0) + kernels["conv"].sum(axis=(0, 1))
+    np.testing.assert_allclose(magnitude_group_scores(graph, variables)["dense"], norms, rtol=1e-6)
+    assert {name: x.shape for name, x in score(graph, variables, [images]).items()} == {"dense": (6,)}
 
 
 def test_groups_of_vgg16():
