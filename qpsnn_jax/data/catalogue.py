@@ -1,4 +1,4 @@
-"""Data sets by name, and what is known of each before anything is read; nothing heavy is imported here."""
+"""Data sets by name, and their shapes and classes before anything is read; nothing heavy is imported here."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -12,16 +12,16 @@ FrameBinning = Literal["count", "time"]
 
 
 class DataRequest(NamedTuple):
-    """What is asked of a data set.
+    """The options of loading a data set.
 
     Attributes:
         data_dir: the TFDS data directory, None for TFDS's own; the folder of event recordings.
-        seed: chooses the order, hence the subsets, and the split where a data set has none of its own; 0 or more.
+        seed: chooses the order, hence the subsets, and the split of a data set that comes without one; 0 or more.
         train_examples: number of training examples, None for all.
         test_examples: number of test examples, None for all.
         timesteps: frames T per recording of events; for recordings only, which need it.
         size: height and width of event frames or of crops, None for the usual ones.
-        frame_binning: frames of a recording hold equal numbers of events (``count``) or last equally long (``time``).
+        frame_binning: frames of equal numbers of events (``count``) or of equal duration (``time``).
     """
 
     data_dir: str | PathLike[str] | None = None
@@ -40,7 +40,7 @@ class DataInfo(NamedTuple):
         shape: ``(h, w, c)`` of an image or of one event frame.
         classes: number of classes.
         frames: whether the examples are recordings of events, which become T frames.
-        resizable: whether the examples are brought to a size that can be asked for.
+        resizable: whether the examples can be resized to a requested size.
     """
 
     shape: tuple[int, int, int]
@@ -50,10 +50,10 @@ class DataInfo(NamedTuple):
 
 
 class DataSource(NamedTuple):
-    """A data set that can be loaded; one from outside the package is such a pair of functions.
+    """A data set that can be loaded, as two functions; define one for a data set of your own.
 
     Attributes:
-        describe: what is known of it without reading its examples.
+        describe: returns shape and classes without reading the examples.
         load: reads it.
     """
 
@@ -66,23 +66,23 @@ def describe(source: str | DataSource, request: DataRequest | None = None) -> Da
 
     Args:
         source: as for :func:`qpsnn_jax.data.load`.
-        request: what will be asked of it.
+        request: the options it will be loaded with.
 
     Raises:
-        ValueError: an unknown name, or a size asked of images that have one.
+        ValueError: an unknown name, or a size for images of a fixed size.
     """
     request = request or DataRequest()
     info = find(source).describe(request)
     if request.size is not None and not info.resizable:
-        raise ValueError(f"size must be None for images that all have one size, got {request.size!r}.")
+        raise ValueError(f"size must be None for images of a fixed size, got {request.size!r}.")
     return info
 
 
 def find(source: str | DataSource) -> DataSource:
-    """The data source of a name in :data:`SOURCES` or of ``module:attribute``; a data source is returned as it is.
+    """The data source of a name in :data:`SOURCES` or of ``module:attribute``; a data source is returned unchanged.
 
     Raises:
-        ValueError: an unknown name, or a module or attribute that is not there.
+        ValueError: an unknown name, or a module or attribute that does not exist.
     """
     if isinstance(source, DataSource):
         return source
@@ -116,7 +116,7 @@ def _sized(usual: int, channels: int, classes: int, *, frames: bool) -> Callable
 
 
 def _loader(module: str, function: str) -> "Callable[[DataRequest], DataSet]":
-    """A loader that is imported when it is called."""
+    """A loader that is imported when it is first called."""
     return lambda request: getattr(import_module(f"qpsnn_jax.data.sources.{module}"), function)(request)
 
 

@@ -1,7 +1,7 @@
-"""What a data set is here: arrays in host memory or files, their statistics, and a fixed balanced order.
+"""Data sets: arrays in host memory or files, their statistics, and a fixed balanced order.
 
-Images stay uint8 until a batch is on the device, so that a whole CIFAR is 184 MB and moving a batch costs a quarter of
-its float32 size; :func:`qpsnn_jax.numerics.normalization.normalize` runs inside the jitted step.
+Images stay uint8 until a batch is on the device, so CIFAR-10 takes 184 MB and a transfer is a quarter of its float32
+size; :func:`qpsnn_jax.numerics.normalization.normalize` runs inside the jitted step.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,14 +34,14 @@ Transform = Callable[[Any, np.random.Generator], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Labelled images that stay on disk because memory does not hold them.
+    """Labelled images on disk, for data sets that do not fit into memory.
 
     Attributes:
-        source: the examples, in whatever form ``crop`` and ``centre`` take.
+        source: the examples, in the format that ``crop`` and ``centre`` take.
         shape: ``(h, w, c)`` of an image once it is cropped.
         crop: from an example and its own random generator to ``image`` (uint8, of that shape) and ``label`` (int32),
             for training.
-        centre: the same without anything random, for scoring and evaluation.
+        centre: the same without randomness, for scoring and evaluation.
     """
 
     source: Source
@@ -58,16 +58,16 @@ class DataSet:
     """A training and a test set, with what is needed to feed them to a network.
 
     Attributes:
-        name: what :func:`qpsnn_jax.data.load` calls it.
-        train: training images; arrays are ordered so that every beginning of them holds the classes in proportion.
+        name: its name in :func:`qpsnn_jax.data.load`.
+        train: training images; arrays are ordered so that every prefix has the classes in proportion.
         test: test images, likewise.
         classes: number of classes; labels are in ``{0, …, classes - 1}``.
-        mean: mean of each channel over the whole training set, pixels scaled to [0, 1].
-        std: standard deviation of each channel over the whole training set, on the same scale.
+        mean: mean of each channel over the complete training set, pixels scaled to [0, 1].
+        std: standard deviation of each channel over the complete training set, on the same scale.
 
     Raises:
         ValueError: no example, images of another dtype or shape, labels beyond the classes, or statistics that do not
-            fit the channels, naming the data set.
+            match the channels, naming the data set.
     """
 
     name: str
@@ -118,7 +118,7 @@ def _kind(array: np.ndarray) -> str:
 
 
 def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    r"""Order examples at random so that every beginning is stratified.
+    r"""Order examples at random so that every prefix is stratified.
 
     A shuffle by ``seed`` deals the examples out into :math:`R = n // classes` rounds: the r-th of the :math:`n_c` of
     its class goes to round :math:`⌊R (r + ½) / n_c⌋`. The rounds follow each other, each in shuffled order. The first k
@@ -156,7 +156,7 @@ def example_count(what: str, wanted: int | None, available: int) -> int:
     Args:
         what: the name of the input, for the message.
         wanted: number asked for, or None for all.
-        available: number there are.
+        available: number of examples.
 
     Returns:
         A number from 1 to ``available``.

@@ -1,6 +1,6 @@
-"""Batches for training, scoring and evaluation, from arrays that sit on the device or from files that stream.
+"""Batches for training, scoring and evaluation, from arrays on the device or from streamed files.
 
-Batch k of a training feed depends on nothing but the seed and k, and a feed can be put where another one was.
+Batch k of a training feed depends only on the seed and k, and the position of a feed can be saved and restored.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ _EVALUATION_BATCH = 500
 
 
 class Feed(Resumable, Protocol):
-    """Batches of images and labels, without end."""
+    """Endless batches of images and labels."""
 
     def __next__(self) -> Arrays: ...
 
     def several(self, number: int) -> Arrays:
-        """The next batches of one epoch together, ``n b …``."""
+        """The next n batches of one epoch, stacked: ``n b …``."""
         ...
 
 
@@ -39,9 +39,9 @@ def count(examples: Examples) -> int:
 
 
 def feed(examples: Examples, batch_size: int, seed: int, *, workers: int = 0, mesh: Mesh | None = None) -> Feed:
-    """Batches for training, without end: each epoch in an order of its own, what fills no batch left out of it.
+    """Endless batches for training: each epoch in its own order, without an incomplete last batch.
 
-    Arrays are put on the device once and permuted there by a key, ``fold_in(key(seed), epoch)``. Files are read and
+    Arrays are copied to the device once and permuted there by a key, ``fold_in(key(seed), epoch)``. Files are read and
     cropped by :func:`~qpsnn_jax.data.stream.stream`.
 
     Args:
@@ -49,8 +49,8 @@ def feed(examples: Examples, batch_size: int, seed: int, *, workers: int = 0, me
         batch_size: examples in a batch.
         seed: chooses the orders and the crops.
         workers: processes that read files ahead, 0 for none; arrays need none.
-        mesh: of the devices over which each batch is split; every one of them holds the arrays. Of files, each process
-            reads its own part of every batch.
+        mesh: of the devices over which each batch is split; arrays are replicated on all of them. Of files, each
+            process reads its own part of every batch.
     """
     if isinstance(examples, Files):
         return _Streamed(examples, batch_size, seed, workers, mesh)
@@ -75,7 +75,7 @@ def evaluation_batches(examples: Examples, *, workers: int = 0) -> Iterator[Arra
 def sample(
     examples: Examples, batch_size: int, batches: int, seed: int = 0, *, workers: int = 0
 ) -> Iterator[np.ndarray]:
-    """At most so many whole batches of images without augmentation; of the first arrays, or of files drawn by seed."""
+    """At most ``batches`` full batches of images without augmentation: the first of arrays, or files drawn by seed."""
     size = min(batch_size, count(examples))
     batches = min(batches, count(examples) // size)
     if isinstance(examples, Files):
@@ -103,7 +103,7 @@ def everything(examples: Examples) -> Arrays:
 
 
 class Selected:
-    """Some examples of a source, by index; it travels to worker processes."""
+    """Some examples of a source, by index; picklable for worker processes."""
 
     def __init__(self, source: Source, chosen: np.ndarray) -> None:
         self._source, self._chosen = source, chosen
@@ -116,7 +116,7 @@ class Selected:
 
 
 class _OnDevice:
-    """Arrays on the device; the state is the number of batches given."""
+    """Arrays on the device; the state is the number of batches returned so far."""
 
     def __init__(self, arrays: Arrays, batch_size: int, seed: int, mesh: Mesh | None) -> None:
         places = (None, None) if mesh is None else (replicated(mesh), batch_sharding(mesh))
@@ -134,7 +134,7 @@ class _OnDevice:
         return self._several(*self._passed(number), self._size, number)
 
     def _passed(self, number: int) -> tuple[Arrays, Array, int]:
-        """The arrays, the order of the epoch, and the first of so many batches in it, which count as given."""
+        """The arrays, the order of the epoch, and the position of the next batches in it, which count as returned."""
         epoch, row = divmod(self._given, self._per_epoch)
         if epoch != self._epoch or self._order is None:
             self._epoch, self._order = epoch, _order(self._key, epoch, len(self._arrays.labels))
@@ -148,11 +148,11 @@ class _OnDevice:
         self._given = int(state["batches"])
 
     def close(self) -> None:
-        """Nothing reads ahead."""
+        """Nothing to stop."""
 
 
 class _Streamed:
-    """Files through Grain; the state is that of its iterator."""
+    """Files through Grain; the state is that of Grain's iterator."""
 
     def __init__(self, files: Files, batch_size: int, seed: int, workers: int, mesh: Mesh | None) -> None:
         self._place = None if mesh is None else batch_sharding(mesh)
@@ -196,6 +196,6 @@ def _evaluation_size(examples: Examples) -> int:
     height, width = (examples.shape if isinstance(examples, Files) else examples.images.shape[-3:])[:2]
     largest = max(1, min(_EVALUATION_BATCH, _EVALUATION_PIXELS // (height * width)))
     fewest = -(-total // largest)
-    # A last batch of another size would be compiled for itself, so a few more batches of one size are faster.
+    # A last batch of another size would need its own compilation; a few more batches of one size are faster.
     equal = next((n for n in range(fewest, min(2 * fewest, total) + 1) if total % n == 0), fewest)
     return -(-total // equal)

@@ -25,7 +25,7 @@ _TOLERANCE = 1e-3  # of mean and std against the published ones
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What one split holds.
+    """The content of one split.
 
     Attributes:
         name: of the split.
@@ -47,7 +47,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a data set holds, and what is wrong with it: one sentence each, none when all is well."""
+    """The content of a data set, and its problems, one sentence each (none if all is well)."""
 
     name: str
     splits: tuple[SplitReport, ...]
@@ -55,7 +55,7 @@ class Report:
 
 
 def check(name: str, data_dir: str | PathLike[str] | None = None) -> Report:
-    """Read a whole data set and count; no more than a few hundred images are in memory at a time.
+    """Read all images of a data set and count; at most a few hundred are in memory at a time.
 
     Args:
         name: one of :data:`SPLITS`.
@@ -73,7 +73,7 @@ def check(name: str, data_dir: str | PathLike[str] | None = None) -> Report:
 
 
 def measure(name: str, chunks: Iterable[tuple[list[np.ndarray], list[int]]]) -> SplitReport:
-    """Count the classes of a split, and take mean and std exactly, in whole numbers until the last division.
+    """Count the classes of a split, and compute mean and std exactly, with integers up to the last division.
 
     Args:
         name: of the split.
@@ -93,7 +93,7 @@ def measure(name: str, chunks: Iterable[tuple[list[np.ndarray], list[int]]]) -> 
         for image in images:
             flat = image.reshape(-1, image.shape[-1])
             pixels += len(flat)
-            # Python's integers, as objects, since the squares of ImageNet would come near the end of int64.
+            # Python's integers, because the squares of ImageNet would come near the limit of int64.
             total = total + flat.sum(axis=0, dtype=np.int64).astype(object)
             squares = squares + np.square(flat, dtype=np.int64).sum(axis=0).astype(object)
     if not pixels:
@@ -105,7 +105,7 @@ def measure(name: str, chunks: Iterable[tuple[list[np.ndarray], list[int]]]) -> 
 
 
 def format_report(report: Report) -> str:
-    """Lay a report out as lines of text.
+    """Format a report as lines of text.
 
     Args:
         report: from :func:`check`.
@@ -125,7 +125,7 @@ def format_report(report: Report) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse the name of a data set that is not in :data:`SPLITS`.
+    """Check that a name is in :data:`SPLITS`.
 
     Raises:
         ValueError: unknown name.

@@ -1,4 +1,4 @@
-"""Loading a data set by its name, or from a source of one's own."""
+"""Loading a data set by name, or from a source of your own."""
 
 from os import PathLike
 
@@ -20,24 +20,24 @@ def load(
     """Load a data set: as arrays in host memory, but imagenet2012 as files that are read while training runs.
 
     The order is random but fixed by ``seed``, and n examples are the first n in that order, so smaller subsets lie
-    within larger ones. Of arrays every beginning holds the classes in proportion.
+    within larger ones. Every prefix of arrays has the classes in proportion.
 
     Args:
         source: ``digits`` (embedded, 1,437 + 360 images of 8×8×1), ``cifar10`` or ``cifar100`` (50,000 + 10,000 images
             of 32×32×3, from TFDS), ``tiny_imagenet`` (100,000 + 10,000 of 64×64×3), ``imagenet2012`` (1,281,167 +
             50,000, from TFDS), ``nmnist`` or ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``); a
-            :class:`DataSource` of your own, or ``module:attribute``, where one stands.
+            :class:`DataSource` of your own, or ``module:attribute``, where it is defined.
         data_dir, seed, train_examples, test_examples, timesteps, size, frame_binning: see :class:`DataRequest`.
 
     Returns:
-        The data set; its mean and std are those of the whole training set.
+        The data set; its mean and std are those of the complete training set.
 
     Raises:
-        ValueError: an unknown name, a number of examples that is not there, data that are missing or damaged, or
+        ValueError: an unknown name, too large a number of examples, data that are missing or damaged, or
             examples that are not what the source described.
 
     Example:
-        A data set from outside the package::
+        A data set of your own::
 
             def read(request):
                 return DataSet("waves", Arrays(images, labels), Arrays(more, theirs), 3, (0.5,), (0.25,))

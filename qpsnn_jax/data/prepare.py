@@ -12,7 +12,7 @@ _IMAGENET = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")  # behind a r
 
 
 def prepare(name: str, data_dir: str | PathLike[str] | None) -> Path:
-    """Prepare a data set in TFDS's layout and array_record format; one that is there already is left as it is.
+    """Prepare a data set in TFDS's layout and array_record format; an existing one is not changed.
 
     Args:
         name: ``cifar10`` and ``cifar100`` are downloaded; ``tiny_imagenet`` is packed from
@@ -27,7 +27,7 @@ def prepare(name: str, data_dir: str | PathLike[str] | None) -> Path:
     """
     check_name(name)
     if name == "digits":
-        raise ValueError("digits travel with the package; there is nothing to prepare.")
+        raise ValueError("digits are part of the package; there is nothing to prepare.")
     if data_dir is None:
         raise ValueError(f"data_dir must be given: where to prepare {name}.")
     root = Path(data_dir).expanduser()
@@ -56,7 +56,7 @@ def _download(name: str, root: Path) -> Path:
     try:
         builder = tfds.builder(name, data_dir=root, file_format="array_record")
         builder.download_and_prepare()
-    except Exception as error:  # TFDS passes on whatever the network, the archive or TensorFlow raises
+    except Exception as error:  # TFDS passes on any exception of the network, the archive or TensorFlow
         reason = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
         raise ValueError(f"{name} could not be prepared in {root} ({reason}).") from error
     return find(name, root)

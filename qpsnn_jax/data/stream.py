@@ -1,7 +1,7 @@
 """Batches of a data set that does not fit on the device, through Grain.
 
-Batch k is a function of the seed, k and the number of hosts alone: neither worker processes nor a restart change it.
-The state of the iterator is a small dictionary for the checkpoint; setting it continues with the very next batch.
+Batch k depends only on the seed, k and the number of hosts, not on worker processes or restarts.
+The state of the iterator is a small dictionary for the checkpoint; setting it continues with the next batch.
 """
 
 import queue
@@ -16,24 +16,24 @@ import numpy as np
 from qpsnn_jax.data.dataset import Source
 from qpsnn_jax.runtime.checks import integer
 
-# Reading threads in each process and batches they may be ahead; Pillow decodes without holding Python's lock.
+# Reading threads in each process, and batches they read ahead; Pillow releases the GIL while it decodes.
 _THREADS = 4
 _AHEAD = 4
-# Grain takes 32 bits of a seed.
+# Grain uses 32 bits of a seed.
 _MOST = 2**32 - 1
 # Seconds that closing waits for a batch that is being read.
 _PATIENCE = 10.0
 
 
 class Resumable(Protocol):
-    """Something read in order that can be put where another one was."""
+    """Something read in order, whose position can be saved and restored."""
 
     def get_state(self) -> dict[str, Any]:
-        """Return where it is; it can be written as JSON."""
+        """Return the position, as plain values for JSON."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continue where ``get_state`` was called, on one made with the same arguments."""
+        """Continue at a position from ``get_state`` of an iterator made with the same arguments."""
         ...
 
     def close(self) -> None:
@@ -62,18 +62,18 @@ def stream(
 ) -> Batches:
     """Read a source in batches, shuffled anew in every epoch.
 
-    An epoch is shuffled as a whole, then dealt out to the hosts; what does not fill a batch on every host is left out
-    of that epoch, and others in the next.
+    An epoch is shuffled globally, then dealt out to the hosts. Examples that do not fill a batch on every host are
+    dropped from that epoch; the next epoch drops others.
 
     Args:
         source: the examples; pickled to the workers, if any.
         batch_size: examples in a batch of this host.
         seed: chooses the order and the transform's draws, 0 to 2³²-1; the same on every host.
         workers: worker processes that read ahead; 0 reads within this process, with a few threads.
-        shard_by_process: give each JAX process its own part of every epoch; else all read everything.
+        shard_by_process: give each JAX process its own part of every epoch; else each reads everything.
         transform: maps an example and its own random generator to a pytree of arrays of fixed shapes, for instance
             :class:`~qpsnn_jax.data.augment.host_crop.TrainCrop`.
-        epochs: passes over the source, None for no end.
+        epochs: passes over the source, None for endless.
         shuffle: False keeps the order of the source, for evaluation.
 
     Returns:
@@ -96,7 +96,7 @@ def stream(
     data = grain.MapDataset.source(source).seed(seed)
     if shuffle:
         data = data.shuffle()
-    # Before the cut, so that an example's draws do not depend on the number of hosts.
+    # Before the split over hosts, so that the draws of an example do not depend on the number of hosts.
     if transform is not None:
         data = data.random_map(transform)
     data = data[hosts.shard_index : share * hosts.shard_count : hosts.shard_count]
@@ -110,18 +110,18 @@ def stream(
 
 
 class _Apart:
-    """Batches of worker processes that Ctrl-C at a terminal does not reach; the program that they work for stops them.
+    """Batches of worker processes that ignore Ctrl-C at a terminal; the main program stops them.
 
-    Processes inherit which signals are held back, from their very start, and Grain starts them when batches are asked
-    for. So a thread that holds interrupts back asks for each batch; who waits for it does not hold them back, and finds
-    a batch that was asked for before an interrupt when it asks again.
+    Processes inherit the mask of blocked signals, and Grain starts them when batches are requested. So a thread that
+    blocks interrupts requests each batch. The caller that waits for it does not block them. A batch that was requested
+    before an interrupt is returned by the next request.
     """
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self._answers: queue.SimpleQueue = queue.SimpleQueue()
         self._asking: threading.Thread | None = None
-        # Otherwise started together with the first worker, after which it no longer holds interrupts back.
+        # Otherwise it is started with the first worker, and then it no longer blocks interrupts.
         resource_tracker.ensure_running()
 
     def __iter__(self) -> Iterator[Any]:
@@ -157,13 +157,13 @@ class _Apart:
     def close(self) -> None:
         self._batches.close()
         if self._asking is not None:
-            # It may have started a worker meanwhile.
+            # It may have started a worker in the meantime.
             self._asking.join(_PATIENCE)
             self._batches.close()
 
 
 def _settle_flags() -> None:
-    """Let Grain read its absl flags at their defaults in a program that does not parse any; its workers need them."""
+    """Give Grain's absl flags their defaults in a program that does not parse any; its workers need them."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

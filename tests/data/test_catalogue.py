@@ -51,7 +51,7 @@ def test_what_is_read_must_be_what_was_described(info):
 def test_sizes_are_those_asked_for_where_there_is_a_choice():
     assert describe("nmnist", DataRequest(size=20)) == DataInfo((20, 20, 2), 10, frames=True, resizable=True)
     assert describe("imagenet2012").shape == (224, 224, 3)
-    with pytest.raises(ValueError, match="size must be None for images that all have one size, got 20"):
+    with pytest.raises(ValueError, match="size must be None for images of a fixed size, got 20"):
         describe("digits", DataRequest(size=20))
     with pytest.raises(ValueError, match="timesteps must be given for recordings of events"):
         load("nmnist", data_dir="nowhere")

@@ -47,7 +47,7 @@ def autoaugment(key: Array, images: Array) -> Array:
     """Apply one of the 25 sub-policies to each image: two operations, each with its probability and a random sign.
 
     Magnitudes run as in the usual PyTorch versions: shear to 0.3, translation to 150/331 of the side, rotation to 30°,
-    enhancement factors 1 ± 0.9. What a map uncovers is grey (128).
+    enhancement factors 1 ± 0.9. Uncovered pixels are grey (128).
 
     Args:
         key: a JAX random key.
@@ -81,7 +81,7 @@ def autoaugment(key: Array, images: Array) -> Array:
 
 @cache
 def _policy_table(height: int, width: int) -> Operation:
-    """Row 0 changes nothing; then for each sub-policy and slot the positive and the negative sign."""
+    """Row 0 is the identity; then for each sub-policy and slot the positive and the negative sign."""
     operations = [operation("identity", 0, 1, height, width)]
     for pair in CIFAR10_POLICY:
         for name, _, level in pair:

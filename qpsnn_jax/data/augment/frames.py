@@ -1,7 +1,7 @@
 """Augmentation of event frames, as pure functions of a key and a batch, to run inside the jitted training step.
 
-Every recording gets its own draw, and all of its time steps and both polarities the same one: they are folded into the
-channels of an image, so that :mod:`qpsnn_jax.data.augment.images` can transform them together.
+Each recording has its own random draw, shared by all of its time steps and both polarities: they are folded into the
+channels of an image, which :mod:`qpsnn_jax.data.augment.images` transforms as one.
 """
 
 import jax
@@ -14,7 +14,7 @@ from qpsnn_jax.runtime.checks import integer
 
 
 def augment_frames(key: Array, frames: Array, augmentation: EventAugmentation) -> Array:
-    """Apply what is on, in a fixed order: rotation, flip, roll.
+    """Apply the augmentations that are on, in a fixed order: rotation, flip, roll.
 
     Each kind has its own key, so turning one on or off does not change what the others draw.
 
@@ -24,8 +24,8 @@ def augment_frames(key: Array, frames: Array, augmentation: EventAugmentation) -
         augmentation: what to apply; static under jit.
 
     Returns:
-        Frames of the same shape and dtype; the very same values where nothing is on. Flip and roll move whole counts,
-        rotation spreads them over neighbours.
+        Frames of the same shape and dtype; unchanged if nothing is on. Flip and roll move counts, rotation
+        interpolates between them.
 
     Raises:
         ValueError: frames that are not floating ``b t h w c``.
@@ -43,7 +43,7 @@ def augment_frames(key: Array, frames: Array, augmentation: EventAugmentation) -
 
 
 def random_roll(key: Array, frames: Array, pixels: int) -> Array:
-    """Shift each recording round the borders: what leaves on one side comes in on the other.
+    """Shift each recording circularly: what leaves on one side enters on the other.
 
     Args:
         key: a JAX random key.

@@ -1,7 +1,7 @@
 """Augmentation as pure functions of a key and a batch, to run inside the jitted training step.
 
-Images are normalized before they are augmented (:func:`qpsnn_jax.data.normalize`), so the zeros that fill what a crop,
-a cutout or a rotation uncovers are the mean colour of the training set. Every image of a batch gets its own draw.
+Images are normalized before they are augmented (:func:`qpsnn_jax.data.normalize`), so the zeros in pixels that a crop,
+a cutout or a rotation uncovers are the mean colour of the training set. Each image of a batch has its own random draw.
 """
 
 import jax
@@ -18,7 +18,7 @@ from qpsnn_jax.runtime.checks import integer
 def normalize_and_augment(
     key: Array, images: Array, augmentation: Augmentation, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Array:
-    """Turn pixels into augmented, normalized images: AutoAugment if it is on, then normalize, then :func:`augment`.
+    """Augmented, normalized images from pixels: AutoAugment if it is on, then normalize, then :func:`augment`.
 
     Args:
         key: a JAX random key.
@@ -34,12 +34,12 @@ def normalize_and_augment(
         ValueError: images that are not uint8 pixels of the right shape.
     """
     if augmentation.autoaugment:
-        images = autoaugment(jax.random.fold_in(key, 1), images)  # the others draw as they do without it
+        images = autoaugment(jax.random.fold_in(key, 1), images)  # the others draw the same numbers as without it
     return augment(key, normalize(images, mean, std), augmentation)
 
 
 def augment(key: Array, images: Array, augmentation: Augmentation) -> Array:
-    """Apply what is on for normalized images, in a fixed order: affine, crop, flip, cutout (not AutoAugment).
+    """Augment normalized images, in a fixed order: affine, crop, flip, cutout (not AutoAugment).
 
     Cutout comes last so that its square is not moved out of the image. Each kind has its own key, so turning one on or
     off does not change what the others draw.
@@ -50,7 +50,7 @@ def augment(key: Array, images: Array, augmentation: Augmentation) -> Array:
         augmentation: what to apply; static under jit.
 
     Returns:
-        Images of the same shape and dtype; the very same values where nothing is on.
+        Images of the same shape and dtype; unchanged if nothing is on.
 
     Raises:
         ValueError: images that are not floating ``b h w c``.
@@ -113,7 +113,7 @@ def random_flip(key: Array, images: Array) -> Array:
 
 
 def cutout(key: Array, images: Array, size: int) -> Array:
-    """Blank one square of each image with zeros, its centre uniform over the pixels and clipped at the borders.
+    """Set one square of each image to zero, its centre uniform over the pixels and clipped at the borders.
 
     The square covers rows ``y - size//2`` up to, not including, ``y - size//2 + size``, and columns likewise; between a
     quarter of it and all of it lies within the image.
@@ -147,9 +147,9 @@ def cutout(key: Array, images: Array, size: int) -> Array:
 
 
 def random_affine(key: Array, images: Array, degrees: float, scale: float, translate: float) -> Array:
-    r"""Rotate, resize and move each image a little, by bilinear sampling; zeros come in from outside.
+    r"""Rotate, scale and translate each image a little, by bilinear sampling, with zeros outside of it.
 
-    The output at p takes the input at :math:`q = c + R(φ)^{-1} (p - c - t) / σ` with c the centre of the image,
+    The output at p is the input at :math:`q = c + R(φ)^{-1} (p - c - t) / σ` with c the centre of the image,
     :math:`φ ∈ [-degrees, degrees]`, :math:`σ ∈ [1 - scale, 1 + scale]`, :math:`t ∈ [-translate, translate]^2`, all
     uniform.
 
@@ -158,10 +158,10 @@ def random_affine(key: Array, images: Array, degrees: float, scale: float, trans
         images: normalized images, floating, shape ``b h w c``.
         degrees: largest rotation, 0 to 180 degrees.
         scale: largest relative change of size, 0 up to but not including 1.
-        translate: largest translation in pixels, not necessarily whole.
+        translate: largest translation in pixels, a real number.
 
     Returns:
-        Images of the same shape and dtype, sampled in float32; unchanged where all three are zero.
+        Images of the same shape and dtype, sampled in float32; unchanged if all three are zero.
 
     Raises:
         ValueError: a value out of its range, or images that are not floating ``b h w c``.

@@ -4,8 +4,8 @@
 2. a table of 256 values for each channel (invert, solarize, posterize, brightness, contrast, autocontrast, equalize);
 3. a blend with the grey or the smoothed image (color, sharpness).
 
-A step that an operation does not use has the parameters that change nothing, so operations can be stacked and drawn
-from at random, and nothing branches under vmap.
+A step that an operation does not use has the parameters of the identity, so operations can be stacked and drawn from at
+random, without branches under vmap.
 """
 
 import math
@@ -34,9 +34,9 @@ Name = Literal[
     "sharpness",
 ]
 
-_TABLES = ("fixed", "contrast", "autocontrast", "equalize")  # how the table of step 2 comes about
+_TABLES = ("fixed", "contrast", "autocontrast", "equalize")  # how the table of step 2 is computed
 _DIFFERENCES = np.arange(-255, 256).astype(np.float32)
-_FILL = 128  # what an affine map uncovers
+_FILL = 128  # value of pixels that an affine map uncovers
 
 
 class Operation(NamedTuple):
@@ -98,7 +98,7 @@ def apply(images: Array, operations: Operation) -> Array:
 
     Returns:
         Images of the same shape and dtype. They equal Pillow's, except that autocontrast may be one higher where the
-        exact quotient is a whole number that Pillow's floating point just misses.
+        exact quotient is an integer that Pillow's floating point just misses.
     """
     return jax.vmap(_apply)(images, operations)
 
@@ -136,7 +136,7 @@ def _image_tables(image: Array, grey: Array, operation: Operation) -> list[Array
     span = jnp.maximum(high - low, 1)
     stretched = jnp.where(high > low, jnp.clip((old - low) * 255 // span, 0, 255), old)
 
-    # The brightest value's own count does not enter the step, which spreads the others over 255 values.
+    # The count of the brightest value is not part of the step, which spreads the others over 255 values.
     step = (grey.size - jnp.take_along_axis(counts, high, axis=0)) // 255
     below = jnp.cumsum(counts, axis=0) - counts
     level = jnp.minimum((step // 2 + below) // jnp.maximum(step, 1), 255)
@@ -167,7 +167,7 @@ def _blend(zero: Array, one: Array, products: Array) -> Array:
 
 
 def _affine(name: Name, amount: float, height: int, width: int) -> np.ndarray:
-    """Where each output pixel comes from, about its centre and in 16-bit fixed point."""
+    """The source of each output pixel, relative to its centre, in 16-bit fixed point."""
     matrix = np.asarray([[1.0, 0, 0], [0, 1, 0]])
     if name == "shear_x":
         matrix[0, 1] = 0.3 * amount

@@ -1,4 +1,4 @@
-"""Which augmentations are on: plain records, hashable, so that they can be static arguments under jit."""
+"""Settings of augmentations: frozen records, hashable, so that they can be static arguments under jit."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from qpsnn_jax.runtime.checks import integer
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentations of images. The defaults leave images as they are.
+    """Augmentations of images. The defaults change nothing.
 
     Attributes:
         crop_padding: zeros added to every side before each image is cropped back to its size at a random place, in
@@ -42,13 +42,13 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class EventAugmentation:
-    """Augmentations of event frames. The defaults leave frames as they are.
+    """Augmentations of event frames. The defaults change nothing.
 
     Attributes:
         flip: mirror half of the recordings left to right. Not for digits or letters.
         roll: largest circular shift of :func:`~qpsnn_jax.data.augment.frames.random_roll`, in pixels; 5 is usual for
             CIFAR10-DVS at 48×48.
-        degrees: largest rotation in degrees, bilinear, zeros from outside; 15 to 30 are usual.
+        degrees: largest rotation in degrees, bilinear, zeros outside; 15 to 30 are usual.
 
     Raises:
         ValueError: a value that is negative, not finite, or too large.

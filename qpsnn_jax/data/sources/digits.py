@@ -21,18 +21,18 @@ _CLASSES = 10
 def digits(request: DataRequest) -> DataSet:
     """Split the embedded digits into 1,437 training and 360 test images with the classes in proportion.
 
-    The split is drawn from the seed (:func:`~qpsnn_jax.data.dataset.balanced_order`) and not by writer, since the file
-    does not tell who wrote what; accuracy on it is higher than on digits of unknown writers.
+    The split is drawn from the seed (:func:`~qpsnn_jax.data.dataset.balanced_order`) and not by writer, because the
+    file does not name the writers. So the accuracy on it is higher than on digits of unknown writers.
 
     Args:
-        request: its seed chooses the split and the order; the digits travel with the package.
+        request: its seed chooses the split and the order; the digits are part of the package.
 
     Returns:
-        Images uint8 ``n 8 8 1`` with the counts 0 to 16 stretched to 0 to 255; mean and std are those of the whole
+        Images uint8 ``n 8 8 1`` with the counts 0 to 16 scaled to 0 to 255; mean and std are those of the complete
         training part of this split.
 
     Raises:
-        ValueError: a seed below 0, or a number of examples that is not there.
+        ValueError: a seed below 0, or too large a number of examples.
 
     References:
         Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998. CC BY 4.0.

@@ -1,7 +1,7 @@
 """Event recordings as arrays: N-MNIST's ATIS files, and the AEDAT 2.0 of CIFAR10-DVS.
 
-A file is read whole and decoded for all events at once; one that is cut off or of another kind is refused by name and
-byte offset. Rows count from the top, as in images.
+A file is read and decoded for all events at once. An error about a truncated file, or one of another kind, names the
+file and the byte offset. Rows count from the top, as in images.
 """
 
 from os import PathLike
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 _ATIS_BYTES = 5
-_ATIS_OVERFLOW_ROW, _ATIS_OVERFLOW = 240, 2**13  # one past the last row; what such a record adds to the clock
+_ATIS_OVERFLOW_ROW, _ATIS_OVERFLOW = 240, 2**13  # one past the last row, and what such a record adds to the clock
 _DVS128 = (128, 128)
 _AEDAT2_SPECIAL = 0x80008000  # synchronization and other special events of jAER, no pixels
 _VERSION, _AEDAT_BYTES = b"#!AER-DAT", 8
@@ -24,7 +24,7 @@ class Events(NamedTuple):
         x: column from the left, uint16, below ``size[1]``.
         y: row from the top, uint16, below ``size[0]``.
         polarity: uint8, 1 where it got brighter (ON), 0 where it got darker (OFF).
-        t: time in µs, int64. Cameras give it in order, but nothing here relies on that.
+        t: time in µs, int64. Cameras record in order, but nothing here relies on that.
         size: height and width of the sensor in pixels.
     """
 
@@ -36,7 +36,7 @@ class Events(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A file's whole content, with what it is called when it is refused."""
+    """The content of a file, with the name and kind for its errors."""
 
     path: str | PathLike[str]
     kind: str
@@ -47,20 +47,20 @@ class _File(NamedTuple):
 
 
 def read_atis(path: str | PathLike[str], size: tuple[int, int] = (34, 34)) -> Events:
-    """Read an ATIS ``.bin`` file, as N-MNIST and N-Caltech101 come.
+    """Read an ATIS ``.bin`` file, the format of N-MNIST and N-Caltech101.
 
     Each event is 40 bits, big-endian: x (8), y (8), polarity (1, ON is 1), time in µs (23). A record in row 240 is no
-    event; it adds 2¹³ µs to the time of all that follow (N-Caltech101 has such records, N-MNIST none that we saw).
+    event; it adds 2¹³ µs to the time of all that follow (N-Caltech101 has such records; we found none in N-MNIST).
 
     Args:
         path: the file.
         size: height and width of the sensor; 34×34 is N-MNIST's.
 
     Returns:
-        The events; a file cut off between two records cannot be told from a shorter recording.
+        The events; a file truncated between two records cannot be distinguished from a shorter recording.
 
     Raises:
-        ValueError: a file that cannot be read, is empty or cut off, or has an event outside of the sensor.
+        ValueError: a file that cannot be read, is empty or truncated, or has an event outside of the sensor.
 
     References:
         Orchard et al., Converting Static Image Datasets to Spiking Neuromorphic Datasets Using Saccades, 2015.
@@ -77,21 +77,21 @@ def read_atis(path: str | PathLike[str], size: tuple[int, int] = (34, 34)) -> Ev
 
 
 def read_aedat(path: str | PathLike[str]) -> Events:
-    """Read an AEDAT 2.0 file with DVS128 addresses, as CIFAR10-DVS comes.
+    """Read an AEDAT 2.0 file with DVS128 addresses, the format of CIFAR10-DVS.
 
     Header lines begin with ``#``; then each event has a 32-bit address and a 32-bit time in µs, big-endian. Address bit
     0 is 0 for ON (the hardware's sense, as jAER reads it; the format's description says the opposite), bits 1-7 count
-    columns from the right and bits 8-14 rows from the bottom; all are turned round here. Bit 15 or 31 marks special
-    events, which are left out; any other bit is another camera's. The clock may wrap.
+    columns from the right and bits 8-14 rows from the bottom; all are inverted here. Bit 15 or 31 marks special events,
+    which are skipped; any other bit belongs to another camera. The clock may wrap.
 
     Args:
         path: the file.
 
     Returns:
-        The events of a sensor of 128×128, none where the file has only a header.
+        The events of a sensor of 128×128, none if the file has only a header.
 
     Raises:
-        ValueError: a file that cannot be read, is cut off, is of another version or camera.
+        ValueError: a file that cannot be read, is truncated, or is of another version or camera.
 
     References:
         iniVation, AEDAT file formats, docs.inivation.com; jAER, class DVS128.
@@ -128,12 +128,12 @@ def _open(path: str | PathLike[str], kind: str) -> _File:
 def _header_line(file: _File, start: int) -> tuple[bytes, int]:
     end = file.content.find(b"\n", start)
     if not file.content.startswith(b"#", start) or end < 0:
-        raise file.refusal(start, "has no whole header line")
+        raise file.refusal(start, "has no complete header line")
     return file.content[start:end].rstrip(), end + 1
 
 
 def _records(file: _File, start: int, end: int, dtype: str | type, record: int) -> np.ndarray:
-    """Give the bytes from start to end as rows, one for each record, in this machine's byte order."""
+    """The bytes from start to end as rows, one for each record, in this machine's byte order."""
     rest = (end - start) % record
     if rest:
         raise file.refusal(end - rest, f"is cut off, with {rest} of the {record} bytes of a record,")

@@ -1,8 +1,8 @@
-"""Events to frames: how many events of each polarity fell on each cell of a grid in each time step.
+"""Events to frames: the number of events of each polarity in each cell of a grid in each time step.
 
-All arithmetic is on integers, so each event is counted in exactly one cell of one frame, at every border. Time is cut
-on the host, where 64-bit integers are at hand; counting is one jitted scatter-add, which compiles once for each power
-of two of the number of events.
+All arithmetic is on integers, so each event is counted in exactly one cell of one frame, at every border. Times are
+binned on the host, which has 64-bit integers. Counting is one jitted scatter-add, which compiles once for each power of
+two of the number of events.
 """
 
 from functools import partial
@@ -22,10 +22,10 @@ _LIMIT = 2**31  # of the int32 index of a cell
 def frames_by_count(events: Events, timesteps: int, size: tuple[int, int]) -> Array:
     r"""Frames of equal numbers of events: of n events, the i-th goes to step :math:`⌊i T / n⌋`.
 
-    The numbers in two frames differ by one at most (SpikingJelly leaves the whole remainder to the last frame).
+    The numbers in two frames differ by at most one (SpikingJelly puts the remainder into the last frame).
 
     Args:
-        events: the recording; its order counts, not its times.
+        events: the recording; its order matters, not its times.
         timesteps: number of frames T.
         size: height and width h, w of the frames. The cell of pixel (y, x) of an H×W sensor is
             :math:`(⌊y h / H⌋, ⌊x w / W⌋)`; frames larger than the sensor have rows and columns without events.
@@ -34,7 +34,7 @@ def frames_by_count(events: Events, timesteps: int, size: tuple[int, int]) -> Ar
         Counts, int32, shape ``t h w 2``; the last axis is OFF, ON. Zeros for a recording without events.
 
     Raises:
-        ValueError: events that contradict their sensor, or a number of steps or a size that is not positive or is too
+        ValueError: events outside of their sensor, or a number of steps or a size that is not positive or is too
             large.
     """
     _check(events, timesteps, size)
@@ -45,7 +45,7 @@ def frames_by_count(events: Events, timesteps: int, size: tuple[int, int]) -> Ar
 def frames_by_time(events: Events, timesteps: int, size: tuple[int, int]) -> Array:
     r"""Frames of equal duration: an event at t goes to step :math:`⌊(t - t_0) T / (t_1 - t_0 + 1)⌋`.
 
-    :math:`t_0` and :math:`t_1` are the times of the first and of the last event, in whole µs.
+    :math:`t_0` and :math:`t_1` are the times of the first and of the last event, in integer µs.
 
     Args:
         events: the recording, in any order.
@@ -56,7 +56,7 @@ def frames_by_time(events: Events, timesteps: int, size: tuple[int, int]) -> Arr
         Counts, int32, shape ``t h w 2``; the last axis is OFF, ON. Zeros for a recording without events.
 
     Raises:
-        ValueError: events that contradict their sensor, or a number of steps or a size that is not positive or is too
+        ValueError: events outside of their sensor, or a number of steps or a size that is not positive or is too
             large.
     """
     _check(events, timesteps, size)
@@ -78,10 +78,10 @@ def accumulate(
     sensor: tuple[int, int],
     size: tuple[int, int],
 ) -> Array:
-    """Count events in the cells of frames, on the device; jitted, and free of any check of the values.
+    """Count events in the cells of frames, on the device; jitted, without checks of the values.
 
     Args:
-        steps: step of each event, int32, shape ``n``; events at step ``timesteps`` are padding and count nowhere.
+        steps: step of each event, int32, shape ``n``; events at step ``timesteps`` are padding and are not counted.
         y: rows, integers below ``sensor[0]``, shape ``n``.
         x: columns, integers below ``sensor[1]``, shape ``n``.
         polarity: 0 or 1, integers, shape ``n``.

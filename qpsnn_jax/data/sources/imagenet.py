@@ -16,15 +16,15 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def imagenet(request: DataRequest) -> DataSet:
     """ImageNet-1k, its validation set as the test set, as :class:`~qpsnn_jax.data.dataset.Files`.
 
-    Training takes random-resized crops; mirroring is left to the augmentation inside the step. Evaluation takes the
+    Training takes random-resized crops; mirroring is done by the augmentation inside the step. Evaluation takes the
     middle of the image, whose shorter side is 8/7 of the size.
 
     Args:
         request: its data directory holds ``imagenet2012/<version>/``, its seed chooses the subsets, its size is that of
-            the crops, 224 when left out.
+            the crops, 224 by default.
 
     Raises:
-        ValueError: no prepared data in the folder, damaged data, or a number that is not there.
+        ValueError: no prepared data in the folder, damaged data, or too large a number of examples.
 
     References:
         Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015.

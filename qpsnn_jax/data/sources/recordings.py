@@ -1,9 +1,9 @@
 """Event data sets from the folders in which they are distributed: N-MNIST and CIFAR10-DVS.
 
 The examples are frames, uint8 of shape ``n t h w 2``: the exact counts of :mod:`qpsnn_jax.data.sources.frames`, except
-that a cell with more than 255 events in one step (a flickering pixel, at the usual numbers of steps) shows 255. Mean 0
-and standard deviation 1/255 make :func:`qpsnn_jax.numerics.normalization.normalize` return the counts themselves. Only
-the recordings that are asked for are read.
+that a cell with more than 255 events in one step (a flickering pixel, at the usual numbers of steps) is 255. With
+mean 0 and standard deviation 1/255, :func:`qpsnn_jax.numerics.normalization.normalize` returns the counts. Only the
+requested recordings are read.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ def nmnist(request: DataRequest) -> DataSet:
     """Read N-MNIST: 60,000 + 10,000 recordings of 34×34 pixels and about 300 ms, ten digits.
 
     Args:
-        request: its folder holds ``Train/<digit>/*.bin`` and ``Test/<digit>/*.bin``; a size of 34, the usual one, keeps
+        request: its folder holds ``Train/<digit>/*.bin`` and ``Test/<digit>/*.bin``; a size of 34, the default, keeps
             the sensor's pixels.
 
     Returns:
         Frames uint8 ``n t h w 2``, the last axis OFF, ON; mean 0 and std 1/255, so that normalized frames are counts.
 
     Raises:
-        ValueError: a folder that is not there or lacks a class, a damaged recording, or a number that does not fit.
+        ValueError: a folder that does not exist or lacks a class, a damaged recording, or a number out of range.
 
     References:
         Orchard, Jayawant, Cohen and Thakor, Converting Static Image Datasets to Spiking Neuromorphic Datasets Using
@@ -52,17 +52,17 @@ def nmnist(request: DataRequest) -> DataSet:
 def cifar10_dvs(request: DataRequest) -> DataSet:
     """Read CIFAR10-DVS: 10,000 recordings of 128×128 pixels and about 1.3 s, ten classes, split 9:1 by seed.
 
-    The data set has no split of its own. Each class gives a tenth of its recordings to the test set, within two.
+    The data set has no split of its own. A tenth of each class, to within two recordings, is the test set.
 
     Args:
         request: its folder holds ``<class>/*.aedat`` for the ten classes of CIFAR-10; its seed chooses the split too;
-            10 frames of 48×48, the usual size, are customary.
+            10 frames of 48×48 (the default size) are customary.
 
     Returns:
         Frames uint8 ``n t h w 2``, the last axis OFF, ON; mean 0 and std 1/255, so that normalized frames are counts.
 
     Raises:
-        ValueError: a folder that is not there or lacks a class, a damaged recording, or a number that does not fit.
+        ValueError: a folder that does not exist or lacks a class, a damaged recording, or a number out of range.
 
     References:
         Li, Liu, Ji, Li and Shi, CIFAR10-DVS: An Event-Stream Dataset for Object Classification, Frontiers in
