@@ -102,7 +102,8 @@ def from_json(text: str) -> Graph:
         document = json.loads(text)
         return Graph(tuple(_node(entry) for entry in document["nodes"]), document["timesteps"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"the text does not describe a graph: {type(error).__name__}, {error}") from None
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}, {error}"
+        raise ValueError(f"the text does not describe a graph: {reason:.300}") from None
 
 
 def _check_names(node: Node, values: Mapping[str, Value]) -> None:

@@ -97,6 +97,9 @@ def read(path: Path) -> Checkpoint:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         if meta.pop("crc32_meta") != _checksum(meta):
             raise ValueError("it does not match its checksum")
+        for name, kind in (("step", int), ("notes", dict), ("arrays", dict), ("files", dict)):
+            if not isinstance(meta[name], kind):
+                raise ValueError(f"{name} is no {kind.__name__}")
         graph = from_json(json.dumps(meta["graph"]))
         return Checkpoint(path, meta["step"], graph, meta["notes"], meta["arrays"], meta["files"])
     except (FileNotFoundError, NotADirectoryError):
