@@ -1,1 +1,1 @@
-"""A network as data, how it runs, and what it costs."""
+"""Networks as data, their execution and their costs."""

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, bytes, operations and energy, per node and in total."""
+"""The costs of a network: parameters, bytes, operations and energy, per node and in total."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ _FULL_PRECISION_BITS = 32
 class Energy:
     """Energy of an operation in pJ; the default is float32 in 45 nm CMOS (Horowitz, ISSCC 2014).
 
-    ``memory_pj_per_byte`` prices the bytes of :attr:`Cost.traffic_bytes`; 0, the default, leaves memory out as the
-    paper does.
+    ``memory_pj_per_byte`` is for the bytes of :attr:`Cost.traffic_bytes`; 0, the default, ignores memory, as the paper
+    does.
     """
 
     mac_pj: float = 4.6
@@ -34,11 +34,11 @@ class NodeCost:
     """Cost of one node for one image over all time steps.
 
     ``params`` counts those of Eq. 16 and ``size_bits`` their bits; ``quantized`` those that are quantized. ``dense`` is
-    the number of multiply-accumulates a dense device makes (padding counts nothing). ``macs`` and ``acs`` are those
-    with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None where the activity is not known.
+    the number of multiply-accumulates a dense device makes (padding is not counted). ``macs`` and ``acs`` are those
+    with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None if the activity is not known.
     Those of an :class:`~qpsnn_jax.model.nodes.Attention` are counted as
     :func:`qpsnn_jax.model.nodes.attention.attention` computes it. ``updates`` counts neuron
-    updates, ``traffic_bits`` what is moved: every weight once a step, a 32-bit membrane in and out for every update.
+    updates, ``traffic_bits`` the bits moved: every weight once a step, a 32-bit membrane in and out for every update.
     ``buffer_bits`` are stored besides Eq. 16: running mean and variance, and a 32-bit scale per quantized layer or
     channel.
     """
@@ -73,22 +73,22 @@ class Cost:
 
     @property
     def quantized(self) -> int:
-        """Quantized weights among them."""
+        """The quantized ones among the parameters."""
         return sum(node.quantized for node in self.nodes)
 
     @property
     def connections(self) -> int:
-        """Weights of all convolutions but those that read the image, the ones a quantized network quantizes."""
+        """Weights of the convolutions that do not read the image: those that are quantized by default."""
         return sum(node.connections for node in self.nodes)
 
     @property
     def size_bytes(self) -> int:
-        """Model size of Eq. 16, rounded up to whole bytes."""
+        """Model size of Eq. 16, rounded up to bytes."""
         return -(-sum(node.size_bits for node in self.nodes) // 8)
 
     @property
     def footprint_bytes(self) -> int:
-        """All that must be stored: Eq. 16, running statistics and scales (NeuroBench's footprint, weights packed)."""
+        """All stored data: Eq. 16, running statistics and scales (NeuroBench's footprint, weights packed)."""
         return -(-sum(node.size_bits + node.buffer_bits for node in self.nodes) // 8)
 
     @property
@@ -118,7 +118,7 @@ class Cost:
 
     @property
     def energy_mj(self) -> float | None:
-        """Energy in mJ, ``mac_pj · MACs + ac_pj · SOPs``, and ``memory_pj_per_byte · bytes`` where that is priced."""
+        """Energy in mJ, ``mac_pj · MACs + ac_pj · SOPs``, plus ``memory_pj_per_byte · bytes``."""
         if self.sops_total is None or self.macs_total is None:
             return None
         moved = self.energy.memory_pj_per_byte * self.traffic_bytes
@@ -158,14 +158,14 @@ def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Ene
     Args:
         graph: the network.
         activity: as measured with :func:`activity_reducers`, or a mean firing rate in place of a map, such as
-            :attr:`Cost.firing_rates`; operations that depend on what is left out are None.
-        energy: pJ per MAC and AC; 45 nm when left out.
+            :attr:`Cost.firing_rates`; operations that depend on a missing activity are None.
+        energy: pJ per MAC and AC; 45 nm by default.
 
     Returns:
         A :class:`Cost`.
 
     Raises:
-        ValueError: an activity map whose shape is not that of its node, or of a node that is not there.
+        ValueError: an activity map whose shape is not that of its node, or of a node that does not exist.
 
     References:
         QP-SNN (ICLR 2025), Eq. 16 and section 5; operations as in NeuroBench (Yik et al., 2025).
@@ -204,10 +204,10 @@ def sops_reducers(graph: Graph) -> dict[str, Reducer]:
 
 
 def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
-    """Share of the weights of all layers that are zero, as they act: quantized where a layer is.
+    """Share of the weights of all layers that are zero, after quantization.
 
-    ReScaW's grid has no zero, so it is 0 for a network that is quantized throughout; channels that were removed are not
-    weights any more and do not count.
+    ReScaW's grid has no zero, so it is 0 for a network in which all layers are quantized. Removed
+    channels are not counted.
 
     References:
         NeuroBench (Yik et al., 2025), connection sparsity.
@@ -221,7 +221,7 @@ def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
 
 
 def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any]) -> NodeCost | None:
-    """The cost of a node; None for one that has no arrays and does nothing that counts."""
+    """The cost of a node; None for a node without arrays and operations."""
     inputs = graph.inputs_of(node)
     leaves = node.leaves(inputs).values()
     counted = node.count(inputs, _activity(graph, node, activity), graph.timesteps)
@@ -242,7 +242,7 @@ def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any]) -> NodeCos
 
 
 def _activity(graph: Graph, node: Node, activity: Mapping[str, Any]) -> Activity:
-    """What was measured of the inputs and of the node; an image that is shown counts as non-zero everywhere."""
+    """The measured activity of the inputs and of the node; a static image counts as non-zero everywhere."""
 
     def rate(name: str) -> np.ndarray | None:
         if name == graph.input.name and not graph.input.frames:
@@ -258,7 +258,7 @@ def _activity(graph: Graph, node: Node, activity: Mapping[str, Any]) -> Activity
 
 
 def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The activity of a node, or None where it was not measured."""
+    """The activity of a node, or None if it was not measured."""
     if name not in activity:
         return None
     nonzero = np.asarray(activity[name], np.float64)

@@ -1,4 +1,4 @@
-"""Pure step functions of training and evaluation; whoever drives them jits, shards and donates."""
+"""Pure step functions of training and evaluation; the caller jits, shards and donates."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,11 +21,11 @@ Prepare = Callable[[Array, Array], Array]
 
 
 class TrainState(NamedTuple):
-    """Everything that training carries from step to step.
+    """The state that training carries from step to step.
 
     ``step`` counts updates; ``variables`` are those of the network; ``opt_state`` is Optax's; ``ema`` the
-    exponential moving average of params and batch statistics, or None; ``key`` is the random key of the whole run, from
-    which each step derives its own by folding in its number.
+    exponential moving average of params and batch statistics, or None; ``key`` is the random key of the run, from which
+    each step derives its own by folding in its number.
     """
 
     step: Array
@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
 
 
 def init_variables(graph: Graph, key: Array) -> Variables:
-    """Fresh variables of a graph: ``params``, ``batch_stats`` and ``scales``."""
+    """Initialized variables of a graph: ``params``, ``batch_stats`` and ``scales``."""
     lead = (1, graph.timesteps) if graph.input.frames else (1,)
 
     def init(key: Array) -> Variables:
@@ -51,13 +51,13 @@ def init_variables(graph: Graph, key: Array) -> Variables:
 def init_state(variables: Variables, tx: optax.GradientTransformation, key: Array, *, ema: bool = False) -> TrainState:
     """The state before the first step.
 
-    It holds the arrays of ``variables`` themselves: a step that is jitted with the state donated deletes them.
+    It holds the arrays of ``variables`` without copies, so a step that is jitted with the state donated deletes them.
 
     Args:
         variables: of the network.
         tx: the optimizer.
         key: random key of the run, as raw key data or a typed key.
-        ema: keep an exponential moving average of params and batch statistics.
+        ema: whether to maintain an exponential moving average of params and batch statistics.
     """
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
@@ -67,7 +67,7 @@ def init_state(variables: Variables, tx: optax.GradientTransformation, key: Arra
 
 
 def evaluation_variables(state: TrainState) -> Variables:
-    """The variables to evaluate: the averaged ones where an average is kept."""
+    """The variables to evaluate: those of the moving average if there is one."""
     return state.variables | (state.ema or {})
 
 
@@ -88,15 +88,15 @@ def make_train_step(
         tx: the optimizer.
         loss: from currents ``b t classes`` and labels ``b`` to one loss per example.
         prepare: from a key and raw images to normalized, augmented ones.
-        ema_decay: of the moving average, used where the state keeps one.
+        ema_decay: of the moving average, used if the state has one.
         penalty: reducers for ``capture`` whose scalar results are added to the loss, such as
-            :func:`qpsnn_jax.sops_reducers` scaled by what an operation may cost.
-        gather: from params as the state holds them to params as the network uses them, of the same values: brings
-            together what is cut over devices.
+            :func:`qpsnn_jax.sops_reducers` scaled by the cost of an operation.
+        gather: from the params of the state to the params that the network uses, of the same values: gathers arrays
+            that are sharded over devices.
 
     Returns:
         ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch, and
-        ``penalty`` where there is one; the loss is without it.
+        ``penalty`` if there is one; the loss does not include it.
     """
     network = SpikingNetwork(graph)
 
@@ -153,7 +153,7 @@ def make_eval_step(
         graph: the network.
         loss: as in :func:`make_train_step`.
         prepare: from raw images to normalized ones.
-        capture: as in :class:`SpikingNetwork`; it sees padding examples too.
+        capture: as in :class:`SpikingNetwork`; it is applied to padding examples too.
 
     Returns:
         ``step(variables, images, labels, weights) -> (sums, captured)`` with the sums ``loss``, ``correct`` and
@@ -175,7 +175,7 @@ def make_eval_step(
 
 @fast_compile_jit
 def all_finite(tree: Any) -> Array:
-    """Whether no number in a tree of arrays is NaN or infinite, computed where the arrays lie."""
+    """Whether no number in a tree of arrays is NaN or infinite, computed on the devices of the arrays."""
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 

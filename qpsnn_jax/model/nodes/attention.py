@@ -12,7 +12,7 @@ from qpsnn_jax.model.nodes.checks import float_fields, image_shape, integer_fiel
 
 
 class AttentionTrace(NamedTuple):
-    """What an attention node did: its ``currents`` and the synaptic ``operations`` they took, ``b`` or ``b t``."""
+    """The ``currents`` of an attention node and the synaptic ``operations`` they took, ``b`` or ``b t``."""
 
     currents: Array
     operations: Array
@@ -23,7 +23,8 @@ class Attention(Node):
     """Spiking self-attention without softmax, ``factor · (Q Kᵀ) V`` in each head, over the positions of ``h w c``.
 
     Args:
-        query, key, value: nodes of equal shape; channels fall into heads of ``head_features``, one after the other.
+        query, key, value: nodes of equal shape; channels are split into heads of ``head_features``, one after the
+            other.
         head_features: channels of a head.
         factor: constant on the result.
 
@@ -50,7 +51,7 @@ class Attention(Node):
 
     @property
     def unit(self) -> int:
-        """Heads are removed whole."""
+        """Heads are removed as units."""
         return self.head_features
 
     @property
@@ -63,7 +64,7 @@ class Attention(Node):
         shapes = {value.shape for value in inputs}
         if len(shapes) != 1 or image_shape(inputs[0])[-1] % self.head_features:
             raise ValueError(
-                f"needs query, key and value of one shape whose channels fall into heads of {self.head_features}, "
+                f"needs query, key and value of one shape whose channels split into heads of {self.head_features}, "
                 f"got {', '.join(str(value.shape) for value in inputs)}."
             )
         return Value(inputs[0].shape, any(value.timed for value in inputs), spiking=False)
@@ -74,9 +75,9 @@ class Attention(Node):
         return Result(trace.currents, trace)
 
     def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
-        """The operations of its two products, ``operations`` of its trace where all it reads are spikes.
+        """The operations of its two products; ``operations`` of its trace if all inputs are spikes.
 
-        The factor is left out: a power of two, or part of the next layer's scale.
+        The factor is not counted: it is a power of two, or part of the next layer's scale.
         """
         h, w, c = image_shape(inputs[0])
         dense = 2 * timesteps * h * w * c * self.head_features
@@ -90,9 +91,9 @@ class Attention(Node):
 
 
 def attention(query: Array, key: Array, value: Array, *, head_features: int, factor: float) -> AttentionTrace:
-    r"""``factor · Q (Kᵀ V)`` per head on ``b [t] h w c``; without a softmax the product may begin with Kᵀ V.
+    r"""``factor · Q (Kᵀ V)`` per head on ``b [t] h w c``; without a softmax the product can start with Kᵀ V.
 
-    The operations are :math:`\sum_n |k_n| |v_n|` for Kᵀ V, one where spikes of key and value meet, and
+    The operations are :math:`\sum_n |k_n| |v_n|` for Kᵀ V, one for each pair of spikes of key and value, and
     :math:`d \sum_n |q_n|` for its product with Q, where each spike of the query adds a row of d numbers.
     """
     shape = query.shape

@@ -1,9 +1,9 @@
-"""What a node is: a named computation that says what it yields, which arrays it has, how it runs and what it counts.
+"""The base class of nodes: named computations with shapes, arrays, a way to run and costs.
 
 A new kind of node is a frozen dataclass that derives from :class:`Node`, :class:`Unary` or
-:class:`~qpsnn_jax.model.nodes.neurons.Neuron`, in this package or outside it. It writes ``infer`` and ``run``; the
-other methods have defaults that suit a node without arrays that carries its inputs' channels. Graphs, networks,
-pruning and costs ask these methods and know no kinds.
+:class:`~qpsnn_jax.model.nodes.neurons.Neuron`, in this package or outside it. It defines ``infer`` and ``run``; the
+other methods have defaults for a node without arrays that carries its inputs' channels. Graphs, networks, pruning and
+costs use only these methods and do not depend on the kinds of nodes.
 """
 
 import math
@@ -20,11 +20,11 @@ Leaves = dict[str, Array]
 Channels = Literal["carried", "made", "mapped", "fixed"]
 
 KINDS: dict[str, type["Node"]] = {}
-"""Classes of nodes by name, as :func:`qpsnn_jax.model.graph.from_json` finds them; each enters when it is defined."""
+"""Classes of nodes by name, for :func:`qpsnn_jax.model.graph.from_json`; a class is added when it is defined."""
 
 
 class Value(NamedTuple):
-    """What a node yields: shape of one example at one step, whether it has a time axis, whether it is 0 or 1."""
+    """The output of a node: shape of one example at one step, whether it has a time axis, whether it is 0 or 1."""
 
     shape: tuple[int, ...]
     timed: bool
@@ -35,11 +35,11 @@ Values = Sequence[Value]
 
 
 class Leaf(NamedTuple):
-    """An array of a node, float32 when it is fresh.
+    """An array of a node; float32 after initialization.
 
     ``init`` is one of :mod:`jax.nn.initializers`, or any function of a key, a shape and a dtype. ``axes`` names for
     each axis the node whose channels it holds (the node itself or one of its inputs), or None. ``collection`` is
-    ``params``, ``batch_stats`` or ``scales``; only params are random. ``bits`` are stored for each number.
+    ``params``, ``batch_stats`` or ``scales``; only params are random. ``bits`` is the storage of each number.
     """
 
     shape: tuple[int, ...]
@@ -50,12 +50,12 @@ class Leaf(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 class Context(NamedTuple):
-    """How a node runs: what its inputs are, the number of time steps T, and whether the batch's statistics count.
+    """The context in which a node runs: its inputs, the number of time steps T, and whether batch statistics are used.
 
     If the output or any input has a time axis, all inputs have one when the node runs, and ``inputs`` say so.
     """
@@ -66,7 +66,7 @@ class Context(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a node did: its ``output`` ``b [t] …``, what capture sees if that is more, and leaves with new values."""
+    """The result of a node: ``output`` ``b [t] …``, what ``capture`` receives if that is more, and updated leaves."""
 
     output: Array
     trace: Any = None
@@ -74,9 +74,9 @@ class Result(NamedTuple):
 
 
 class Activity(NamedTuple):
-    """What was measured: by input the share of images and steps in which each value is not 0, and the node's own.
+    """Measured activity: by input the share of images and steps in which each value is not 0, and the node's own.
 
-    ``own`` is the mean of what :meth:`Node.measure` gave. What was not measured is None.
+    ``own`` is the mean of :meth:`Node.measure`. Activity that was not measured is None.
     """
 
     inputs: tuple[np.ndarray | None, ...]
@@ -84,7 +84,7 @@ class Activity(NamedTuple):
 
 
 class Count(NamedTuple):
-    """What a node does for one image over all time steps, as in :class:`qpsnn_jax.model.costs.NodeCost`."""
+    """The operations of a node for one image over all time steps, as in :class:`qpsnn_jax.model.costs.NodeCost`."""
 
     dense: int = 0
     macs: float | None = 0.0
@@ -97,18 +97,19 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class Node(ABC):
-    """A named computation; ``inputs`` are the names of the nodes it reads (without any, it is given the images).
+    """A named computation; ``inputs`` are the names of the nodes it reads (a node without inputs receives the images).
 
-    ``channels`` says where its output's channels come from:
+    ``channels`` defines the origin of its output channels:
 
-    - ``carried``: they are those of its inputs, one for one, which therefore lose the same ones;
-    - ``made``: by its weights. They can be removed; a field ``label`` names the pruning ratio they go by. The class
+    - ``carried``: they are those of its inputs, one to one, so all lose the same ones;
+    - ``made``: by its weights. They can be removed; a field ``label`` names their pruning ratio. The class
       then defines :meth:`shrink`;
-    - ``mapped``: without weights, so that they follow those they are added to. The class defines :meth:`shrink`;
-    - ``fixed``: they stay.
+    - ``mapped``: without weights, so they follow the channels to which they are added. The class defines
+      :meth:`shrink`;
+    - ``fixed``: they are never removed.
 
-    ``fires`` says that its trace is a :class:`~qpsnn_jax.numerics.neurons.LIFTrace`, by which pruning scores its
-    channels; ``counts_operations`` that its trace has ``operations`` (``b`` or ``b t``), which :meth:`measure` gives
+    ``fires`` means that its trace is a :class:`~qpsnn_jax.numerics.neurons.LIFTrace`, by which pruning scores its
+    channels; ``counts_operations`` that its trace has ``operations`` (``b`` or ``b t``), which :meth:`measure` returns
     instead of rates.
     """
 
@@ -119,7 +120,7 @@ class Node(ABC):
     counts_operations: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        """Enters the class into :data:`KINDS`."""
+        """Adds the class to :data:`KINDS`."""
         known = KINDS.setdefault(cls.__name__, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"a node class named {cls.__name__} is already defined in {known.__module__}; rename one.")
@@ -132,7 +133,7 @@ class Node(ABC):
 
     @property
     def unit(self) -> int:
-        """Neighbouring channels that are removed together."""
+        """Number of consecutive channels that are removed together."""
         return 1
 
     @property
@@ -142,10 +143,10 @@ class Node(ABC):
 
     @abstractmethod
     def infer(self, inputs: Values) -> Value:
-        """What it yields for given inputs.
+        """Its output for given inputs.
 
         Raises:
-            ValueError: the inputs do not fit; the graph adds the node's name to the message.
+            ValueError: the inputs do not match; the graph adds the node's name to the message.
         """
 
     @abstractmethod
@@ -158,27 +159,27 @@ class Node(ABC):
         return {}
 
     def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> "Node":
-        """The node when only these channels of its output and of its inputs are left; None where all are."""
+        """The node with only these channels of its output and of its inputs; None for all of them."""
         del outputs, inputs
         return self
 
     def rescale(self, before: Leaves, after: Leaves, outputs: np.ndarray | None) -> Leaves:
-        """New values for leaves that depend on channels which were removed, from its arrays before and after."""
+        """New values for leaves that depend on removed channels, from its arrays before and after."""
         del before, after, outputs
         return {}
 
     def weights(self, leaves: Leaves) -> Array | None:
-        """Its synaptic weights as they act, up to a factor; None if it has none."""
+        """Its effective synaptic weights, up to a factor; None if it has none."""
         del leaves
         return None
 
     def synapses(self, inputs: Values) -> np.ndarray | None:
-        """For every position of its first input, how many synapses a spike there reaches: ``h w``, or ``()``."""
+        """The number of synapses that a spike reaches from each position of the first input: ``h w``, or ``()``."""
         del inputs
         return None
 
     def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
-        """What it does for one image; by default what its :meth:`synapses` do, its params being read once a step."""
+        """Its operations for one image; by default those of its :meth:`synapses`, with its params read once a step."""
         if (synapses := self.synapses(inputs)) is None:
             return Count()
         steps = timesteps if inputs[0].timed else 1
@@ -186,7 +187,7 @@ class Node(ABC):
         return count_synapses(synapses, inputs[0], activity, timesteps)._replace(traffic_bits=steps * bits)
 
     def measure(self, value: Value, captured: Any) -> Array:
-        """Its activity in one batch: for each value of an example the share of images and steps where it is not 0."""
+        """Its activity in one batch: for each value the share of images and steps where it is not 0."""
         return mean_nonzero(captured, value)
 
 
@@ -208,11 +209,11 @@ def mean_nonzero(values: Array, value: Value) -> Array:
 
 
 def count_synapses(synapses: np.ndarray, given: Value, activity: Activity, timesteps: int) -> Count:
-    """Operations of a layer that multiplies each value of its first input as often as ``synapses`` say."""
+    """Operations of a layer that multiplies each value of its first input ``synapses`` times."""
     steps, nonzero = timesteps if given.timed else 1, activity.inputs[0]
     taken = synapses[..., None] if synapses.ndim else synapses
     done = None if nonzero is None else float(steps * np.sum(nonzero * taken))
-    # NeuroBench's rule: whatever is not 0 or 1 costs a MAC, the averages that the readout takes among them. The
-    # paper's energies leave the readout out.
+    # NeuroBench's rule: a value other than 0 or 1 costs a MAC, including the averages that the readout reads. The
+    # paper's energies omit the readout.
     macs, acs = (0.0, done) if given.spiking else (done, 0.0)
     return Count(steps * int(synapses.sum()) * given.shape[-1], macs, acs)

@@ -1,4 +1,4 @@
-"""Where a network begins."""
+"""The input of a network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Input(Node):
 
     Args:
         shape: ``(h, w, c)`` of one image or frame.
-        frames: whether the time axis comes with the data; otherwise the image is shown at every step.
+        frames: whether the data have a time axis; otherwise the image is presented at every step.
     """
 
     shape: tuple[int, int, int]
@@ -28,7 +28,7 @@ class Input(Node):
         tuple_fields(self, 3, "shape")
 
     def infer(self, inputs: Values) -> Value:
-        """The images, as they come."""
+        """The images, unchanged."""
         del inputs
         return Value(self.shape, self.frames, spiking=False)
 

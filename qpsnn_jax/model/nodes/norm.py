@@ -27,7 +27,7 @@ class BatchNorm(Unary):
         float_fields(self, "epsilon", least=0)
 
     def infer(self, inputs: Values) -> Value:
-        """As its input, but no spikes."""
+        """As its input, but not spikes."""
         return inputs[0]._replace(spiking=False)
 
     def leaves(self, inputs: Values) -> dict[str, Leaf]:
@@ -38,7 +38,7 @@ class BatchNorm(Unary):
         return params | stats
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """Normalized by the running moments; in training by those of the batch, which then enter the running ones."""
+        """Normalized by the running moments; in training by those of the batch, which then update the running ones."""
         (x,) = inputs
         affine = {"scale": leaves["scale"], "bias": leaves["bias"], "epsilon": self.epsilon}
         if not context.train:

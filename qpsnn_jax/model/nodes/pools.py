@@ -1,4 +1,4 @@
-"""Pools over windows and over whole maps."""
+"""Pooling over windows and over complete maps."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from qpsnn_jax.model.nodes.checks import image_shape, output_hw, tuple_fields
 
 @dataclass(frozen=True)
 class MaxPool(Unary):
-    """Maximum over windows; of spikes, their OR. Padding, which is smaller than the window, never wins."""
+    """Maximum over windows; of spikes, their OR. Padding is smaller than the window and never the maximum."""
 
     window: Pair = (2, 2)
     strides: Pair = (2, 2)
@@ -28,19 +28,19 @@ class MaxPool(Unary):
         tuple_fields(self, 2, "padding", least=0)
         if any(p >= k for p, k in zip(self.padding, self.window, strict=True)):
             raise ValueError(
-                f"node {self.name!r}: padding {self.padding} must be smaller than the window {self.window}, which "
-                "otherwise may see nothing but padding."
+                f"node {self.name!r}: padding {self.padding} must be smaller than the window {self.window}; "
+                "otherwise a window could contain only padding."
             )
 
     def infer(self, inputs: Values) -> Value:
-        """Smaller maps, spikes where the input's are."""
+        """Smaller maps; spikes if the input is."""
         size = output_hw(inputs[0], self.window, self.strides, self.padding)
         return inputs[0]._replace(shape=(*size, inputs[0].shape[-1]))
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """The largest of each window; where several are, as spikes are, the gradient goes to the first.
+        """The largest value of each window; among equal ones, such as spikes, the gradient goes to the first.
 
-        By selections, because the gradient of ``reduce_window`` takes four integers for every number on a CPU.
+        By selection, because the gradient of ``reduce_window`` needs four integers for every element on a CPU.
         """
         (x,) = inputs
         around = (*((0, 0) for _ in x.shape[:-3]), *((p, p) for p in self.padding), (0, 0))
@@ -85,7 +85,7 @@ class GlobalAveragePool(Unary):
     """Mean over height and width, ``h w c`` to ``c``."""
 
     def infer(self, inputs: Values) -> Value:
-        """A number for each channel."""
+        """One number for each channel."""
         return Value(image_shape(inputs[0])[2:], inputs[0].timed, spiking=False)
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:

@@ -1,4 +1,4 @@
-"""Nodes that rearrange or add what they are given."""
+"""Nodes that rearrange or add their inputs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Flatten(Unary):
     """``h w c`` to ``h·w·c``, channels fastest."""
 
     def infer(self, inputs: Values) -> Value:
-        """All numbers in a row."""
+        """The flattened shape."""
         h, w, c = image_shape(inputs[0])
         return inputs[0]._replace(shape=(h * w * c,))
 
@@ -32,8 +32,8 @@ class Shortcut(Unary):
     """Parameter-free shortcut (option A): strided slice, each output channel a named input channel or zeros.
 
     Args:
-        source: for every output channel the input channel it carries, or -1 for zeros. Naming the channels keeps
-            their identity when the two ends are pruned differently.
+        source: for every output channel the input channel it carries, or -1 for zeros. The channels are listed so
+            that they stay identified when the two ends are pruned differently.
         stride: of the slice, in both directions.
     """
 
@@ -55,7 +55,7 @@ class Shortcut(Unary):
         return inputs[0]._replace(shape=size)
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """Strided slice whose channels are placed as ``source`` says, zeros elsewhere."""
+        """Strided slice with its channels in the places given by ``source``, zeros elsewhere."""
         x = inputs[0][..., :: self.stride, :: self.stride, :]
         if self.source == tuple(range(x.shape[-1])):
             return Result(x)
@@ -63,7 +63,7 @@ class Shortcut(Unary):
         return Result(jnp.where(source.reshape((1,) * (x.ndim - 1) + (-1,)) >= 0, x[..., source], 0))
 
     def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> Node:
-        """The channel map between what is left on both sides; a channel whose source is gone carries zeros."""
+        """The map between the remaining channels; a channel whose source is removed carries zeros."""
         (left,) = inputs
         source = self.source if outputs is None else tuple(self.source[i] for i in outputs)
         if left is not None:

@@ -22,7 +22,7 @@ _FULL_PRECISION_BITS = 32
 
 
 class Weighted(Unary):
-    """What convolutions and dense layers share; the weights' output channels are on the last axis."""
+    """Base of convolutions and dense layers; the output channels are the last axis of the weights."""
 
     features: int
     quantizer: Quantizer | None
@@ -74,12 +74,12 @@ class Weighted(Unary):
         return (kernel, None) if self.quantizer is None else self.quantizer.integer_weights(kernel, leaves["gain"])
 
     def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> "Weighted":
-        """The layer with as many features as are left."""
+        """The layer with the remaining number of features."""
         del inputs
         return self if outputs is None else dataclasses.replace(self, features=len(outputs))
 
     def rescale(self, before: Leaves, after: Leaves, outputs: np.ndarray | None) -> Leaves:
-        """The gain that leaves γ, and with it every quantized weight that stays, as it was."""
+        """The gain that preserves γ, and so every remaining quantized weight."""
         if self.quantizer is None or before["kernel"].shape == after["kernel"].shape:
             return {}
         outputs = np.arange(self.features) if outputs is None else outputs
@@ -92,14 +92,14 @@ class Weighted(Unary):
 
 @dataclass(frozen=True)
 class Conv(Weighted):
-    """Convolution, weights ``h w i o``, He-normal over the fan-out when fresh.
+    """Convolution, weights ``h w i o``, initialized He-normal over the fan-out.
 
     Args:
         features: output channels.
         kernel, strides, padding: height and width; padding is that many zeros on each side.
         quantizer: None keeps full precision.
-        bias: whether a bias is added, zero when fresh.
-        label: which pruning ratio the output channels go by; None keeps them all.
+        bias: whether a bias is added, initially zero.
+        label: name of the pruning ratio of the output channels; None never removes any.
     """
 
     features: int
@@ -126,7 +126,7 @@ class Conv(Weighted):
         return self.weighted_leaves(shape, variance_scaling(2.0, "fan_out", "normal"))
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """The convolution; of spikes with quantized weights, in an exact algorithm that is fast."""
+        """The convolution; of spikes with quantized weights, by a fast exact algorithm."""
         (x,), (given,) = inputs, context.inputs
         exact = self.quantizer is not None and given.spiking
         sums = partial(conv_spikes, bits=self.quantizer.bits) if exact and self.quantizer else convolve
@@ -147,13 +147,13 @@ class Conv(Weighted):
 
 @dataclass(frozen=True)
 class Dense(Weighted):
-    """Fully connected layer on a flat input, weights ``i o``, LeCun-normal when fresh.
+    """Fully connected layer on a flat input, weights ``i o``, initialized LeCun-normal.
 
     Args:
         features: outputs.
         quantizer: None keeps full precision.
-        bias: whether a bias is added, zero when fresh.
-        label: which pruning ratio the outputs go by; None keeps them all.
+        bias: whether a bias is added, initially zero.
+        label: name of the pruning ratio of the outputs; None never removes any.
     """
 
     features: int
@@ -176,13 +176,13 @@ class Dense(Weighted):
         return Result(self.apply_linear(jnp.matmul, leaves, inputs[0], context.inputs[0].timed))
 
     def synapses(self, inputs: Values) -> np.ndarray:
-        """The features: all that a spike reaches."""
+        """The features: each is reached by every spike."""
         del inputs
         return np.asarray(self.features)
 
 
 def _reads(size: int, kernel: int, stride: int, padding: int, outputs: int) -> np.ndarray:
-    """How many (output position, kernel tap) pairs read each input position along one axis."""
+    """Number of (output position, kernel tap) pairs that read each input position along one axis."""
     reads = np.arange(outputs)[:, None] * stride + np.arange(kernel) - padding
     return np.bincount(reads[(reads >= 0) & (reads < size)], minlength=size)
 

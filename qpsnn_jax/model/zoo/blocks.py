@@ -1,4 +1,4 @@
-"""Pieces shared by the networks of the zoo."""
+"""Building blocks shared by the networks of the zoo."""
 
 from collections.abc import Mapping
 
@@ -6,12 +6,12 @@ from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Node, Quantizer
 
 
 def kept_channels(width: int, ratio: float) -> int:
-    """Channels left when a fraction ``ratio`` of ``width`` is removed, ``int(width · (1 - ratio))``.
+    """Channels that remain when a fraction ``ratio`` of ``width`` is removed, ``int(width · (1 - ratio))``.
 
     Algorithm 1 of the paper rounds the number dropped; only this rule reproduces its published sizes.
 
     Raises:
-        ValueError: ``ratio`` outside [0, 1), or nothing would be left.
+        ValueError: ``ratio`` outside [0, 1), or no channel would remain.
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"a pruning ratio must be at least 0 and below 1, got {ratio}.")
@@ -22,7 +22,7 @@ def kept_channels(width: int, ratio: float) -> int:
 
 
 def scaled(width: int, multiplier: float) -> int:
-    """``width · multiplier`` rounded to a whole number of channels.
+    """``width · multiplier`` rounded to an integer.
 
     Raises:
         ValueError: the multiplier is not positive or leaves no channel.
@@ -34,7 +34,7 @@ def scaled(width: int, multiplier: float) -> int:
 
 
 def checked_ratios(ratios: Mapping[str, float] | None, labels: tuple[str, ...]) -> dict[str, float]:
-    """Ratio by label, 0 where none is given.
+    """Ratio by label, by default 0.
 
     Raises:
         ValueError: a label that the network does not have, or a ratio outside [0, 1).

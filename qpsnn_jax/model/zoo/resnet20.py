@@ -24,8 +24,8 @@ def resnet20(
     """Spiking ResNet20: a full-precision stem, nine quantized basic blocks in three stages, a full-precision readout.
 
     A block is QConv-BN-LIF-QConv-BN, plus its shortcut, LIF. Where a stage changes width, the shortcut is a strided
-    slice with zero channels on both sides (option A); elsewhere it is the identity, so that the outputs of a stage
-    lose the same channels.
+    slice with zero channels on both sides (option A); elsewhere it is the identity, so the outputs of a stage lose
+    the same channels.
 
     Args:
         bits: of every convolution but the stem; a :class:`Quantizer` for other options; None for full precision.
@@ -35,14 +35,14 @@ def resnet20(
         width: multiplies the widths 64 and 128, 256, 512.
         ratios: pruning ratio by label: ``stem``, ``outputs`` (stages 1 and 2), ``first`` (middle channels of the first
             block), ``middle`` (of the other eight); kept = int(width·(1 - ratio)). The outputs of stage 3 feed the
-            readout and stay.
+            readout and are never removed.
         lif: the options of every neuron (its names are ignored).
 
     Returns:
         A graph whose nodes are named as in the released checkpoints, ``layer1.0.conv1`` and so on.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node that it breaks.
+        ValueError: an argument is out of range, naming it or the node concerned.
 
     References:
         QP-SNN (ICLR 2025), section 5 and table 10.

@@ -21,11 +21,11 @@ def sew_resnet18(
     ratios: Mapping[str, float] | None = None,
     lif: LIF = LIF("", ""),  # noqa: B008 (frozen)
 ) -> Graph:
-    """Spike-element-wise ResNet18 with the ADD connection: a block's spikes are added to those it was given.
+    """Spike-element-wise ResNet18 with the ADD connection: the spikes of a block are added to its input spikes.
 
     A 7×7 full-precision stem with stride 2 and a 3×3 max-pool, four stages of two basic blocks
     QConv-BN-LIF-QConv-BN-LIF, ADD, a full-precision readout. Where a stage changes width, the
-    shortcut is a quantized 1×1 convolution with batch-norm and LIF. The sums are small whole numbers, not 0 and 1.
+    shortcut is a quantized 1×1 convolution with batch-norm and LIF. The sums are small integers, not 0 and 1.
 
     Args:
         bits: of every convolution but the stem; a :class:`Quantizer` for other options; None for full precision.
@@ -33,16 +33,16 @@ def sew_resnet18(
         classes: outputs.
         input_shape: ``(h, w, c)``.
         width: multiplies the widths 64 to 512.
-        ratios: pruning ratio by label: ``stem`` (with it the outputs of stage 1, which it is added to), ``outputs``
+        ratios: pruning ratio by label: ``stem`` (including the outputs of stage 1, to which it is added), ``outputs``
             (stages 2 and 3), ``middle`` (first convolution of every block); kept = int(width·(1 - ratio)). The outputs
-            of stage 4 feed the readout and stay.
+            of stage 4 feed the readout and are never removed.
         lif: the options of every neuron (its names are ignored).
 
     Returns:
         A graph with nodes named as in the usual ResNet18, ``layer1.0.conv1`` and so on.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node that it breaks.
+        ValueError: an argument is out of range, naming it or the node concerned.
 
     References:
         Fang et al., Deep Residual Learning in Spiking Neural Networks, NeurIPS 2021; QP-SNN (ICLR 2025), section 5.

@@ -1,4 +1,4 @@
-"""Spikingformer: a transformer whose every matrix product takes spikes."""
+"""Spikingformer: a transformer in which every matrix product reads spikes."""
 
 from collections.abc import Mapping
 
@@ -34,9 +34,9 @@ def spikingformer(
         timesteps: T.
         classes: outputs.
         input_shape: ``(h, w, c)``.
-        width: multiplies the width 384 of the stream; a whole number of heads of 32 channels must be left.
+        width: multiplies the width 384 of the stream; the result must be a multiple of the 32 channels of a head.
         ratios: pruning ratio by label: ``patch`` (stem), ``stream`` (the residual stream, one group), ``attention``
-            (whole heads of query, key and value), ``hidden`` (middle of the MLPs); kept = int(n·(1 - ratio)).
+            (heads of query, key and value), ``hidden`` (middle of the MLPs); kept = int(n·(1 - ratio)).
         blocks: how many.
         lif: the options of every neuron (its names are ignored).
 
@@ -44,7 +44,7 @@ def spikingformer(
         A graph.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node that it breaks.
+        ValueError: an argument is out of range, naming it or the node concerned.
 
     References:
         Zhou et al., Spikingformer, 2023; QP-SNN (ICLR 2025), table 4.
@@ -52,7 +52,7 @@ def spikingformer(
     quantizer, ratio = quantizer_of(bits), checked_ratios(ratios, LABELS)
     full = scaled(384, width)
     if full % _HEAD_FEATURES:
-        raise ValueError(f"width {width} gives {full} channels, which do not fall into heads of {_HEAD_FEATURES}.")
+        raise ValueError(f"width {width} gives {full} channels, which do not divide into heads of {_HEAD_FEATURES}.")
     stream = kept_channels(full, ratio["stream"])
     attention = _HEAD_FEATURES * kept_channels(full // _HEAD_FEATURES, ratio["attention"])
     hidden = kept_channels(_EXPANSION * full, ratio["hidden"])

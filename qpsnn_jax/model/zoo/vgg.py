@@ -53,14 +53,14 @@ def vgg16(
         input_shape: ``(h, w, c)``; height and width at least 32.
         width: multiplies the widths 64 to 512.
         ratios: pruning ratio by label: ``early`` (the first seven convolutions), ``late`` (the next five); kept =
-            int(width·(1 - ratio)). The last convolution feeds the readout and stays.
+            int(width·(1 - ratio)). The last convolution feeds the readout and is never pruned.
         lif: the options of every neuron (its names are ignored).
 
     Returns:
         A graph whose convolutions are named by their place in the released checkpoints, ``features.0.conv`` and so on.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node that it breaks.
+        ValueError: an argument is out of range, naming it or the node concerned.
 
     References:
         QP-SNN (ICLR 2025), section 5 and table 9.
@@ -88,14 +88,14 @@ def vggsnn(
         input_shape: ``(h, w, c)`` of a frame; height and width at least 16.
         width: multiplies the widths 64 to 512.
         ratios: pruning ratio by label: ``early`` (the first three convolutions), ``late`` (the next four); kept =
-            int(width·(1 - ratio)). The last convolution feeds the readout and stays.
+            int(width·(1 - ratio)). The last convolution feeds the readout and is never pruned.
         lif: the options of every neuron (its names are ignored).
 
     Returns:
         A graph whose nodes are named as VGG-16's.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node that it breaks.
+        ValueError: an argument is out of range, naming it or the node concerned.
 
     References:
         QP-SNN (ICLR 2025), section 5; Deng et al., ICLR 2022.
