@@ -13,6 +13,7 @@ from .export.stablehlo import stablehlo as stablehlo
 from .export.torch_import import import_torch as import_torch
 from .kernels.convolution import conv_spikes as conv_spikes
 from .kernels.convolution import convolve as convolve
+from .kernels.dispatch import Precision as Precision
 from .model.costs import Cost as Cost
 from .model.costs import Energy as Energy
 from .model.costs import activity_reducers as activity_reducers

@@ -1,10 +1,12 @@
 """Strict JAX for the whole suite, a finished run to look at, and where the optional recorded data lie."""
 
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -39,6 +41,26 @@ def _present(path: Path) -> Path:
 def vectors() -> Path:
     """Folder of outputs recorded from the authors' PyTorch implementation."""
     return _present(SHARED / "vectors")
+
+
+@pytest.fixture(scope="session")
+def compilations() -> Callable[[], AbstractContextManager[Callable[[], int]]]:
+    """``with compilations() as counted: …; counted()``: how many programs were compiled within."""
+    programs = itertools.count()
+    seen = [next(programs)]
+
+    def listen(event: str, seconds: float, **_: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            seen[0] = next(programs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    @contextmanager
+    def within() -> Iterator[Callable[[], int]]:
+        before = seen[0]
+        yield lambda: seen[0] - before
+
+    return within
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from small_networks import images_of, random_variables, residual_graph
 
 from experiments.benchmarks import edge, gpu, memory, networks, speed, svs
 from qpsnn_jax import init_state, make_train_step
+from qpsnn_jax.kernels import dispatch, int8
 from qpsnn_jax.model.nodes import LIF, Quantizer
 
 WIDTH = 1 / 8
@@ -82,7 +83,8 @@ def test_sides_are_timed_and_compute_the_same(monkeypatch, tmp_path, capsys):
 
 def test_plain_xla_is_without_the_fast_forms(monkeypatch):
     case = small_case(monkeypatch)
-    monkeypatch.setattr("qpsnn_jax.kernels.convolution.select_algorithm", lambda *_: "int8")
+    monkeypatch.setattr(dispatch, "cpu_flags", lambda: frozenset({"amx_int8"}))
+    monkeypatch.setattr(int8, "_NARROWEST_MATRIX", 1)
     texts = []
     for within in (nullcontext, speed.plain):
         with within():

@@ -149,9 +149,11 @@ def products(graph: Graph, work: str) -> int:
     return 3 * total - first if work == "training" else total
 
 
-def plain_convolution(x: Any, kernel: Any, *, bits: int = 0, strides: Any = (1, 1), padding: Any = (0, 0)) -> Any:
+def plain_convolution(
+    x: Any, kernel: Any, *, bits: int = 0, precision: str = "exact", strides: Any = (1, 1), padding: Any = (0, 0)
+) -> Any:
     """XLA's own convolution, whatever the bits of the kernel."""
-    del bits
+    del bits, precision
     around = [(p, p) for p in padding]
     return jax.lax.conv_general_dilated(x, kernel, strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 

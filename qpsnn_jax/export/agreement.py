@@ -11,6 +11,7 @@ from jax import Array
 
 from qpsnn_jax.export.folded import MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.numerics.neurons import LIFTrace
@@ -135,14 +136,20 @@ def _compared(
 
 
 def mean_currents(
-    graph: Graph, variables: Mapping[str, Any], pixels: Array, mean: Sequence[float], std: Sequence[float]
+    graph: Graph,
+    variables: Mapping[str, Any],
+    pixels: Array,
+    mean: Sequence[float],
+    std: Sequence[float],
+    precision: Precision = "auto",
 ) -> Array:
     """Time-mean of a float network's output currents, ``b classes``, from uint8 pixels ``b h w c`` or ``b t h w c``.
 
     Raises:
         ValueError: mean and std do not fit the pixels, or the pixels the graph.
     """
-    output: Any = SpikingNetwork(graph).apply(dict(variables), normalize(pixels, tuple(mean), tuple(std)))
+    images = normalize(pixels, tuple(mean), tuple(std))
+    output: Any = SpikingNetwork(graph, precision).apply(dict(variables), images)
     return jnp.mean(output.currents, axis=1)
 
 

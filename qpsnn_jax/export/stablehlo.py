@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array, export
 
 from qpsnn_jax.export.agreement import mean_currents
-from qpsnn_jax.kernels.hardware import portable
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runtime.files import write_atomically
 
@@ -20,6 +19,8 @@ def stablehlo(
     graph: Graph, variables: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
 ) -> export.Exported:
     """The network as StableHLO for CPU, GPU and TPU, from pixels to the time-mean of the output currents.
+
+    In ``precision="exact"``: the program does not depend on the machine that writes it.
 
     Args:
         graph, variables: the network; its weights become constants.
@@ -36,10 +37,9 @@ def stablehlo(
     shape = export.symbolic_shape(", ".join(["b", *(str(n) for n in (*steps, *graph.input.shape))]))
 
     def currents(pixels: Array) -> Array:
-        return mean_currents(graph, variables, pixels, mean, std)
+        return mean_currents(graph, variables, pixels, mean, std, precision="exact")
 
-    with portable():
-        return export.export(jax.jit(currents), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
+    return export.export(jax.jit(currents), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
 
 
 def write_stablehlo(

@@ -1,1 +1,1 @@
-"""Exact convolutions and their gradients, one algorithm a file."""
+"""Exact convolutions and their gradients, one algorithm a file; dispatch.py chooses."""

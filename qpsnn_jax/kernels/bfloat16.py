@@ -1,22 +1,24 @@
-"""Products of bfloat16 with sums in float32, and gradients of convolutions by them.
+"""Products of bfloat16 with sums in float32: sums of spikes, and gradients of convolutions.
 
-For CPUs that multiply bfloat16 faster than float32. XLA copies bfloat16 number by number, so that until the product
-numbers are kept as integers of the same bits. What is whole and has 8 bits at most is exact; other numbers are rounded.
-Derivatives of what is computed so are those of float32 convolutions.
+Spikes and integers of up to 8 bits have 8 significant bits at most, so that their sums are exact; the operands of
+gradients are rounded to bfloat16. For CPUs that multiply bfloat16 faster than float32. XLA copies bfloat16 number by
+number, so that until the product numbers are kept as integers of the same bits.
 """
 
-from collections.abc import Callable
-from functools import partial
+import math
 from itertools import product
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.kernels.geometry import Geometry
+from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
+from qpsnn_jax.kernels.plain import convolution
 
-Bilinear = Callable[[Array, Array, Any], Array]
+# Measured on a Zen 5: the channels from which on gradients by bfloat16 are faster than by float32.
+NARROWEST_GRADIENTS = 64
+# More taps, seen side by side, are too much to copy.
+_MOST_TAPS = 9
 
 
 def bits_of(x: Array) -> Array:
@@ -46,80 +48,46 @@ def multiply(x: Array, y: Array, contracted: int = 1) -> Array:
     return jax.lax.dot_general(left, right, numbers, preferred_element_type=jnp.float32)
 
 
-def differentiated_as(reference: Bilinear) -> Callable[[Bilinear], Bilinear]:
-    """Gives a function that is linear in either of its first two arguments the derivatives of another."""
-
-    def decorate(fast: Bilinear) -> Bilinear:
-        function = partial(jax.custom_jvp, nondiff_argnums=(2,))(fast)
-
-        @function.defjvp
-        def tangent(options: Any, operands: tuple, tangents: tuple) -> tuple[Array, Array]:
-            change = reference(tangents[0], operands[1], options) + reference(operands[0], tangents[1], options)
-            return function(*operands, options), change
-
-        return function
-
-    return decorate
+def gradient_preference(spec: ConvSpec, flags: frozenset[str]) -> int:
+    """Whether gradients by products of bfloat16 are the faster ones: 1 or 0."""
+    fast = not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
+    # Maps below the kernel are one product as they are.
+    taps = math.prod(spec.geometry.kernel) <= min(_MOST_TAPS, math.prod(spec.geometry.input_hw))
+    return int(fast and taps and spec.narrowest >= NARROWEST_GRADIENTS)
 
 
-def plain(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """The convolution of maps ``b h w i`` with a kernel ``h w i o`` in their own dtype, ``b h w o``."""
-    around = [(p, p) for p in geometry.padding]
-    return jax.lax.conv_general_dilated(x, kernel, geometry.strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _sums(spikes: Array, integers: Array, spec: ConvSpec) -> Array:
+    operands = spikes.astype(jnp.bfloat16), integers.astype(jnp.bfloat16)
+    return convolution(*operands, spec.geometry, jnp.dtype(jnp.float32))
 
 
-def plain_input_grad(cotangent: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Gradient of :func:`plain` by the maps, ``b h w i``; ``cotangent`` is the cotangent of the sums."""
-    maps = jax.ShapeDtypeStruct((cotangent.shape[0], *geometry.input_hw, kernel.shape[2]), cotangent.dtype)
-    return jax.linear_transpose(lambda x: plain(x, kernel, geometry), maps)(cotangent)[0]
+def _overlap_free(spec: ConvSpec) -> bool:
+    return spec.geometry.kernel == (1, 1) and spec.geometry.padding == (0, 0)
 
 
-def plain_kernel_grad(x: Array, cotangent: Array, geometry: Geometry) -> Array:
-    """Gradient of :func:`plain` by the kernel, ``h w i o``; ``cotangent`` is the cotangent of the sums."""
-    kernel = jax.ShapeDtypeStruct((*geometry.kernel, x.shape[3], cotangent.shape[3]), x.dtype)
-    return jax.linear_transpose(lambda k: plain(x, k, geometry), kernel)(cotangent)[0]
-
-
-@differentiated_as(plain_input_grad)
-def input_grad(cotangent: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Gradient of a convolution with a kernel of 1×1, without padding, by its maps.
-
-    Args:
-        cotangent: cotangent of the sums, ``b h w o``, float32.
-        kernel: ``1 1 i o``, float32.
-        geometry: of the convolution.
-
-    Returns:
-        float32, shape ``b h w i``; zeros where the strides pass over the maps.
-    """
+def _input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:
+    """One product, for a kernel of 1×1 without padding; zeros where the strides pass over the maps."""
     b, h, w, outputs = cotangent.shape
-    inputs = kernel.shape[2]
-    turned = bits_of(kernel).reshape(1, inputs, outputs).transpose(0, 2, 1)
-    seen = multiply(bits_of(cotangent).reshape(1, b * h * w, outputs), turned).reshape(b, h, w, inputs)
+    transposed = bits_of(kernel).reshape(1, spec.inputs, outputs).transpose(0, 2, 1)
+    seen = multiply(bits_of(cotangent).reshape(1, b * h * w, outputs), transposed).reshape(b, h, w, spec.inputs)
     skipped = [
         (0, size - (n - 1) * stride - 1, stride - 1)
-        for size, n, stride in zip(geometry.input_hw, (h, w), geometry.strides, strict=True)
+        for size, n, stride in zip(spec.geometry.input_hw, (h, w), spec.geometry.strides, strict=True)
     ]
     return jax.lax.pad(seen, jnp.zeros((), seen.dtype), ((0, 0, 0), *skipped, (0, 0, 0)))
 
 
-@differentiated_as(plain_kernel_grad)
-def kernel_grad(x: Array, cotangent: Array, geometry: Geometry) -> Array:
-    """Gradient of a convolution by its kernel: one product of what all taps saw with the cotangent.
-
-    Args:
-        x: the maps, ``b h w i``, float32.
-        cotangent: cotangent of the sums, ``b h w o``, float32.
-        geometry: of the convolution.
-
-    Returns:
-        float32, shape ``h w i o``.
-    """
-    (b, h, w, outputs), inputs = cotangent.shape, x.shape[3]
-    padded = jnp.pad(bits_of(x), ((0, 0), *((p, p) for p in geometry.padding), (0, 0)))
-    taps = [
-        geometry.tap_view(padded, i, j).reshape(b * h * w, inputs) for i, j in product(*map(range, geometry.kernel))
-    ]
-    seen = jnp.stack(taps).transpose(0, 2, 1).reshape(1, len(taps) * inputs, b * h * w)
+def _kernel_grad(x: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    """One product of what all taps saw with the cotangent."""
+    b, h, w, outputs = cotangent.shape
+    padded = jnp.pad(bits_of(x), ((0, 0), *((p, p) for p in spec.geometry.padding), (0, 0)))
+    taps = list(product(*map(range, spec.geometry.kernel)))
+    views = [spec.geometry.tap_view(padded, i, j).reshape(b * h * w, spec.inputs) for i, j in taps]
+    seen = jnp.stack(views).transpose(0, 2, 1).reshape(1, len(taps) * spec.inputs, b * h * w)
     sums = multiply(seen, bits_of(cotangent).reshape(1, b * h * w, outputs))
-    return sums.reshape(*geometry.kernel, inputs, outputs)
+    return sums.reshape(*spec.geometry.kernel, spec.inputs, outputs)
+
+
+SUMS = Algorithm("bfloat16", _sums)
+INPUT_GRAD = Algorithm("bfloat16", _input_grad, _overlap_free, gradient_preference)
+KERNEL_GRAD = Algorithm("bfloat16", _kernel_grad, preference=gradient_preference)

@@ -12,7 +12,8 @@ References:
     Zhou et al., DoReFa-Net, arXiv:1606.06160, Section 2.1.
 """
 
-from functools import partial, reduce
+import math
+from functools import reduce
 from itertools import product
 from operator import add
 
@@ -20,39 +21,42 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.kernels.geometry import Geometry
+from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec, with_nans
 from qpsnn_jax.runtime.compiling import materialize
 
 WORD = 32  # channels that are counted at once
 
 
-@partial(jax.jit, static_argnames=("bits", "geometry"))  # hundreds of terms are traced once for all layers alike
-def convolve(spikes: Array, integers: Array, bits: int, geometry: Geometry) -> Array:
-    """:func:`qpsnn_jax.kernels.convolution.convolve` of spikes with the integers of quantized weights.
+# Terms up to which a sum of counts is faster than Winograd's, and up to which the compiler computes it in vectors.
+_FEW_TERMS, _MOST_TERMS = 72, 144
 
-    Args:
-        spikes: 0 and 1, ``b h w i``.
-        integers: odd and within ±(2^bits - 1), or 0 throughout a channel, ``h w i o``.
-        bits: of the weights.
-        geometry: of the convolution.
 
-    Returns:
-        Exact sums ``b h w o``, rounded to the dtype of ``spikes``.
-    """
-    (rows, columns), seen, largest = geometry.padding, geometry.tap_view, 2**bits - 1
+def _preference(spec: ConvSpec, flags: frozenset[str]) -> int:
+    taps = math.prod(spec.geometry.kernel)
+    terms = spec.bits * taps * math.ceil(spec.inputs / WORD)
+    # On maps below the kernel what counting saves is little beside the longer compilation.
+    large = spec.narrowest >= WORD and math.prod(spec.geometry.input_hw) >= taps
+    if not ("avx512_vpopcntdq" in flags and spec.bits <= 4 and large):
+        return 0
+    return 4 if terms <= _FEW_TERMS else 2 if terms <= _MOST_TERMS else 0
+
+
+def _sums(spikes: Array, integers: Array, spec: ConvSpec) -> Array:
+    view, (rows, columns), largest = spec.geometry.tap_view, spec.geometry.padding, 2**spec.bits - 1
     words = jnp.pad(_words(spikes, 3), ((0, 0), (rows, rows), (columns, columns), (0, 0)))
     codes = (integers.astype(jnp.int32) + largest) >> 1
     # XLA's loop over the outputs reads the words of all taps side by side. Rows of a power of two would share a few
     # lines of the cache; a line more for each spreads them.
-    planes = [_kept(_words(codes >> q & 1, 2), (0, 16), 3)[..., : integers.shape[3]] for q in range(bits)]
-    taps, counts = list(product(*map(range, geometry.kernel))), jax.lax.population_count(words).sum(3, dtype=jnp.uint32)
-    ones = reduce(add, [seen(counts, i, j) for i, j in taps])
+    planes = [_materialized(_words(codes >> q & 1, 2), (0, 16), 3)[..., : integers.shape[3]] for q in range(spec.bits)]
+    taps = list(product(*map(range, spec.geometry.kernel)))
+    counts = jax.lax.population_count(words).sum(3, dtype=jnp.uint32)
+    ones = reduce(add, [view(counts, i, j) for i, j in taps])
     # A sum of all terms, not a reduction, whose loop XLA would put inside, where it is not computed in vectors.
     sums = [
         reduce(
             add,
             [
-                jax.lax.population_count(seen(words, i, j)[..., n, None] & plane[i, j, n, None, None, None])
+                jax.lax.population_count(view(words, i, j)[..., n, None] & plane[i, j, n, None, None, None])
                 for i, j in taps
                 for n in range(words.shape[3])
             ],
@@ -62,10 +66,11 @@ def convolve(spikes: Array, integers: Array, bits: int, geometry: Geometry) -> A
     ]
     live = integers[:1, :1, :1].astype(jnp.int32) & 1
     found = (reduce(add, sums).astype(jnp.int32) - largest * ones[..., None].astype(jnp.int32)) * live
-    return _kept(found.astype(spikes.dtype), (0, 0), 1 if found.shape[1] > 1 else 2)
+    kept = _materialized(found.astype(spikes.dtype), (0, 0), 1 if found.shape[1] > 1 else 2)
+    return with_nans(kept, spikes, integers)
 
 
-def _kept(x: Array, around: tuple[int, int], axis: int) -> Array:
+def _materialized(x: Array, around: tuple[int, int], axis: int) -> Array:
     """Computed once, with zeros around the last axis."""
     return materialize(x, [(0, 0)] * (x.ndim - 1) + [around], axis)
 
@@ -78,3 +83,6 @@ def _words(bits: Array, axis: int) -> Array:
     split = padded.reshape(*bits.shape[:axis], count, WORD, *bits.shape[axis + 1 :])
     places = jax.lax.broadcasted_iota(jnp.uint32, split.shape, axis + 1)
     return (split << places).sum(axis + 1, dtype=jnp.uint32)
+
+
+SUMS = Algorithm("popcount", _sums, preference=_preference)

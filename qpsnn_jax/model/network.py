@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qpsnn_jax.kernels.dispatch import Precision, check_precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes.base import Context, Leaf, Leaves, Node, Result
 
@@ -32,9 +33,12 @@ class SpikingNetwork(nn.Module):
 
     With ``train=True`` batch statistics normalize, and the updated running ones come out through
     ``mutable=["batch_stats"]``. The running variance is the unbiased one, as in the released code.
+
+    ``precision`` is that of :func:`qpsnn_jax.conv_spikes`; with ``"exact"`` the program is the same on every machine.
     """
 
     graph: Graph
+    precision: Precision = "auto"
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, capture: Capture = ()) -> Output:
@@ -59,6 +63,7 @@ class SpikingNetwork(nn.Module):
             QP-SNN (ICLR 2025), section 3; direct encoding.
         """
         graph = self.graph
+        check_precision(self.precision)
         images = _check_images(graph, images)
         reducers = _reducers(graph, capture)
         values: dict[str, Array] = {}
@@ -82,7 +87,7 @@ class SpikingNetwork(nn.Module):
             pairs = zip(arrays, given, strict=True)
             arrays = [x if value.timed else _repeat(x, graph.timesteps) for x, value in pairs]
             given = tuple(value._replace(timed=True) for value in given)
-        result = node.run(leaves, arrays, Context(given, graph.timesteps, train))
+        result = node.run(leaves, arrays, Context(given, graph.timesteps, train, self.precision))
         for collection, variable in variables.items():
             if result.updates and self.is_mutable_collection(collection) and not self.is_initializing():
                 variable.value = {name: result.updates.get(name, leaf) for name, leaf in variable.value.items()}

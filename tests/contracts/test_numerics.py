@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax.kernels import bfloat16, convolution, popcount, winograd
+from qpsnn_jax.kernels import convolution, plain
+from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.numerics import losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import rank, scores
@@ -21,6 +22,7 @@ LABELS = np.array([0, 2])
 SPIKES = (DRAW.random((3, 2, 4, 6, 5, 3)) < 0.4).astype(np.float32)
 COUNTS = SPIKES.sum(2).astype(np.uint8)
 CODES = DRAW.integers(0, 16, (4, 5))
+ALGORITHMS = ("float32", "bfloat16", "int8", "winograd", "popcount")
 F32, BF16 = jnp.float32, jnp.bfloat16
 
 
@@ -84,39 +86,24 @@ def quantizer_table() -> list[Contract]:
 
 
 def convolution_table() -> list[Contract]:
-    b, c, w, three = bfloat16, convolution, winograd, jnp.asarray(np.round(3 * normal(3, 3, 3, 2)[0]))
-    turned, at_once = three.swapaxes(2, 3), jnp.asarray(np.round(3 * normal(1, 1, 2, 3)[0]))
-    strided, passed = Geometry((5, 4), (3, 2), (1, 2), (1, 0)), Geometry((9, 4), (1, 1), (2, 1), (0, 0))
-    square = Geometry((5, 4), (3, 3), (1, 1), (1, 1))
-    cotangent, right = (jnp.asarray(normal(*shape)[0]) for shape in ((2, 5, 2, 2), (2, 3, 5)))
-    fast = b.differentiated_as(lambda x, y, factor: factor * x * y)(lambda x, y, factor: x * y * factor)
-    odd = jnp.clip(2 * three + 1, -7, 7)
-    algorithms = [
-        Contract(
-            f"conv_spikes-{algorithm}",
-            lambda s, name=algorithm: c.conv_spikes(
-                s, jnp.asarray(odd, s.dtype), bits=3, padding=(1, 1), algorithm=name
-            ),
-            SPIKES[:, 0],
-        )
-        for algorithm in (None, "float32", "bfloat16", "int8", "winograd", "popcount")
-    ]
+    three = np.round(3 * normal(3, 3, 3, 2)[0])
+    odd, flipped = np.clip(2 * three + 1, -7, 7), three.swapaxes(2, 3)
+    square, strided = Geometry((5, 4), (3, 3), (1, 1), (1, 1)), Geometry((5, 4), (3, 2), (1, 2), (1, 0))
+    cotangent = normal(2, 5, 2, 2)[0]
+
+    def conv(**options: str) -> Callable:
+        return lambda s: conv_spikes(s, jnp.asarray(odd, s.dtype), bits=3, padding=(1, 1), **options)
+
     return [
-        *algorithms,
-        Contract("convolve-winograd", lambda s: w.convolve(s, odd, square), SPIKES[:, 0], floats=(F32,)),
-        Contract("convolve-popcount", lambda s: popcount.convolve(s, odd, 3, square), SPIKES[:, 0], False),
-        Contract("input_grad", lambda y: w.input_grad(y, turned, square), MAPS, floats=(F32,)),
-        Contract("kernel_grad", lambda x: w.kernel_grad(MAPS[0], x, square), MAPS, floats=(F32,)),
-        Contract("input_grad-passed", lambda y: b.input_grad(y, at_once, passed), MAPS, floats=(F32,)),
-        Contract("kernel_grad-taps", lambda x: b.kernel_grad(x, cotangent, strided), MAPS, floats=(F32,)),
-        Contract("plain", lambda x: b.plain(x, jnp.asarray(three, x.dtype), square), MAPS),
-        Contract("plain_input_grad", lambda y: b.plain_input_grad(y, jnp.asarray(turned, y.dtype), square), MAPS),
-        Contract("plain_kernel_grad", lambda x: b.plain_kernel_grad(x, jnp.asarray(cotangent, x.dtype), strided), MAPS),
-        Contract("bits_of", b.bits_of, MAPS, grad=False, floats=()),
-        Contract("floats_of", lambda n: b.floats_of(n.astype(jnp.uint16)), COUNTS, grad=False, floats=()),
-        Contract("multiply", lambda x: b.multiply(b.bits_of(x), b.bits_of(right)), normal(2, 4, 3), False, floats=()),
-        Contract("differentiated_as", lambda x: fast(x, jnp.asarray(MAPS[0], x.dtype), 2.0), MAPS, forward=True),
-        Contract("convolve", lambda k: c.convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 3, 4)),
+        Contract("conv_spikes", conv(), SPIKES[:, 0]),
+        Contract("conv_spikes-exact", conv(precision="exact"), SPIKES[:, 0], forward=True),
+        *(Contract(f"conv_spikes-{name}", conv(algorithm=name), SPIKES[:, 0]) for name in ALGORITHMS),
+        Contract("convolve", lambda k: convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 3, 4)),
+        Contract(
+            "convolution", lambda x: plain.convolution(x, jnp.asarray(three, x.dtype), square), MAPS, forward=True
+        ),
+        Contract("input_grad", lambda y: plain.input_grad(y, jnp.asarray(flipped, y.dtype), square), MAPS),
+        Contract("kernel_grad", lambda x: plain.kernel_grad(x, jnp.asarray(cotangent, x.dtype), strided), MAPS),
     ]
 
 
@@ -170,7 +157,7 @@ def total(contract: Contract) -> Callable:
 
 
 def test_every_public_function_has_a_contract():
-    modules = (surrogate, neurons, quantization, losses, scores, rank, bfloat16, convolution, winograd, popcount)
+    modules = (surrogate, neurons, quantization, losses, scores, rank, convolution, plain)
     wanted = Counter(name for module in modules for name in public_functions(module))
     found = Counter(contract.name.split("-")[0] for contract in TABLE)
     assert {"lif", "quantize", "svs_scores", "fire_step"} <= wanted.keys() == found.keys()

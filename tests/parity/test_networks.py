@@ -54,7 +54,8 @@ def released_arithmetic(monkeypatch):
     plain = Quantizer.integer_weights
     monkeypatch.setattr(Quantizer, "integer_weights", noisy)
     # Such weights are no integers any more, so they are summed as they are.
-    monkeypatch.setattr(weighted, "conv_spikes", lambda x, kernel, *, bits, **options: convolve(x, kernel, **options))
+    as_they_are = lambda x, kernel, *, bits, precision, **options: convolve(x, kernel, **options)  # noqa: E731
+    monkeypatch.setattr(weighted, "conv_spikes", as_they_are)
 
 
 def test_currents_in_evaluation(recording):

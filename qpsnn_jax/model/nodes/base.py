@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.kernels.dispatch import Precision
+
 Leaves = dict[str, Array]
 Channels = Literal["carried", "made", "mapped", "fixed"]
 
@@ -55,7 +57,7 @@ class Leaf(NamedTuple):
 
 
 class Context(NamedTuple):
-    """The context in which a node runs: its inputs, the number of time steps T, and whether batch statistics are used.
+    """The context in which a node runs: inputs, number of time steps T, whether batch statistics are used, precision.
 
     If the output or any input has a time axis, all inputs have one when the node runs, and ``inputs`` say so.
     """
@@ -63,6 +65,7 @@ class Context(NamedTuple):
     inputs: tuple[Value, ...]
     timesteps: int
     train: bool = False
+    precision: Precision = "auto"
 
 
 class Result(NamedTuple):

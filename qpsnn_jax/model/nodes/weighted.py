@@ -128,8 +128,9 @@ class Conv(Weighted):
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
         """The convolution; of spikes with quantized weights, by a fast exact algorithm."""
         (x,), (given,) = inputs, context.inputs
-        exact = self.quantizer is not None and given.spiking
-        sums = partial(conv_spikes, bits=self.quantizer.bits) if exact and self.quantizer else convolve
+        sums = convolve
+        if self.quantizer is not None and given.spiking:
+            sums = partial(conv_spikes, bits=self.quantizer.bits, precision=context.precision)
         linear = partial(sums, strides=self.strides, padding=self.padding)
         return Result(self.apply_linear(linear, leaves, x, given.timed))
 

@@ -1,0 +1,50 @@
+"""What an algorithm is: one way to compute the sums of a convolution, or one of its two gradients."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from qpsnn_jax.kernels.geometry import Geometry, Pair
+
+
+class ConvSpec(NamedTuple):
+    """A convolution as data: its geometry, channels in and out, and the bits of its weights."""
+
+    geometry: Geometry
+    inputs: int
+    outputs: int
+    bits: int = 8
+
+    @classmethod
+    def of(cls, x: Any, kernel: Any, bits: int, strides: Pair, padding: Pair) -> "ConvSpec":
+        """Of maps ``b h w i`` and a kernel ``h w i o``."""
+        return cls(Geometry.of(x, kernel, strides, padding), kernel.shape[2], kernel.shape[3], bits)
+
+    @property
+    def narrowest(self) -> int:
+        """The smaller number of channels."""
+        return min(self.inputs, self.outputs)
+
+
+class Algorithm(NamedTuple):
+    """One way to compute the sums of a convolution, the gradient by its input, or the gradient by its kernel.
+
+    ``run`` takes two arrays and the :class:`ConvSpec`: spikes and integers; or the cotangent of the sums and the
+    kernel; or the maps and the cotangent. ``supports`` tells where its result is right, ``limits`` says so in words.
+    ``preference`` ranks it on a processor with the given flags: the algorithm of the highest rank runs, XLA's own
+    (rank 0) if there is none above.
+    """
+
+    name: str
+    run: Callable[[Array, Array, ConvSpec], Array]
+    supports: Callable[[ConvSpec], bool] = lambda spec: True
+    preference: Callable[[ConvSpec, frozenset[str]], int] = lambda spec, flags: 0
+    limits: str = "all shapes and bits"
+
+
+def with_nans(sums: Array, spikes: Array, integers: Array) -> Array:
+    """``sums`` that integers gave, NaN for every image and every output channel with a NaN among its operands."""
+    by_image, by_channel = jnp.sum(0 * spikes, (1, 2, 3)), jnp.sum(0 * integers, (0, 1, 2))
+    return sums.astype(spikes.dtype) + by_image[:, None, None, None] + by_channel.astype(spikes.dtype)[None, None, None]

@@ -1,0 +1,35 @@
+"""Sums of spikes and integers as products of 8-bit integers, for CPUs that multiply those by the vector or matrix.
+
+Weights of 8 bits reach 255. They are computed as 2·m + 1, whose 1 is one sum over each window's spikes, the same for
+all channels.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec, with_nans
+from qpsnn_jax.kernels.plain import convolution
+
+# Measured: fewer channels do not fill a matrix unit, or a vector.
+_NARROWEST_MATRIX, _NARROWEST_VECTOR = 16, 64
+
+
+def _sums(spikes: Array, integers: Array, spec: ConvSpec) -> Array:
+    bits, wide = spikes.astype(jnp.int8), integers.astype(jnp.int32)
+    if spec.bits < 8:
+        sums = convolution(bits, wide.astype(jnp.int8), spec.geometry, jnp.dtype(jnp.int32))
+    else:
+        odd, halves = wide & 1, (wide >> 1).astype(jnp.int8)
+        ones = jnp.ones((*integers.shape[:3], 1), jnp.int8)
+        windows = convolution(bits, ones, spec.geometry, jnp.dtype(jnp.int32))
+        sums = 2 * convolution(bits, halves, spec.geometry, jnp.dtype(jnp.int32)) + windows * odd[:1, :1, :1]
+    return with_nans(sums, spikes, integers)
+
+
+def _preference(spec: ConvSpec, flags: frozenset[str]) -> int:
+    if "amx_int8" in flags:
+        return 5 if spec.narrowest >= _NARROWEST_MATRIX else 0
+    return 1 if "avx512_vnni" in flags and spec.narrowest >= _NARROWEST_VECTOR else 0
+
+
+SUMS = Algorithm("int8", _sums, preference=_preference)

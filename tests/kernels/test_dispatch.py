@@ -1,0 +1,206 @@
+"""Which algorithm runs where, on machines that are told to be there."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from integer_sums import spikes_and_integers
+from small_networks import images_of, jit, random_variables, residual_graph
+
+from qpsnn_jax import cross_entropy, init_state, make_train_step, optimizer
+from qpsnn_jax.kernels import bfloat16, dispatch
+from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
+from qpsnn_jax.kernels.convolution import conv_spikes
+from qpsnn_jax.kernels.geometry import Geometry
+from qpsnn_jax.model.nodes import Quantizer
+
+ZEN = frozenset({"avx512_vpopcntdq", "avx512_vnni", "avx512_bf16"})
+SHAPES = jax.ShapeDtypeStruct((2, 8, 8, 128), jnp.float32), jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
+
+
+def on(monkeypatch, flags):
+    monkeypatch.setattr(dispatch, "cpu_flags", lambda: frozenset(flags))
+
+
+def with_gradients(spikes, integers, **options):
+    y, pull = jax.vjp(partial(conv_spikes, bits=2, padding=(1, 1), **options), spikes, integers)
+    return y, pull(y)
+
+
+def marks(text):
+    """Of counts of bits, of rounding to bfloat16, and of 8-bit integers."""
+    return "popcnt" in text, "xui16" in text, "xi8>" in text
+
+
+@pytest.mark.parametrize(
+    ("platform", "options", "found"),
+    [
+        ("cpu", {}, (True, True, False)),
+        ("cpu", {"precision": "exact"}, (False, False, False)),
+        ("cpu", {"precision": "exact", "algorithm": "int8"}, (False, False, True)),
+        ("tpu", {}, (False, False, False)),
+        ("cuda", {}, (False, False, False)),
+        ("rocm", {}, (False, False, False)),
+        ("tpu", {"algorithm": "int8"}, (False, False, True)),
+    ],
+)
+def test_the_algorithm_follows_the_platform_that_is_lowered_for(monkeypatch, platform, options, found):
+    on(monkeypatch, ZEN)
+    exported = jax.export.export(jax.jit(partial(with_gradients, **options)), platforms=[platform])(*SHAPES)
+    assert marks(exported.mlir_module()) == found
+
+
+def test_exact_programs_are_the_same_on_every_machine(monkeypatch):
+    texts = []
+    for flags in (ZEN, {"amx_int8", "amx_bf16"}, set()):
+        on(monkeypatch, flags)
+        texts.append(jax.jit(partial(with_gradients, precision="exact")).lower(*SHAPES).as_text())
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_processes_trace_alike(monkeypatch):
+    """Whatever their machines are; and where XLA's own is the fastest, no choice is left to the platform."""
+    texts = []
+    for flags in (ZEN, set()):
+        on(monkeypatch, flags)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        texts.append(jax.jit(with_gradients).lower(*SHAPES).as_text())
+    assert texts[0] == texts[1]
+    assert "case" not in texts[0]
+
+
+def test_calls_outside_jit_compile_once(monkeypatch, compilations):
+    on(monkeypatch, ZEN)
+    spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers((6, 6), (3, 3), 2, 64))
+    with_gradients(spikes, integers)
+    with compilations() as counted:
+        with_gradients(spikes, integers)
+    assert counted() == 0
+
+
+def test_sums_of_counts_are_computed_once():
+    """Whatever reads them: in a network, batch statistics and what they normalize."""
+
+    def read(spikes, integers):
+        sums = conv_spikes(spikes, integers, bits=2, padding=(1, 1), algorithm="popcount")
+        return sums - sums.mean((0, 1, 2), keepdims=True), (sums**2).sum()
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 16, 16, 64), (3, 3, 64, 64))]
+    text = jax.jit(read).lower(*shapes).compile().as_text()
+    terms = 2 * 9 * 2  # bits, taps, words
+    assert terms <= text.count(" popcnt(") <= 2 * terms + 1  # in either half, and those of the spikes
+
+
+def test_a_new_algorithm_is_one_record(monkeypatch):
+    """That is preferred where it says so, exact where it says so, with the gradients of all others."""
+    own = Algorithm("own", lambda x, k, spec: 2 * dispatch.SUMS[0].run(x, k, spec), preference=lambda spec, flags: 9)
+    monkeypatch.setattr(dispatch, "SUMS", (*dispatch.SUMS, own))
+    spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers((6, 6), (3, 3), 2, 5))
+    plain, by_plain = with_gradients(spikes, integers, precision="exact")
+    for options in ({}, {"algorithm": "own"}):
+        found, by = with_gradients(spikes, integers, **options)
+        np.testing.assert_array_equal(found, 2 * plain)
+        np.testing.assert_allclose(by[1], 2 * by_plain[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "kernel", "bits", "strides", "algorithm"),
+    [
+        ({"amx_int8", "avx512_vnni", "avx512_bf16"}, (3, 3, 64, 64), 2, (1, 1), "int8"),
+        ({"amx_int8"}, (3, 3, 8, 64), 2, (1, 1), "float32"),
+        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 128, 256), 4, (1, 1), "winograd"),
+        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 128, 256), 5, (1, 1), "int8"),
+        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 128, 256), 2, (2, 2), "int8"),
+        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 64, 256), 2, (1, 1), "int8"),
+        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 32768, 256), 2, (1, 1), "int8"),
+        ({"avx512_vnni"}, (3, 3, 64, 256), 2, (1, 1), "int8"),
+        ({"avx512_vnni"}, (3, 3, 32, 256), 2, (1, 1), "float32"),
+        ({"avx2"}, (3, 3, 512, 512), 2, (1, 1), "float32"),
+        ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 128, 128), 2, (1, 1), "popcount"),
+        ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 256, 256), 2, (1, 1), "winograd"),
+        ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 256, 256), 2, (2, 2), "popcount"),
+        ({"avx512_vpopcntdq", "avx512_vnni"}, (3, 3, 512, 512), 2, (1, 1), "int8"),
+        ({"avx512_vpopcntdq"}, (3, 3, 32, 48), 4, (1, 1), "popcount"),
+        ({"avx512_vpopcntdq"}, (3, 3, 32, 48), 5, (1, 1), "float32"),
+        ({"avx512_vpopcntdq"}, (3, 3, 31, 48), 2, (1, 1), "float32"),
+        ({"avx512_vpopcntdq"}, (9, 9, 32, 48), 1, (1, 1), "float32"),
+        ({"avx512_vpopcntdq", "amx_int8"}, (3, 3, 64, 64), 2, (1, 1), "int8"),
+    ],
+)
+def test_the_algorithm_follows_the_processor(flags, kernel, bits, strides, algorithm):
+    spec = ConvSpec(Geometry((8, 8), kernel[:2], strides, (1, 1)), *kernel[2:], bits)
+    assert dispatch.select_algorithm(dispatch.SUMS, spec, frozenset(flags)).name == algorithm
+
+
+@pytest.mark.parametrize(
+    ("flags", "shape", "kernel", "strides", "padding", "dtype", "rounded"),
+    [
+        ({"avx512_bf16"}, (8, 8), (3, 3, 64, 128), (1, 1), (1, 1), jnp.float32, True),
+        ({"amx_bf16"}, (7, 3), (3, 3, 128, 256), (1, 1), (0, 2), jnp.float32, True),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (2, 2), (1, 1), jnp.float32, True),
+        ({"avx512_bf16"}, (8, 8), (1, 1, 128, 128), (1, 1), (0, 0), jnp.float32, True),
+        ({"avx512_bf16"}, (2, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, True),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (1, 1), (3, 1), jnp.float32, True),
+        ({"avx2"}, (8, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 48, 128), (1, 1), (1, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (2, 2), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (8, 8), (5, 5, 128, 128), (1, 1), (2, 2), jnp.float32, False),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.bfloat16, False),
+    ],
+)
+def test_gradients_are_rounded_where_that_is_fast(monkeypatch, flags, shape, kernel, strides, padding, dtype, rounded):
+    on(monkeypatch, flags)
+    spikes, integers = jnp.zeros((1, *shape, kernel[2]), dtype), jnp.zeros(kernel, dtype)
+    run = partial(conv_spikes, bits=8, strides=strides, padding=padding, algorithm="float32")
+    text = str(jax.make_jaxpr(lambda *operands: jax.vjp(run, *operands)[1](run(*operands)))(spikes, integers))
+    assert ("u16" in text) == rounded
+
+
+select = dispatch.select_algorithm
+
+
+def losses(monkeypatch, name, *, bits, rounded=False):
+    """The losses of 50 steps from each of four seeds."""
+
+    def chosen(algorithms, spec, flags):
+        found = {algorithm.name: algorithm for algorithm in algorithms if algorithm.supports(spec)}
+        return found.get(name, algorithms[0]) if algorithms is dispatch.SUMS else select(algorithms, spec, flags)
+
+    monkeypatch.setattr(dispatch, "select_algorithm", chosen)
+    on(monkeypatch, {"avx512_bf16"} if rounded else ())
+    monkeypatch.setattr(bfloat16, "NARROWEST_GRADIENTS", 1)
+    graph, tx = residual_graph(Quantizer(bits)), optimizer("adam", 0.01)
+    step = jit(make_train_step(graph, tx, loss=cross_entropy))
+    images, labels = images_of(graph, 16), jnp.arange(16) % graph.values[graph.output.name].shape[-1]
+    found = np.zeros((4, 50))
+    for seed, steps in enumerate(found):
+        state = init_state(random_variables(graph, seed), tx, jax.random.key(seed))
+        if not seed:
+            text = step.lower(state, images, labels).as_text()
+            assert ("xi8>" in text, "xui16>" in text) == (name == "int8", rounded or name == "winograd")
+            assert ("popcnt" in text) == (name == "popcount")
+        for number in range(50):
+            state, metrics = step(state, images, labels)
+            steps[number] = metrics["loss"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("bits", "algorithms"),
+    [
+        # The same losses, until gradients that were rounded have moved the weights.
+        (8, [("int8", False, 5), ("bfloat16", False, 5), ("int8", True, 1)]),
+        (4, [("popcount", False, 5), ("winograd", False, 5), ("winograd", True, 1)]),
+    ],
+)
+def test_training_by_any_algorithm_is_training_in_float32(monkeypatch, bits, algorithms):
+    exact = losses(monkeypatch, "float32", bits=bits)
+    ends = exact[:, -10:].mean(axis=1)
+    for algorithm, rounded, same in algorithms:
+        fast = losses(monkeypatch, algorithm, bits=bits, rounded=rounded)
+        np.testing.assert_allclose(fast[:, :same], exact[:, :same], rtol=1e-5)
+        # Then rounding elsewhere in the program may grow; the mean of four seeds stays within three deviations of it.
+        noise = ends.std(ddof=1) * np.sqrt(2 / len(ends))
+        assert abs(fast[:, -10:].mean() - ends.mean()) <= 3 * noise, (algorithm, rounded)
