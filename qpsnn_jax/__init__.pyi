@@ -7,8 +7,8 @@ from .export.nir.reader import read_nir as read_nir
 from .export.nir.writer import nir_graph as nir_graph
 from .export.nir.writer import write_nir as write_nir
 from .export.onnx import onnx_model as onnx_model
-from .export.packed import load_packed as load_packed
-from .export.packed import write_packed as write_packed
+from .export.packed.file import load_packed as load_packed
+from .export.packed.file import write_packed as write_packed
 from .export.stablehlo import stablehlo as stablehlo
 from .export.torch_import import import_torch as import_torch
 from .kernels.convolution import conv_spikes as conv_spikes

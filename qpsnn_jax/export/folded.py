@@ -1,7 +1,7 @@
 """A folded network: layers of spiking neurons as integer codes, one scale and one bias per channel. NumPy alone.
 
 This is what the packed file holds and what every integer export starts from. Maps are ``h w c``; a dense layer is a
-convolution whose kernel covers its whole input. Values are spikes, 0 or 1, or sums of them (small whole numbers).
+convolution whose kernel covers its whole input. Values are spikes, 0 or 1, or sums of them (small integers).
 """
 
 import math
@@ -12,12 +12,18 @@ from functools import cached_property
 import numpy as np
 
 from qpsnn_jax.kernels.geometry import Geometry, Pair
+from qpsnn_jax.runtime.checks import integer
 
 Shape = tuple[int, int, int]
 
-# More than any network of the paper needs, and few enough that what is computed from them stays far below 2^63.
+# More than any network of the paper needs. They bound what a small file can ask for: steps, the values of a map and of
+# all maps over all steps, the multiplications for one image, and any other size.
 MOST_STEPS = 1024
-MOST_VALUES = 2**31
+MOST_VALUES = 2**26
+MOST_VALUES_IN_ALL = 2**29
+MOST_PRODUCTS = 2**42
+_MOST = 2**15
+_LARGEST_LOGIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -130,16 +136,16 @@ class Folded:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
-        if not _whole(self.timesteps, 1, MOST_STEPS):
-            raise ValueError(f"timesteps must be a whole number from 1 to {MOST_STEPS}, got {self.timesteps!r}.")
+        object.__setattr__(self, "timesteps", integer("timesteps", self.timesteps, 1, MOST_STEPS))
         _ = self.maps
 
     @cached_property
     def maps(self) -> "dict[str, Map]":
         """Shape and largest value of every map, by name."""
         image = self.image
-        if not (_shape(image.shape) and len(image.mean) == image.shape[2] and all(-1e6 < m < 1e6 for m in image.mean)):
-            raise ValueError(f"the image needs a shape (h, w, c) and c means, got {image.shape} and {image.mean}.")
+        _integers("the image's shape", image.shape, 3, 1)
+        if len(image.mean) != image.shape[2] or not all(-1e6 < m < 1e6 for m in image.mean):
+            raise ValueError(f"the image needs {image.shape[2]} means, one for each channel, got {image.mean}.")
         maps = {image.name: Map(image.shape, 255)}
         readouts = [index for index, layer in enumerate(self.layers) if isinstance(layer, Readout)]
         if readouts != [len(self.layers) - 1]:
@@ -156,7 +162,17 @@ class Folded:
                 maps[layer.name] = _map(layer, maps, image.name)
             except ValueError as error:
                 raise ValueError(f"layer {layer.name!r}: {error}") from None
+        self._check_sizes(maps)
         return maps
+
+    def _check_sizes(self, maps: "dict[str, Map]") -> None:
+        values = {name: math.prod(place.shape) * self.timesteps for name, place in maps.items()}
+        for name, number in values.items():
+            if number > MOST_VALUES:
+                raise ValueError(f"layer {name!r}: {self.timesteps} maps of shape {maps[name].shape} are too large.")
+        products = sum(values[layer.name] * _synapses(layer) for layer in self.layers)
+        if sum(values.values()) > MOST_VALUES_IN_ALL or products > MOST_PRODUCTS:
+            raise ValueError(f"a network of {products:,} operations and {sum(values.values()):,} values is too large.")
 
     @property
     def readout(self) -> Readout:
@@ -189,6 +205,13 @@ def sources(layer: Layer) -> tuple[str, ...]:
     return (layer.source,)
 
 
+def _synapses(layer: Layer) -> int:
+    """What each value of a layer's map is computed from."""
+    if isinstance(layer, MaxPool):
+        return math.prod(layer.window)
+    return 1 if isinstance(layer, Sum) else math.prod(layer.kernel.shape[:3])
+
+
 def _map(layer: Layer, maps: dict[str, Map], image: str) -> Map:
     match layer:
         case Sum():
@@ -214,7 +237,7 @@ def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
     if layer.source == image:
         fits = (layer.bits, kernel.dtype) in ((8, np.int8), (32, np.float32))
     else:
-        fits = _whole(layer.bits, 1, 8) and kernel.dtype == np.uint8
+        fits = layer.bits in range(1, 9) and kernel.dtype == np.uint8
     if not fits or kernel.ndim != 4 or kernel.shape[2] != source[2] or not kernel.size:
         raise ValueError(f"a kernel {kernel.dtype} {kernel.shape} of {layer.bits} bits does not fit {source}.")
     if kernel.dtype == np.uint8 and int(kernel.max()) >= 1 << layer.bits:
@@ -228,13 +251,13 @@ def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
     size = _pooled(source[:2], (kernel.shape[0], kernel.shape[1]), layer.strides, layer.padding)
     if (residual := layer.residual) is not None:
         h, w, channels = maps[residual.source].shape
-        allowed = {-1, *range(channels)}
-        if not _whole(residual.stride, 1, MOST_VALUES) or not set(residual.channels) <= allowed:
-            raise ValueError("its residual has a wrong stride or names channels that are not there.")
-        given = (-(-h // residual.stride), -(-w // residual.stride), len(residual.channels))
+        stride = integer("the stride of its residual", residual.stride, 1, _MOST)
+        if not set(residual.channels) <= {-1, *range(channels)}:
+            raise ValueError("its residual names channels that are not there.")
+        given = (-(-h // stride), -(-w // stride), len(residual.channels))
         if given != (*size, outputs):
             raise ValueError(f"adds a residual of shape {given} to currents of shape {(*size, outputs)}.")
-    return Map(_checked((*size, outputs)), 1)
+    return Map((*size, outputs), 1)
 
 
 def _readout_map(layer: Readout, maps: dict[str, Map]) -> Map:
@@ -248,34 +271,29 @@ def _readout_map(layer: Readout, maps: dict[str, Map]) -> Map:
         raise ValueError("weights must be finite, and the scale positive.")
     if kernel.dtype == np.float32 and layer.scale != 1:
         raise ValueError(f"float32 weights have the scale 1, got {layer.scale}.")
-    return Map(_checked((1, 1, kernel.shape[3])), MOST_VALUES)
+    return Map((1, 1, kernel.shape[3]), _LARGEST_LOGIT)
 
 
 def _pooled(size: list[int] | tuple[int, ...], window: Pair, strides: Pair, padding: Pair) -> Pair:
-    numbers = [(n, 1) for n in (*window, *strides)] + [(n, 0) for n in padding]
-    if not all(_whole(n, least, 2**15) for n, least in numbers):
-        raise ValueError("windows, strides and padding must be whole numbers that are not negative.")
+    _integers("its window", window, 2, 1)
+    _integers("its strides", strides, 2, 1)
+    _integers("its padding", padding, 2, 0)
+    if padding[0] >= window[0] or padding[1] >= window[1]:
+        raise ValueError(f"a window of {window} can lie in a padding of {padding} alone.")
     output = Geometry((size[0], size[1]), window, strides, padding).output_hw
     if min(output) < 1:
         raise ValueError(f"a window of {window} does not fit {size[0]}×{size[1]} with padding {padding}.")
     return output
 
 
-def _checked(shape: Shape) -> Shape:
-    if math.prod(shape) >= MOST_VALUES:
-        raise ValueError(f"a map of shape {shape} is too large.")
-    return shape
-
-
-def _shape(shape: object) -> bool:
-    return isinstance(shape, tuple) and len(shape) == 3 and all(_whole(n, 1, 2**15) for n in shape)
+def _integers(name: str, values: tuple[int, ...], count: int, least: int) -> None:
+    if not isinstance(values, tuple) or len(values) != count:
+        raise ValueError(f"{name} must be {count} integers, got {values!r}.")
+    for value in values:
+        integer(name, value, least, _MOST)
 
 
 def _floats(shape: tuple[int, ...], **arrays: np.ndarray) -> None:
     for name, array in arrays.items():
         if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
             raise ValueError(f"{name} must be {shape[0]} finite float32 numbers.")
-
-
-def _whole(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

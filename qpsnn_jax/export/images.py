@@ -1,18 +1,18 @@
 """Classifying image files with a packed network. NumPy and Pillow alone."""
 
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image as Picture
-from PIL import UnidentifiedImageError
 
+from qpsnn_jax.data.pictures import SUFFIXES, find_pictures, read_picture
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.runtime.arrays import read_npy
 
-_MODES = {1: "L", 3: "RGB"}
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".npy")
+_SUFFIXES = (*SUFFIXES, ".npy")
 
 
 class Classified(NamedTuple):
@@ -23,55 +23,70 @@ class Classified(NamedTuple):
     current: float
 
 
-def classify(folded: Folded, path: Path) -> Iterator[Classified]:
+class Unclassified(NamedTuple):
+    """An image file that cannot be classified, and one sentence that names it and says why."""
+
+    path: Path
+    reason: str
+
+
+def classify(folded: Folded, path: str | PathLike[str]) -> Iterator[Classified | Unclassified]:
     """Classify an image, or every image in a folder, in the order of their names.
 
     Args:
-        folded: the network, from :func:`qpsnn_jax.export.packed.load_packed`.
-        path: a picture in a usual format, a NumPy file of uint8 pixels ``h w c`` or frames ``t h w c``, or a folder
-            of them.
+        folded: the network, from :func:`qpsnn_jax.export.packed.file.load_packed`.
+        path: a picture (:data:`~qpsnn_jax.data.pictures.FORMATS`), a NumPy file of uint8 pixels ``h w c`` or frames
+            ``t h w c``, or a folder of them. Within a folder only regular files that are not hidden count.
 
     Returns:
-        An iterator over :class:`Classified`.
+        An iterator over :class:`Classified`, or :class:`Unclassified` where a file of a folder cannot be read.
 
     Raises:
-        ValueError: a folder without images, a file that holds none, or one of another size than the network's.
-        OSError: a file that cannot be read.
+        ValueError: a folder without images; of a single file, that it is no image or one of another size than the
+            network's.
+        OSError: of a single file, that it cannot be read.
     """
+    path = Path(path)
     network = IntegerNetwork.of(folded)
-    paths = [path]
-    if path.is_dir():
-        paths = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+    if not path.is_dir():
+        yield _classified(network, path)
+        return
+    paths = find_pictures(path, _SUFFIXES)
     if not paths:
         raise ValueError(f"{path} holds no images ({', '.join(_SUFFIXES)}).")
     for file in paths:
-        logits = network(read_pixels(folded, file)[None])[0]
-        label = int(logits.argmax())
-        yield Classified(file, label, float(logits[label]) * network.readout.unit)
+        try:
+            yield _classified(network, file)
+        except ValueError as error:
+            yield Unclassified(file, str(error))
+        except OSError as error:
+            yield Unclassified(file, f"{file}: {error.strerror or error}.")
 
 
-def read_pixels(folded: Folded, path: Path) -> np.ndarray:
+def read_pixels(folded: Folded, path: str | PathLike[str]) -> np.ndarray:
     """Pixels of a file in the shape that a network takes, uint8 ``h w c`` or ``t h w c``.
 
     Raises:
-        ValueError: the file holds no image, or one of another size.
+        ValueError: the file is no image, is damaged, or of another size.
         OSError: the file cannot be read.
     """
-    h, w, c = folded.image.shape
+    path, (h, w, c) = Path(path), folded.image.shape
     shape = (folded.timesteps, h, w, c) if folded.image.frames else (h, w, c)
-    try:
-        if path.suffix.lower() == ".npy":
-            pixels = np.load(path, allow_pickle=False)
-        elif len(shape) == 4 or c not in _MODES:
-            raise ValueError(f"{path}: this network takes uint8 arrays of shape {shape}, in .npy files.")
-        else:
-            with Picture.open(path) as picture:
-                pixels = np.asarray(picture.convert(_MODES[c])).reshape(picture.height, picture.width, c)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image.") from None
-    except (EOFError, Picture.DecompressionBombError) as error:
-        raise ValueError(f"{path} is damaged or too large ({error}).") from None
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES and len(shape) == 3 and c in (1, 3):
+        return read_picture(path, c, (h, w))
+    if suffix in SUFFIXES:
+        raise ValueError(f"{path}: this network takes uint8 arrays of shape {shape}, in .npy files.")
+    if suffix != ".npy":
+        raise ValueError(f"{path} is no image: its name must end in one of {', '.join(_SUFFIXES)}.")
+    pixels = read_npy(path)
     if pixels.shape != shape or pixels.dtype != np.uint8:
         found = f"{pixels.dtype} {pixels.shape}"
         raise ValueError(f"{path} holds {found}, and the network takes uint8 {shape}; bring it to that size.")
     return pixels
+
+
+def _classified(network: IntegerNetwork, path: Path) -> Classified:
+    logits = network(read_pixels(network.folded, path)[None])[0]
+    label = int(logits.argmax())
+    return Classified(path, label, float(logits[label]) * network.readout.unit)

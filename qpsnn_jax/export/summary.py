@@ -3,14 +3,14 @@
 import math
 
 from qpsnn_jax.export.folded import MaxPool, Neurons, Readout, Sum, sources
-from qpsnn_jax.export.packed import Packed
+from qpsnn_jax.export.packed.file import Packed
 
 
 def summary(packed: Packed) -> str:
     """A line for every layer, the sizes, and where the network comes from.
 
     Args:
-        packed: from :func:`qpsnn_jax.export.packed.load_packed`.
+        packed: from :func:`qpsnn_jax.export.packed.file.load_packed`.
 
     Returns:
         Text of several lines.
@@ -26,11 +26,15 @@ def summary(packed: Packed) -> str:
     lines.append(f"{total:,} bytes: {packed.payload_bytes:,} of numbers and {packed.header_bytes:,} of header")
     notes = packed.notes
     if isinstance(accuracy := notes.get("accuracy"), float) and math.isfinite(accuracy):
-        lines.append(f"accuracy {100 * accuracy:.2f} %, stage {notes.get('stage')!a}, as trained")
+        lines.append(f"accuracy {100 * accuracy:.2f} %, stage {_text(notes.get('stage'))}, as trained")
     if isinstance(versions := notes.get("versions"), dict):
-        # The notes are whatever a stranger wrote; nothing in them reaches a terminal as it is.
-        lines.append(ascii(", ".join(f"{package} {version}" for package, version in versions.items()))[1:-1])
+        lines.append(", ".join(f"{_text(package)} {_text(version)}" for package, version in versions.items()))
     return "\n".join(lines)
+
+
+def _text(note: object) -> str:
+    """A note without what a terminal would obey: the notes are whatever a stranger wrote."""
+    return ascii(note)[1:-1] if isinstance(note, str) else "?"
 
 
 def _kind(layer: Neurons | MaxPool | Sum | Readout) -> str:

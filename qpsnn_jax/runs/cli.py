@@ -291,17 +291,23 @@ def _verify(arguments: list[str]) -> int:
     return 1 if verdict.broken else 0
 
 
-def _infer(arguments: list[str]) -> None:
+def _infer(arguments: list[str]) -> int:
     """Classify images with a packed network."""
     parser = _Parser(prog="qpsnn infer", description=_infer.__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a packed network, *.qpsnn")
     parser.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER", help="pictures or .npy arrays of its size")
     given = parser.parse_args(arguments)
-    from qpsnn_jax.export.images import classify
-    from qpsnn_jax.export.packed import load_packed
+    from qpsnn_jax.export.images import Unclassified, classify
+    from qpsnn_jax.export.packed.file import load_packed
 
+    broken = 0
     for found in classify(load_packed(given.file).folded, given.images):
-        print(f"{found.path}: class {found.label}, current {found.current:.3f}")
+        if isinstance(found, Unclassified):
+            broken += 1
+            print(f"qpsnn: error: {found.reason}", file=sys.stderr)
+        else:
+            print(f"{found.path}: class {found.label}, current {found.current:.3f}")
+    return 2 if broken else 0
 
 
 def _info(arguments: list[str]) -> None:
@@ -309,7 +315,7 @@ def _info(arguments: list[str]) -> None:
     parser = _Parser(prog="qpsnn info", description=_info.__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a packed network, *.qpsnn")
     given = parser.parse_args(arguments)
-    from qpsnn_jax.export.packed import load_packed
+    from qpsnn_jax.export.packed.file import load_packed
     from qpsnn_jax.export.summary import summary
 
     print(summary(load_packed(given.file)))

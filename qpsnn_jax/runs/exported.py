@@ -12,7 +12,7 @@ from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.nir.writer import nir_graph, write_nir
 from qpsnn_jax.export.onnx import write_onnx
-from qpsnn_jax.export.packed import write_packed
+from qpsnn_jax.export.packed.file import write_packed
 from qpsnn_jax.export.stablehlo import write_stablehlo
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs import stages as pipeline

@@ -20,7 +20,7 @@ from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.nir.reader import import_nir, read_nir
 from qpsnn_jax.export.nir.writer import nir_graph, write_nir
 from qpsnn_jax.export.onnx import onnx_model
-from qpsnn_jax.export.packed import load_packed, write_packed
+from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.export.stablehlo import stablehlo
 from qpsnn_jax.runs.exported import Exported
 

@@ -2,33 +2,74 @@
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
+
+_LFS = b"version https://git-lfs"
 
 
 def write_atomically(path: str | PathLike[str], data: bytes) -> None:
-    """Write ``data`` to ``path`` + ``.tmp``, flush it to the disk, then rename it; a file that is there is replaced.
+    """Write one file as :func:`write_together` does."""
+    write_together({Path(path): data})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write each file to its path + ``.tmp``, flush them to the disk, then rename all; what is there is replaced.
 
     Raises:
-        OSError: it cannot be written; the error names ``path``. What was there is unharmed, and nothing is left
-            beside it.
+        OSError: one cannot be written; the error names it. What was there is unharmed, and nothing is left beside it.
     """
-    path = Path(path)
-    temporary = Path(f"{path}.tmp")
-    with naming(path):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    paths = {path: Path(f"{path}.tmp") for path in contents}
+    try:
+        for (path, temporary), data in zip(paths.items(), contents.values(), strict=True):
+            with naming(path):
+                _write_flushed(path, temporary, data)
+        for path, temporary in paths.items():
+            with naming(path):
+                os.replace(temporary, path)
+    except BaseException:
+        for temporary in paths.values():
+            with suppress(OSError):
+                temporary.unlink()
+        raise
+
+
+def _write_flushed(path: Path, temporary: Path, data: bytes) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_regular(path: str | PathLike[str]) -> BinaryIO:
+    """Open a file for reading; a pipe or a device, which could keep a reader waiting, is refused.
+
+    Raises:
+        ValueError: it is neither a file nor a folder.
+        OSError: it is missing, a folder, or cannot be read.
+    """
+    kind = os.stat(path).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise ValueError(f"{os.fspath(path)} is not a regular file.")
+    return open(path, "rb")
+
+
+def unreadable(path: str | PathLike[str], reason: str) -> ValueError:
+    """The error of a file that is not what it should be: ``reason``, unless a Git LFS pointer stands in its place."""
+    try:
+        with open_regular(path) as file:
+            pointer = file.read(len(_LFS)) == _LFS
+    except (OSError, ValueError):
+        pointer = False
+    if pointer:
+        reason = "is a Git LFS pointer in place of the file; fetch the file by: git lfs pull"
+    return ValueError(f"{os.fspath(path)} {reason}.")
 
 
 @contextmanager

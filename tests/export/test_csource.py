@@ -11,8 +11,8 @@ from pages import blocks
 from small_networks import random_variables
 
 from qpsnn_jax.data import load
-from qpsnn_jax.export.c.plan import plan
-from qpsnn_jax.export.c.source import c_source
+from qpsnn_jax.export.c.layout import lay_out
+from qpsnn_jax.export.c.source import c_source, write_c
 from qpsnn_jax.export.folded import Neurons, sources
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
@@ -66,8 +66,18 @@ def test_same_logits_with_8_bits_at_both_ends(name, tmp_path):
     agrees([*compiler("gcc"), *SANITIZERS], name, tmp_path, bits=8)
 
 
+def test_the_source_and_its_header_are_written_both_or_not_at_all(tmp_path):
+    network = IntegerNetwork.of(folded_of("dense"))
+    (tmp_path / "a.c").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_c(tmp_path / "a.c", network)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.c"]
+    text = write_c(str(tmp_path / "b.c"), network)
+    assert ((tmp_path / "b.c").read_text(), (tmp_path / "b.h").read_text()) == (text.source, text.header)
+
+
 def test_wide_layers_take_16_lanes():
-    assert {name: plan(folded_of(name), 64).form.lanes for name in ("dense", "sew_resnet18")} == {
+    assert {name: lay_out(folded_of(name), 64).words.lanes for name in ("dense", "sew_resnet18")} == {
         "dense": 8,
         "sew_resnet18": 16,
     }
@@ -125,22 +135,22 @@ def test_needs_nothing(name):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_maps_that_are_needed_at_once_do_not_overlap(name):
     folded = folded_of(name)
-    planned = plan(folded, 64)
+    layout = lay_out(folded, 64)
     spans = {}
     for layer in folded.layers[:-1]:
         h, w, c = folded.maps[layer.name].shape
-        lanes, planes = planned.form.lanes, folded.maps[layer.name].largest.bit_length()
+        lanes, planes = layout.words.lanes, folded.maps[layer.name].largest.bit_length()
         size = folded.timesteps * h * w * planes * -(-c // lanes) * lanes // 8
-        spans[layer.name] = (planned.places[layer.name], planned.places[layer.name] + size)
+        spans[layer.name] = (layout.places[layer.name], layout.places[layer.name] + size)
     last = {source: i for i, layer in enumerate(folded.layers) for source in sources(layer)}
     for i, layer in enumerate(folded.layers[:-1]):
         for other in folded.layers[:i]:
             if last.get(other.name, -1) >= i:
                 (a, b), (c, d) = spans[layer.name], spans[other.name]
                 assert b <= c or d <= a
-    assert max(end for _, end in spans.values()) == planned.arena
+    assert max(end for _, end in spans.values()) == layout.arena
     whole = sum(end - start for start, end in spans.values())
-    assert planned.arena < whole or sum(isinstance(layer, Neurons) for layer in folded.layers) < 4
+    assert layout.arena < whole or sum(isinstance(layer, Neurons) for layer in folded.layers) < 4
 
 
 def test_the_papers_network_fits_a_microcontroller():

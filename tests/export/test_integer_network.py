@@ -1,4 +1,4 @@
-"""Whole numbers: the same as the float network's, the same in XLA, within their bound, and without JAX."""
+"""The integers of a network: the same as the float network's, the same in XLA, within their bound, and without JAX."""
 
 import dataclasses
 import subprocess
@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
+from simulation import simulate
 
-from qpsnn_jax.export.agreement import compare, simulate
+from qpsnn_jax.export import integer_network
+from qpsnn_jax.export.agreement import compare
 from qpsnn_jax.export.folded import Folded, Image, Neurons, Readout, Residual
 from qpsnn_jax.export.integer_network import IntegerNetwork, currents
 
@@ -87,6 +89,20 @@ def test_synapses_without_effect_are_a_constant_current():
         assert network.neurons[layer.name].live[1:-1].any()
 
 
+def test_many_steps_shift_no_further_than_32_bits_hold():
+    network = IntegerNetwork.of(_tiny(threshold=255.0, timesteps=1024))
+    assert network.neurons["lif"].shift.max() < 31
+    pixels = np.full((1, 1, 1, 1), 200, np.uint8)
+    assert network(pixels).ravel().tolist() == [512]  # every second step: 200, then 300 ≥ 255
+
+
+def test_big_maps_are_multiplied_in_pieces(monkeypatch):
+    network, pixels = IntegerNetwork.of(folded_of("vggsnn")), pixels_of(GRAPHS["vggsnn"])
+    whole = network(pixels)
+    monkeypatch.setattr(integer_network, "_CHUNK", 500)
+    np.testing.assert_array_equal(network(pixels), whole)
+
+
 def test_overflow_is_refused():
     with pytest.raises(ValueError, match="layer 'lif': a membrane could reach .* which 32 bits do not hold"):
         IntegerNetwork.of(_tiny(threshold=1.0, timesteps=2, bias=1e12))
@@ -107,17 +123,25 @@ def test_wrong_inputs_are_named():
 
 
 BROKEN = {
-    "timesteps": (lambda f: {"timesteps": 0}, "timesteps must be a whole number from 1 to 1024, got 0"),
+    "timesteps": (lambda f: {"timesteps": 0}, "timesteps must be an integer from 1 to 1024, got 0"),
     "no readout": (lambda f: {"layers": f.layers[:-1]}, "exactly one readout, as its last layer"),
     "a name twice": (lambda f: {"layers": (f.layers[0], *f.layers)}, "the name is used twice"),
     "a missing input": (lambda f: {"layers": f.layers[1:]}, "is not an earlier layer"),
-    "means": (lambda f: {"image": dataclasses.replace(f.image, mean=(0.0,) * 4)}, "the image needs a shape"),
+    "means": (lambda f: {"image": dataclasses.replace(f.image, mean=(0.0,) * 4)}, "the image needs 1 means"),
     "codes": (lambda f: _changed(f, 1, kernel=f.layers[1].kernel + np.uint8(9)), "a code is above 3"),
     "bits": (lambda f: _changed(f, 1, bits=9), "of 9 bits does not fit"),
     "scale": (lambda f: _changed(f, 1, scale=-f.layers[1].scale), "scales not negative"),
     "bias": (lambda f: _changed(f, 1, bias=f.layers[1].bias[1:]), "bias must be 16 finite float32 numbers"),
     "threshold": (lambda f: _changed(f, 1, threshold=0.0), "the threshold must be positive"),
-    "strides": (lambda f: _changed(f, 1, strides=(0, 1)), "windows, strides and padding must be whole"),
+    "strides": (lambda f: _changed(f, 1, strides=(0, 1)), "its strides must be an integer from 1 to"),
+    "padding": (
+        lambda f: _changed(f, 1, padding=(3, 1)),
+        "can lie in a padding of",
+    ),
+    "long": (
+        lambda f: {"timesteps": 1024, "image": dataclasses.replace(f.image, shape=(300, 300, 1))},
+        "are too large",
+    ),
     "window": (lambda f: _changed(f, -1, window=(3, 2)), "does not fit"),
     "residual": (lambda f: _changed(f, 1, residual=Residual("lif1", (0, 8) * 8)), "names channels that are not there"),
     "residual shape": (lambda f: _changed(f, 1, residual=Residual("lif1", (0,) * 16, 2)), "adds a residual of shape"),

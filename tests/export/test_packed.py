@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 import struct
 import tracemalloc
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from small_runs import contents
 
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.export.packed import load_packed, pack_codes, payload_bytes, unpack_codes, write_packed
+from qpsnn_jax.export.packed.file import load_packed, payload_bytes, write_packed
+from qpsnn_jax.export.packed.numbers import pack_codes, unpack_codes
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.runs.cli import main
 
@@ -216,6 +218,54 @@ def test_hostile_lengths_and_texts_are_refused(network, tmp_path):
     for data in (b"\xff", b"", b"\x01\x01"):
         with pytest.raises(ValueError, match="do not hold 3 codes of 2 bits"):
             unpack_codes(data, 3, 2)
+
+
+def test_a_small_file_asks_for_no_large_maps(network, tmp_path):
+    document, payload = parts(network.read_bytes())
+    path = tmp_path / "hostile.qpsnn"
+    for size, words in ((23_000, "can lie in a padding of"), (10**9, "its padding must be an integer from 0 to")):
+        path.write_bytes(sealed(changed(document, ("layers", 0, "padding"), [size, size]), payload))
+        assert words in complaint(path)
+    first = document["layers"][0]
+    many = [{"kind": "sum", "name": f"s{i}", "first": first["name"], "second": first["name"]} for i in range(9000)]
+    layers = [first, *many, *document["layers"][1:]]
+    path.write_bytes(sealed({**document, "timesteps": 1024, "layers": layers}, payload))
+    assert "values is too large" in complaint(path)
+
+
+@pytest.mark.parametrize("depth", [50, 500, 900, 990, 5000])
+def test_deeply_nested_notes_raise_a_sentence_or_are_shown(network, tmp_path, depth, capsys):
+    document, payload = parts(network.read_bytes())
+    nested = json.dumps({**document, "notes": 0})[:-2]
+    nested += '{"accuracy": 0.5, "stage": ' + "[" * depth + "]" * depth + "}}"
+    path = tmp_path / "nested.qpsnn"
+    path.write_bytes(sealed(nested.encode(), payload))
+    assert main(["info", str(path)]) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path):
+    folded = folded_of("dense")
+    image = dataclasses.replace(folded.image, name="i" * 300)
+    layers = tuple(
+        dataclasses.replace(layer, source=image.name) if getattr(layer, "source", "") == folded.image.name else layer
+        for layer in folded.layers
+    )
+    with pytest.raises(ValueError, match="cannot be packed: a name must be a printable text of at most 256 characters"):
+        write_packed(tmp_path / "a.qpsnn", dataclasses.replace(folded, image=image, layers=layers), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_pointers_pipes_and_folders_are_named(tmp_path):
+    pointer = tmp_path / "a.qpsnn"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=r"a\.qpsnn is a Git LFS pointer in place of the file; fetch"):
+        load_packed(str(pointer))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is not a regular file"):
+        load_packed(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError):
+        load_packed(tmp_path)
 
 
 def test_export_and_info_of_a_run(small_run, tmp_path, capsys):

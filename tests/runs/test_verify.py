@@ -1,6 +1,7 @@
 """`qpsnn verify` runs both sides, `qpsnn infer` classifies files; what does not fit is refused in a sentence."""
 
 import dataclasses
+import os
 import re
 import shutil
 
@@ -13,7 +14,7 @@ from PIL import Image
 from qpsnn_jax.data import load
 from qpsnn_jax.export.images import classify
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.export.packed import load_packed, write_packed
+from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.runs import verify
 from qpsnn_jax.runs.cli import main
 
@@ -136,15 +137,33 @@ def test_infer_refuses_what_does_not_fit(exported, tmp_path, capsys):
     np.save(floating, np.zeros((8, 8, 1)))
     for path, message in (
         (empty, "holds no images"),
-        (text, "is not an image"),
-        (large, "holds uint8 (8, 9, 1), and the network takes uint8 (8, 8, 1)"),
+        (text, "is no picture in one of the formats PNG, JPEG, BMP, GIF, WEBP."),
+        (large, "has 8 rows and 9 columns, and must have 8 and 8"),
         (floating, "holds float64 (8, 8, 1)"),
-        (tmp_path / "absent.png", "absent.png"),
+        (tmp_path / "absent.png", "absent.png: No such file or directory"),
+        (tmp_path / "picture.tiff", "picture.tiff is no image: its name must end in one of .png, "),
     ):
         assert main(["infer", str(exported), str(path)]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_one_bad_file_of_a_folder_is_named_and_the_others_are_classified(exported, tmp_path, capsys):
+    images = load("digits", test_examples=2).test.images
+    for name, image in zip("ac", images, strict=True):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    (tmp_path / ".hidden.png").write_text("nothing")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    assert main(["infer", str(exported), str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert [line.split(":")[0][-5:] for line in said.out.splitlines()] == ["a.png", "c.png"]
+    assert said.err.startswith(f"qpsnn: error: {tmp_path / 'b.png'} is a damaged picture (")
+    assert said.err.count("\n") == 1
+    assert main(["infer", str(exported), str(tmp_path / "pipe.png")]) == 2
+    assert "pipe.png is not a regular file." in capsys.readouterr().err
 
 
 def test_frames_come_from_arrays(tmp_path):

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from qpsnn_jax.runtime.files import naming, write_atomically
+from qpsnn_jax.runtime.files import naming, write_atomically, write_together
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -67,6 +67,17 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path, monkeypatch, name, err
         write_atomically(name, b"new")
     assert caught.value.filename == name
     assert {p.name for p in tmp_path.iterdir()} == {"a"}
+
+
+def test_of_several_files_all_are_written_or_none(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_together({tmp_path / "a": b"new", tmp_path / "folder": b"new"})
+    assert caught.value.filename == str(tmp_path / "folder")
+    assert ((tmp_path / "a").read_bytes(), len(list(tmp_path.iterdir()))) == (b"old", 2)
+    write_together({tmp_path / "a": b"new", tmp_path / "b": b"newer"})
+    assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"new", b"newer")
 
 
 def test_naming_keeps_the_kind_of_an_error():

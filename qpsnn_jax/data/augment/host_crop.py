@@ -4,7 +4,6 @@ ImageNet's pictures differ in shape until they are cropped, so this part cannot 
 frozen objects, which travel to worker processes.
 """
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from qpsnn_jax.data.pictures import decode_picture
 from qpsnn_jax.runtime.checks import integer
 
 _TRIES = 10  # boxes drawn for each image before the fallback, as is customary
@@ -90,12 +90,7 @@ def open_image(image: Any) -> Any:
     """
     from PIL import Image
 
-    if isinstance(image, np.ndarray):
-        return Image.fromarray(image)
-    try:
-        return Image.open(io.BytesIO(image)).convert("RGB")
-    except Exception as error:  # Pillow raises many kinds for damaged bytes
-        raise ValueError(f"image holds {len(image)} bytes that are no readable picture ({error}).") from None
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else decode_picture(image, 3)
 
 
 def draw_box(

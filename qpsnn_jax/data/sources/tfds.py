@@ -16,6 +16,7 @@ import numpy as np
 
 from qpsnn_jax.data.catalogue import DataRequest
 from qpsnn_jax.data.dataset import Arrays, DataSet, subset
+from qpsnn_jax.data.pictures import decode_picture
 
 
 class Facts(NamedTuple):
@@ -35,11 +36,10 @@ FACTS = {
 
 
 class _Encoded(NamedTuple):
-    """One split, sorted by id: PNG bytes, int32 labels, and the TFDS feature that decodes an image."""
+    """One split, sorted by id: encoded images, and int32 labels."""
 
-    pngs: list[bytes]
+    images: list[bytes]
     labels: np.ndarray
-    image: Any
 
 
 def cifar10(request: DataRequest) -> DataSet:
@@ -109,7 +109,7 @@ def source(name: str, split: str, data_dir: str | PathLike[str] | None = None) -
     with _quiet():
         folder = find(name, data_dir)
         try:
-            return _open(folder, split)[1]
+            return _open(folder, split)
         except Exception as error:  # as in _read
             raise _damaged(name, folder, error) from None
 
@@ -152,26 +152,27 @@ def find(name: str, data_dir: str | PathLike[str] | None) -> Path:
 
 def _read(name: str, folder: Path, split: str) -> _Encoded:
     try:
-        builder, source = _open(folder, split)
+        source = _open(folder, split)
         examples = sorted(source.__getitems__(range(len(source))), key=lambda example: example["id"])
         labels = np.asarray([example["label"] for example in examples], np.int32)
-        return _Encoded([example["image"] for example in examples], labels, builder.info.features["image"])
+        return _Encoded([example["image"] for example in examples], labels)
     except Exception as error:  # the readers below TFDS raise many kinds, RuntimeError and KeyError among them
         raise _damaged(name, folder, error) from None
 
 
-def _open(folder: Path, split: str) -> tuple[Any, Any]:
-    """The builder of a prepared folder, and a split of it whose images stay encoded."""
+def _open(folder: Path, split: str) -> Any:
+    """A split of a prepared folder, whose images stay encoded."""
     builder = _tfds().builder_from_directory(folder)
-    return builder, builder.as_data_source(split, decoders={"image": _tfds().decode.SkipDecoding()})
+    return builder.as_data_source(split, decoders={"image": _tfds().decode.SkipDecoding()})
 
 
 def _decode(name: str, folder: Path, encoded: _Encoded, indices: np.ndarray) -> Arrays:
-    images = np.empty((len(indices), *FACTS[name].shape), np.uint8)
+    height, width, channels = FACTS[name].shape
+    images = np.empty((len(indices), height, width, channels), np.uint8)
     try:
         for row, index in enumerate(indices):
-            images[row] = encoded.image.decode_example_np(encoded.pngs[index])
-    except Exception as error:  # Pillow and OpenCV raise different kinds for a bad PNG
+            images[row] = np.asarray(decode_picture(encoded.images[index], channels, (height, width)))
+    except ValueError as error:
         raise _damaged(name, folder, error) from None
     return Arrays(images, encoded.labels[indices])
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from qpsnn_jax.data.catalogue import DataRequest
 from qpsnn_jax.data.dataset import Arrays, DataSet, subset
+from qpsnn_jax.data.pictures import read_picture
 from qpsnn_jax.data.sources.tfds import FACTS, is_prepared, prepared
 
 NAME = "tiny_imagenet"
@@ -104,29 +105,9 @@ def list_folder(folder: Path) -> tuple[Listing, Listing]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode one image.
-
-    Args:
-        path: a JPEG file of 64×64 pixels, in colour or grey.
-
-    Returns:
-        Pixels uint8 ``64 64 3``.
-
-    Raises:
-        ValueError: it cannot be read or has another size.
-    """
-    from PIL import Image
-
-    height, width, _ = FACTS[NAME].shape
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow raises many kinds for a damaged file, SyntaxError among them
-        reason = (str(error).splitlines() or [""])[0].strip(" .")
-        raise ValueError(f"{path} is no readable image ({reason}); {_SOURCE}.") from None
-    if pixels.shape[:2] != (height, width):
-        raise ValueError(f"{path} must have {height}×{width} pixels, got {pixels.shape[0]}×{pixels.shape[1]}.")
-    return pixels
+    """Decode one image of 64×64 pixels, in colour or grey; see :func:`~qpsnn_jax.data.pictures.read_picture`."""
+    height, width, channels = FACTS[NAME].shape
+    return read_picture(path, channels, (height, width))
 
 
 def _validation(folder: Path, label: dict[str, int]) -> Listing:

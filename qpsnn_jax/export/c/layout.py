@@ -14,23 +14,23 @@ _COUNTERS = 128
 _WORTH_16_LANES = 1.15
 
 
-class Form(NamedTuple):
+class WordFormat(NamedTuple):
     """Bits of a word of spikes, and how many outputs are computed side by side."""
 
     word: int
     lanes: int
 
 
-class Plan(NamedTuple):
-    """A network's form, where each map lies in the shared array, and the array's bytes."""
+class Layout(NamedTuple):
+    """A network, its words, where each map lies in the shared array, and the array's bytes."""
 
     folded: Folded
-    form: Form
+    words: WordFormat
     places: dict[str, int]
     arena: int
 
 
-def plan(folded: Folded, word: int) -> Plan:
+def lay_out(folded: Folded, word: int) -> Layout:
     """Choose lanes, and put the maps into memory first fit, each for the time that it is needed.
 
     Args:
@@ -38,16 +38,16 @@ def plan(folded: Folded, word: int) -> Plan:
         word: bits of a word, 32 or 64.
 
     Returns:
-        :class:`Plan`.
+        :class:`Layout`.
     """
-    form = Form(word, _lanes(folded))
+    words = WordFormat(word, _lanes(folded))
     last = {name: index for index, layer in enumerate(folded.layers) for name in sources(layer)}
     places: dict[str, int] = {}
     alive: list[tuple[int, int, str]] = []
     length = 0
     for index, layer in enumerate(folded.layers[:-1]):
         alive = sorted(entry for entry in alive if last.get(entry[2], -1) >= index)
-        size, at = _bytes(folded, form, folded.maps[layer.name]), 0
+        size, at = _bytes(folded, words, folded.maps[layer.name]), 0
         for start, end, _ in alive:
             if at + size <= start:
                 break
@@ -55,7 +55,7 @@ def plan(folded: Folded, word: int) -> Plan:
         places[layer.name] = at
         alive.append((at, at + size, layer.name))
         length = max(length, at + size)
-    return Plan(folded, form, places, length)
+    return Layout(folded, words, places, length)
 
 
 def planes_of(place: Map) -> int:
@@ -73,34 +73,34 @@ def patches_of(folded: Folded, layer: Neurons) -> int:
     return folded.timesteps * planes_of(folded.maps[layer.source])
 
 
-def words_of(layer: Neurons, form: Form) -> int:
+def words_of(layer: Neurons, words: WordFormat) -> int:
     """Words of a patch."""
-    return -(-math.prod(layer.kernel.shape[:3]) // form.word)
+    return -(-math.prod(layer.kernel.shape[:3]) // words.word)
 
 
-def groups_of(plan: Plan, layer: Neurons) -> tuple[int, int]:
+def groups_of(layout: Layout, layer: Neurons) -> tuple[int, int]:
     """How many patches a kernel takes at once, and how many are left over for the last call (or as many)."""
-    patches = patches_of(plan.folded, layer)
-    group = min(patches, max(1, _COUNTERS // (plan.form.lanes * layer.bits)))
+    patches = patches_of(layout.folded, layer)
+    group = min(patches, max(1, _COUNTERS // (layout.words.lanes * layer.bits)))
     return group, patches % group or group
 
 
-def padded(array: np.ndarray, value: int, form: Form) -> np.ndarray:
+def padded(array: np.ndarray, value: int, words: WordFormat) -> np.ndarray:
     """The last axis filled up to whole blocks of lanes."""
-    spread = [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % form.lanes)]
+    spread = [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % words.lanes)]
     return np.pad(array, spread, constant_values=value)
 
 
-def interleaved(layer: Neurons, form: Form) -> np.ndarray:
+def interleaved(layer: Neurons, words: WordFormat) -> np.ndarray:
     """Bit planes of the codes as words, ``[block of outputs][word][plane][output]``."""
-    codes = padded(layer.kernel, 0, form)
+    codes = padded(layer.kernel, 0, words)
     codes = codes.reshape(-1, codes.shape[-1])
     inputs, outputs = codes.shape
-    codes = np.pad(codes, ((0, words_of(layer, form) * form.word - inputs), (0, 0)))
+    codes = np.pad(codes, ((0, words_of(layer, words) * words.word - inputs), (0, 0)))
     planes = (codes[None] >> np.arange(layer.bits, dtype=np.uint8)[:, None, None]) & 1
     packed = np.packbits(planes, axis=1, bitorder="little").transpose(0, 2, 1)
-    words = np.ascontiguousarray(packed).view(f"<u{form.word // 8}")
-    blocks = words.reshape(layer.bits, outputs // form.lanes, form.lanes, -1)
+    planes = np.ascontiguousarray(packed).view(f"<u{words.word // 8}")
+    blocks = planes.reshape(layer.bits, outputs // words.lanes, words.lanes, -1)
     return np.ascontiguousarray(blocks.transpose(1, 3, 0, 2))
 
 
@@ -115,6 +115,6 @@ def _lanes(folded: Folded) -> int:
     return 16 if sizes[16] <= _WORTH_16_LANES * sizes[8] else 8
 
 
-def _bytes(folded: Folded, form: Form, place: Map) -> int:
+def _bytes(folded: Folded, words: WordFormat, place: Map) -> int:
     h, w, c = place.shape
-    return folded.timesteps * h * w * planes_of(place) * -(-c // form.lanes) * (form.lanes // 8)
+    return folded.timesteps * h * w * planes_of(place) * -(-c // words.lanes) * (words.lanes // 8)

@@ -1,0 +1,150 @@
+"""Pictures from files and bytes: named formats alone, sizes checked before decoding, any damage as one sentence."""
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from qpsnn_jax.runtime.files import open_regular, unreadable
+
+# What is read, of a named file as within a folder. Pillow knows more, some of which start other programs.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+# As many as Pillow decodes without a warning; the largest of ImageNet has 61 million.
+MOST_PIXELS = 2**26
+
+_MODES = {1: "L", 3: "RGB"}
+# EXIF's orientations, and what turns each upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+
+def read_picture(path: str | PathLike[str], channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode a picture file as :func:`open_picture` does.
+
+    Args:
+        path: of the file.
+        channels: 1 for grey, 3 for RGB; pictures are converted.
+        size: height and width that it must have, None for any.
+
+    Returns:
+        Pixels, uint8 ``h w c``.
+
+    Raises:
+        ValueError: no picture in one of :data:`FORMATS`, damage, transparent pixels, an animation, or another size.
+        OSError: the file is missing or cannot be read.
+    """
+    with open_regular(path) as file:
+        picture = _opened(file, path, channels, size)
+    return np.asarray(picture).reshape(picture.height, picture.width, channels)
+
+
+def decode_picture(data: bytes, channels: int, size: tuple[int, int] | None = None) -> Any:
+    """A picture from its encoded bytes, as a Pillow image in grey or RGB; see :func:`read_picture`.
+
+    Raises:
+        ValueError: as :func:`read_picture`.
+    """
+    return _opened(io.BytesIO(data), None, channels, size)
+
+
+def find_pictures(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """The picture files of a folder by name: regular files with one of the suffixes that are not hidden."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
+    return sorted(path for path in found if path.is_file())
+
+
+def _opened(file: BinaryIO, path: str | PathLike[str] | None, channels: int, size: tuple[int, int] | None) -> Any:
+    """The picture upright, 8 bits a sample; of 16 bits the upper 8.
+
+    EXIF's orientation is applied. Grey from colours is ITU-R 601's luma, as Pillow computes it.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with _without_warnings(), Image.open(file, formats=FORMATS) as picture:
+            _check_size(picture.size, size, turned=True)  # before anything is decoded
+            if picture.format != "MPO" and getattr(picture, "is_animated", False):
+                raise _UnsuitableError("is an animation; take one picture out of it")
+            upright = _upright(picture)
+            _check_size(upright.size, size, turned=False)
+            return _converted(upright, channels)
+    except _UnsuitableError as error:
+        raise _error(path, str(error)) from None
+    except Image.DecompressionBombError:
+        raise _error(path, f"has more than the {MOST_PIXELS:,} pixels that are read at most") from None
+    except UnidentifiedImageError:
+        raise _error(path, f"is no picture in one of the formats {', '.join(FORMATS)}") from None
+    except Exception as error:  # decoders raise many kinds for damaged bytes, SyntaxError and struct.error among them
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].strip(" .")
+        raise _error(path, f"is a damaged picture ({reason})") from None
+
+
+class _UnsuitableError(ValueError):
+    """A picture that is whole, and not to be used."""
+
+
+def _check_size(found: tuple[int, int], size: tuple[int, int] | None, *, turned: bool) -> None:
+    """With ``turned``, rows and columns may yet be exchanged."""
+    width, height = found
+    if size is not None and (height, width) != size and not (turned and (width, height) == size):
+        wanted = f"must have {size[0]} and {size[1]}; bring it to that size"
+        raise _UnsuitableError(f"has {height} rows and {width} columns, and {wanted}")
+    if width * height > MOST_PIXELS:
+        raise _UnsuitableError(f"has {width * height:,} pixels, and at most {MOST_PIXELS:,} are read")
+
+
+def _upright(picture: Any) -> Any:
+    from PIL import Image
+
+    picture.load()
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except Exception:  # a damaged EXIF block says nothing, and the picture is whole
+        orientation = None
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(Image.Transpose[turn])
+
+
+def _converted(picture: Any, channels: int) -> Any:
+    from PIL import Image
+
+    if picture.mode.startswith("I"):
+        samples = np.asarray(picture).astype(np.int64)
+        transparent = (samples == picture.info.get("transparency")).any()
+        picture = Image.fromarray((samples >> 8).clip(0, 255).astype(np.uint8))
+    elif transparent := picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        transparent = picture.getchannel("A").getextrema()[0] < 255
+    if transparent:
+        raise _UnsuitableError("has transparent pixels; put it on a background first")
+    return picture.convert(_MODES[channels])
+
+
+def _error(path: str | PathLike[str] | None, reason: str) -> ValueError:
+    return ValueError(f"an image {reason}.") if path is None else unreadable(fspath(path), reason)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without Pillow's warnings beside a right answer; the filters are the process's, hence in its main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

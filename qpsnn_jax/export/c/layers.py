@@ -1,0 +1,162 @@
+"""The layers of a network in C: their constants as text, and the call that runs each."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from qpsnn_jax.export.c.layout import Layout, groups_of, interleaved, padded, planes_of, words_of
+from qpsnn_jax.export.constants import Constants
+from qpsnn_jax.export.folded import Layer, MaxPool, Neurons, Readout, Sum
+from qpsnn_jax.export.integer_network import IntegerNetwork
+
+_LONGEST_LINE = 116
+# Channels are numbered by int16_t.
+_MOST_CHANNELS = 2**15
+
+
+class LayerText(NamedTuple):
+    """A layer in C: its constants, the statement that runs it, and the constants' bytes."""
+
+    constants: list[str]
+    call: str
+    bytes: int
+
+
+def layer_text(network: IntegerNetwork, layout: Layout, index: int, layer: Layer) -> LayerText:
+    """The text of one layer.
+
+    Raises:
+        ValueError: the program cannot express it.
+    """
+    title = f"/* {_plain(layer.name)} */"
+    match layer:
+        case Neurons() if layer.source == layout.folded.image.name:
+            return _stem(network, layout, index, layer, title)
+        case Neurons():
+            return _neurons(network, layout, index, layer, title)
+        case MaxPool():
+            numbers = _numbers(*layer.window, *layer.strides, *layer.padding)
+            maps = ", ".join(f"(map){_place(layout, name)}" for name in (layer.source, layer.name))
+            return LayerText([], f"max_pool({maps}, {numbers}); {title}", 0)
+        case Sum():
+            maps = ", ".join(f"(map){_place(layout, name)}" for name in (layer.first, layer.second, layer.name))
+            return LayerText([], f"add_maps({maps}); {title}", 0)
+        case Readout():
+            return _readout(network, layout, layer, title)
+
+
+def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, title: str) -> LayerText:
+    constants, words = network.neurons[layer.name], words_of(layer, layout.words)
+    group, rest = groups_of(layout, layer)
+    if words >= 2**16:
+        raise ValueError(f"layer {layer.name!r}: C takes no neurons with {layer.kernel[..., 0].size:,} synapses.")
+    weights = (unsigned(layout.words.word), interleaved(layer, layout.words))
+    arrays = {"weights": weights, **_per_channel(constants, layout), **_residual_arrays(constants, layout, layer)}
+    residual, stride = "{0, 0, 0, 0, 0}", 1
+    if layer.residual is not None:
+        residual, stride = _place(layout, layer.residual.source), layer.residual.stride
+    declared, names, size = _declared(index, arrays)
+    taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, layer.bits, words, group)
+    fields = ", ".join(names.get(field, "0") for field in ("bias", "threshold", "live", "shift", "added", "from"))
+    maps = ", ".join(_place(layout, name) for name in (layer.source, layer.name))
+    record = (
+        f"static const neurons layer{index} = {{\n    {maps}, {residual}, {taps},\n"
+        f"    dot_{layer.bits}_{group}, dot_{layer.bits}_{rest}, {names['weights']}, {fields}, {stride}}};\n"
+    )
+    return LayerText([title, *declared, record], f"run_neurons(&layer{index});", size)
+
+
+def _residual_arrays(constants: Constants, layout: Layout, layer: Neurons) -> dict[str, tuple[str, np.ndarray]]:
+    """What a residual spike adds, and the channel that each output takes unless it is its own."""
+    if layer.residual is None:
+        return {}
+    arrays = {"added": ("int32_t", padded(constants.residual, 0, layout.words))}
+    channels = layout.folded.maps[layer.residual.source].shape[2]
+    if channels > _MOST_CHANNELS:
+        raise ValueError(f"layer {layer.name!r}: C takes no residual of {channels:,} channels.")
+    if layer.residual.channels != tuple(range(channels)):
+        arrays["from"] = ("int16_t", np.asarray(layer.residual.channels))
+    return arrays
+
+
+def _stem(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, title: str) -> LayerText:
+    constants, image = network.neurons[layer.name], layout.folded.image
+    if layer.residual is not None:
+        raise ValueError(f"layer {layer.name!r}: C takes no residual of neurons on pixels.")
+    arrays = {"weights": ("int16_t", padded(constants.weights, 0, layout.words))}
+    if constants.fine is not None:
+        arrays["fine"] = ("uint8_t", padded(constants.fine, 0, layout.words))
+    arrays |= {"pads": ("int32_t", padded(constants.pads, 0, layout.words)), **_per_channel(constants, layout)}
+    declared, names, size = _declared(index, arrays)
+    taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding)
+    fields = ", ".join(
+        names.get(field, "0") for field in ("weights", "fine", "pads", "bias", "threshold", "live", "shift")
+    )
+    shape, out = _numbers(*image.shape), _place(layout, layer.name)
+    record = f"static const stem layer{index} = {{{shape}, {out}, {taps},\n    {fields}}};\n"
+    return LayerText(
+        [title, *declared, record], f"run_stem(&layer{index}, {'frames' if image.frames else 'image'});", size
+    )
+
+
+def _readout(network: IntegerNetwork, layout: Layout, layer: Readout, title: str) -> LayerText:
+    constants = network.readout
+    arrays = {"weights": (weight_type(layer), constants.weights), "bias": ("int32_t", constants.bias)}
+    declared, names, size = _declared("out", arrays)
+    geometry = _numbers(*layer.window, *layer.strides, *layer.kernel.shape[:2])
+    source = _place(layout, layer.source)
+    call = f"return run_readout((map){source}, {geometry}, {names['weights']}, {names['bias']}, logits);"
+    return LayerText([title, *declared, ""], call, size)
+
+
+def _place(layout: Layout, name: str) -> str:
+    (h, w, c), planes = layout.folded.maps[name].shape, planes_of(layout.folded.maps[name])
+    return f"{{{h}, {w}, {c}, {planes}, {layout.places[name]}}}"
+
+
+def _per_channel(constants: Constants, layout: Layout) -> dict[str, tuple[str, np.ndarray]]:
+    words = layout.words
+    return {
+        "bias": ("int32_t", padded(constants.bias, 0, words)),
+        # Lanes without an output never fire.
+        "threshold": ("int32_t", padded(constants.threshold, 2**31 - 1, words)),
+        "shift": ("uint8_t", padded(constants.shift, 0, words)),
+        "live": ("int8_t", padded(-constants.live.astype(np.int8), 0, words)),
+    }
+
+
+def _declared(index: int | str, arrays: dict[str, tuple[str, np.ndarray]]) -> tuple[list[str], dict[str, str], int]:
+    """Declarations of constant arrays, their names by field, and their bytes."""
+    declared, names, total = [], {}, 0
+    for field, (kind, array) in arrays.items():
+        names[field] = f"{field}{index}"
+        declared.append(f"static const {kind} {names[field]}[{array.size}] = {{\n{_values(kind, array.ravel())}}};")
+        total += array.size * int(re.sub(r"\D", "", kind)) // 8
+    return declared, names, total
+
+
+def _values(kind: str, values: np.ndarray) -> str:
+    suffix = {"uint64_t": "ULL", "uint32_t": "U"}.get(kind)
+    texts = [f"0x{value:x}{suffix}" if suffix else str(value) for value in values.tolist()]
+    per_line = max(1, _LONGEST_LINE // (2 + max(map(len, texts))))
+    return ",\n".join(", ".join(texts[i : i + per_line]) for i in range(0, len(texts), per_line))
+
+
+def weight_type(layer: Readout) -> str:
+    """C's type of the readout's weights."""
+    return "int8_t" if layer.kernel.dtype == np.int8 else "int16_t"
+
+
+def unsigned(bits: int) -> str:
+    """C's unsigned type of so many bits."""
+    return f"uint{bits}_t"
+
+
+def _numbers(*values: int) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _plain(name: str) -> str:
+    """A layer's name without anything that could end a comment."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)

@@ -1,0 +1,181 @@
+r"""The integers of a network: weights, biases, thresholds and shifts of every layer, with a bound on every membrane.
+
+With :math:`a` and :math:`b` the scale and bias of a channel and F its fractional bits, a membrane counts in units of
+:math:`a 2^{-F}`; bias, threshold and residuals are rounded to that. F is as large as the bound allows. NumPy alone.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from qpsnn_jax.export.folded import Folded, Neurons
+
+# Integers up to here are exact in float32, so that a simulation in float32 can follow.
+FLOAT32 = 2**24
+INT32 = 2**31
+_MOST_FRACTION = 16
+# Of more fractional bits, a single synapse would leave 32 bits.
+_LARGEST_SHIFT = 31
+# Bits of a fine weight on pixels.
+FINE = 8
+# A channel whose synapses together never move the membrane by more than this share of θ has a constant current.
+_NEGLIGIBLE = 2.0**-14
+
+
+class Constants(NamedTuple):
+    """Integers of one layer of neurons; per output channel, shape ``o``.
+
+    ``weights`` are q, ``h w i o`` int32; on pixels ``fine`` are 256ths that come on top of them, 0 to 255, or None.
+    ``shift`` is F. ``live`` is False where the current is constant: the synapses then count nothing. ``pads`` ``h w o``
+    is what a tap outside the image adds (zero on spikes); ``residual`` what a residual spike adds. ``sums`` bounds the
+    size of Σ q S, and ``low``, ``high`` the membrane.
+    """
+
+    weights: np.ndarray
+    fine: np.ndarray | None
+    shift: np.ndarray
+    bias: np.ndarray
+    threshold: np.ndarray
+    residual: np.ndarray
+    pads: np.ndarray
+    live: np.ndarray
+    sums: int
+    low: np.ndarray
+    high: np.ndarray
+
+
+class ReadoutConstants(NamedTuple):
+    """Integers of the readout: weights ``h w i o`` and bias ``o``, int32; a logit times ``unit`` is a current."""
+
+    weights: np.ndarray
+    bias: np.ndarray
+    unit: float
+    bound: int
+
+
+def neuron_constants(folded: Folded, layer: Neurons) -> Constants:
+    """The integers of a layer of neurons.
+
+    Raises:
+        ValueError: a membrane could leave 32 bits, naming the layer.
+    """
+    stem = layer.source == folded.image.name
+    weights, fine, scale = _integer_weights(layer)
+    largest = folded.maps[layer.source].largest
+    above = 0 if fine is None else 1
+    high = largest * np.maximum(weights + above, 0).sum((0, 1, 2), dtype=np.int64)
+    low = largest * np.minimum(weights, 0).sum((0, 1, 2), dtype=np.int64)
+    live = 2 * scale * np.maximum(high, -low) >= _NEGLIGIBLE * layer.threshold
+    # What a pixel of mean colour adds at each tap: subtracted everywhere by the bias, given back outside the image.
+    means = np.asarray(folded.image.mean if stem else np.zeros(weights.shape[2]))
+    real = weights if fine is None else weights + fine / (1 << FINE)
+    pads = live * np.einsum("hwio,i->hwo", real, means)
+    unit = np.where(live, scale, layer.threshold * _NEGLIGIBLE)
+    added = folded.maps[layer.residual.source].largest if layer.residual else 0
+    scaled = _Scaled(unit, layer, pads, live * high.astype(np.float64), live * low.astype(np.float64), added)
+    shift = _shifts(scaled, folded.timesteps - 1, FINE if above else _MOST_FRACTION)
+    ends = scaled.ends(shift)
+    worst = int(np.maximum(ends[1], -ends[0]).max())
+    if worst >= INT32:
+        raise ValueError(
+            f"layer {layer.name!r}: a membrane could reach {worst:,}, which 32 bits do not hold; "
+            "its batch-norm has a bias far above the threshold, or it has too many inputs."
+        )
+    bias, threshold, residual, pads = (array.astype(np.int32) for array in scaled.rounded(shift))
+    sums = int(max(high.max(), -low.min()))
+    return Constants(weights, fine, shift.astype(np.int32), bias, threshold, residual, pads, live, sums, *ends)
+
+
+class _Scaled(NamedTuple):
+    """The real numbers of a layer's channels in units of 1 (before F), and what they become at F fractional bits."""
+
+    unit: np.ndarray
+    layer: Neurons
+    pads: np.ndarray
+    high: np.ndarray
+    low: np.ndarray
+    residual_largest: int
+
+    def rounded(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Bias, threshold, residual and pads; capped, so that a hopeless channel shows in its bound."""
+        one = np.ldexp(1.0, shift)
+        bias = np.rint((self.layer.bias / self.unit - self.pads.sum((0, 1))) * one)
+        level = self.layer.threshold / self.unit * one
+        threshold = np.floor(level) + 1 if self.layer.strict else np.ceil(level)
+        residual = np.rint(one / self.unit) if self.layer.residual else np.zeros_like(self.unit)
+        return _capped(bias), _capped(threshold), _capped(residual), _capped(np.rint(self.pads * one))
+
+    def ends(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds of the membrane and of every sum on the way to it.
+
+        With currents in [low, high] the membrane stays in [2·low - 2, high + min(high, θ/2 + 1)].
+        """
+        bias, threshold, residual, pads = self.rounded(shift)
+        upper = _capped(np.ldexp(self.high, shift)) + np.maximum(pads, 0).sum((0, 1))
+        upper += self.residual_largest * residual
+        lower = _capped(np.ldexp(self.low, shift)) + np.minimum(pads, 0).sum((0, 1))
+        high, low = upper + np.maximum(bias, 0), lower + np.minimum(bias, 0)
+        high, low = np.maximum(high, 0), np.minimum(low, 0)
+        return 2 * low - 2, np.maximum(high + np.minimum(high, threshold // 2 + 1), threshold)
+
+
+def _capped(values: np.ndarray) -> np.ndarray:
+    """Integers, those that 32 bits do not hold as ±2³², whose sums stay within int64."""
+    return np.clip(values, -(2.0**32), 2.0**32).astype(np.int64)
+
+
+def _shifts(scaled: _Scaled, wanted: int, most: int) -> np.ndarray:
+    """The largest F up to ``most`` whose membranes are exact in float32; else T - 1, ``wanted``, or what 32 bits hold.
+
+    Below T - 1 the shifts lose less than one unit a of the sums, in channels where a is tiny beside b and θ.
+    """
+    shift = np.zeros(len(scaled.unit), np.int64)
+    for fraction in range(min(max(most, wanted), _LARGEST_SHIFT) + 1):
+        low, high = scaled.ends(np.full_like(shift, fraction))
+        limit = FLOAT32 if fraction > wanted else INT32
+        shift = np.where(np.maximum(high, -low) < limit, fraction, shift)
+    return shift
+
+
+def _integer_weights(layer: Neurons) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Integer weights, int32, their 256ths, and the scale of each channel; float32 weights become 24 bits, 16 and 8."""
+    scale = layer.scale.astype(np.float64)
+    if layer.kernel.dtype == np.uint8:
+        return 2 * layer.kernel.astype(np.int32) - ((1 << layer.bits) - 1), None, scale
+    if layer.kernel.dtype == np.int8:
+        return layer.kernel.astype(np.int32), None, scale
+    largest = np.abs(layer.kernel).max((0, 1, 2)).astype(np.float64)
+    step = np.where(largest > 0, largest, 1) / _widest(layer)
+    weights = np.rint(layer.kernel / step * (1 << FINE)).astype(np.int32)
+    return weights >> FINE, weights & ((1 << FINE) - 1), scale * step * (largest > 0)
+
+
+def _widest(layer: Neurons) -> int:
+    """The largest integer weight: 16 bits, or down to 8 where 32 bits would not hold the sum of so many pixels."""
+    taps = layer.kernel[..., 0].size
+    return max(2**7, min(2**15, 2**21 // taps)) - 1
+
+
+def readout_constants(folded: Folded) -> ReadoutConstants:
+    """The integers of the readout.
+
+    Raises:
+        ValueError: a logit could leave 32 bits, naming the layer.
+    """
+    layer = folded.readout
+    bound, reads = 0, folded.timesteps * layer.window[0] * layer.window[1] * folded.maps[layer.source].largest
+    for width in (8,) if layer.kernel.dtype == np.int8 else range(16, 7, -1):
+        if layer.kernel.dtype == np.int8:
+            weights, step = layer.kernel.astype(np.int64), 1.0
+        else:
+            # As many bits, up to 16, as leave the logits within 32.
+            step = max(float(np.abs(layer.kernel).max()), 1e-30) / (2 ** (width - 1) - 1)
+            weights = np.rint(layer.kernel.astype(np.float64) / step).astype(np.int64)
+        unit = layer.scale * step / (folded.timesteps * layer.window[0] * layer.window[1])
+        bias = np.clip(np.rint(layer.bias / unit), -(2.0**52), 2.0**52).astype(np.int64)
+        bound = int((reads * np.abs(weights).sum((0, 1, 2)) + np.abs(bias)).max())
+        if bound < INT32:
+            return ReadoutConstants(weights.astype(np.int32), bias.astype(np.int32), unit, bound)
+    raise ValueError(
+        f"layer {layer.name!r}: a logit could reach {bound:,}, which 32 bits do not hold; use fewer steps."
+    )

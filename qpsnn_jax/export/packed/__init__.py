@@ -1,0 +1,1 @@
+"""The packed file ``*.qpsnn``: a folded network in one small file."""

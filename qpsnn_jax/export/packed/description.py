@@ -1,0 +1,159 @@
+"""Layers as plain values for JSON, and back; what is read is checked, because anyone may have written it."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qpsnn_jax.export.folded import Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
+
+DTYPES = {"codes": np.uint8, "int8": np.int8, "float32": np.float32}
+_KINDS = {np.dtype(dtype): kind for kind, dtype in DTYPES.items()}
+_LONGEST_NAME = 256
+
+
+class StoredArray(NamedTuple):
+    """An array as it lies in the file."""
+
+    shape: tuple[int, ...]
+    kind: str
+    bits: int
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return -(-math.prod(self.shape) * self.bits // 8)
+
+
+def describe(layer: Layer) -> dict[str, Any]:
+    """A layer as plain values, without its numbers."""
+    match layer:
+        case Neurons():
+            entry = {"kind": "neurons", "source": layer.source, "kernel": _kernel(layer.kernel, layer.bits)}
+            entry |= {"strides": layer.strides, "padding": layer.padding}
+            entry |= {"threshold": layer.threshold, "strict": layer.strict, "residual": None}
+            if (residual := layer.residual) is not None:
+                runs = _runs(residual.channels)
+                entry["residual"] = {"source": residual.source, "stride": residual.stride, "channels": runs}
+        case MaxPool():
+            entry = {"kind": "max_pool", "source": layer.source, "window": layer.window}
+            entry |= {"strides": layer.strides, "padding": layer.padding}
+        case Sum():
+            entry = {"kind": "sum", "first": layer.first, "second": layer.second}
+        case Readout():
+            bits = 8 * layer.kernel.dtype.itemsize
+            entry = {"kind": "readout", "source": layer.source, "kernel": _kernel(layer.kernel, bits)}
+            entry |= {"window": layer.window, "strides": layer.strides}
+    return {"name": layer.name, **entry}
+
+
+def _kernel(kernel: np.ndarray, bits: int) -> dict[str, Any]:
+    return {"kind": _KINDS[kernel.dtype], "bits": bits, "shape": kernel.shape}
+
+
+def arrays_of(entry: Mapping[str, Any]) -> Iterator[StoredArray]:
+    """Shape, kind and bits of the arrays of a layer, in the order in which they lie in the file."""
+    if entry["kind"] not in ("neurons", "readout"):
+        return
+    kernel = entry["kernel"]
+    shape = tuple(kernel["shape"])
+    if len(shape) != 4 or not all(type(n) is int and 0 < n < 2**24 for n in shape):
+        raise ValueError(f"a kernel cannot have the shape {str(shape)[:80]}")
+    if kernel["kind"] not in DTYPES or type(kernel["bits"]) is not int or not 1 <= kernel["bits"] <= 32:
+        raise ValueError("a kernel is of no known kind")
+    bits = kernel["bits"] if kernel["kind"] == "codes" else 8 * np.dtype(DTYPES[kernel["kind"]]).itemsize
+    if bits != kernel["bits"]:
+        raise ValueError("a kernel has a wrong number of bits")
+    yield StoredArray(shape, kernel["kind"], bits)
+    if entry["kind"] == "neurons" or kernel["kind"] == "int8":
+        yield StoredArray((shape[3] if entry["kind"] == "neurons" else 1,), "float32", 32)
+    yield StoredArray((shape[3],), "float32", 32)
+
+
+def read_document(document: Any) -> tuple[Image, int, list[dict[str, Any]], dict[str, Any]]:
+    """Image, T, the layers' entries and the notes of a description; of whatever else it is, some error."""
+    image, entries, notes = document["image"], document["layers"], document["notes"]
+    if not isinstance(notes, dict) or not isinstance(entries, list):
+        raise ValueError("its description has no layers or no notes")
+    mean = tuple(_number("a mean", m) for m in _list(image["mean"]))
+    if type(image["frames"]) is not bool:
+        raise ValueError("frames must be true or false")
+    h, w, c = _integers(image["shape"], 3)
+    read = Image(_name(image["name"]), (h, w, c), mean, image["frames"])
+    return read, document["timesteps"], entries, notes
+
+
+def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
+    """The layer that :func:`describe` described, with its arrays; of whatever else it is, some error."""
+    name, kind = _name(entry["name"]), entry["kind"]
+    if kind == "sum":
+        return Sum(name, _name(entry["first"]), _name(entry["second"]))
+    source, strides = _name(entry["source"]), _pair(entry["strides"])
+    if kind == "max_pool":
+        return MaxPool(name, source, _pair(entry["window"]), strides, _pair(entry["padding"]))
+    kernel = next(numbers)
+    if kind == "readout":
+        scale = float(next(numbers)[0]) if kernel.dtype == np.int8 else 1.0
+        return Readout(name, source, _pair(entry["window"]), strides, kernel, scale, next(numbers))
+    if kind != "neurons":
+        raise ValueError("a layer is of no known kind")
+    scale, bias, residual = next(numbers), next(numbers), entry["residual"]
+    if type(entry["strict"]) is not bool:
+        raise ValueError("strict must be true or false")
+    if residual is not None:
+        channels = _channels(residual["channels"], kernel.shape[3])
+        residual = Residual(_name(residual["source"]), channels, residual["stride"])
+    threshold = _number("a threshold", entry["threshold"])
+    options = (strides, _pair(entry["padding"]), scale, bias, threshold, entry["strict"], residual)
+    return Neurons(name, source, kernel, entry["kernel"]["bits"], *options)
+
+
+def _runs(channels: tuple[int, ...]) -> list[list[int]]:
+    """Channels as runs [first, count] that count up from ``first``, or stay -1."""
+    runs: list[list[int]] = []
+    for channel in channels:
+        if runs and channel == (-1 if runs[-1][0] < 0 else sum(runs[-1])):
+            runs[-1][1] += 1
+        else:
+            runs.append([channel, 1])
+    return runs
+
+
+def _channels(runs: Any, count: int) -> tuple[int, ...]:
+    channels: list[int] = []
+    for run in _list(runs):
+        first, length = _integers(run, 2)
+        if not (first >= -1 and 1 <= length <= count - len(channels)):
+            raise ValueError("a residual has other channels than its layer")
+        channels += [-1] * length if first < 0 else range(first, first + length)
+    return tuple(channels)
+
+
+def _integers(value: Any, count: int) -> tuple[int, ...]:
+    if not (isinstance(value, list) and len(value) == count and all(type(n) is int for n in value)):
+        raise ValueError(f"{str(value)[:80]} must be {count} integers")
+    return tuple(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{name} must be a number")
+    return float(value)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = _integers(value, 2)
+    return first, second
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{str(value)[:80]} must be a list")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not (0 < len(value) <= _LONGEST_NAME and value.isprintable()):
+        raise ValueError("a name must be a printable text of at most 256 characters")
+    return value

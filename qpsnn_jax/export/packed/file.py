@@ -1,0 +1,146 @@
+"""Reading and writing a packed file ``*.qpsnn``, as ``notebooks/format.md`` specifies it. NumPy alone.
+
+What is read is checked before anything is allocated for it: a file that is cut, changed or hostile raises one sentence.
+"""
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, NamedTuple
+
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.packed.description import arrays_of, describe, read_document, read_layer
+from qpsnn_jax.export.packed.numbers import layer_bytes, unpack
+from qpsnn_jax.runtime.files import open_regular, unreadable, write_atomically
+
+MAGIC = b"QPSNN\r\n\x1a"
+VERSION = 1
+_FIXED = struct.Struct("<8sIIQI")
+_LONGEST_HEADER = 2**20
+# What a description that is not one leads to.
+_MALFORMED = (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError)
+
+
+class Packed(NamedTuple):
+    """What a packed file holds.
+
+    ``notes`` say where the network comes from. The file has ``header_bytes`` of description and ``payload_bytes`` of
+    weights, and nothing else.
+    """
+
+    folded: Folded
+    notes: dict[str, Any]
+    header_bytes: int
+    payload_bytes: int
+
+
+def payload_bytes(folded: Folded) -> int:
+    r"""Bytes of a network's numbers, :math:`\sum ⌈n_i b_i/8⌉`: codes at b bits, a scale and a bias per channel at 32.
+
+    With stem and readout in float32 this is Eq. 16 of the paper, where batch-norm has two numbers per channel as well;
+    a bias that a convolution has beside its batch-norm is folded away.
+    """
+    return sum(array.size for layer in folded.layers for array in arrays_of(describe(layer)))
+
+
+def write_packed(path: str | PathLike[str], folded: Folded, notes: Mapping[str, Any]) -> Packed:
+    """Write a packed file, under a temporary name first.
+
+    Args:
+        path: of the file; one that is there is replaced.
+        folded: the network.
+        notes: where it comes from: plain values for JSON.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: the description is longer than 1 MiB, a name that :func:`load_packed` refuses, or notes that are not
+            plain values.
+    """
+    image = folded.image
+    document = {
+        "timesteps": folded.timesteps,
+        "image": {"name": image.name, "shape": image.shape, "mean": image.mean, "frames": image.frames},
+        "layers": [describe(layer) for layer in folded.layers],
+        "notes": dict(notes),
+    }
+    try:
+        header = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the notes of a packed file must be plain values for JSON ({error}).") from None
+    if len(header) > _LONGEST_HEADER:
+        raise ValueError(f"the description has {len(header):,} bytes, and at most {_LONGEST_HEADER:,} fit.")
+    payload = b"".join(layer_bytes(layer) for layer in folded.layers)
+    start = _FIXED.pack(MAGIC, VERSION, len(header), len(payload), 0)[:-4]
+    checksum = struct.pack("<I", _checksum(start, header, payload))
+    try:
+        _parse(start + checksum, header, payload)
+    except _MALFORMED as error:
+        raise ValueError(f"the network cannot be packed: {_reason(error)}.") from None
+    write_atomically(path, start + checksum + header + payload)
+    return Packed(folded, dict(notes), _FIXED.size + len(header), len(payload))
+
+
+def load_packed(path: str | PathLike[str]) -> Packed:
+    """Read a packed file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        :class:`Packed`; ``IntegerNetwork.of(packed.folded)`` runs it.
+
+    Raises:
+        ValueError: it is no packed file, of another version, damaged, or describes no network.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as stream:
+        actual = os.fstat(stream.fileno()).st_size
+        start = stream.read(_FIXED.size)
+        if len(start) < _FIXED.size or not start.startswith(MAGIC):
+            raise unreadable(path, "is not a packed network: it does not begin like one")
+        _, version, header_length, payload_length, _ = _FIXED.unpack(start)
+        if version != VERSION:
+            raise ValueError(f"{path} has version {version} of the packed format; this program reads {VERSION}.")
+        if header_length > _LONGEST_HEADER or actual != _FIXED.size + header_length + payload_length:
+            raise ValueError(f"{path} is damaged: it has {actual:,} bytes and says that it has others.")
+        header, payload = stream.read(header_length), stream.read(payload_length)
+    try:
+        folded, notes = _parse(start, header, payload)
+    except _MALFORMED as error:
+        raise ValueError(f"{path} is damaged or no network: {_reason(error)}.") from None
+    return Packed(folded, notes, _FIXED.size + header_length, payload_length)
+
+
+def _parse(start: bytes, header: bytes, payload: bytes) -> tuple[Folded, dict[str, Any]]:
+    document = json.loads(header, parse_constant=_no_constant)
+    image, timesteps, entries, notes = read_document(document)
+    arrays = [stored for entry in entries for stored in arrays_of(entry)]
+    if sum(stored.size for stored in arrays) != len(payload):
+        raise ValueError("its layers need another number of bytes than it has")
+    if _checksum(start[:-4], header, payload) != _FIXED.unpack(start)[-1]:
+        raise ValueError("it does not match its checksum")
+    numbers = unpack(payload, arrays)
+    return Folded(image, tuple(read_layer(entry, numbers) for entry in entries), timesteps), notes
+
+
+def _checksum(*parts: bytes) -> int:
+    total = 0
+    for part in parts:
+        total = zlib.crc32(part, total)
+    return total
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "its description is nested too deeply"
+    reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    return reason[:200].rstrip(".")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")

@@ -1,0 +1,66 @@
+"""The numbers of a network as bytes, and back: codes of b bits packed, floating numbers little-endian."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from qpsnn_jax.export.folded import Layer, Neurons, Readout
+from qpsnn_jax.export.packed.description import DTYPES, StoredArray, arrays_of, describe
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> bytes:
+    """Codes of ``bits`` bits in as few bytes, low bits first: code i takes bits i·b to i·b + b - 1 of the stream."""
+    planes = (codes.reshape(-1, 1) >> np.arange(bits, dtype=np.uint8)) & 1
+    return np.packbits(planes.astype(np.uint8), bitorder="little").tobytes()
+
+
+def unpack_codes(data: bytes, count: int, bits: int) -> np.ndarray:
+    """The ``count`` codes that :func:`pack_codes` packed, uint8.
+
+    Raises:
+        ValueError: there are too few bytes, or the bits left over in the last one are not zero.
+    """
+    stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+    if len(stream) < count * bits or stream[count * bits :].any():
+        raise ValueError(f"{len(data)} bytes do not hold {count} codes of {bits} bits")
+    planes = stream[: count * bits].reshape(count, bits)
+    return (planes << np.arange(bits, dtype=np.uint8)).sum(1, dtype=np.uint8)
+
+
+def layer_bytes(layer: Layer) -> bytes:
+    """The arrays of a layer, one after the other."""
+    match layer:
+        case Neurons():
+            arrays = [layer.kernel, layer.scale, layer.bias]
+        case Readout(kernel=kernel) if kernel.dtype == np.int8:
+            arrays = [layer.kernel, np.asarray([layer.scale]), layer.bias]
+        case Readout():
+            arrays = [layer.kernel, layer.bias]
+        case _:
+            arrays = []
+    return b"".join(
+        pack_codes(array, stored.bits) if stored.kind == "codes" else array.astype(_little(stored.kind)).tobytes()
+        for array, stored in zip(arrays, arrays_of(describe(layer)), strict=True)
+    )
+
+
+def _little(kind: str) -> np.dtype:
+    return np.dtype(DTYPES[kind]).newbyteorder("<")
+
+
+def unpack(payload: bytes, arrays: list[StoredArray]) -> Iterator[np.ndarray]:
+    """The arrays that lie in the payload, in order.
+
+    Raises:
+        ValueError: the payload is too short, or bits that must be zero are not.
+    """
+    place = 0
+    for stored in arrays:
+        data = payload[place : place + stored.size]
+        place += len(data)
+        if stored.kind == "codes":
+            values = unpack_codes(data, math.prod(stored.shape), stored.bits)
+        else:
+            values = np.frombuffer(data, _little(stored.kind)).astype(DTYPES[stored.kind])
+        yield values.reshape(stored.shape)
