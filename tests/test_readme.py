@@ -53,7 +53,7 @@ def parses(words, monkeypatch):
         patch.setattr("qpsnn_jax.runs.stages.load_network", started)
         patch.setattr("qpsnn_jax.data.prepare.prepare", started)
         patch.setattr("qpsnn_jax.data.inspection.check", started)
-        patch.setattr("qpsnn_jax.export.torch_import.read_state_dict", started)
+        patch.setattr("qpsnn_jax.export.torch_file.read_state_dict", started)
         with pytest.raises(Parsed):
             main([str(ROOT / word) if word.startswith("experiments/") else word for word in words])
 

@@ -1,22 +1,19 @@
 """Checkpoints of the authors' PyTorch code, as a graph and variables."""
 
-import zipfile
-import zlib
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qpsnn_jax.export.torch_file import float32_array
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Quantizer
 from qpsnn_jax.model.zoo.resnet20 import resnet20_of_widths
 from qpsnn_jax.model.zoo.vgg import VGG16, vgg_of_widths
 from qpsnn_jax.numerics.quantization import STE, Granularity
-
-Tensors = Mapping[str, Any]
 
 # The released code fires strictly above the threshold.
 _RELEASED_LIF = LIF("", "", fire=">")
@@ -44,18 +41,19 @@ def import_torch(
         bits: b of the quantized convolutions (a checkpoint does not say).
         timesteps: T.
         input_size: height and width of the images of a ResNet20; a VGG-16 tells its own.
-        per, ste: see :class:`qpsnn_jax.Quantizer`.
+        granularity, ste: see :class:`qpsnn_jax.Quantizer`.
 
     Returns:
         ``(graph, variables)`` for :class:`qpsnn_jax.SpikingNetwork`, with ``params``, ``batch_stats``, ``scales``.
 
     Raises:
-        ValueError: the names are those of no known network, a tensor is missing, too many or of the wrong shape.
+        ValueError: the names are those of no known network, a tensor is missing, too many, of the wrong shape or no
+            plain numbers.
 
     References:
         QP-SNN (ICLR 2025), the released implementation.
     """
-    tensors = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    tensors = _Tensors(state_dict)
     quantizer = Quantizer(bits, "mean", granularity, ste)
     if "layer1.0.conv1.weight" in tensors:
         graph, names = _resnet20(tensors, quantizer, timesteps, input_size)
@@ -64,19 +62,67 @@ def import_torch(
     else:
         known = "layer1.0.conv1.weight (ResNet20) or features.convbn0.layer.module.weight (VGG-16)"
         raise ValueError(f"state_dict is of no known network: it has neither {known}.")
-    return graph, _variables(graph, tensors, names)
+    variables = _variables(graph, tensors, names)
+    tensors.check_all_used()
+    return graph, variables
 
 
-def _resnet20(tensors: Tensors, quantizer: Quantizer, timesteps: int, input_size: int) -> tuple[Graph, dict[str, str]]:
+class _Tensors:
+    """The tensors of a state dict by the first of the names that the released code lists a module under."""
+
+    def __init__(self, state_dict: Mapping[str, Any]) -> None:
+        if wrong := next((key for key in state_dict if not isinstance(key, str)), None):
+            raise ValueError(f"state_dict must map names to tensors, got the key {wrong!r}.")
+        self.given: dict[str, str] = {}
+        for key in state_dict:
+            name = _first_name(key)
+            if name not in self.given or key.removeprefix("module.") == name:
+                self.given[name] = key
+        self.state_dict, self.used = state_dict, set[str]()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.given
+
+    def array(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """A tensor as float32."""
+        if name not in self.given:
+            raise ValueError(f"state_dict lacks the tensor {name!r}.")
+        self.used.add(name)
+        array = float32_array(self.given[name], self.state_dict[self.given[name]])
+        if shape is not None and array.shape != shape:
+            raise ValueError(f"tensor {name!r} has the shape {array.shape}, expected {shape}.")
+        return array
+
+    def shape(self, name: str, ndim: int) -> tuple[int, ...]:
+        """The shape of a tensor that has so many axes."""
+        array = self.array(name)
+        if array.ndim != ndim:
+            raise ValueError(f"tensor {name!r} has the shape {array.shape}, expected {ndim} axes.")
+        return array.shape
+
+    def check_all_used(self) -> None:
+        """Every tensor was read, but for the counts of batches."""
+        for name, key in self.given.items():
+            if name not in self.used and not name.endswith(".num_batches_tracked"):
+                raise ValueError(f"state_dict has the tensor {key!r}, which is not of the network its others tell.")
+
+
+def _first_name(key: str) -> str:
+    """The released code lists a convolution and its batch-norm again together, and a batch-norm again by itself."""
+    name = key.removeprefix("module.").replace(".seqbn.module.", ".bn.")
+    name = re.sub(r"\bconv(\d)_s\.layer\.module\.", r"conv\1.", name)
+    return re.sub(r"\bconv(\d)_s\.bn\.", r"bn\1.", name)
+
+
+def _resnet20(tensors: _Tensors, quantizer: Quantizer, timesteps: int, input_size: int) -> tuple[Graph, dict[str, str]]:
     blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)]
-    _refuse_others(tensors, ("conv1", "bn1", "fc", *blocks))
-    stem, channels = _shape(tensors, "conv1.weight", 4)[:2]
+    stem, channels = tensors.shape("conv1.weight", 4)[:2]
     graph = resnet20_of_widths(
         stem,
-        tuple((_shape(tensors, f"{b}.conv1.weight", 4)[0], _shape(tensors, f"{b}.conv2.weight", 4)[0]) for b in blocks),
+        tuple((tensors.shape(f"{b}.conv1.weight", 4)[0], tensors.shape(f"{b}.conv2.weight", 4)[0]) for b in blocks),
         quantizer,
         timesteps=timesteps,
-        classes=_shape(tensors, "fc.module.weight", 2)[0],
+        classes=tensors.shape("fc.module.weight", 2)[0],
         input_shape=(input_size, input_size, channels),
         lif=_RELEASED_LIF,
     )
@@ -85,12 +131,11 @@ def _resnet20(tensors: Tensors, quantizer: Quantizer, timesteps: int, input_size
     return graph, names | {"fc": "fc.module"}
 
 
-def _vgg16(tensors: Tensors, quantizer: Quantizer, timesteps: int) -> tuple[Graph, dict[str, str]]:
+def _vgg16(tensors: _Tensors, quantizer: Quantizer, timesteps: int) -> tuple[Graph, dict[str, str]]:
     places = [place for place, channels in enumerate(VGG16.places) if channels is not None]
-    _refuse_others(tensors, ("classifier", *(f"features.convbn{i}" for i in places)))
-    shapes = [_shape(tensors, f"features.convbn{i}.layer.module.weight", 4) for i in places]
+    shapes = [tensors.shape(f"features.convbn{i}.layer.module.weight", 4) for i in places]
     readout = "classifier.linear1.module"
-    classes, inputs = _shape(tensors, f"{readout}.weight", 2)
+    classes, inputs = tensors.shape(f"{readout}.weight", 2)
     # Four max-pools and the average-pool leave size/32 positions a side.
     size = 32 * max(1, round((inputs / shapes[-1][0]) ** 0.5))
     widths, image = tuple(shape[0] for shape in shapes), (size, size, shapes[0][1])
@@ -100,7 +145,7 @@ def _vgg16(tensors: Tensors, quantizer: Quantizer, timesteps: int) -> tuple[Grap
     return graph, names | {"fc": readout}
 
 
-def _variables(graph: Graph, tensors: Tensors, names: Mapping[str, str]) -> dict[str, Any]:
+def _variables(graph: Graph, tensors: _Tensors, names: Mapping[str, str]) -> dict[str, Any]:
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}, "scales": {}}
     for node in graph.nodes:
         features = graph.values[node.name].shape[-1:]
@@ -108,84 +153,26 @@ def _variables(graph: Graph, tensors: Tensors, names: Mapping[str, str]) -> dict
             case Conv() | Dense():
                 leaves = {"kernel": _kernel(graph, node, tensors, f"{names[node.name]}.weight")}
                 if node.bias:
-                    leaves["bias"] = _array(tensors, f"{names[node.name]}.bias", features)
+                    leaves["bias"] = tensors.array(f"{names[node.name]}.bias", features)
                 variables["params"][node.name] = leaves
                 if node.quantizer is not None:
                     gains = features if node.quantizer.granularity == "channel" else (1,)
                     variables["scales"][node.name] = {"gain": np.ones(gains, np.float32)}
             case BatchNorm():
                 name = names[node.name]
-                leaves = {ours: _array(tensors, f"{name}.{theirs}", features) for theirs, ours in _BATCH_NORM.items()}
+                leaves = {ours: tensors.array(f"{name}.{theirs}", features) for theirs, ours in _BATCH_NORM.items()}
                 variables["params"][node.name] = {k: leaves[k] for k in ("scale", "bias")}
                 variables["batch_stats"][node.name] = {k: leaves[k] for k in ("mean", "var")}
     # A copy: the arrays may share memory with a PyTorch model that goes on training.
     return jax.tree.map(jnp.array, variables)
 
 
-def _kernel(graph: Graph, node: Conv | Dense, tensors: Tensors, name: str) -> np.ndarray:
+def _kernel(graph: Graph, node: Conv | Dense, tensors: _Tensors, name: str) -> np.ndarray:
     """O I H W to H W I O; the flattened features of a readout from channel-first to channel-last."""
     inputs = graph.values[node.input].shape[-1]
     if isinstance(node, Conv):
-        return _array(tensors, name, (node.features, inputs, *node.kernel)).transpose(2, 3, 1, 0)
-    weight = _array(tensors, name, (node.features, inputs))
+        return tensors.array(name, (node.features, inputs, *node.kernel)).transpose(2, 3, 1, 0)
+    weight = tensors.array(name, (node.features, inputs))
     source = graph.by_name[node.input]
     h, w, c = graph.values[source.input].shape if isinstance(source, Flatten) else (1, 1, inputs)
     return weight.reshape(-1, c, h, w).transpose(2, 3, 1, 0).reshape(inputs, -1)
-
-
-def _refuse_others(tensors: Tensors, modules: tuple[str, ...]) -> None:
-    known = tuple(f"{module}{end}" for module in modules for end in (".", "_s."))
-    if others := [name for name in tensors if not name.startswith(known)]:
-        raise ValueError(f"state_dict has the tensor {others[0]!r}, which is not of the network its other names tell.")
-
-
-def _shape(tensors: Tensors, name: str, ndim: int) -> tuple[int, ...]:
-    array = _array(tensors, name)
-    if array.ndim != ndim:
-        raise ValueError(f"tensor {name!r} has the shape {array.shape}, expected {ndim} axes.")
-    return array.shape
-
-
-def _array(tensors: Tensors, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    if name not in tensors:
-        raise ValueError(f"state_dict lacks the tensor {name!r}.")
-    tensor = tensors[name]
-    array = np.asarray(tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor, np.float32)
-    if shape is not None and array.shape != shape:
-        raise ValueError(f"tensor {name!r} has the shape {array.shape}, expected {shape}.")
-    return array
-
-
-def read_state_dict(path: Path) -> dict[str, Any]:
-    """The tensors of a checkpoint file: what ``torch.save`` wrote (needs PyTorch), or an ``.npz`` of the state dict.
-
-    A dictionary that keeps the state dict under ``state_dict`` or ``model`` is opened.
-
-    Args:
-        path: the file.
-
-    Raises:
-        ValueError: the file is missing or unreadable, or PyTorch is needed and not installed.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist.")
-    if path.suffix == ".npz":
-        try:
-            with np.load(path) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-            raise ValueError(f"{path} is not a readable .npz file.") from None
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ValueError(f"reading {path} needs PyTorch; install torch, or save the state dict as .npz.") from None
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        raise ValueError(f"{path} is not a readable PyTorch checkpoint of plain tensors.") from None
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(hasattr(value, "shape") for value in loaded.values()):
-        raise ValueError(f"{path} does not hold a state dict of tensors.")
-    return dict(loaded)

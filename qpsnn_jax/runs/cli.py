@@ -206,7 +206,8 @@ def _import_torch(arguments: list[str]) -> None:
     parser.add_argument("--timesteps", type=int, required=True, help="time steps T")
     parser.add_argument("--input-size", type=int, default=32, help="height and width of a ResNet20's images, 32")
     given = _given_new_place(parser, arguments)
-    from qpsnn_jax.export.torch_import import import_torch, read_state_dict
+    from qpsnn_jax.export.torch_file import read_state_dict
+    from qpsnn_jax.export.torch_import import import_torch
 
     options = {"bits": given.bits, "timesteps": given.timesteps, "input_size": given.input_size}
     _save_imported(given, *import_torch(read_state_dict(given.file), **options), f"{given.bits} bits")

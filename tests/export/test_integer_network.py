@@ -138,9 +138,13 @@ BROKEN = {
         lambda f: _changed(f, 1, padding=(3, 1)),
         "can lie in a padding of",
     ),
-    "long": (
-        lambda f: {"timesteps": 1024, "image": dataclasses.replace(f.image, shape=(300, 300, 1))},
-        "are too large",
+    "maps": (
+        lambda f: {
+            **_changed(f, -1, window=(75, 75)),
+            "image": dataclasses.replace(f.image, shape=(300, 300, 1)),
+            "timesteps": 1024,
+        },
+        r"layer 'image': 1024 maps of shape \(300, 300, 1\) are too large",
     ),
     "window": (lambda f: _changed(f, -1, window=(3, 2)), "does not fit"),
     "residual": (lambda f: _changed(f, 1, residual=Residual("lif1", (0, 8) * 8)), "names channels that are not there"),

@@ -1,10 +1,14 @@
 """Checkpoints written here under the released names, from a network's own variables."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_networks import random_variables
 
+from qpsnn_jax.export.torch_file import read_state_dict
 from qpsnn_jax.export.torch_import import import_torch
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Quantizer
@@ -89,8 +93,18 @@ def test_round_trip(name: str):
 class Tensor:
     """What a torch tensor is asked."""
 
+    is_quantized = is_meta = False
+    layout = "torch.strided"
+
     def __init__(self, array: np.ndarray):
         self.array, self.steps = array, ()
+
+    def is_complex(self):
+        return np.iscomplexobj(self.array)
+
+    def float(self):
+        self.steps += ("float",)
+        return self
 
     def detach(self):
         self.steps += ("detach",)
@@ -101,13 +115,110 @@ class Tensor:
         return self
 
     def numpy(self):
-        assert self.steps[-2:] == ("detach", "cpu")
+        assert self.steps[-3:] == ("detach", "cpu", "float")
         return self.array
 
 
 def test_tensors():
     graph, variables, tensors = checkpoint("resnet20")
     same(import_torch({k: Tensor(v) for k, v in tensors.items()}, **SETTINGS), graph, variables)
+
+
+ODD = {
+    "complex": np.zeros((3, 3), np.complex64),
+    "bool": np.zeros((3, 3), bool),
+    "text": np.asarray([["a"] * 3] * 3),
+    "objects": np.full((3, 3), None, object),
+    "void": np.zeros((3, 3), "V2"),
+    "NaN": np.full((3, 3), np.nan, np.float32),
+    "too large for float32": np.full((3, 3), 1e300),
+    "complex tensor": Tensor(np.zeros((3, 3), np.complex64)),
+    "quantized tensor": type("Quantized", (Tensor,), {"is_quantized": True})(np.zeros(3)),
+    "meta tensor": type("Meta", (Tensor,), {"is_meta": True})(np.zeros(3)),
+    "sparse tensor": type("Sparse", (Tensor,), {"layout": "torch.sparse_csr"})(np.zeros(3)),
+    "nothing": None,
+    "text alone": "weights",
+}
+
+
+@over("kind", ODD)
+def test_what_is_no_plain_tensor_of_numbers_is_named(kind: str):
+    with pytest.raises(
+        ValueError, match=r"^tensor 'fc\.module\.bias' (cannot be read as|must hold|holds) .*\.$"
+    ) as caught:
+        import_torch(altered("resnet20") | {"fc.module.bias": ODD[kind]}, **SETTINGS)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_precision_and_integers_are_converted():
+    graph, variables, tensors = checkpoint("resnet20")
+    halves = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), tensors)
+    expected = import_torch({k: v.astype(np.float32) for k, v in halves.items()}, **SETTINGS)
+    same(import_torch(halves, **SETTINGS), graph, expected[1])
+    whole = np.arange(100)
+    counted = import_torch(tensors | {"fc.module.bias": whole}, **SETTINGS)[1]["params"]["fc"]["bias"]
+    np.testing.assert_array_equal(counted, whole)
+    short = {k: np.asarray(jnp.asarray(v, jnp.bfloat16)) for k, v in tensors.items()}
+    same(import_torch(short, **SETTINGS), graph, jax.tree.map(lambda x: x.astype(np.float32), as_bfloat16(variables)))
+
+
+def as_bfloat16(variables):
+    return jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf, jnp.bfloat16)), variables)
+
+
+@over("name", ["conv1.bias", "layer2.1.conv1.bias", "layer1.0.thresholds", "bn1.weight"])
+def test_a_tensor_without_a_place_is_refused(name: str):
+    with pytest.raises(ValueError, match=f"state_dict has the tensor '{name}', which is not of the network"):
+        import_torch(altered("resnet20", **{name: np.ones(1, np.float32)}), **SETTINGS)
+
+
+def test_names_are_text():
+    with pytest.raises(ValueError, match="state_dict must map names to tensors, got the key 3"):
+        import_torch({3: np.zeros(1)}, **SETTINGS)
+
+
+def test_modules_under_their_other_names_alone():
+    graph, variables, tensors = checkpoint("resnet20")
+    again = {k: re.sub(r"\bconv(\d)\.", r"conv\1_s.layer.module.", k) for k in tensors}
+    other = {re.sub(r"\bbn(\d)\.bn\.", r"conv\1_s.bn.seqbn.module.", again[k]): v for k, v in tensors.items()}
+    assert len(set(other) & set(tensors)) == 2
+    same(import_torch(other, **SETTINGS), graph, variables)
+
+
+def test_files_of_state_dicts(tmp_path):
+    graph, variables, tensors = checkpoint("resnet20")
+    np.savez(tmp_path / "a.npz", **tensors)
+    same(import_torch(read_state_dict(str(tmp_path / "a.npz")), **SETTINGS), graph, variables)
+    (tmp_path / "b.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-99])
+    with pytest.raises(ValueError, match=r"b\.npz is no readable file of arrays"):
+        read_state_dict(tmp_path / "b.npz")
+    (tmp_path / "c.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"c\.pt is a Git LFS pointer"):
+        read_state_dict(tmp_path / "c.pt")
+    with pytest.raises(FileNotFoundError):
+        read_state_dict(tmp_path / "d.pt")
+
+
+def test_tensors_of_pytorch(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    graph, variables, tensors = checkpoint("resnet20")
+    given = {k: torch.from_numpy(v) for k, v in tensors.items()}
+    torch.save({"state_dict": given}, tmp_path / "a.pt")
+    same(import_torch(read_state_dict(tmp_path / "a.pt"), **SETTINGS), graph, variables)
+    bias = given["fc.module.bias"]
+    for kind in (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float64):
+        found = import_torch(given | {"fc.module.bias": bias.to(kind)}, **SETTINGS)[1]["params"]["fc"]["bias"]
+        np.testing.assert_array_equal(found, bias.to(kind).float().numpy())
+    odd = (
+        bias.to(torch.complex64),
+        bias.to_sparse(),
+        bias.reshape(10, 10).to_sparse_csr(),
+        bias.to("meta"),
+        torch.quantize_per_tensor(bias, 0.1, 0, torch.qint8),
+    )
+    for tensor in odd:
+        with pytest.raises(ValueError, match=r"tensor 'fc\.module\.bias' cannot be read as plain numbers"):
+            import_torch(given | {"fc.module.bias": tensor}, **SETTINGS)
 
 
 def test_readout_of_flattened_features():

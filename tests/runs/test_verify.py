@@ -153,7 +153,7 @@ def test_one_bad_file_of_a_folder_is_named_and_the_others_are_classified(exporte
     images = load("digits", test_examples=2).test.images
     for name, image in zip("ac", images, strict=True):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{name}.png")
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     (tmp_path / ".hidden.png").write_text("nothing")
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
