@@ -27,7 +27,7 @@ from qpsnn_jax.export.images import read_pixels
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.nir.reader import import_nir, read_nir
 from qpsnn_jax.export.nir.writer import nir_graph, write_nir
-from qpsnn_jax.export.packed import load_packed, write_packed
+from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.model.graph import from_json, to_json
 from qpsnn_jax.training import checkpoint
 
