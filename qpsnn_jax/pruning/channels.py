@@ -1,4 +1,4 @@
-"""Which array axes must lose the same channels, and taking them away: pruning that really shrinks a network."""
+"""Groups of channels that must be removed together, and their removal, which shrinks the arrays."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ Keep = Mapping[str, Sequence[int] | np.ndarray]
 
 
 class Group(NamedTuple):
-    """Channels that stand and fall together.
+    """Channels that are kept or removed together.
 
     ``name`` is that of the first convolution or dense layer that makes them, ``size`` their number, ``label`` the
-    pruning ratio they go by (None: kept), ``members`` all the nodes that yield them, in graph order. Channels are
-    removed ``unit`` at a time: one by one, or in whole heads where they feed an attention.
+    name of their pruning ratio (None: never pruned), ``members`` all the nodes that produce them, in graph order.
+    Channels are removed ``unit`` at a time: one by one, or by heads if they feed an attention.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Group(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """One axis of an array that holds the channels of a node: how many, and those that stay (None: all)."""
+    """One axis of an array that holds the channels of a node: their number, and the remaining ones (None: all)."""
 
     axis: int
     size: int
@@ -41,9 +41,9 @@ def channel_groups(graph: Graph) -> dict[str, Group]:
 
     A node that makes channels (convolutions and dense layers) starts a group; one that carries its inputs' passes it on
     (batch-norm, LIF, pooling, flattening) and joins those of several inputs (an addition; an attention, whose channels
-    fall into whole heads). A shortcut starts one too, because it can carry any subset of its input's channels. Where
-    maps are flattened, each of their channels stands at every position; a group has as many channels as its smallest
-    period. The input and the output are in no group, nor is what is joined to channels that stay.
+    are split into heads). A shortcut starts one too, because it can carry any subset of its input's channels. Where
+    maps are flattened, each of their channels occurs at every position; a group has as many channels as its smallest
+    period. The input and the output are in no group, nor are channels joined to those that are never removed.
 
     Args:
         graph: any graph.
@@ -65,7 +65,7 @@ def channel_groups(graph: Graph) -> dict[str, Group]:
         labels = [getattr(node, "label", None) for node in makers]
         label = labels[0] if len(set(labels)) == 1 else None
         size = math.gcd(*(graph.values[node.name].shape[-1] for node in members))
-        # Heads that do not divide the period of a flattened map: then no part of it can go without breaking one.
+        # Heads that do not divide the period of a flattened map: nothing can be removed without splitting a head.
         unit = math.lcm(*(node.unit for node in members))
         names = tuple(node.name for node in members)
         groups[makers[0].name] = Group(makers[0].name, size, label, names, size if size % unit else unit)
@@ -75,24 +75,23 @@ def channel_groups(graph: Graph) -> dict[str, Group]:
 def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
     """The network without some of its channels: a smaller graph and smaller arrays.
 
-    Every array named by a node is cut along the axes that hold removed channels, wherever in ``tree`` it stands: so
-    the function serves variables, optimizer states and training states alike. In every mapping that holds both
-    ``params`` and ``scales``, the gain of each cut layer is set so that γ, and with it every quantized weight that
-    stays, is what it was; the result computes what the whole network computes when the removed channels are silent.
-    (In a training state the gains are those of the weights themselves; a moving average beside them has nearly the
-    same γ.)
+    Channels are removed from every array named by a node, along the axes that hold them, anywhere in ``tree``. So the
+    function works on variables, optimizer states and training states. In every mapping that holds both ``params`` and
+    ``scales``, the gain of each shrunk layer is set so that γ, and so every remaining quantized weight, is unchanged.
+    The result computes what the unpruned network computes when the removed channels are silent. (In a training state
+    the gains are those of the weights themselves; γ of a moving average of them is nearly the same.)
 
     Args:
         graph: the network.
-        tree: a pytree whose leaves stand under ``…[node][leaf]``, as in variables or an Optax state over ``params``.
-        keep: channels that stay, by group name (see :func:`channel_groups`); other groups stay whole.
+        tree: a pytree whose leaves have paths ``…[node][leaf]``, as in variables or an Optax state over ``params``.
+        keep: channels to keep, by group name (see :func:`channel_groups`); other groups are not pruned.
 
     Returns:
         ``(graph, tree)``. When nothing is removed, both are unchanged, bit for bit.
 
     Raises:
         ValueError: an unknown group, an empty or repeated selection, a channel out of range, or an array whose shape
-            does not fit the graph.
+            does not match the graph.
 
     References:
         QP-SNN (ICLR 2025), Algorithm 1.
@@ -115,7 +114,7 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
 
 
 def _roots(graph: Graph) -> dict[str, str]:
-    """For each node the name of the node that stands for its channels."""
+    """For each node the name of the representative of its channels."""
     parent: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -131,7 +130,7 @@ def _roots(graph: Graph) -> dict[str, str]:
 
 
 def _left(graph: Graph, kept: dict[str, np.ndarray]) -> dict[str, np.ndarray | None]:
-    """For each node the channels of its output that stay, at every position of a flattened map; None if all do."""
+    """For each node the channels of its output that are kept, at every position of a flattened map; None for all."""
     left: dict[str, np.ndarray | None] = dict.fromkeys(graph.by_name)
     for group in channel_groups(graph).values():
         if len(channels := kept.get(group.name, ())) not in (0, group.size):
@@ -142,7 +141,7 @@ def _left(graph: Graph, kept: dict[str, np.ndarray]) -> dict[str, np.ndarray | N
 
 
 def _shrunk(graph: Graph, left: dict[str, np.ndarray | None]) -> Graph:
-    """The graph with fewer channels; every node must be as small as what is cut from its arrays."""
+    """The graph with fewer channels; the size of every node must match its shrunk arrays."""
     nodes = tuple(node.shrink(left[node.name], [left[name] for name in node.inputs]) for node in graph.nodes)
     smaller = Graph(nodes, graph.timesteps)
 
@@ -157,7 +156,7 @@ def _shrunk(graph: Graph, left: dict[str, np.ndarray | None]) -> Graph:
         for name, leaf in old.leaves(graph.inputs_of(old)).items():
             fits &= leaves[name].shape == tuple(map(cut, leaf.shape, leaf.axes))
         if not fits:
-            raise ValueError(f"node {old.name!r}: {type(old).__name__} does not shrink as its leaves' axes say.")
+            raise ValueError(f"node {old.name!r}: {type(old).__name__} does not shrink as the axes of its leaves do.")
     return smaller
 
 
@@ -194,7 +193,7 @@ def _has_scales(tree: Any) -> bool:
 
 
 def _rescaled(graph: Graph, whole: Any, pruned: Any, left: dict[str, np.ndarray | None]) -> dict[str, Any]:
-    """The scales, with those renewed that depend on what was removed; γ of a rule depends on all the weights."""
+    """The scales, updated where they depend on removed channels: γ of a rule depends on all the weights."""
     scales = dict(pruned["scales"])
     for name in scales:
         before, after = (tree["params"].get(name, {}) | tree["scales"][name] for tree in (whole, pruned))
@@ -212,7 +211,7 @@ def _checked(name: str, group: Group, keep: Keep) -> np.ndarray:
         raise ValueError(f"keep[{name!r}] names a channel twice.")
     if np.any(np.bincount(channels // group.unit, minlength=1) % group.unit):
         raise ValueError(
-            f"keep[{name!r}] breaks up an attention head of {group.unit} channels; keep or remove it whole."
+            f"keep[{name!r}] breaks up an attention head of {group.unit} channels; keep or remove all of it."
         )
     return np.sort(channels)
 

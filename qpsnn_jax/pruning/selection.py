@@ -1,4 +1,4 @@
-"""Scoring all channels of a network in one pass over data, and choosing which to keep."""
+"""Scores of all channels of a network in one pass over data, and selection of the channels to keep."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -22,11 +22,11 @@ Scores = dict[str, Array]
 
 
 class Criterion(NamedTuple):
-    """How the channels of a layer are scored by what the layer did.
+    """A rule that scores the channels of a layer by its activity.
 
     ``observe`` reduces a :class:`LIFTrace` ``b t h w c`` to maps ``b h w c`` while the network runs; ``score`` gives
-    one score per channel, ``c``. Where a channel's score depends on its own maps alone, ``channelwise`` says so: the
-    maps of all layers of one size are then scored side by side, which is compiled once for each size.
+    one score per channel, ``c``. Set ``channelwise`` if the score of a channel depends only on its own maps: the maps
+    of all layers of one size are then scored together, which is compiled once for each size.
     """
 
     observe: Callable[[LIFTrace], Array]
@@ -56,20 +56,20 @@ def score(
     """Score of every channel of every group, in one pass over the batches, in evaluation mode.
 
     A group's score is the mean over its LIF layers and the batches. The maps of one batch are held at a time. A group
-    without a LIF layer gets none.
+    without a LIF layer has no scores.
 
     Args:
         graph, variables: the network.
         batches: normalized images ``b h w c`` (or frames ``b t h w c``), each batch of the same size.
-        criterion: :data:`svs_criterion`, :data:`sca_criterion`, or any other :class:`Criterion`. Where a layer is flat,
-            its maps have the height 1.
+        criterion: :data:`svs_criterion`, :data:`sca_criterion`, or any other :class:`Criterion`. The maps of a flat
+            layer have the height 1.
         mesh: of devices that each score an equal part of every batch (:func:`qpsnn_jax.runtime.sharding.data_mesh`).
 
     Returns:
         ``{group: scores}``, each of the group's size.
 
     Raises:
-        ValueError: there is no batch, ``criterion`` is none, its maps or its scores have another shape.
+        ValueError: there is no batch, ``criterion`` is not a criterion, or its maps or scores have another shape.
 
     References:
         QP-SNN (ICLR 2025), Eq. 7 and 11-13.
@@ -89,13 +89,13 @@ def score(
 
 
 def make_score_step(graph: Graph, criterion: Criterion = svs_criterion) -> Callable[[Any, Array], Scores]:
-    """What :func:`score` does with one batch, as a pure function ``(variables, images) -> {group: scores}``.
+    """The computation of :func:`score` for one batch, as a pure function ``(variables, images) -> {group: scores}``.
 
     Args:
         graph, criterion: as in :func:`score`.
 
     Raises:
-        ValueError: ``criterion`` is none; in the function, its maps or its scores have another shape.
+        ValueError: ``criterion`` is not a criterion; in the function, its maps or scores have another shape.
     """
     if not isinstance(criterion, Criterion):
         raise ValueError(f"criterion must be a Criterion(observe, score), got {criterion!r}.")
@@ -115,7 +115,7 @@ def magnitude_group_scores(graph: Graph, variables: Any) -> Scores:
     """L1 norm of the weights that make each channel, summed over the layers of its group; needs no data."""
     scores = {}
     for name, group in channel_groups(graph).items():
-        # A channel that stands at several positions of a flattened map has the sum of its weights there.
+        # A channel at several positions of a flattened map has the sum of its weights at all of them.
         kernels = [variables["params"][node][leaf] for node, leaf in _kernels(graph, group)]
         own = [jnp.sum(magnitude_scores(kernel).reshape(-1, group.size), axis=0) for kernel in kernels]
         scores[name] = jnp.sum(jnp.stack(own), axis=0)
@@ -132,7 +132,7 @@ def _kernels(graph: Graph, group: Group) -> list[tuple[str, str]]:
 
 
 def random_group_scores(graph: Graph, key: Array) -> Scores:
-    """Random scores for every group; the control that any criterion must beat."""
+    """Random scores for every group; the control for every criterion."""
     groups = channel_groups(graph)
     keys = jax.random.split(key, len(groups))
     return {name: random_scores(k, group.size) for k, (name, group) in zip(keys, groups.items(), strict=True)}
@@ -141,23 +141,23 @@ def random_group_scores(graph: Graph, key: Array) -> Scores:
 def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] | float) -> dict[str, np.ndarray]:
     """The channels to keep in every group: the int(n·(1 - r)) with the highest scores, in ascending order.
 
-    Channels that feed an attention are counted, scored (by their mean) and removed in whole heads. Among equal scores
+    Channels that feed an attention are counted, scored (by their mean) and removed by heads. Among equal scores
     the channel with the lower number is kept, so that the result does not depend on the machine.
 
     Args:
         graph: the network.
         scores: ``{group: scores}``, as :func:`score` returns them.
-        ratios: fraction removed, by label; labels left out lose nothing. A single number serves all labelled groups.
+        ratios: fraction removed, by label; 0 for missing labels. A single number is used for all labelled groups.
 
     Returns:
-        ``{group: kept channel numbers}`` for :func:`qpsnn_jax.prune`, groups without a label left out.
+        ``{group: kept channel numbers}`` for :func:`qpsnn_jax.prune`, without the groups that have no label.
 
     Raises:
         ValueError: a label that no group has, a ratio outside [0, 1), a ratio that empties a group, missing or
             non-finite scores.
 
     References:
-        QP-SNN (ICLR 2025), Algorithm 1, with the counts that its sizes follow.
+        QP-SNN (ICLR 2025), Algorithm 1, with the counts that reproduce its sizes.
     """
     groups = {name: group for name, group in channel_groups(graph).items() if group.label is not None}
     labels = {str(group.label) for group in groups.values()}
@@ -168,7 +168,7 @@ def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] 
 
 
 def _observe(criterion: Criterion, channels: int, trace: LIFTrace) -> Array:
-    # Channels that stand at several positions of a flattened map are seen side by side.
+    # The positions at which a channel of a flattened map occurs are the width of its map.
     rows = trace.spikes.shape[2] if trace.spikes.ndim == 5 else 1
     trace = LIFTrace(*(x.reshape(*x.shape[:2], rows, -1, channels) for x in trace))
     maps = criterion.observe(trace)
@@ -204,6 +204,6 @@ def _highest(group: Group, scores: Mapping[str, Any], ratio: float) -> np.ndarra
     values = np.asarray(scores[group.name], np.float64)
     if values.shape != (group.size,) or not np.all(np.isfinite(values)):
         raise ValueError(f"scores of group {group.name!r} must be {group.size} finite numbers.")
-    # Attention heads are kept or removed whole, by the mean score of their channels.
+    # Attention heads are kept or removed as units, by the mean score of their channels.
     units = np.sort(np.argsort(-values.reshape(-1, group.unit).mean(axis=1), kind="stable")[:kept])
     return (units[:, None] * group.unit + np.arange(group.unit)).ravel()

@@ -1,11 +1,11 @@
-"""What is pruned and by which criterion, as settings."""
+"""Settings of scoring and pruning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
-# A Criterion each, but for the two that need no data.
+# Each is a Criterion, except for the two that need no data.
 CRITERIA = {
     "svs": "qpsnn_jax.pruning.selection:svs_criterion",
     "sca": "qpsnn_jax.pruning.selection:sca_criterion",

@@ -1,4 +1,4 @@
-"""Checks of single numbers, with one sentence for each refusal."""
+"""Checks of single numbers, with one-sentence errors."""
 
 import math
 import operator
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    """The integer that ``value`` is, from anything with ``__index__`` (NumPy's integers too) but a bool.
+    """``value`` as an integer, from anything with ``__index__`` (NumPy's integers too) except a bool.
 
     Args:
         name: of the input, for the message.
-        value: what was given.
+        value: the input.
         least: the smallest integer allowed.
         most: the largest integer allowed, None for no limit.
 
@@ -18,7 +18,7 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
         A Python int.
 
     Raises:
-        ValueError: ``value`` is no integer or out of range.
+        ValueError: ``value`` is not an integer, or out of range.
     """
     try:
         number = least - 1 if isinstance(value, bool) else operator.index(value)
@@ -31,11 +31,11 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
 
 
 def finite(name: str, value: Any, least: float, most: float) -> float:
-    """The floating number that ``value`` is, from anything with ``__float__`` but a bool or text.
+    """``value`` as a float, from anything with ``__float__`` except a bool or text.
 
     Args:
         name: of the input, for the message.
-        value: what was given, a scalar.
+        value: the input, a scalar.
         least: the smallest number allowed.
         most: the largest number allowed.
 
@@ -43,7 +43,7 @@ def finite(name: str, value: Any, least: float, most: float) -> float:
         A Python float.
 
     Raises:
-        ValueError: ``value`` is no number, NaN or out of range.
+        ValueError: ``value`` is not a number, NaN, or out of range.
     """
     try:
         number = math.nan if isinstance(value, bool | str | bytes) else float(value)

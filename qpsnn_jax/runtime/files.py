@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, and errors that name the file."""
+"""Atomic writing of files, and errors that name the file."""
 
 import errno
 import os
@@ -18,10 +18,11 @@ def write_atomically(path: str | PathLike[str], data: bytes) -> None:
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write each file to its path + ``.tmp``, flush them to the disk, then rename all; what is there is replaced.
+    """Write each file to its path + ``.tmp``, flush them to the disk, then rename all; existing files are replaced.
 
     Raises:
-        OSError: one cannot be written; the error names it. What was there is unharmed, and nothing is left beside it.
+        OSError: one cannot be written; the error names it. Existing files are unchanged, and no
+            temporary file remains.
     """
     paths = {path: Path(f"{path}.tmp") for path in contents}
     try:
@@ -74,7 +75,7 @@ def unreadable(path: str | PathLike[str], reason: str) -> ValueError:
 
 @contextmanager
 def naming(path: str | PathLike[str]) -> Iterator[None]:
-    """Let an ``OSError`` from within name ``path``; that of a full disk names no file."""
+    """Add ``path`` to an ``OSError`` raised inside; that of a full disk names no file."""
     try:
         yield
     except OSError as error:

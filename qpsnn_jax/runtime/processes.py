@@ -1,7 +1,7 @@
 """Several JAX processes that do one run together: they start, wait for each other, and process 0 writes the files.
 
-All of them run the same program on the same inputs and see the same directory. In a single process nothing here does
-anything.
+All of them run the same program on the same inputs and see the same directory. In a single process, none of this
+has an effect.
 """
 
 import atexit
@@ -29,13 +29,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 # Seconds after which a process that no longer answers counts as dead.
 _HEARTBEAT = 20
-# Seconds that a process which ends waits for the others: enough for them to end too, after their last barrier.
+# Seconds that a process waits for the others at its end, so that they can end too after their last barrier.
 _PATIENCE = 30
-# Seconds that a name may take to be found, and all processes to start.
+# Seconds to resolve the name of a host, and for all processes to start.
 _LOOKUP, _START = 10, 120
 _DIED = (
-    "qpsnn: error: a process of this run died. Start all of them again by the same commands: the run goes on from its "
-    "last checkpoint."
+    "qpsnn: error: a process of this run died. Start all of them again with the same commands: the run resumes from "
+    "its last checkpoint."
 )
 
 
@@ -51,8 +51,8 @@ def initialize(processes: int | None, process_id: int | None, coordinator: str |
         coordinator: ``host:port`` at which process 0 listens.
 
     Raises:
-        ValueError: a number out of its range, an address that is none or is in use, a cluster that JAX does not know,
-            or processes that do not come.
+        ValueError: a number out of its range, an address that is invalid or in use, a cluster that JAX does not know,
+            or processes that do not start.
     """
     if processes is not None:
         if processes < 1 or process_id is None or not 0 <= process_id < processes:
@@ -60,10 +60,10 @@ def initialize(processes: int | None, process_id: int | None, coordinator: str |
         _check_address(coordinator or "", listen=process_id == 0)
     place = coordinator or "the address that the cluster gives"
     witness = Witness(
-        f"qpsnn: error: the processes did not all come to {place} within {_START} seconds. Start each of them once, "
+        f"qpsnn: error: not all processes connected to {place} within {_START} seconds. Start each of them once, "
         "with the same number of processes and the same coordinator."
     )
-    # Its handler would take SIGTERM from the one that stops training; see any_process.
+    # Its handler would replace the SIGTERM handler that stops training; see any_process.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -82,25 +82,25 @@ def initialize(processes: int | None, process_id: int | None, coordinator: str |
 
 
 def _leave(witness: Witness) -> None:
-    jax.distributed.shutdown()  # Waits for the others, and crashes where one of them has died.
+    jax.distributed.shutdown()  # Waits for the others, and crashes if one of them has died.
     witness.dismiss()
 
 
 def _check_address(coordinator: str, *, listen: bool) -> None:
-    """Before JAX sees the address, which crashes or waits for long where there is nothing to be had."""
+    """Check the address before JAX uses it: JAX crashes, or waits for long, if it is wrong."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ValueError(
             f"coordinator must be HOST:PORT with a port of 1 to 65535, the same for all processes, got {coordinator!r}."
         )
     if not _known(host.strip("[]")):
-        raise ValueError(f"coordinator {coordinator!r} is at no host that is known here.")
+        raise ValueError(f"coordinator {coordinator!r} names a host that cannot be resolved.")
     if listen:
         _check_port(int(port))
 
 
 def _known(host: str) -> bool:
-    """Whether the name of a host is found, in some seconds."""
+    """Whether the name of a host is resolved within some seconds."""
     found = []
 
     def look_up() -> None:
@@ -127,16 +127,16 @@ def _check_port(port: int) -> None:
 
 
 def exit_if_peer_died(error: Exception) -> None:
-    """End this process at once where an error is JAX's way to tell that another one has died.
+    """End this process at once if an error of JAX means that another process has died.
 
-    The :class:`~qpsnn_jax.runtime.witness.Witness` says so. An orderly end would wait for the dead process.
+    The :class:`~qpsnn_jax.runtime.witness.Witness` tells this. A normal exit would wait for the dead process.
     """
     if jax.distributed.is_initialized() and _PEER_DIED.search(str(error)):
         sys.stdout.flush()
         os._exit(1)
 
 
-# What the collectives of CPUs and GPUs and JAX's own service say of a peer that does not answer.
+# In the errors of CPU and GPU collectives and of JAX's service about a peer that does not answer.
 _PEER_DIED = re.compile(r"gloo|nccl|coordination ?service|heartbeat|barrier", re.IGNORECASE)
 
 
@@ -146,13 +146,13 @@ def is_process_zero() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait until every process has come to the barrier of this name."""
+    """Wait until every process has reached the barrier of this name."""
     if jax.process_count() > 1:
         sync_global_devices(name)
 
 
 def fail_together(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, but where it fails in one process it fails in all, so that none waits for one that has gone."""
+    """The function, but if it fails in one process it fails in all, so that none waits for one that has ended."""
 
     @wraps(function)
     def checked(*arguments: P.args, **options: P.kwargs) -> R:
@@ -163,16 +163,16 @@ def fail_together(function: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             result, failure = None, error
         if process_allgather(np.int32(failure is not None)).any():
-            raise failure or ValueError("another process has failed, and says why.")
+            raise failure or ValueError("another process failed; see its error.")
         return cast(R, result)
 
     return checked
 
 
 def on_process_zero(work: Callable[[], object]) -> None:
-    """Let process 0 do something to the files, once all have come here; all go on when it is done.
+    """Let process 0 change files, once all processes have arrived here; all continue when it is done.
 
-    What a process has read before, and decided by, is therefore the same in all of them.
+    So the files that processes read and base decisions on are the same for all of them.
     """
     barrier("process 0 writes")
     fail_together(lambda: work() if is_process_zero() else None)()
@@ -184,10 +184,10 @@ def write_on_process_zero(path: Path, data: bytes) -> None:
 
 
 def any_process(question: Callable[[], bool]) -> Callable[[], bool]:
-    """A question with the same answer in every process: yes, when it is yes in any.
+    """Whether a condition holds in any process, with the same answer in all of them.
 
-    Each process must ask equally often. Among several, an answer is that to the time before (at first no), so that no
-    step waits for it.
+    All processes must call it equally often. With several processes, the answer is that of the previous call (at first
+    False), so that no step waits for it.
     """
     if jax.process_count() == 1:
         return question

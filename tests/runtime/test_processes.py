@@ -83,7 +83,7 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(small_network, tmp_p
     killed = time.monotonic()
     for _, complaint in ended(pair, -signal.SIGKILL, -signal.SIGABRT, 1):
         last = complaint.splitlines()[-1]
-        assert last.startswith("qpsnn: error: a process of this run died. Start all of them again by the same commands")
+        assert last.startswith("qpsnn: error: a process of this run died. Start all of them again with the same")
         assert "Traceback" not in complaint
     assert time.monotonic() - killed < 60
 
@@ -129,7 +129,7 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(small_network, tmp_p
 def test_processes_that_do_not_run_the_same_all_end(tmp_path):
     pair = started(tmp_path / "run", count=2, odd=("--seed", "1"))
     (first, second) = (complaint.splitlines()[-1] for _, complaint in ended(pair, 2))
-    assert first == "qpsnn: error: another process has failed, and says why."
+    assert first == "qpsnn: error: another process failed; see its error."
     assert second.startswith(f"qpsnn: error: {tmp_path / 'run'} holds another run (seed is 0 there and 1 here)")
 
 
@@ -167,7 +167,7 @@ def test_a_port_that_is_taken_is_refused():
         ((2, 1, "host:port"), f"{ADDRESS}, got 'host:port'."),
         ((2, 1, "localhost:99999"), f"{ADDRESS}, got 'localhost:99999'."),
         ((2, 0, "localhost:0"), f"{ADDRESS}, got 'localhost:0'."),
-        ((2, 1, "no.such.host.invalid:80"), "coordinator 'no.such.host.invalid:80' is at no host that is known here."),
+        ((2, 1, "no.host.invalid:80"), "coordinator 'no.host.invalid:80' names a host that cannot be resolved."),
     ],
 )
 def test_what_cannot_be_joined_is_refused(arguments, message):

@@ -1,7 +1,7 @@
 """Tiny ImageNet as a TFDS data set, prepared from the official folder without TensorFlow.
 
-TFDS calls TensorFlow only to encode arrays and to unpack archives. This builder passes the JPEG files on as they are,
-from a folder that is already unpacked, and so needs neither. Importing this file imports TFDS; import it late.
+TFDS calls TensorFlow only to encode arrays and to unpack archives. This builder copies the JPEG files unchanged from
+a folder that is already unpacked, so it needs neither. Importing this file imports TFDS; import it late.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, listing: Listing) -> Iterator[tuple[str, dict[str, Any]]]:
         for row, (path, label) in enumerate(zip(listing.paths, listing.labels.tolist(), strict=True)):
-            read_image(path)  # a damaged file is refused now
+            read_image(path)  # a damaged file is an error now
             # The numbered id keeps the order of the folder, so both ways of reading draw the same subsets.
             name = f"{row:06d}_{path.name}"
             yield name, {"id": name, "image": path.read_bytes(), "label": label}
@@ -56,7 +56,7 @@ def build(folder: Path, data_dir: Path) -> Path:
         data_dir: the TFDS data directory to write to.
 
     Returns:
-        The folder that was written.
+        The written folder.
 
     Raises:
         ValueError: the official folder is incomplete or holds damaged images.
