@@ -1,4 +1,4 @@
-"""Does an export do what the trained network does: a comparison by layer."""
+"""Agreement of an export with the trained network, layer by layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Agreement:
 
 
 class Side(NamedTuple):
-    """A float network, and mean and std of each channel of the pixels that it reads."""
+    """A float network, with the mean and std of each channel of its pixels."""
 
     graph: Graph
     variables: Mapping[str, Any]
@@ -59,11 +59,11 @@ def compare(
     std: Sequence[float],
     labels: np.ndarray | None = None,
 ) -> Agreement:
-    """Run the float network and the interpreter of its integers side by side.
+    """Run the float network and its integer network on the same images, and compare.
 
     Args:
         graph, variables: the trained network.
-        network: what :func:`qpsnn_jax.export.folding.fold` made of it.
+        network: the integers of its folded network.
         pixels: uint8 images ``b h w c`` or frames ``b t h w c``.
         mean, std: of each channel, as in training.
         labels: integers ``b``, for the accuracies.
@@ -72,7 +72,7 @@ def compare(
         :class:`Agreement`.
 
     Raises:
-        ValueError: no images, or images of another shape than the network's.
+        ValueError: no images, or images of a shape other than the network's.
     """
     names = [layer.name for layer in network.folded.neurons]
 
@@ -84,7 +84,7 @@ def compare(
 
 
 def compare_networks(first: Side, second: Side, pixels: np.ndarray, labels: np.ndarray | None = None) -> Agreement:
-    """Run two float networks side by side, whose neurons have the same names.
+    """Run two float networks, whose neurons have the same names, on the same images, and compare.
 
     Args:
         first, second: the trained network and the one to compare with it.
@@ -95,7 +95,7 @@ def compare_networks(first: Side, second: Side, pixels: np.ndarray, labels: np.n
         :class:`Agreement`.
 
     Raises:
-        ValueError: no images, or images of another shape than the networks'.
+        ValueError: no images, or images of a shape other than the networks'.
     """
     names = first.graph.neurons
     return _compared(_runner(first, names), _runner(second, names), names, pixels, labels)
@@ -144,7 +144,7 @@ def mean_currents(
     """Time-mean of a float network's output currents, ``b classes``, from uint8 pixels ``b h w c`` or ``b t h w c``.
 
     Raises:
-        ValueError: mean and std do not fit the pixels, or the pixels the graph.
+        ValueError: mean and std do not match the pixels, or the pixels do not match the graph.
     """
     images = normalize(pixels, tuple(mean), tuple(std))
     output: Any = SpikingNetwork(graph, precision).apply(dict(variables), images)

@@ -1,7 +1,7 @@
 r"""The integers of a network: weights, biases, thresholds and shifts of every layer, with a bound on every membrane.
 
 With :math:`a` and :math:`b` the scale and bias of a channel and F its fractional bits, a membrane counts in units of
-:math:`a 2^{-F}`; bias, threshold and residuals are rounded to that. F is as large as the bound allows. NumPy alone.
+:math:`a 2^{-F}`; bias, threshold and residuals are rounded to that. F is as large as the bound allows. Uses only NumPy.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from qpsnn_jax.export.folded import Folded, Neurons
 FLOAT32 = 2**24
 INT32 = 2**31
 _MOST_FRACTION = 16
-# Of more fractional bits, a single synapse would leave 32 bits.
+# With more fractional bits, a single synapse would exceed 32 bits.
 _LARGEST_SHIFT = 31
 # Bits of a fine weight on pixels.
 FINE = 8
@@ -25,10 +25,10 @@ _NEGLIGIBLE = 2.0**-14
 class Constants(NamedTuple):
     """Integers of one layer of neurons; per output channel, shape ``o``.
 
-    ``weights`` are q, ``h w i o`` int32; on pixels ``fine`` are 256ths that come on top of them, 0 to 255, or None.
-    ``shift`` is F. ``live`` is False where the current is constant: the synapses then count nothing. ``pads`` ``h w o``
-    is what a tap outside the image adds (zero on spikes); ``residual`` what a residual spike adds. ``sums`` bounds the
-    size of Σ q S, and ``low``, ``high`` the membrane.
+    ``weights`` are q, ``h w i o`` int32; on pixels ``fine`` are additional 256ths, 0 to 255, or None.
+    ``shift`` is F. ``live`` is False if the current is constant: the synapses then have no effect. ``pads`` ``h w o``
+    is the contribution of a tap outside the image (zero on spikes); ``residual`` that of a residual spike. ``sums``
+    bounds the size of Σ q S, and ``low``, ``high`` the membrane.
     """
 
     weights: np.ndarray
@@ -57,7 +57,7 @@ def neuron_constants(folded: Folded, layer: Neurons) -> Constants:
     """The integers of a layer of neurons.
 
     Raises:
-        ValueError: a membrane could leave 32 bits, naming the layer.
+        ValueError: a membrane could exceed 32 bits, naming the layer.
     """
     stem = layer.source == folded.image.name
     weights, fine, scale = _integer_weights(layer)
@@ -66,7 +66,8 @@ def neuron_constants(folded: Folded, layer: Neurons) -> Constants:
     high = largest * np.maximum(weights + above, 0).sum((0, 1, 2), dtype=np.int64)
     low = largest * np.minimum(weights, 0).sum((0, 1, 2), dtype=np.int64)
     live = 2 * scale * np.maximum(high, -low) >= _NEGLIGIBLE * layer.threshold
-    # What a pixel of mean colour adds at each tap: subtracted everywhere by the bias, given back outside the image.
+    # The contribution of a pixel of mean colour at each tap: the bias subtracts it everywhere, ``pads`` adds it
+    # outside.
     means = np.asarray(folded.image.mean if stem else np.zeros(weights.shape[2]))
     real = weights if fine is None else weights + fine / (1 << FINE)
     pads = live * np.einsum("hwio,i->hwo", real, means)
@@ -78,7 +79,7 @@ def neuron_constants(folded: Folded, layer: Neurons) -> Constants:
     worst = int(np.maximum(ends[1], -ends[0]).max())
     if worst >= INT32:
         raise ValueError(
-            f"layer {layer.name!r}: a membrane could reach {worst:,}, which 32 bits do not hold; "
+            f"layer {layer.name!r}: a membrane could reach {worst:,}, which exceeds 32 bits; "
             "its batch-norm has a bias far above the threshold, or it has too many inputs."
         )
     bias, threshold, residual, pads = (array.astype(np.int32) for array in scaled.rounded(shift))
@@ -87,7 +88,7 @@ def neuron_constants(folded: Folded, layer: Neurons) -> Constants:
 
 
 class _Scaled(NamedTuple):
-    """The real numbers of a layer's channels in units of 1 (before F), and what they become at F fractional bits."""
+    """The real numbers of a layer's channels in units of 1 (before F), and their integers at F fractional bits."""
 
     unit: np.ndarray
     layer: Neurons
@@ -97,7 +98,7 @@ class _Scaled(NamedTuple):
     residual_largest: int
 
     def rounded(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Bias, threshold, residual and pads; capped, so that a hopeless channel shows in its bound."""
+        """Bias, threshold, residual and pads; clipped, so that a channel out of range shows in its bound."""
         one = np.ldexp(1.0, shift)
         bias = np.rint((self.layer.bias / self.unit - self.pads.sum((0, 1))) * one)
         level = self.layer.threshold / self.unit * one
@@ -120,12 +121,12 @@ class _Scaled(NamedTuple):
 
 
 def _capped(values: np.ndarray) -> np.ndarray:
-    """Integers, those that 32 bits do not hold as ±2³², whose sums stay within int64."""
+    """Integers; those that exceed 32 bits as ±2³², whose sums stay within int64."""
     return np.clip(values, -(2.0**32), 2.0**32).astype(np.int64)
 
 
 def _shifts(scaled: _Scaled, wanted: int, most: int) -> np.ndarray:
-    """The largest F up to ``most`` whose membranes are exact in float32; else T - 1, ``wanted``, or what 32 bits hold.
+    """The largest F up to ``most`` whose membranes are exact in float32; else T - 1, ``wanted``, or less for 32 bits.
 
     Below T - 1 the shifts lose less than one unit a of the sums, in channels where a is tiny beside b and θ.
     """
@@ -151,7 +152,7 @@ def _integer_weights(layer: Neurons) -> tuple[np.ndarray, np.ndarray | None, np.
 
 
 def _widest(layer: Neurons) -> int:
-    """The largest integer weight: 16 bits, or down to 8 where 32 bits would not hold the sum of so many pixels."""
+    """The largest integer weight: 16 bits, or down to 8 if the sum of so many pixels would exceed 32 bits."""
     taps = layer.kernel[..., 0].size
     return max(2**7, min(2**15, 2**21 // taps)) - 1
 
@@ -160,7 +161,7 @@ def readout_constants(folded: Folded) -> ReadoutConstants:
     """The integers of the readout.
 
     Raises:
-        ValueError: a logit could leave 32 bits, naming the layer.
+        ValueError: a logit could exceed 32 bits, naming the layer.
     """
     layer = folded.readout
     bound, reads = 0, folded.timesteps * layer.window[0] * layer.window[1] * folded.maps[layer.source].largest
@@ -168,7 +169,7 @@ def readout_constants(folded: Folded) -> ReadoutConstants:
         if layer.kernel.dtype == np.int8:
             weights, step = layer.kernel.astype(np.int64), 1.0
         else:
-            # As many bits, up to 16, as leave the logits within 32.
+            # As many bits, up to 16, as keep the logits within 32 bits.
             step = max(float(np.abs(layer.kernel).max()), 1e-30) / (2 ** (width - 1) - 1)
             weights = np.rint(layer.kernel.astype(np.float64) / step).astype(np.int64)
         unit = layer.scale * step / (folded.timesteps * layer.window[0] * layer.window[1])
@@ -176,6 +177,4 @@ def readout_constants(folded: Folded) -> ReadoutConstants:
         bound = int((reads * np.abs(weights).sum((0, 1, 2)) + np.abs(bias)).max())
         if bound < INT32:
             return ReadoutConstants(weights.astype(np.int32), bias.astype(np.int32), unit, bound)
-    raise ValueError(
-        f"layer {layer.name!r}: a logit could reach {bound:,}, which 32 bits do not hold; use fewer steps."
-    )
+    raise ValueError(f"layer {layer.name!r}: a logit could reach {bound:,}, which exceeds 32 bits; use fewer steps.")

@@ -1,7 +1,7 @@
-"""A folded network: layers of spiking neurons as integer codes, one scale and one bias per channel. NumPy alone.
+"""A folded network: layers of spiking neurons as integer codes, one scale and one bias per channel. Uses only NumPy.
 
-This is what the packed file holds and what every integer export starts from. Maps are ``h w c``; a dense layer is a
-convolution whose kernel covers its whole input. Values are spikes, 0 or 1, or sums of them (small integers).
+The packed file holds it, and every integer export starts from it. Maps are ``h w c``; a dense layer is a
+convolution whose kernel covers its complete input. Values are spikes, 0 or 1, or sums of them (small integers).
 """
 
 import math
@@ -127,7 +127,7 @@ class Folded:
     """A folded network: its input, its layers in order, the :class:`Readout` last, and the number of steps T.
 
     Raises:
-        ValueError: at construction, naming the layer, if anything does not fit together.
+        ValueError: at construction, naming the layer, if anything is inconsistent.
     """
 
     image: Image
@@ -206,7 +206,7 @@ def sources(layer: Layer) -> tuple[str, ...]:
 
 
 def _synapses(layer: Layer) -> int:
-    """What each value of a layer's map is computed from."""
+    """The number of values from which each value of a layer's map is computed."""
     if isinstance(layer, MaxPool):
         return math.prod(layer.window)
     return 1 if isinstance(layer, Sum) else math.prod(layer.kernel.shape[:3])
@@ -253,7 +253,7 @@ def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
         h, w, channels = maps[residual.source].shape
         stride = integer("the stride of its residual", residual.stride, 1, _MOST)
         if not set(residual.channels) <= {-1, *range(channels)}:
-            raise ValueError("its residual names channels that are not there.")
+            raise ValueError("its residual names channels that do not exist.")
         given = (-(-h // stride), -(-w // stride), len(residual.channels))
         if given != (*size, outputs):
             raise ValueError(f"adds a residual of shape {given} to currents of shape {(*size, outputs)}.")

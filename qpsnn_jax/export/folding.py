@@ -31,14 +31,14 @@ _FULL = 32
 
 
 class _Terms(NamedTuple):
-    """What flows into a neuron: convolutions with their batch-norms, and residual spikes."""
+    """The terms of a neuron's current: convolutions with their batch-norms, and residual spikes."""
 
     synapses: list[tuple[Conv | Dense, BatchNorm | None]]
     residuals: list[Residual]
 
 
 class Weights(NamedTuple):
-    """Variables in float64, and of every quantized layer the codes c and the scale γ/s of each channel."""
+    """Variables in float64, and for every quantized layer the codes c and the scale γ/s of each channel."""
 
     variables: Mapping[str, Any]
     codes: Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -68,22 +68,22 @@ def fold(
 
     With :math:`f = w_{bn}/\sqrt{var+ε}`, the current :math:`f(\frac{γ}{s} Σ q S + c - μ) + β` of a channel is
     :math:`a Σ q S + b` with :math:`a = f γ/s` and :math:`b = f(c - μ) + β`. Where a is negative, the channel's codes
-    are flipped, q to -q, and a becomes positive. On pixels p, :math:`(p/255 - m)/σ` is folded into the weights, which
+    are negated, q to -q, and a becomes positive. On pixels p, :math:`(p/255 - m)/σ` is folded into the weights, which
     then are those of one grey level.
 
     Args:
-        graph: a network whose layers, but for the first and the last, are quantized and read spikes.
+        graph: a network whose layers, except the first and the last, are quantized and read spikes.
         variables: its ``params``, ``batch_stats`` and ``scales``.
         mean, std: of each input channel, pixels scaled to [0, 1].
-        stem_bits: of the weights on pixels: 8, rounded to the nearest for each channel, or 32, float32 as they are.
+        stem_bits: of the weights on pixels: 8, rounded to the nearest for each channel, or 32 for float32.
         readout_bits: of the readout's weights: 8, with one scale for all classes, or 32.
 
     Returns:
-        A :class:`Folded` of NumPy arrays. ``gamma``, ``per`` and the gains of a pruned network are in its codes and
-        scales; the number of steps is the graph's.
+        A :class:`Folded` of NumPy arrays. ``gamma``, ``granularity`` and the gains of a pruned network are in its codes
+        and scales; the number of steps is the graph's.
 
     Raises:
-        ValueError: something that whole numbers do not express, naming the node: attention, a leak other than ½, a soft
+        ValueError: something that integers cannot express, naming the node: attention, a leak other than ½, a soft
             reset, a layer that is not quantized or does not read spikes, an average-pool that is not the readout's.
 
     References:
@@ -95,7 +95,7 @@ def fold(
     pixels = graph.input.shape[2]
     check_statistics(mean, std, pixels)
     if attention := next((node for node in graph.nodes if isinstance(node, Attention)), None):
-        raise ValueError(f"node {attention.name!r}: spiking self-attention has no form in whole numbers here.")
+        raise ValueError(f"node {attention.name!r}: spiking self-attention cannot be exported as integers.")
     center, spread = (np.asarray(x, np.float64) for x in (mean, std))
     source = _Source(graph, weights_of(graph, variables), {graph.input.name}, center, spread, stem_bits)
     layers: list[Layer] = []
@@ -115,7 +115,7 @@ def weights_of(graph: Graph, variables: Mapping[str, Any]) -> Weights:
 
 
 def affine(weights: Weights, conv: Conv | Dense, norm: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:
-    r"""Factor a on the sums of whole (or, unquantized, real) weights and bias b of every channel.
+    r"""Factor a on the sums of integer (or, unquantized, real) weights, and bias b of every channel.
 
     Args:
         weights: from :func:`weights_of`.
@@ -137,7 +137,7 @@ def affine(weights: Weights, conv: Conv | Dense, norm: BatchNorm | None) -> tupl
 
 
 def summed_weights(weights: Weights, conv: Conv | Dense) -> np.ndarray:
-    """What a layer's factor stands before, float64: its odd integers 2c - s, or unquantized its kernel."""
+    """The weights that a layer's factor multiplies, float64: the odd integers 2c - s, or unquantized the kernel."""
     if conv.quantizer is None:
         return weights.variables["params"][conv.name]["kernel"]
     return 2.0 * weights.codes[conv.name][0] - ((1 << conv.quantizer.bits) - 1)
@@ -166,14 +166,16 @@ def _all_codes(quantizers: tuple[tuple[str, Quantizer], ...], params: Any, scale
 
 
 def _layer(source: _Source, node: Any) -> Layer | None:
-    """The layer that a node becomes, or None for a node that is folded into another."""
+    """The layer of a node, or None for a node that is folded into another."""
     spiking = source.maps - {source.graph.input.name}
     match node:
         case LIF():
             return _neurons(source, node)
         case MaxPoolNode():
             if node.input not in spiking:
-                raise ValueError(f"node {node.name!r}: max-pool of what is not spikes has no form in whole numbers.")
+                raise ValueError(
+                    f"node {node.name!r}: a max-pool of other values than spikes cannot be exported as integers."
+                )
             return MaxPool(node.name, node.input, node.window, node.strides, node.padding)
         case Add() if node.first in spiking and node.second in spiking:
             return Sum(node.name, node.first, node.second)
@@ -183,13 +185,13 @@ def _layer(source: _Source, node: Any) -> Layer | None:
 def _neurons(source: _Source, node: LIF) -> Neurons:
     if node.tau != 0.5 or node.reset != "hard":
         raise ValueError(
-            f"node {node.name!r}: only a leak of 0.5 and a hard reset have a form in whole numbers, "
+            f"node {node.name!r}: only a leak of 0.5 and a hard reset can be exported as integers, "
             f"got tau {node.tau} and a {node.reset} reset."
         )
     terms = _terms(source, node.input)
     if len(terms.synapses) != 1 or len(terms.residuals) > 1:
         raise ValueError(
-            f"node {node.name!r}: neurons of whole numbers take one convolution and at most one residual of spikes, "
+            f"node {node.name!r}: integer neurons read one convolution and at most one residual of spikes, "
             f"got {len(terms.synapses)} and {len(terms.residuals)}."
         )
     conv, norm = terms.synapses[0]
@@ -220,7 +222,7 @@ def _neurons(source: _Source, node: LIF) -> Neurons:
 
 
 def _terms(source: _Source, name: str) -> _Terms:
-    """What the current ``name`` is the sum of."""
+    """The terms whose sum is the current ``name``."""
     node = source.graph.by_name[name]
     shape = source.graph.values[name].shape
     if name in source.maps and not isinstance(node, Input):
@@ -235,16 +237,18 @@ def _terms(source: _Source, name: str) -> _Terms:
         case Add():
             first, second = _terms(source, node.first), _terms(source, node.second)
             return _Terms(first.synapses + second.synapses, first.residuals + second.residuals)
-    raise ValueError(f"node {name!r}: a current of neurons that is no convolution and no spikes cannot be folded.")
+    raise ValueError(f"node {name!r}: a current of neurons that is neither a convolution nor spikes cannot be folded.")
 
 
 def _reads(source: _Source, conv: Conv | Dense) -> tuple[str, np.ndarray]:
-    """The map that a layer reads, and its weights ``h w i o``: codes where it is quantized."""
+    """The map that a layer reads, and its weights ``h w i o``: codes if it is quantized."""
     graph, name = source.graph, conv.input
     if isinstance(node := graph.by_name[name], Flatten):
         name = node.input
     if name not in source.maps:
-        raise ValueError(f"node {conv.name!r} reads {name!r}, which is not spikes; that has no form in whole numbers.")
+        raise ValueError(
+            f"node {conv.name!r} reads {name!r}, which is not spikes; that cannot be exported as integers."
+        )
     weights = source.weights
     kernel = weights.codes[conv.name][0] if conv.quantizer else weights.variables["params"][conv.name]["kernel"]
     if isinstance(conv, Dense):
@@ -256,7 +260,7 @@ def _reads(source: _Source, conv: Conv | Dense) -> tuple[str, np.ndarray]:
 def _stem(source: _Source, conv: Conv | Dense, kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Weights of a grey level, with a positive scale for each channel."""
     if conv.quantizer:
-        raise ValueError(f"node {conv.name!r} reads the image; leave it in full precision, its export rounds it.")
+        raise ValueError(f"node {conv.name!r} reads the image; keep it in full precision, the export rounds it.")
     kernel = kernel / (255 * source.std[:, None])
     if source.stem_bits == _FULL:
         return kernel.astype(np.float32), np.ones(conv.features), _FULL

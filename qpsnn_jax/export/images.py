@@ -1,4 +1,4 @@
-"""Classifying image files with a packed network. NumPy and Pillow alone."""
+"""Classifying image files with a packed network. Uses only NumPy and Pillow."""
 
 from collections.abc import Iterator
 from os import PathLike
@@ -24,7 +24,7 @@ class Classified(NamedTuple):
 
 
 class Unclassified(NamedTuple):
-    """An image file that cannot be classified, and one sentence that names it and says why."""
+    """An image file that cannot be classified, and one sentence with its name and the reason."""
 
     path: Path
     reason: str

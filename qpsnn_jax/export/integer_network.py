@@ -1,4 +1,4 @@
-r"""The network as a device computes it, in integers: the interpreter that every generated program agrees with.
+r"""The integer network: computes with integers, as a device does. Every generated program equals it bit for bit.
 
 With :math:`a` and :math:`b` the scale and bias of a channel and F its fractional bits, a membrane is an int32:
 
@@ -6,8 +6,8 @@ With :math:`a` and :math:`b` the scale and bias of a channel and F its fractiona
     V ← \lfloor V/2 \rfloor + 2^F Σ q S + \mathrm{round}(2^F b/a) + R·\mathrm{round}(2^F/a),
     \quad S = [V ≥ \lceil 2^F θ/a \rceil], \quad V ← V (1 - S)
 
-The leak is an arithmetic shift. With F ≥ T - 1 it loses nothing of the sums of integers; F is larger where the bound
-of :mod:`~qpsnn_jax.export.constants` allows it, so that b and θ are finer. NumPy alone.
+The leak is an arithmetic shift. With F ≥ T - 1 the sums of integers are shifted without loss; F is larger if the
+bound of :mod:`~qpsnn_jax.export.constants` allows it, so that b and θ are finer. Uses only NumPy.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from qpsnn_jax.export.constants import (
 )
 from qpsnn_jax.export.folded import Folded, MaxPool, Neurons, Readout, Residual, Sum
 
-# Numbers in the patches that are multiplied at once.
+# Elements in the patches that are multiplied at once.
 _CHUNK = 2**24
 
 
@@ -44,7 +44,7 @@ class IntegerNetwork:
         """The integers of a folded network.
 
         Raises:
-            ValueError: a membrane or a logit could leave 32 bits, naming the layer.
+            ValueError: a membrane or a logit could exceed 32 bits, naming the layer.
         """
         neurons = {layer.name: neuron_constants(folded, layer) for layer in folded.neurons}
         return cls(folded, neurons, readout_constants(folded))
@@ -53,7 +53,7 @@ class IntegerNetwork:
         """Logits of images, as integers.
 
         Args:
-            pixels: uint8 images ``b h w c``, or frames ``b t h w c`` where the network takes frames.
+            pixels: uint8 images ``b h w c``, or frames ``b t h w c`` if the network takes frames.
             capture: names of layers whose maps are returned too, uint8 ``b t h w c``.
 
         Returns:
@@ -127,7 +127,7 @@ def _products(patches: np.ndarray, weights: np.ndarray, bound: int) -> np.ndarra
 
 def _spikes(folded: Folded, layer: Neurons, constants: Constants, maps: Mapping[str, np.ndarray]) -> np.ndarray:
     driven = currents(layer, constants, maps)
-    # The bound of the constants says that int32 holds every membrane.
+    # By the bound of the constants, int32 holds every membrane.
     driven = np.broadcast_to(driven, (len(driven), folded.timesteps, *driven.shape[2:])).astype(np.int32)
     spikes = np.zeros(driven.shape, np.uint8)
     membrane = np.zeros_like(driven[:, 0])

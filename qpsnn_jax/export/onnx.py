@@ -1,7 +1,7 @@
-"""ONNX: a folded network with its codes as integers, time unrolled, for onnxruntime. NumPy and ``onnx`` alone.
+"""ONNX: a folded network with its codes as integers, time unrolled, for onnxruntime. Uses only NumPy and ``onnx``.
 
-Codes are stored in 2, 4 or 8 bits. DequantizeLinear and a subtraction make the odd integers q of them, so that a
-convolution sums whole numbers; scale and bias come after it.
+Codes are stored in 2, 4 or 8 bits. DequantizeLinear and a subtraction turn them into the odd integers q, so a
+convolution sums integers; scale and bias follow.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ import numpy as np
 from qpsnn_jax.export.folded import Folded, MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.runtime.files import write_atomically
 
-# The first version with integers of 2 bits; of 4 bits it is 21.
+# The first version with 2-bit integers; 4-bit integers need 21.
 _OPSET_2_BITS = 25
 _OPSET = 21
 
 
 class _Builder:
-    """Nodes and constants as they are added; every method returns the name of a value."""
+    """Collects nodes and constants; every method returns the name of a value."""
 
     def __init__(self, helper: Any, types: Any) -> None:
         self.helper, self.types = helper, types
@@ -151,7 +151,7 @@ def _currents(build: _Builder, layer: Neurons, inputs: list[str]) -> list[str]:
 
 
 def _weights(build: _Builder, layer: Neurons) -> str:
-    """Weights ``o i h w`` as floating whole numbers, stored as codes; on pixels as they are."""
+    """Weights ``o i h w`` as floating integers, stored as codes; on pixels unchanged."""
     kernel = np.ascontiguousarray(layer.kernel.transpose(3, 2, 0, 1))
     if kernel.dtype == np.float32:
         return build.constant(kernel)
@@ -186,7 +186,7 @@ def _carrier(build: _Builder, residual: Residual, channels: int) -> Callable[[st
 
 
 def _readout(build: _Builder, layer: Readout, spikes: list[str]) -> str:
-    """A convolution over the whole pooled map: a matrix product would be fused and summed in another order."""
+    """A convolution over the complete pooled map: a matrix product would be fused and summed in another order."""
     summed = build.one("Sum", *spikes)
     pooled = summed
     if layer.window != (1, 1):

@@ -27,11 +27,11 @@ def stablehlo(
         mean, std: of each input channel, pixels scaled to [0, 1].
 
     Returns:
-        What :func:`jax.export.export` gives for uint8 pixels ``b h w c`` or ``b t h w c`` with a symbolic b:
+        The result of :func:`jax.export.export` for uint8 pixels ``b h w c`` or ``b t h w c`` with a symbolic b:
         ``.call(pixels)`` runs it, ``.mlir_module_serialized`` is the portable StableHLO, ``.serialize()`` both.
 
     Raises:
-        ValueError: mean and std do not fit the graph's input.
+        ValueError: mean and std do not match the graph's input.
     """
     steps = (graph.timesteps,) if graph.input.frames else ()
     shape = export.symbolic_shape(", ".join(["b", *(str(n) for n in (*steps, *graph.input.shape))]))
@@ -48,7 +48,7 @@ def write_stablehlo(
     """Write the portable StableHLO of :func:`stablehlo`, under a temporary name first; returns its bytes.
 
     Raises:
-        ValueError: mean and std do not fit the graph's input.
+        ValueError: mean and std do not match the graph's input.
     """
     data = stablehlo(graph, variables, mean, std).mlir_module_serialized
     write_atomically(path, data)

@@ -1,4 +1,4 @@
-"""What a packed network holds, as text."""
+"""Text that summarizes a packed network."""
 
 import math
 
@@ -33,7 +33,7 @@ def summary(packed: Packed) -> str:
 
 
 def _text(note: object) -> str:
-    """A note without what a terminal would obey: the notes are whatever a stranger wrote."""
+    """A note without control characters: the notes are untrusted text."""
     return ascii(note)[1:-1] if isinstance(note, str) else "?"
 
 

@@ -1,4 +1,4 @@
-"""Files of PyTorch tensors, and tensors as float32 arrays; PyTorch itself is needed for its own files alone."""
+"""Files of PyTorch tensors, and tensors as float32 arrays; PyTorch is needed only for its own files."""
 
 import warnings
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _NUMBERS = "fiu"  # kinds of NumPy dtypes
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Any]:
     """The tensors of a checkpoint file: what ``torch.save`` wrote (needs PyTorch), or an ``.npz`` of the state dict.
 
-    A dictionary that keeps the state dict under ``state_dict`` or ``model`` is opened.
+    The state dict may be under ``state_dict`` or ``model``.
 
     Args:
         path: the file.
@@ -38,7 +38,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Any]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 loaded = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:  # unpickling raises what the bytes lead it to
+        except Exception:  # unpickling damaged bytes raises any exception
             raise unreadable(path, "is not a readable PyTorch checkpoint of plain tensors") from None
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -64,7 +64,7 @@ def float32_array(name: str, tensor: Any) -> np.ndarray:
             array = np.asarray(_dense(tensor))
             numbers = array.dtype.kind in _NUMBERS or array.dtype.name.startswith(("bfloat", "float"))
             converted = array.astype(np.float32) if numbers else None
-    except Exception as error:  # PyTorch says in many ways that a tensor has no values
+    except Exception as error:  # PyTorch has many exceptions for a tensor without values
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(" .")
         raise ValueError(f"tensor {name!r} cannot be read as plain numbers ({reason}).") from None
     if converted is None:
@@ -75,7 +75,7 @@ def float32_array(name: str, tensor: Any) -> np.ndarray:
 
 
 def _dense(tensor: Any) -> Any:
-    """What NumPy reads: of a PyTorch tensor its values on the host, half precision widened."""
+    """An array that NumPy can read: the values of a PyTorch tensor on the host, half precision widened."""
     if not hasattr(tensor, "detach"):
         return tensor
     kinds = {

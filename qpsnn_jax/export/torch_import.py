@@ -40,7 +40,7 @@ def import_torch(
             lists under two names may appear under both; a ``module.`` prefix is ignored.
         bits: b of the quantized convolutions (a checkpoint does not say).
         timesteps: T.
-        input_size: height and width of the images of a ResNet20; a VGG-16 tells its own.
+        input_size: height and width of the images of a ResNet20; that of a VGG-16 follows from its weights.
         granularity, ste: see :class:`qpsnn_jax.Quantizer`.
 
     Returns:
@@ -101,14 +101,16 @@ class _Tensors:
         return array.shape
 
     def check_all_used(self) -> None:
-        """Every tensor was read, but for the counts of batches."""
+        """Check that every tensor was read, except the counts of batches."""
         for name, key in self.given.items():
             if name not in self.used and not name.endswith(".num_batches_tracked"):
-                raise ValueError(f"state_dict has the tensor {key!r}, which is not of the network its others tell.")
+                raise ValueError(
+                    f"state_dict has the tensor {key!r}, which does not belong to the network of the others."
+                )
 
 
 def _first_name(key: str) -> str:
-    """The released code lists a convolution and its batch-norm again together, and a batch-norm again by itself."""
+    """The released code lists a convolution with its batch-norm a second time, and a batch-norm alone too."""
     name = key.removeprefix("module.").replace(".seqbn.module.", ".bn.")
     name = re.sub(r"\bconv(\d)_s\.layer\.module\.", r"conv\1.", name)
     return re.sub(r"\bconv(\d)_s\.bn\.", r"bn\1.", name)
@@ -163,7 +165,7 @@ def _variables(graph: Graph, tensors: _Tensors, names: Mapping[str, str]) -> dic
                 leaves = {ours: tensors.array(f"{name}.{theirs}", features) for theirs, ours in _BATCH_NORM.items()}
                 variables["params"][node.name] = {k: leaves[k] for k in ("scale", "bias")}
                 variables["batch_stats"][node.name] = {k: leaves[k] for k in ("mean", "var")}
-    # A copy: the arrays may share memory with a PyTorch model that goes on training.
+    # A copy: the arrays may share memory with a PyTorch model that is trained further.
     return jax.tree.map(jnp.array, variables)
 
 

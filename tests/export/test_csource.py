@@ -96,7 +96,10 @@ def test_a_trained_network_from_the_command_line_to_its_program(small_run, tmp_p
     assert text.working_bytes == working
     assert main(command) == 2
     assert "net.c exists; choose another --out." in capsys.readouterr().err
-    for out, message in (("other", "must be named NAME.c"), ("my-net.c", "to be a name in C, got 'my-net'")):
+    for out, message in (
+        ("other", "must be named NAME.c"),
+        ("my-net.c", "must be a C identifier (letters, digits and _), got 'my-net'"),
+    ):
         assert main([*command[:-1], str(tmp_path / out)]) == 2
         assert message in capsys.readouterr().err
     _, logits = run([*compiler("gcc"), "-O2"], text, data.test.images, tmp_path)

@@ -86,11 +86,11 @@ REFUSED = {
     "attention": (spikingformer(width=1 / 4, blocks=1), "node 'block0.attn.product': spiking self-attention"),
     "max-pool of currents": (
         _graph(Conv("conv1", "image", 2), MaxPool("pool", "conv1"), LIF("lif1", "pool")),
-        "node 'pool': max-pool of what is not spikes",
+        "node 'pool': a max-pool of other values than spikes",
     ),
     "quantized stem": (
         _graph(Conv("conv1", "image", 2, quantizer=Quantizer(2)), LIF("lif1", "conv1")),
-        "node 'conv1' reads the image; leave it in full precision",
+        "node 'conv1' reads the image; keep it in full precision",
     ),
     "average-pool between": (
         _graph(*STEM, AveragePool("pool", "lif1"), Conv("conv2", "pool", 2, quantizer=Quantizer(2)), LIF("l", "conv2")),
@@ -104,7 +104,7 @@ REFUSED = {
         _graph(*STEM, AveragePool("pool", "lif1"), LIF("lif2", "pool")),
         "node 'pool': a current of neurons",
     ),
-    "no synapses": (_graph(*STEM, LIF("lif2", "lif1")), "node 'lif2': neurons of whole numbers take one convolution"),
+    "no synapses": (_graph(*STEM, LIF("lif2", "lif1")), "node 'lif2': integer neurons read one convolution"),
     "no readout": (_graph(*STEM), "node 'lif1': the last node must be a dense readout"),
 }
 

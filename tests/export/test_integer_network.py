@@ -104,7 +104,7 @@ def test_big_maps_are_multiplied_in_pieces(monkeypatch):
 
 
 def test_overflow_is_refused():
-    with pytest.raises(ValueError, match="layer 'lif': a membrane could reach .* which 32 bits do not hold"):
+    with pytest.raises(ValueError, match="layer 'lif': a membrane could reach .* which exceeds 32 bits"):
         IntegerNetwork.of(_tiny(threshold=1.0, timesteps=2, bias=1e12))
     with pytest.raises(ValueError, match="layer 'fc': a logit could reach"):
         IntegerNetwork.of(_tiny(threshold=1.0, timesteps=2, readout_bias=1e12))
@@ -147,7 +147,7 @@ BROKEN = {
         r"layer 'image': 1024 maps of shape \(300, 300, 1\) are too large",
     ),
     "window": (lambda f: _changed(f, -1, window=(3, 2)), "does not fit"),
-    "residual": (lambda f: _changed(f, 1, residual=Residual("lif1", (0, 8) * 8)), "names channels that are not there"),
+    "residual": (lambda f: _changed(f, 1, residual=Residual("lif1", (0, 8) * 8)), "names channels that do not exist"),
     "residual shape": (lambda f: _changed(f, 1, residual=Residual("lif1", (0,) * 16, 2)), "adds a residual of shape"),
 }
 

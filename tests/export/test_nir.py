@@ -310,7 +310,7 @@ FOREIGN = {
     "fast": (lambda: _foreign(tau=np.full(6, 5e-5)), "node 'cells': only neurons .* tau 5e-05 with dt 0.0001"),
     "cycle": (lambda: _foreign(edges=[("cells", "first")]), "node '(first|cells)': it is part of a cycle"),
     "spikes out": (lambda: _spikes_out(), "node 'out': its input must be one layer"),
-    "dead end": (lambda: _with("side", _neurons((6,)), ("first", "side")), "node 'side': no edge leads on from it"),
+    "dead end": (lambda: _with("side", _neurons((6,)), ("first", "side")), "node 'side': no edge starts at it"),
     "nothing read": (lambda: _with("side", _neurons((6,)), ("side", "last")), "node 'side': no edge leads to it"),
     "edge to nothing": (lambda: _foreign(edges=[("cells", "absent")]), "an edge from 'cells' to 'absent'"),
     "two inputs": (lambda: _with("in2", nir.Input(np.array([6])), ("in2", "last")), "exactly one Input"),

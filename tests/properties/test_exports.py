@@ -65,7 +65,7 @@ def test_whole_numbers_spike_as_the_float_network_does(seed):
     variables, pixels = variables_of(graph, seed), pixels_of(graph, seed)
     network, said = refused(lambda: IntegerNetwork.of(fold(graph, variables, *moments(graph))), graph)
     if network is None:
-        assert seed % 4 == 0 or "32 bits do not hold" in said
+        assert seed % 4 == 0 or "exceeds 32 bits" in said
         return
     folded = network.folded
     logits, maps = network(pixels, [layer.name for layer in folded.layers[:-1]])
@@ -83,7 +83,7 @@ def test_whole_numbers_spike_as_the_float_network_does(seed):
 
 
 def unit_of_logits(network: IntegerNetwork, maps: dict[str, np.ndarray]) -> float:
-    """What whole numbers round of a logit: its bias, and each weight that was not whole."""
+    """The rounding error of a logit in integers: of its bias, and of each weight that was not an integer."""
     readout = network.folded.readout
     reads = readout.kernel.dtype == np.float32 and maps[readout.source].sum((1, 2, 3, 4)).max() * np.prod(
         readout.window
@@ -109,7 +109,7 @@ def kernels(graph: Graph, variables: Any) -> dict[str, np.ndarray]:
 
 
 def rounding(layer: Neurons, constants: Constants, folded: Folded) -> np.ndarray:
-    """What whole numbers round of a membrane, in the units of currents."""
+    """The rounding error of a membrane in integers, in the units of currents."""
     unit = layer.threshold / np.maximum(constants.threshold - 1, 1)
     added = folded.maps[layer.residual.source].largest if layer.residual else 0
     constant = np.where(constants.live, 0, 2.0**-12 * layer.threshold)

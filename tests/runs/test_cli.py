@@ -99,7 +99,7 @@ WRONG = {
     "verify nothing": (["verify", "absent", "--format", "c"], "absent holds no finished network"),
     "infer from nothing": (["infer", "absent.qpsnn", "foreign"], "absent.qpsnn"),
     "info of nothing": (["info", "absent.qpsnn"], "absent.qpsnn"),
-    "info of no network": (["info", "empty.py"], "empty.py is not a packed network: it does not begin like one."),
+    "info of no network": (["info", "empty.py"], "empty.py is not a packed network: it has another signature."),
 }
 
 

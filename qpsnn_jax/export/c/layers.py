@@ -1,4 +1,4 @@
-"""The layers of a network in C: their constants as text, and the call that runs each."""
+"""The layers of a network in C: their constants as text, and the calls that run them."""
 
 import re
 from typing import NamedTuple
@@ -68,7 +68,7 @@ def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons
 
 
 def _residual_arrays(constants: Constants, layout: Layout, layer: Neurons) -> dict[str, tuple[str, np.ndarray]]:
-    """What a residual spike adds, and the channel that each output takes unless it is its own."""
+    """The contribution of a residual spike, and the channel of each output if it is not its own."""
     if layer.residual is None:
         return {}
     arrays = {"added": ("int32_t", padded(constants.residual, 0, layout.words))}

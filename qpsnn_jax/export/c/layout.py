@@ -1,4 +1,4 @@
-"""Where things lie in the generated C program: words and lanes, maps in memory, patches in groups, packed weights."""
+"""The memory layout of the generated C program: words and lanes, maps, groups of patches, packed weights."""
 
 import math
 from collections.abc import Iterable
@@ -8,21 +8,21 @@ import numpy as np
 
 from qpsnn_jax.export.folded import Folded, Map, Neurons, sources
 
-# As many counters of 64 bits as 16 vector registers of 512 bits hold; processors that have such registers have 32.
+# As many 64-bit counters as fit into 16 vector registers of 512 bits; processors with such registers have 32.
 _COUNTERS = 128
-# Sixteen lanes are faster where they hardly take more weights; narrow layers fill them badly.
+# Sixteen lanes are faster if they hardly need more weights; narrow layers do not fill them.
 _WORTH_16_LANES = 1.15
 
 
 class WordFormat(NamedTuple):
-    """Bits of a word of spikes, and how many outputs are computed side by side."""
+    """Bits of a word of spikes, and how many outputs are computed in parallel."""
 
     word: int
     lanes: int
 
 
 class Layout(NamedTuple):
-    """A network, its words, where each map lies in the shared array, and the array's bytes."""
+    """A network, its words, the place of each map in the shared array, and the array's bytes."""
 
     folded: Folded
     words: WordFormat
@@ -31,7 +31,7 @@ class Layout(NamedTuple):
 
 
 def lay_out(folded: Folded, word: int) -> Layout:
-    """Choose lanes, and put the maps into memory first fit, each for the time that it is needed.
+    """Choose lanes, and allocate the maps first-fit, each for the time that it is needed.
 
     Args:
         folded: the network.
@@ -79,14 +79,14 @@ def words_of(layer: Neurons, words: WordFormat) -> int:
 
 
 def groups_of(layout: Layout, layer: Neurons) -> tuple[int, int]:
-    """How many patches a kernel takes at once, and how many are left over for the last call (or as many)."""
+    """How many patches a kernel takes at once, and how many the last call takes."""
     patches = patches_of(layout.folded, layer)
     group = min(patches, max(1, _COUNTERS // (layout.words.lanes * layer.bits)))
     return group, patches % group or group
 
 
 def padded(array: np.ndarray, value: int, words: WordFormat) -> np.ndarray:
-    """The last axis filled up to whole blocks of lanes."""
+    """The last axis padded to full blocks of lanes."""
     spread = [(0, 0)] * (array.ndim - 1) + [(0, -array.shape[-1] % words.lanes)]
     return np.pad(array, spread, constant_values=value)
 

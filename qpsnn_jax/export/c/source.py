@@ -4,10 +4,10 @@ Spikes are packed, 64 to a word. A sum :math:`Σ q S` over codes of b bits is
 
 .. math:: 2 \sum_p 2^p\, \mathrm{popcount}(S ∧ C_p) - (2^b - 1)\, \mathrm{popcount}(S)
 
-with :math:`C_p` bit p of the codes. The words of 8 or 16 outputs lie side by side, so that a compiler makes one vector
-operation of them, and each word of weights that is read serves several steps at once. Words without a spike are
-skipped. A layer runs through all steps at one position before it goes on to the next, so that membranes are never
-stored; maps of spikes share one static array, each as long as it is needed. NumPy alone.
+with :math:`C_p` bit p of the codes. The words of 8 or 16 outputs are contiguous, so that a compiler turns them into one
+vector operation, and each word of weights is used for several steps at once. Words without a spike are
+skipped. A layer computes all steps at one position before the next position, so membranes are never stored. Maps of
+spikes share one static array, each as long as it is needed. Uses only NumPy.
 """
 
 import re
@@ -24,7 +24,7 @@ from qpsnn_jax.runtime.files import write_together
 
 
 class CSource(NamedTuple):
-    """Text of the C file and of its header, and the bytes of static working memory and of constants they take."""
+    """Text of the C file and of its header, and their bytes of static working memory and of constants."""
 
     source: str
     header: str
@@ -35,8 +35,8 @@ class CSource(NamedTuple):
 def c_source(network: IntegerNetwork, name: str = "qpsnn", *, portable: bool = False) -> CSource:
     """Generate C99 that computes what :class:`IntegerNetwork` computes, bit for bit.
 
-    The file needs nothing but ``stdint.h``: no floating point, no ``malloc``; weights are multiplied by pixels alone.
-    Its function is ``int NAME_infer(const uint8_t *image, int32_t *logits)``, or ``NAME_infer_frames`` where the
+    The file needs nothing but ``stdint.h``: no floating point, no ``malloc``; multiplications only of weights by
+    pixels. Its function is ``int NAME_infer(const uint8_t *image, int32_t *logits)``, or ``NAME_infer_frames`` if the
     network takes frames: pixels ``[t] h w c`` in, integer logits out; it returns the class with the largest logit.
 
     Args:
@@ -48,10 +48,10 @@ def c_source(network: IntegerNetwork, name: str = "qpsnn", *, portable: bool = F
         :class:`CSource`. The file includes ``NAME.h``.
 
     Raises:
-        ValueError: a name that is no C identifier, or a network that the program does not express, naming the layer.
+        ValueError: a name that is no C identifier, or a network that the program cannot express, naming the layer.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,60}", name):
-        raise ValueError(f"the file's name must be letters, digits and _ to be a name in C, got {name!r}.")
+        raise ValueError(f"the file's name must be a C identifier (letters, digits and _), got {name!r}.")
     folded = network.folded
     layout = lay_out(folded, 32 if portable else 64)
     texts = [layer_text(network, layout, index, layer) for index, layer in enumerate(folded.layers)]
@@ -86,7 +86,7 @@ def write_c(path: str | PathLike[str], network: IntegerNetwork, *, portable: boo
         network, portable: as in :func:`c_source`.
 
     Returns:
-        What was written.
+        The written source.
 
     Raises:
         ValueError: the name does not end in ``.c``, or as in :func:`c_source`.
@@ -135,7 +135,7 @@ def _buffers(layout: Layout) -> tuple[list[str], int]:
 
 
 def _parts(layout: Layout) -> tuple[str, str]:
-    """Of the fixed text, what comes before the memory, and those functions that the layers need."""
+    """The fixed text before the memory, and the functions that the layers need."""
     text = files("qpsnn_jax.export.c").joinpath("runtime.c").read_text(encoding="utf-8")
     pieces = dict(re.findall(r"^//@ (\w+)\n(.*?)(?=^//@|\Z)", text, re.MULTILINE | re.DOTALL))
     image = layout.folded.image.name

@@ -1,4 +1,4 @@
-"""A network from NIR: everything that :mod:`~qpsnn_jax.export.nir.writer` writes, and what else a Graph expresses."""
+"""A network from NIR: everything that :mod:`~qpsnn_jax.export.nir.writer` writes, and more."""
 
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -14,7 +14,7 @@ from qpsnn_jax.model.nodes import LIF, Add, AveragePool, Conv, Dense, Flatten, I
 
 
 class _Reader:
-    """A NIR graph and what it has become so far: our nodes, their weights, and of each NIR node the value it gives."""
+    """A NIR graph, and the nodes, weights and values that have been built from it so far."""
 
     def __init__(self, document: Any, timesteps: int, frames: bool, dt: float) -> None:
         self.nodes_of, self.frames, self.dt, self.timesteps = dict(document.nodes), frames, dt, timesteps
@@ -41,7 +41,7 @@ class _Reader:
 def import_nir(
     document: Any, *, timesteps: int | None = None, frames: bool | None = None, dt: float | None = None
 ) -> tuple[Graph, dict[str, Any]]:
-    r"""A graph with full-precision weights that does what a NIR graph does in Euler steps of ``dt``.
+    r"""A graph with full-precision weights that computes what a NIR graph computes in Euler steps of ``dt``.
 
     A neuron :math:`τ \dot v = v_{leak} - v + r I` becomes a LIF node with leak 1 - dt/τ and threshold v_threshold ·
     τ/(r·dt), firing above it. What :func:`qpsnn_jax.export.nir.writer.nir_graph` writes for a shortcut or a max-pool of
@@ -49,9 +49,9 @@ def import_nir(
 
     Args:
         document: a ``nir.NIRGraph``, from :func:`read_nir` or another tool.
-        timesteps: T; that of the graph's metadata when left out.
-        frames: whether every step has an input of its own; what the metadata say, or no, when left out.
-        dt: length of a step in seconds; that of the metadata, or 10⁻⁴ as in other tools, when left out.
+        timesteps: T; by default that of the graph's metadata.
+        frames: whether every step has an input of its own; by default that of the metadata, or False.
+        dt: length of a step in seconds; by default that of the metadata, or 10⁻⁴ as in other tools.
 
     Returns:
         The graph, whose nodes have NIR's names, and its variables, float32.
@@ -60,7 +60,7 @@ def import_nir(
         ValueError: T is not known, or something that a graph does not express, naming the node: another kind than
             Input, Conv2d, Affine, Linear, LIF, AvgPool2d, Flatten to one axis and Output; neurons of one node that
             differ, that do not rest and reset at zero or whose τ is less than dt; groups or dilation; a cycle, a
-            dead end, or an output that is not the one of a layer over its whole input.
+            dead end, or an output that is not that of one layer over its complete input.
     """
     notes = document.metadata if isinstance(document.metadata, Mapping) else {}
     timesteps = timesteps if timesteps is not None else notes.get("timesteps")
@@ -86,7 +86,7 @@ def read_nir(path: Path) -> Any:
         raise FileNotFoundError(2, "No such file", str(path))
     try:
         document = nir.read(path)
-    except Exception as error:  # h5py and nir raise whatever the bytes lead them to
+    except Exception as error:  # h5py and nir raise any exception for damaged bytes
         raise ValueError(f"{path} is no NIR file: {type(error).__name__}, {error}") from None
     if not isinstance(document, nir.NIRGraph):
         raise ValueError(f"{path} holds a NIR {type(document).__name__} and no graph.")
@@ -102,15 +102,15 @@ def _sorted(reader: _Reader) -> list[str]:
         if kind != "Input" and not reader.sources[name]:
             raise ValueError(f"node {name!r}: no edge leads to it.")
         if kind != "Output" and not reader.readers[name]:
-            raise ValueError(f"node {name!r}: no edge leads on from it.")
+            raise ValueError(f"node {name!r}: no edge starts at it.")
     try:
         return list(TopologicalSorter(reader.sources).static_order())
     except CycleError as error:
-        raise ValueError(f"node {error.args[1][0]!r}: it is part of a cycle, which a Graph does not express.") from None
+        raise ValueError(f"node {error.args[1][0]!r}: it is part of a cycle, which a Graph cannot express.") from None
 
 
 def _read(reader: _Reader, name: str, node: Any) -> str:
-    """Adds what a NIR node becomes and returns the name of its value."""
+    """Add the nodes for a NIR node and return the name of its value."""
     kind = type(node).__name__
     if kind == "Input":
         shape = tuple(int(n) for n in node.input_type["input"])
@@ -134,7 +134,7 @@ def _read(reader: _Reader, name: str, node: Any) -> str:
         case "Output" if isinstance(reader.nodes[-1], Dense):
             return source
         case "Output":
-            raise ValueError(f"node {name!r}: its input must be one layer that covers the whole map it reads.")
+            raise ValueError(f"node {name!r}: its input must be one layer that covers the complete map it reads.")
     raise ValueError(f"node {name!r}: NIR's {kind} has no form in a Graph here.")
 
 
@@ -144,7 +144,7 @@ def _add(reader: _Reader, node: Node) -> str:
 
 
 def _summed(reader: _Reader, values: tuple[str, ...]) -> str:
-    """Edges that meet, as additions one after the other; the same sum is computed once."""
+    """Edges into one node, as successive additions; equal sums are computed once."""
     total = values[0]
     for count, value in enumerate(values[1:], 2):
         summed = values[:count]
@@ -156,7 +156,7 @@ def _summed(reader: _Reader, values: tuple[str, ...]) -> str:
 
 def _conv(reader: _Reader, name: str, node: Any, source: str) -> str:
     if int(np.max(node.groups)) != 1 or _pair(node.dilation) != (1, 1):
-        raise ValueError(f"node {name!r}: a convolution with groups or dilation has no form in a Graph.")
+        raise ValueError(f"node {name!r}: a Graph has no convolution with groups or dilation.")
     weight = np.asarray(node.weight, np.float32)
     strides, padding = _pair(node.stride), _padding(name, node, weight.shape[2:])
     return _weighted(reader, name, source, weight, np.asarray(node.bias, np.float32), strides, padding)
@@ -174,7 +174,7 @@ def _affine(reader: _Reader, name: str, node: Any, source: str) -> str:
 def _weighted(
     reader: _Reader, name: str, source: str, weight: np.ndarray, bias: np.ndarray, strides: Pair, padding: Pair
 ) -> str:
-    """A convolution with weights ``o i h w``; what it stands for, where that is a shortcut or the readout."""
+    """A convolution with weights ``o i h w``, or the shortcut or readout that it represents."""
     *size, channels = reader.shape(source)
     outputs, inputs, *window = weight.shape
     if inputs != channels or bias.shape != (outputs,):
@@ -194,7 +194,7 @@ def _weighted(
 
 
 def _carried(weight: np.ndarray, bias: np.ndarray, strides: Pair, padding: Pair) -> tuple[int, ...] | None:
-    """The channel that each output carries, if a convolution does nothing else."""
+    """The channel that each output carries, if that is all the convolution does."""
     window, rows = weight.shape[2:], weight.reshape(len(weight), -1)
     carries = window == (1, 1) and padding == (0, 0) and strides[0] == strides[1] and not bias.any()
     if not carries or not np.isin(rows, (0, 1)).all() or rows.sum(1).max(initial=0) > 1:
@@ -208,8 +208,8 @@ def _neurons(reader: _Reader, name: str, node: Any, source: str) -> str:
     )
     if leak or reset or r <= 0 or tau < reader.dt:
         raise ValueError(
-            f"node {name!r}: only neurons that rest and reset at zero, with r > 0 and tau of at least dt, have a form "
-            f"in a Graph, got v_leak {leak:g}, v_reset {reset:g}, r {r:g} and tau {tau:g} with dt {reader.dt:g}."
+            f"node {name!r}: only neurons that rest and reset at zero, with r > 0 and tau of at least dt, can be read, "
+            f"got v_leak {leak:g}, v_reset {reset:g}, r {r:g} and tau {tau:g} with dt {reader.dt:g}."
         )
     threshold = threshold * (tau / reader.dt) / r
     if (pool := _pooled(reader, name, source, threshold)) is not None:
@@ -219,7 +219,7 @@ def _neurons(reader: _Reader, name: str, node: Any, source: str) -> str:
 
 
 def _pooled(reader: _Reader, name: str, source: str, threshold: float) -> AveragePool | None:
-    """The average-pool before neurons that fire at a single spike in its window, if they do nothing else."""
+    """The average-pool before neurons that fire at a single spike in its window, if that is all they do."""
     pool = next(node for node in reader.nodes if node.name == source)
     one_spike = 0.25
     if not isinstance(pool, AveragePool) or pool.window != (2, 2) or not 0 <= threshold < one_spike:

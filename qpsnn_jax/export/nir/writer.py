@@ -1,7 +1,7 @@
 """NIR: a network with folded float32 weights in the neuromorphic intermediate representation, for other simulators.
 
-A node becomes a NIR node or none; an addition becomes edges that meet. Maps are ``c h w`` there, and flat values are
-maps of one position, because the simulators disagree on what a Flatten does to the batch.
+A node becomes a NIR node or none; an addition becomes several edges into one node. Maps are ``c h w`` in NIR, and flat
+values are maps of one position, because the simulators disagree on what a Flatten does to the batch.
 """
 
 import io
@@ -39,14 +39,14 @@ _POOL = (2, 2)
 
 
 class _Value(NamedTuple):
-    """What a node of ours yields: the NIR nodes whose sum it is, and the map ``(h, w, c)`` that they give."""
+    """The value of a node: the NIR nodes whose sum it is, and its shape ``(h, w, c)``."""
 
     nodes: tuple[str, ...]
     shape: tuple[int, int, int]
 
 
 class _Builder:
-    """NIR nodes and edges as they are added, and the values so far."""
+    """The NIR nodes and edges, and the values so far."""
 
     def __init__(self, nir: Any, graph: Graph, weights: Weights) -> None:
         self.nir, self.graph, self.weights = nir, graph, weights
@@ -80,11 +80,11 @@ def nir_graph(
     NIR's neuron :math:`τ \dot v = v_{leak} - v + r I` with τ = 2·dt, r = 1 and v_leak = v_reset = 0 is, in Euler
     steps, :math:`v[t] = v[t-1]/2 + I[t]/2`, half of our membrane, so its threshold is θ/2. NIR fires at v > threshold;
     for firing at ≥ θ it is the next float32 below θ/2. A max-pool of spikes over 2×2 is an average-pool and neurons
-    that fire from half of one spike's mean: they end every step at zero, so that nothing of the past is left in them.
+    that fire from half of one spike's mean: they end every step at zero, so they have no memory.
 
     Args:
         graph, variables: the network, quantized or not.
-        mean, std: of each input channel, pixels scaled to [0, 1]; noted in the metadata for whoever feeds the graph.
+        mean, std: of each input channel, pixels scaled to [0, 1]; stored in the metadata.
 
     Returns:
         A ``nir.NIRGraph``. It reads normalized images ``c h w``, the same one at every step, or with frames one frame
@@ -95,9 +95,9 @@ def nir_graph(
     Raises:
         ValueError: the package ``nir`` is not installed, mean and std do not fit the input, or something that NIR
             does not express exactly, naming the node: a leak other than ½, a soft reset, a threshold that is not
-            positive, attention, a max-pool of other windows than 2×2 or of what is not spikes, a batch-norm that does
-            not follow a layer of its own, a kernel that is not square, a value added to itself, an output that is not
-            a dense layer.
+            positive, attention, a max-pool of other windows than 2×2 or of other values than spikes, a batch-norm that
+            does not follow a layer of its own, a kernel that is not square, a value added to itself, an output that is
+            not a dense layer.
 
     References:
         Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15, 2024.
@@ -136,7 +136,7 @@ def nir_package() -> Any:
     try:
         import nir  # pyright: ignore[reportMissingImports]
 
-        _ = nir.NIRGraph  # where the package is missing, any folder of this name can be imported
+        _ = nir.NIRGraph  # without the package, any folder of this name can be imported
     except (ImportError, AttributeError):
         raise ValueError("NIR needs the package nir: pip install 'qpsnn-jax[nir]'.") from None
     return nir
@@ -151,7 +151,7 @@ def _statistics(graph: Graph, mean: Sequence[float] | None, std: Sequence[float]
 
 
 def _translated(build: _Builder, node: Node) -> _Value:
-    """Adds what a node becomes, if anything, and returns its value."""
+    """Add the NIR nodes of a node, if any, and return its value."""
     sources = [build.values[name] for name in node.inputs]
     match node:
         case Input():
@@ -162,7 +162,9 @@ def _translated(build: _Builder, node: Node) -> _Value:
         case BatchNorm() if build.norms.get(node.input) is node:
             return sources[0]
         case BatchNorm():
-            raise ValueError(f"node {node.name!r}: NIR has no batch-norm, and this one follows no layer of its own.")
+            raise ValueError(
+                f"node {node.name!r}: NIR has no batch-norm, and this one does not follow a layer of its own."
+            )
         case LIF():
             return build.add(node.name, _neurons(build, node, sources[0]), sources[0], sources[0].shape)
         case MaxPool():
@@ -182,7 +184,7 @@ def _translated(build: _Builder, node: Node) -> _Value:
 
 
 def _layer(build: _Builder, node: Conv | Dense, source: _Value) -> _Value:
-    """A convolution; a dense layer is one whose kernel covers its whole input."""
+    """A convolution; a dense layer is one whose kernel covers its complete input."""
     factor, bias = affine(build.weights, node, build.norms.get(node.name))
     kernel = summed_weights(build.weights, node) * factor
     if isinstance(node, Dense):
@@ -218,8 +220,8 @@ def _conv(
 def _neurons(build: _Builder, node: LIF, source: _Value) -> Any:
     if node.tau != 0.5 or node.reset != "hard":
         raise ValueError(
-            f"node {node.name!r}: only a leak of 0.5 and a hard reset run alike in the simulators that read NIR, "
-            f"got tau {node.tau} and a {node.reset} reset."
+            f"node {node.name!r}: only a leak of 0.5 and a hard reset give equal results in the simulators "
+            f"that read NIR, got tau {node.tau} and a {node.reset} reset."
         )
     threshold = np.float32(node.threshold)
     if not 1e-6 < threshold < 1e6:
@@ -231,7 +233,7 @@ def _neurons(build: _Builder, node: LIF, source: _Value) -> Any:
 def _lif(build: _Builder, source: _Value, threshold: Any) -> Any:
     h, w, c = source.shape
     zeros = np.zeros((c, h, w), np.float32)
-    # In float64 tau / dt is 2 and not almost 2.
+    # In float64, tau / dt is exactly 2.
     tau = np.full(zeros.shape, 2 * DT, np.float64)
     return build.nir.LIF(
         tau=tau, r=zeros + 1, v_leak=zeros, v_threshold=zeros + np.float32(threshold), v_reset=zeros.copy()
@@ -242,7 +244,9 @@ def _max_pool(build: _Builder, node: MaxPool, source: _Value) -> _Value:
     if not build.graph.values[node.input].spiking:
         raise ValueError(f"node {node.name!r}: NIR has no max-pool, and this one is not of spikes.")
     if node.window != _POOL:
-        raise ValueError(f"node {node.name!r}: only a max-pool over 2×2 spikes has a form in NIR, got {node.window}.")
+        raise ValueError(
+            f"node {node.name!r}: only a max-pool over 2×2 spikes can be exported to NIR, got {node.window}."
+        )
     mean = _average(build, f"{node.name}.mean", source, node.window, node.strides, node.padding)
     one_spike = 1 / (_POOL[0] * _POOL[1])
     return build.add(node.name, _lif(build, mean, one_spike / 2 / 2), mean, mean.shape)

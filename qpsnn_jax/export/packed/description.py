@@ -1,4 +1,4 @@
-"""Layers as plain values for JSON, and back; what is read is checked, because anyone may have written it."""
+"""Layers as plain values for JSON, and back; input is checked, because it may be untrusted."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ _LONGEST_NAME = 256
 
 
 class StoredArray(NamedTuple):
-    """An array as it lies in the file."""
+    """An array as it is stored in the file."""
 
     shape: tuple[int, ...]
     kind: str
@@ -53,7 +53,7 @@ def _kernel(kernel: np.ndarray, bits: int) -> dict[str, Any]:
 
 
 def arrays_of(entry: Mapping[str, Any]) -> Iterator[StoredArray]:
-    """Shape, kind and bits of the arrays of a layer, in the order in which they lie in the file."""
+    """Shape, kind and bits of the arrays of a layer, in the order of the file."""
     if entry["kind"] not in ("neurons", "readout"):
         return
     kernel = entry["kernel"]
@@ -72,7 +72,7 @@ def arrays_of(entry: Mapping[str, Any]) -> Iterator[StoredArray]:
 
 
 def read_document(document: Any) -> tuple[Image, int, list[dict[str, Any]], dict[str, Any]]:
-    """Image, T, the layers' entries and the notes of a description; of whatever else it is, some error."""
+    """Image, T, the layers' entries and the notes of a description; raises some error for other input."""
     image, entries, notes = document["image"], document["layers"], document["notes"]
     if not isinstance(notes, dict) or not isinstance(entries, list):
         raise ValueError("its description has no layers or no notes")
@@ -85,7 +85,7 @@ def read_document(document: Any) -> tuple[Image, int, list[dict[str, Any]], dict
 
 
 def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
-    """The layer that :func:`describe` described, with its arrays; of whatever else it is, some error."""
+    """The layer of a description from :func:`describe`, with its arrays; raises some error for other input."""
     name, kind = _name(entry["name"]), entry["kind"]
     if kind == "sum":
         return Sum(name, _name(entry["first"]), _name(entry["second"]))

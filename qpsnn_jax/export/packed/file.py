@@ -1,6 +1,6 @@
-"""Reading and writing a packed file ``*.qpsnn``, as ``notebooks/format.md`` specifies it. NumPy alone.
+"""Reading and writing a packed file ``*.qpsnn``, as ``notebooks/format.md`` specifies it. Uses only NumPy.
 
-What is read is checked before anything is allocated for it: a file that is cut, changed or hostile raises one sentence.
+Input is checked before anything is allocated for it: a truncated, changed or malicious file is an error.
 """
 
 import json
@@ -20,12 +20,12 @@ MAGIC = b"QPSNN\r\n\x1a"
 VERSION = 1
 _FIXED = struct.Struct("<8sIIQI")
 _LONGEST_HEADER = 2**20
-# What a description that is not one leads to.
+# Errors of an invalid description.
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError)
 
 
 class Packed(NamedTuple):
-    """What a packed file holds.
+    """The content of a packed file.
 
     ``notes`` say where the network comes from. The file has ``header_bytes`` of description and ``payload_bytes`` of
     weights, and nothing else.
@@ -50,15 +50,15 @@ def write_packed(path: str | PathLike[str], folded: Folded, notes: Mapping[str, 
     """Write a packed file, under a temporary name first.
 
     Args:
-        path: of the file; one that is there is replaced.
+        path: of the file; an existing one is replaced.
         folded: the network.
         notes: where it comes from: plain values for JSON.
 
     Returns:
-        What was written.
+        The written content.
 
     Raises:
-        ValueError: the description is longer than 1 MiB, a name that :func:`load_packed` refuses, or notes that are not
+        ValueError: the description is longer than 1 MiB, a name that :func:`load_packed` rejects, or notes that are not
             plain values.
     """
     image = folded.image
@@ -102,12 +102,12 @@ def load_packed(path: str | PathLike[str]) -> Packed:
         actual = os.fstat(stream.fileno()).st_size
         start = stream.read(_FIXED.size)
         if len(start) < _FIXED.size or not start.startswith(MAGIC):
-            raise unreadable(path, "is not a packed network: it does not begin like one")
+            raise unreadable(path, "is not a packed network: it has another signature")
         _, version, header_length, payload_length, _ = _FIXED.unpack(start)
         if version != VERSION:
             raise ValueError(f"{path} has version {version} of the packed format; this program reads {VERSION}.")
         if header_length > _LONGEST_HEADER or actual != _FIXED.size + header_length + payload_length:
-            raise ValueError(f"{path} is damaged: it has {actual:,} bytes and says that it has others.")
+            raise ValueError(f"{path} is damaged: it has {actual:,} bytes, and its header gives another number.")
         header, payload = stream.read(header_length), stream.read(payload_length)
     try:
         folded, notes = _parse(start, header, payload)

@@ -50,7 +50,7 @@ def _little(kind: str) -> np.dtype:
 
 
 def unpack(payload: bytes, arrays: list[StoredArray]) -> Iterator[np.ndarray]:
-    """The arrays that lie in the payload, in order.
+    """The arrays of the payload, in order.
 
     Raises:
         ValueError: the payload is too short, or bits that must be zero are not.
