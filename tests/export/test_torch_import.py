@@ -168,7 +168,7 @@ def as_bfloat16(variables):
 
 @over("name", ["conv1.bias", "layer2.1.conv1.bias", "layer1.0.thresholds", "bn1.weight"])
 def test_a_tensor_without_a_place_is_refused(name: str):
-    with pytest.raises(ValueError, match=f"state_dict has the tensor '{name}', which is not of the network"):
+    with pytest.raises(ValueError, match=f"state_dict has the tensor '{name}', which does not belong to the"):
         import_torch(altered("resnet20", **{name: np.ones(1, np.float32)}), **SETTINGS)
 
 
@@ -308,7 +308,7 @@ def test_no_known_network(tensors: dict):
     ],
 )
 def test_tensor_of_another_network(name: str, tensor: str):
-    with pytest.raises(ValueError, match=f"state_dict has the tensor '{tensor}', which is not of"):
+    with pytest.raises(ValueError, match=f"state_dict has the tensor '{tensor}', which does not belong"):
         import_torch(altered(name, **{tensor: np.zeros((4, 4, 3, 3), np.float32)}), **SETTINGS)
 
 
