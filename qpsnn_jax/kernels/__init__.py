@@ -1,1 +1,1 @@
-"""Exact convolutions and their gradients, one algorithm a file; dispatch.py chooses."""
+"""Exact convolutions and their gradients, one file for each algorithm; dispatch.py selects."""

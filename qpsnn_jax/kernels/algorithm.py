@@ -1,4 +1,4 @@
-"""What an algorithm is: one way to compute the sums of a convolution, or one of its two gradients."""
+"""The record of an algorithm: one way to compute the sums of a convolution, or one of its two gradients."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,9 +32,9 @@ class Algorithm(NamedTuple):
     """One way to compute the sums of a convolution, the gradient by its input, or the gradient by its kernel.
 
     ``run`` takes two arrays and the :class:`ConvSpec`: spikes and integers; or the cotangent of the sums and the
-    kernel; or the maps and the cotangent. ``supports`` tells where its result is right, ``limits`` says so in words.
-    ``preference`` ranks it on a processor with the given flags: the algorithm of the highest rank runs, XLA's own
-    (rank 0) if there is none above.
+    kernel; or the maps and the cotangent. ``supports`` tells for which specs its result is right, and ``limits`` says
+    it in words. ``preference`` is its rank on a processor with the given flags: the algorithm of the highest rank runs,
+    XLA's own (rank 0) if none is higher.
     """
 
     name: str
@@ -45,6 +45,6 @@ class Algorithm(NamedTuple):
 
 
 def with_nans(sums: Array, spikes: Array, integers: Array) -> Array:
-    """``sums`` that integers gave, NaN for every image and every output channel with a NaN among its operands."""
+    """``sums`` computed with integers, with NaN for every image and output channel with a NaN operand."""
     by_image, by_channel = jnp.sum(0 * spikes, (1, 2, 3)), jnp.sum(0 * integers, (0, 1, 2))
     return sums.astype(spikes.dtype) + by_image[:, None, None, None] + by_channel.astype(spikes.dtype)[None, None, None]

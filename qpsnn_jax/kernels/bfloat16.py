@@ -1,8 +1,8 @@
 """Products of bfloat16 with sums in float32: sums of spikes, and gradients of convolutions.
 
 Spikes and integers of up to 8 bits have 8 significant bits at most, so that their sums are exact; the operands of
-gradients are rounded to bfloat16. For CPUs that multiply bfloat16 faster than float32. XLA copies bfloat16 number by
-number, so that until the product numbers are kept as integers of the same bits.
+gradients are rounded to bfloat16. For CPUs that multiply bfloat16 faster than float32. XLA copies bfloat16 element
+by element, so up to the product they are integers of the same bits.
 """
 
 import math
@@ -17,7 +17,7 @@ from qpsnn_jax.kernels.plain import convolution
 
 # Measured on a Zen 5: the channels from which on gradients by bfloat16 are faster than by float32.
 NARROWEST_GRADIENTS = 64
-# More taps, seen side by side, are too much to copy.
+# With more taps, the patches are too large to copy.
 _MOST_TAPS = 9
 
 
@@ -49,9 +49,9 @@ def multiply(x: Array, y: Array, contracted: int = 1) -> Array:
 
 
 def gradient_preference(spec: ConvSpec, flags: frozenset[str]) -> int:
-    """Whether gradients by products of bfloat16 are the faster ones: 1 or 0."""
+    """Whether gradients by bfloat16 products are faster: 1 or 0."""
     fast = not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
-    # Maps below the kernel are one product as they are.
+    # Maps smaller than the kernel are one product already.
     taps = math.prod(spec.geometry.kernel) <= min(_MOST_TAPS, math.prod(spec.geometry.input_hw))
     return int(fast and taps and spec.narrowest >= NARROWEST_GRADIENTS)
 
@@ -66,7 +66,7 @@ def _overlap_free(spec: ConvSpec) -> bool:
 
 
 def _input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:
-    """One product, for a kernel of 1×1 without padding; zeros where the strides pass over the maps."""
+    """One product, for a kernel of 1×1 without padding; zeros at positions that the strides skip."""
     b, h, w, outputs = cotangent.shape
     transposed = bits_of(kernel).reshape(1, spec.inputs, outputs).transpose(0, 2, 1)
     seen = multiply(bits_of(cotangent).reshape(1, b * h * w, outputs), transposed).reshape(b, h, w, spec.inputs)
@@ -78,7 +78,7 @@ def _input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:
 
 
 def _kernel_grad(x: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """One product of what all taps saw with the cotangent."""
+    """One product of the patches of all taps with the cotangent."""
     b, h, w, outputs = cotangent.shape
     padded = jnp.pad(bits_of(x), ((0, 0), *((p, p) for p in spec.geometry.padding), (0, 0)))
     taps = list(product(*map(range, spec.geometry.kernel)))

@@ -46,12 +46,12 @@ def conv_spikes(
     """:func:`convolve` of spikes with the odd integers of quantized weights, exact in every algorithm.
 
     The sums are those that an integer device accumulates, as long as they are below 2^24, rounded at the end to the
-    dtype of ``spikes``. What is not 0 or 1 among the spikes, or not odd among the integers, gives other sums in each
-    algorithm without a warning; ``checked`` tells. NaN gives NaN, at least in the sums that it enters.
+    dtype of ``spikes``. Spikes other than 0 or 1, and integers that are not odd, give different sums in each
+    algorithm without a warning; ``checked`` detects such spikes. A NaN gives NaN at least in its own sums.
 
     ``precision="exact"`` runs float32 convolutions, forward and backward: the same program on every machine, and
-    differentiable in every mode. ``"auto"`` takes what is fastest for the shapes on the CPU that it is lowered for,
-    and float32 on every other platform, with several processes, and on a mesh with explicit or manual axes:
+    differentiable in every mode. ``"auto"`` uses the fastest algorithm for the shapes on the CPU that it is lowered
+    for, and float32 on every other platform, with several processes, and on a mesh with explicit or manual axes:
 
     - ``popcount`` counts bits, 32 channels at once (:mod:`qpsnn_jax.kernels.popcount`);
     - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.kernels.winograd`);
@@ -60,11 +60,11 @@ def conv_spikes(
 
     There, in float32 on one device that multiplies bfloat16 fast, the cotangent is rounded to bfloat16 before it is
     multiplied, for layers of 64 channels and more: for the gradient by the kernel up to 9 taps, for that by the spikes
-    with kernels of 3×3 at stride 1 (which also rounds weights of more than 4 bits) and of 1×1 without padding. So it
-    is under ``vmap``, too. Derivatives of the gradients are float32's.
+    with kernels of 3×3 at stride 1 (which also rounds weights of more than 4 bits) and of 1×1 without padding. The
+    same holds under ``vmap``. Derivatives of the gradients are in float32.
 
     With ``"auto"`` it is a ``custom_vjp``: forward mode (``jvp``, ``jacfwd``, ``hessian``) raises TypeError. A
-    Hessian-vector product in reverse mode, ``grad(lambda p: vdot(grad(f)(p), v))``, works; or take ``"exact"``.
+    Hessian-vector product in reverse mode, ``grad(lambda p: vdot(grad(f)(p), v))``, works; or use ``"exact"``.
 
     Args:
         spikes: 0 and 1, ``b h w i``, floating.
@@ -73,8 +73,9 @@ def conv_spikes(
         bits: of the weights.
         strides, padding: as in :func:`convolve`.
         precision: ``exact`` or ``auto``.
-        algorithm: the name of one of the above, or ``float32``, to compute the sums by on every platform.
-        checked: raise if the spikes are not 0 and 1; under ``jit`` it takes :func:`jax.experimental.checkify.checkify`.
+        algorithm: the name of one of the above, or ``float32``, for the sums on every platform.
+        checked: raise if the spikes are not 0 and 1; under ``jit`` this needs
+        :func:`jax.experimental.checkify.checkify`.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``spikes``.

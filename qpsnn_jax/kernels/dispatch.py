@@ -1,4 +1,4 @@
-"""Which algorithm computes a convolution of spikes, and how it enters a program: the one list, and the one policy.
+"""The list of the algorithms for convolutions of spikes, and the policy that selects one.
 
 A new algorithm is a file with an :class:`~qpsnn_jax.kernels.algorithm.Algorithm`, and its line here.
 """
@@ -16,7 +16,7 @@ from qpsnn_jax.kernels.hardware import cpu_flags
 
 Precision = Literal["exact", "auto"]
 
-# The first of each is XLA's float32, the reference of the others.
+# The first of each is XLA's float32, the reference for the others.
 SUMS = (plain.SUMS, popcount.SUMS, winograd.SUMS, int8.SUMS, bfloat16.SUMS)
 INPUT_GRADS = (plain.INPUT_GRAD, winograd.INPUT_GRAD, bfloat16.INPUT_GRAD)
 KERNEL_GRADS = (plain.KERNEL_GRAD, winograd.KERNEL_GRAD, bfloat16.KERNEL_GRAD)
@@ -25,7 +25,7 @@ _NO_FLAGS: frozenset[str] = frozenset()
 
 
 class Plan(NamedTuple):
-    """What computes an operation on a CPU and on every other platform, and the plans of its two gradients.
+    """The algorithms of an operation on a CPU and on every other platform, and the plans of its two gradients.
 
     Without ``grads`` its derivatives are those of XLA's own.
     """
@@ -36,13 +36,13 @@ class Plan(NamedTuple):
 
 
 def check_precision(precision: str) -> None:
-    """Raises ValueError if ``precision`` is not one of :data:`Precision`."""
+    """Raise ValueError if ``precision`` is not one of :data:`Precision`."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be {' or '.join(get_args(Precision))}, got {precision!r}.")
 
 
 def select_algorithm(algorithms: tuple[Algorithm, ...], spec: ConvSpec, flags: frozenset[str]) -> Algorithm:
-    """Of those that support ``spec``, the one that a processor with these flags prefers."""
+    """The algorithm that a processor with these flags prefers, of those that support ``spec``."""
     return max((a for a in algorithms if a.supports(spec)), key=lambda a: a.preference(spec, flags))
 
 
@@ -61,10 +61,10 @@ def named_algorithm(name: str, spec: ConvSpec) -> Algorithm:
 
 
 def make_plan(spec: ConvSpec, operands: tuple[Array, Array], precision: Precision, algorithm: str | None) -> Plan:
-    """The fastest exact sums on this CPU, or those of ``algorithm`` everywhere, and gradients as ``precision`` says."""
-    # Several processes must trace the same program, whatever their processors.
+    """The fastest exact sums on this CPU, or those of ``algorithm`` everywhere, and gradients by ``precision``."""
+    # Several processes must trace the same program, even if their processors differ.
     flags = _NO_FLAGS if precision == "exact" or jax.process_count() > 1 else cpu_flags()
-    # On several devices the product over a whole batch would bring all of it to each of them.
+    # On several devices a product over the batch would gather the batch on each of them.
     rounds = jax.device_count() == 1 and all(x.dtype == jnp.float32 for x in operands)
     by_input, by_kernel = (
         Plan(select_algorithm(algorithms, spec, flags if rounds else _NO_FLAGS), algorithms[0])
@@ -84,7 +84,7 @@ def shardings_are_types(*operands: Array) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def compute(x: Array, y: Array, spec: ConvSpec, plan: Plan) -> Array:
-    """The operation that ``plan`` plans of two arrays, of the dtype of ``x``."""
+    """The operation of ``plan`` on two arrays, of the dtype of ``x``."""
     return _on_its_platform(x, y, spec, plan.on_cpu, plan.elsewhere)
 
 
@@ -102,10 +102,10 @@ def _backward(spec: ConvSpec, plan: Plan, saved: tuple[Array, Array], cotangent:
 compute.defvjp(_forward, _backward)
 
 
-# Compiled once for each spec and pair of algorithms, where it is called outside jit too.
+# Compiled once for each spec and pair of algorithms, also if it is called outside of jit.
 @partial(jax.jit, static_argnames=("spec", "on_cpu", "elsewhere"))
 def _on_its_platform(x: Array, y: Array, spec: ConvSpec, on_cpu: Algorithm, elsewhere: Algorithm) -> Array:
-    """Follows the platform that is lowered for, which need not be the one that traces."""
+    """Selects by the platform that is lowered for, which can differ from the one that traces."""
 
     def run(algorithm: Algorithm, x: Array, y: Array) -> Array:
         return algorithm.run(x, y, spec).astype(x.dtype)

@@ -28,6 +28,6 @@ class Geometry(NamedTuple):
         return rows, columns
 
     def tap_view(self, padded: "Array", row: int, column: int) -> "Array":
-        """What one tap of the kernel sees for every output position, of maps ``b h w …`` that are padded already."""
+        """The input of one kernel tap for every output position, from maps ``b h w …`` that are padded already."""
         (h, w), (down, right) = self.output_hw, self.strides
         return padded[:, row : row + down * (h - 1) + 1 : down, column : column + right * (w - 1) + 1 : right]

@@ -1,4 +1,4 @@
-"""What the processor of this machine can do."""
+"""The instruction-set extensions of this machine's processor."""
 
 from functools import cache
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """The processor's extensions, as Linux names them; nothing elsewhere."""
+    """The processor's extensions, by Linux's names; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

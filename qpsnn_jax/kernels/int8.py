@@ -1,7 +1,7 @@
-"""Sums of spikes and integers as products of 8-bit integers, for CPUs that multiply those by the vector or matrix.
+"""Sums of spikes and integers as products of 8-bit integers, for CPUs with vector or matrix instructions for them.
 
-Weights of 8 bits reach 255. They are computed as 2·m + 1, whose 1 is one sum over each window's spikes, the same for
-all channels.
+Weights of 8 bits reach 255. They are computed as 2·m + 1; the term of 1 is the sum of the spikes in each window, the
+same for all channels.
 """
 
 import jax.numpy as jnp

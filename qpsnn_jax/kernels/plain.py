@@ -1,4 +1,4 @@
-"""Convolutions and their gradients by XLA, in the operands' own dtype: what every other algorithm is measured by."""
+"""Convolutions and their gradients by XLA, in the dtype of the operands: the reference for every other algorithm."""
 
 import math
 from itertools import product
@@ -14,7 +14,7 @@ from qpsnn_jax.kernels.geometry import Geometry
 def convolution(x: Array, kernel: Array, geometry: Geometry, dtype: jnp.dtype | None = None) -> Array:
     """The convolution of maps ``b h w i`` with a kernel ``h w i o``, ``b h w o``, summed in ``dtype``."""
     pixels, taps = math.prod(geometry.input_hw), math.prod(geometry.kernel)
-    # XLA exchanges map and kernel where the kernel is the larger, which is 4 to 80 times slower on a CPU.
+    # XLA exchanges map and kernel if the kernel is larger, which is 4 to 80 times slower on a CPU.
     if pixels < taps:
         # A matrix from all pixels to all outputs is fast as long as it is not much larger than the kernel.
         small = pixels * math.prod(geometry.output_hw) <= 4 * taps
@@ -51,9 +51,9 @@ KERNEL_GRAD = Algorithm("float32", lambda x, cotangent, spec: kernel_grad(x, cot
 
 
 def _dense(x: Array, kernel: Array, geometry: Geometry, dtype: jnp.dtype | None) -> Array:
-    """One product of whole maps with a matrix: for every output position, the taps by which it sees each pixel."""
+    """One product of complete maps with a matrix: for every output position, the taps that read each pixel."""
     axes = tuple(zip(*geometry, geometry.output_hw, strict=True))
-    # The taps that position 0 has for the first pixel and beyond, then those of position 1, one stride before, …
+    # The taps of position 0 from the first pixel on, then those of position 1, one stride earlier, …
     before = [max(0, s * (size - 1) - p) for _, _, s, p, size in axes]
     after = [max(0, p + n - k) for n, k, _, p, _ in axes]
     padded = jnp.pad(kernel, (*zip(before, after, strict=True), (0, 0), (0, 0)))
@@ -65,7 +65,7 @@ def _dense(x: Array, kernel: Array, geometry: Geometry, dtype: jnp.dtype | None)
 
 
 def _patches(x: Array, kernel: Array, geometry: Geometry, dtype: jnp.dtype | None) -> Array:
-    """One product of all patches with the kernel, without the taps that see nothing but padding."""
+    """One product of all patches with the kernel, without the taps that read only padding."""
     rows, columns = (
         [tap for tap in range(k) if any(p <= s * o + tap < p + n for o in range(out))]
         for n, k, s, p, out in zip(*geometry, geometry.output_hw, strict=True)

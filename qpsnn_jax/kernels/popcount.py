@@ -1,4 +1,4 @@
-r"""Convolutions of spikes with odd integers of few bits, by counting the bits that both have.
+r"""Convolutions of spikes with odd integers of few bits, by counting common bits.
 
 With x the spikes and c_q the q-th bit of the code (w + s) / 2 of a weight w of b bits, where s = 2^b - 1,
 
@@ -6,7 +6,7 @@ With x the spikes and c_q the q-th bit of the code (w + s) / 2 of a weight w of 
 
 The products on the right are of bits, so that 32 channels are multiplied by one "and" of two words and summed by
 counting the bits of the result. Output channels whose weights are 0, which is no odd integer, are set to 0. For CPUs
-that count the bits of a whole vector at once.
+with instructions that count the bits of vectors.
 
 References:
     Zhou et al., DoReFa-Net, arXiv:1606.06160, Section 2.1.
@@ -34,7 +34,7 @@ _FEW_TERMS, _MOST_TERMS = 72, 144
 def _preference(spec: ConvSpec, flags: frozenset[str]) -> int:
     taps = math.prod(spec.geometry.kernel)
     terms = spec.bits * taps * math.ceil(spec.inputs / WORD)
-    # On maps below the kernel what counting saves is little beside the longer compilation.
+    # On maps smaller than the kernel, counting saves little and compiles longer.
     large = spec.narrowest >= WORD and math.prod(spec.geometry.input_hw) >= taps
     if not ("avx512_vpopcntdq" in flags and spec.bits <= 4 and large):
         return 0
@@ -45,13 +45,13 @@ def _sums(spikes: Array, integers: Array, spec: ConvSpec) -> Array:
     view, (rows, columns), largest = spec.geometry.tap_view, spec.geometry.padding, 2**spec.bits - 1
     words = jnp.pad(_words(spikes, 3), ((0, 0), (rows, rows), (columns, columns), (0, 0)))
     codes = (integers.astype(jnp.int32) + largest) >> 1
-    # XLA's loop over the outputs reads the words of all taps side by side. Rows of a power of two would share a few
-    # lines of the cache; a line more for each spreads them.
+    # XLA's loop over the outputs reads the words of all taps in parallel. Rows of a power of two would compete for few
+    # cache lines; one more line for each row avoids this.
     planes = [_materialized(_words(codes >> q & 1, 2), (0, 16), 3)[..., : integers.shape[3]] for q in range(spec.bits)]
     taps = list(product(*map(range, spec.geometry.kernel)))
     counts = jax.lax.population_count(words).sum(3, dtype=jnp.uint32)
     ones = reduce(add, [view(counts, i, j) for i, j in taps])
-    # A sum of all terms, not a reduction, whose loop XLA would put inside, where it is not computed in vectors.
+    # A sum of all terms instead of a reduction: XLA would make the latter an inner loop, which is not vectorized.
     sums = [
         reduce(
             add,
@@ -71,12 +71,12 @@ def _sums(spikes: Array, integers: Array, spec: ConvSpec) -> Array:
 
 
 def _materialized(x: Array, around: tuple[int, int], axis: int) -> Array:
-    """Computed once, with zeros around the last axis."""
+    """Materialized, with zeros around the last axis."""
     return materialize(x, [(0, 0)] * (x.ndim - 1) + [around], axis)
 
 
 def _words(bits: Array, axis: int) -> Array:
-    """Every 32 numbers 0 and 1 along an axis as the bits of one, uint32; zeros where they are fewer."""
+    """Every 32 numbers 0 and 1 along an axis as the bits of one uint32, padded with zeros."""
     count = -(-bits.shape[axis] // WORD)
     missing = [(0, count * WORD - bits.shape[axis] if i == axis else 0) for i in range(bits.ndim)]
     padded = jnp.pad(bits.astype(jnp.uint32), missing)

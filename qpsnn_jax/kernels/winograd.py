@@ -1,14 +1,14 @@
 r"""Convolutions of 3×3 at stride 1 by Winograd's minimal filtering F(2×2, 3×3), in products of bfloat16.
 
-A tile of 2×2 sums takes 16 products instead of 36. With x the 4×4 numbers that the tile sees and k the kernel,
+A tile of 2×2 sums takes 16 products instead of 36. With x the 4×4 inputs of the tile and k the kernel,
 
 .. math:: y = \tfrac14 A^T \left[ (B^T x B) \odot (G k G^T) \right] A,
 
 where ⊙ is a product of matrices for each of the 16 places, tiles by channels and channels by channels. G is twice the
-usual one, so that whole numbers stay whole: of spikes the left factor is within 4, of odd integers of b bits the right
-one is within 9·(2^b - 1), which bfloat16 holds up to 4 bits. Other numbers are rounded to bfloat16, and again when they
-are transformed. Sums are float32's. The gradient by the input is such a convolution too, that by the kernel its
-transpose.
+usual one, so integers stay integers: for spikes the left factor is at most 4, for odd integers of b bits the right one
+is at most 9·(2^b - 1), which bfloat16 represents exactly up to 4 bits. Other numbers are rounded to bfloat16, and again
+when they are transformed. Sums are in float32. The gradient by the input is such a convolution too, that by the kernel
+its transpose.
 
 For CPUs that multiply bfloat16 faster than float32 (:mod:`qpsnn_jax.kernels.bfloat16`).
 
@@ -41,7 +41,7 @@ def fits(spec: ConvSpec) -> bool:
 
 def exact(spec: ConvSpec) -> bool:
     """Whether the sums of spikes and integers are exact."""
-    # The products of all 9 places that a sum is made of, in magnitude, are within 200 times the largest weight.
+    # The products of all 9 places of a sum are, in magnitude, at most 200 times the largest weight.
     return fits(spec) and spec.bits <= 4 and 200 * (2**spec.bits - 1) * spec.inputs < 2**24
 
 
@@ -60,14 +60,14 @@ def _input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:
 
 def _kernel_grad(x: Array, cotangent: Array, spec: ConvSpec) -> Array:
     left = _both(_input, _pairs(x, spec.geometry.padding), 1, 3)
-    # Written in place and turned as a whole: a transposition that XLA merges with what comes before or after is slow.
+    # Written in place and transposed at once: a transposition that XLA fuses with its neighbours is slow.
     turned = jnp.zeros((16, left[0].size // (4 * x.shape[3]), x.shape[3]), jnp.uint16)
     for n, part in enumerate(left):
         turned = jax.lax.dynamic_update_slice(turned, _matrices(part), (4 * n, 0, 0))
     turned = turned.transpose(0, 2, 1)
     (rows, columns), (b, _, _, outputs), around = left[0].shape[3:5], cotangent.shape, _around(spec.geometry.padding)
-    # Padded as for the gradient by the maps: computed once for both, and written down, where XLA would otherwise
-    # compute the cotangent, which takes many numbers, for each of the four transformed parts.
+    # Padded as for the input gradient: computed once for both, and materialized, because XLA would otherwise recompute
+    # the large cotangent for each of the four transformed parts.
     inner = _padded(cotangent, around)[:, around[0] : around[0] + 2 * rows, around[1] : around[1] + 2 * columns]
     tiles = floats_of(inner.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
     right = _both(_spread, tiles, 0, 1)
@@ -89,21 +89,21 @@ def _sums(x: Array, kernel: Array, padding: Pair, contracted: int) -> Array:
     products = [multiply(_matrices(v), _matrices(u), 1 + contracted) for v, u in zip(left, right, strict=True)]
     b, rows, columns = left[0].shape[2:5]
     sums = _joined(_output, [each.reshape(2, 2, b, rows, columns, each.shape[2]) for each in products])
-    # Stacked, and so computed once; XLA would otherwise keep the products and sum them wherever the maps are read.
+    # Stacked, so computed once; otherwise XLA would store the products and sum them in every reader of the maps.
     maps = jnp.stack([jnp.stack(column, 2) for column in sums], 4)
     h, w = (n + 2 * p - 2 for n, p in zip(x.shape[1:3], padding, strict=True))
     return maps.reshape(b, 2 * rows, 2 * columns, maps.shape[-1])[:, :h, :w] / 4
 
 
 def _pairs(x: Array, padding: Pair) -> Array:
-    """Maps rounded to bfloat16, in float32, by pairs of rows and of columns, ``b rows 2 columns 2 i``."""
+    """Maps rounded to bfloat16, stored in float32, as pairs of rows and of columns, ``b rows 2 columns 2 i``."""
     padded = _padded(x, padding)
     b, h, w, inputs = padded.shape
     return floats_of(padded.reshape(b, h // 2, 2, w // 2, 2, inputs))
 
 
 def _padded(x: Array, padding: Pair) -> Array:
-    """Bits of maps with zeros around them, and one more row and column where their number is odd."""
+    """Bits of maps with zeros around them, and one more row and column if their number is odd."""
     around = [(p, p + n % 2) for n, p in zip(x.shape[1:3], padding, strict=True)]
     return materialize(bits_of(x), [(0, 0), *around, (0, 0)], 1)
 
@@ -156,7 +156,7 @@ def _sum_and_difference(x: Array, y: Array) -> Array:
 
 
 def _signed(x: Array) -> Array:
-    """The first as it is, the second negated."""
+    """The first unchanged, the second negated."""
     return x * jnp.asarray([1, -1], x.dtype).reshape(2, *(1,) * (x.ndim - 1))
 
 
