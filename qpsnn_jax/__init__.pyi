@@ -24,6 +24,7 @@ from .model.graph import Graph as Graph
 from .model.network import SpikingNetwork as SpikingNetwork
 from .model.nodes import AttentionTrace as AttentionTrace
 from .model.nodes import Quantizer as Quantizer
+from .numerics.gamma import gamma_of as gamma_of
 from .numerics.losses import cross_entropy as cross_entropy
 from .numerics.losses import temporal_cross_entropy as temporal_cross_entropy
 from .numerics.neurons import LIFTrace as LIFTrace
@@ -33,7 +34,6 @@ from .numerics.neurons import lif_trace as lif_trace
 from .numerics.quantization import Codes as Codes
 from .numerics.quantization import codes as codes
 from .numerics.quantization import dequantize as dequantize
-from .numerics.quantization import gamma_of as gamma_of
 from .numerics.quantization import integer_weights as integer_weights
 from .numerics.quantization import quantize as quantize
 from .numerics.surrogate import arctan as arctan

@@ -28,6 +28,7 @@ from qpsnn_jax.numerics.normalization import check_statistics
 from qpsnn_jax.numerics.quantization import Codes, codes
 
 _FULL = 32
+_KNOWN = (Input, Conv, Dense, BatchNorm, LIF, MaxPoolNode, AveragePool, GlobalAveragePool, Flatten, Shortcut, Add)
 
 
 class _Terms(NamedTuple):
@@ -96,6 +97,8 @@ def fold(
     check_statistics(mean, std, pixels)
     if attention := next((node for node in graph.nodes if isinstance(node, Attention)), None):
         raise ValueError(f"node {attention.name!r}: spiking self-attention cannot be exported as integers.")
+    if unknown := next((node for node in graph.nodes if type(node) not in _KNOWN), None):
+        raise ValueError(f"node {unknown.name!r}: {type(unknown).__name__} cannot be exported as integers.")
     center, spread = (np.asarray(x, np.float64) for x in (mean, std))
     source = _Source(graph, weights_of(graph, variables), {graph.input.name}, center, spread, stem_bits)
     layers: list[Layer] = []

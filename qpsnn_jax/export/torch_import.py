@@ -13,7 +13,8 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Quantizer
 from qpsnn_jax.model.zoo.resnet20 import resnet20_of_widths
 from qpsnn_jax.model.zoo.vgg import VGG16, vgg_of_widths
-from qpsnn_jax.numerics.quantization import STE, Granularity
+from qpsnn_jax.numerics.gamma import Granularity
+from qpsnn_jax.numerics.quantization import STE
 
 # The released code fires strictly above the threshold.
 _RELEASED_LIF = LIF("", "", fire=">")

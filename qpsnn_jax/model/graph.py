@@ -17,6 +17,7 @@ from qpsnn_jax.model.nodes.checks import LARGEST
 from qpsnn_jax.model.nodes.inputs import Input
 from qpsnn_jax.model.nodes.quantizer import Quantizer
 from qpsnn_jax.runtime.checks import integer
+from qpsnn_jax.runtime.naming import find_imported, name_of
 
 _COLLECTIONS = ("params", "batch_stats", "scales")
 
@@ -36,8 +37,8 @@ class Graph:
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(self.nodes))
         object.__setattr__(self, "timesteps", integer("timesteps", self.timesteps, 1, LARGEST))
-        if strange := [node for node in self.nodes if not isinstance(node, Node)]:
-            raise ValueError(f"nodes must be nodes such as qpsnn_jax.nodes.Conv, got {strange[0]!r}.")
+        for node in self.nodes:
+            _check_node(node)
         if [isinstance(node, Input) for node in self.nodes].count(True) != 1:
             raise ValueError("a graph needs exactly one Input node.")
         _ = self.values
@@ -85,18 +86,22 @@ class Graph:
 
 
 def to_json(graph: Graph) -> str:
-    """The graph as JSON text; :func:`from_json` restores an equal graph."""
-    nodes = [{"kind": type(node).__name__, **dataclasses.asdict(node)} for node in graph.nodes]
-    return json.dumps({"timesteps": graph.timesteps, "nodes": nodes})
+    """The graph as JSON text; :func:`from_json` restores an equal graph.
+
+    Raises:
+        ValueError: a node holds a function without a name by which it could be found again, as a lambda does.
+    """
+    return json.dumps({"timesteps": graph.timesteps, "nodes": [_entry(node) for node in graph.nodes]})
 
 
 def from_json(text: str) -> Graph:
     """A graph from the text written by :func:`to_json`.
 
-    A node whose class stands outside this package is known once the module that defines the class is imported.
+    Nothing is imported: node classes and functions from outside this package are found if the modules that define
+    them are imported already.
 
     Raises:
-        ValueError: the text is not such a graph, or a node is of a kind that no imported class has.
+        ValueError: the text is not such a graph, or names a class or a function that is not imported.
     """
     try:
         document = json.loads(text)
@@ -104,6 +109,15 @@ def from_json(text: str) -> Graph:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}, {error}"
         raise ValueError(f"the text does not describe a graph: {reason:.300}") from None
+
+
+def _check_node(node: Any) -> None:
+    if not isinstance(node, Node):
+        raise ValueError(f"nodes must be nodes such as qpsnn_jax.nodes.Conv, got {node!r}.")
+    try:
+        hash(node)
+    except TypeError as error:
+        raise ValueError(f"node {node.name!r}: its fields must be hashable ({error}).") from None
 
 
 def _check_names(node: Node, values: Mapping[str, Value]) -> None:
@@ -116,6 +130,19 @@ def _check_names(node: Node, values: Mapping[str, Value]) -> None:
             raise ValueError(f"node {node.name!r}: its input {name!r} is not an earlier node.")
 
 
+def _entry(node: Node) -> dict[str, Any]:
+    def named(value: Any) -> dict[str, str]:
+        try:
+            if not callable(value):
+                raise ValueError(f"{value!r} is no number, text, tuple or function.")
+            return {"function": name_of(value)}
+        except ValueError as error:
+            raise ValueError(f"node {node.name!r} cannot be saved: {error}") from None
+
+    fields = json.loads(json.dumps(dataclasses.asdict(node), default=named))
+    return {"kind": type(node).__name__, **fields}
+
+
 def _node(entry: Mapping[str, Any]) -> Node:
     name, kind = entry["name"], entry["kind"]
     if kind not in KINDS:
@@ -125,5 +152,7 @@ def _node(entry: Mapping[str, Any]) -> Node:
 
 def _field(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return Quantizer(**value)
+        if value.keys() == {"function"}:
+            return find_imported(value["function"])
+        return Quantizer(**{field: _field(option) for field, option in value.items()})
     return tuple(value) if isinstance(value, list) else value

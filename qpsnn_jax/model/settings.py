@@ -70,7 +70,7 @@ def build(
     Raises:
         ValueError: the network cannot be built, naming the setting or the node at fault, or takes other data.
     """
-    from qpsnn_jax.model.graph import Graph
+    from qpsnn_jax.model.graph import Graph, to_json
     from qpsnn_jax.model.nodes import LIF, Quantizer
 
     name = str(settings.name)
@@ -92,6 +92,7 @@ def build(
     if graph.input.frames != frames:
         kind = "recordings of events" if frames else "still images"
         raise ValueError(f"network {name} does not take {kind}.")
+    to_json(graph)  # what cannot be saved is told before it is trained
     return graph
 
 

@@ -16,8 +16,9 @@ from qpsnn_jax.data.augment.images import normalize_and_augment
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, Quantizer
 from qpsnn_jax.model.zoo import NETWORKS
+from qpsnn_jax.numerics.gamma import Gamma, Granularity
 from qpsnn_jax.numerics.normalization import normalize
-from qpsnn_jax.numerics.quantization import STE, Gamma, Granularity
+from qpsnn_jax.numerics.quantization import STE
 from qpsnn_jax.numerics.surrogate import Fire
 from qpsnn_jax.training.optim import OptimizerName
 

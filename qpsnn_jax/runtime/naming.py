@@ -6,12 +6,13 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 # Objects named in this process, found again without importing their file, which may be the running program.
 _named: dict[str, Any] = {}
+# What the files define that were run, by their paths.
+_run: dict[str, dict[str, Any]] = {}
 
 
 def find(name: str) -> Any:
@@ -33,6 +34,19 @@ def find(name: str) -> Any:
         raise ValueError(f"{name!r} cannot be found: {place} defines no {attribute}.") from None
     except (Exception, SystemExit) as error:
         raise ValueError(f"{name!r} cannot be found ({type(error).__name__}: {error}).") from None
+
+
+def find_imported(name: str) -> Any:
+    """The object of such a name, if its module is imported or its file was run; nothing is run, as data may name it.
+
+    Raises:
+        ValueError: it is not known yet.
+    """
+    place, _, attribute = str(name).rpartition(":")
+    known = vars(sys.modules[place]) if place in sys.modules else _run.get(place, {})
+    if name in _named or attribute in known:
+        return _named[name] if name in _named else known[attribute]
+    raise ValueError(f"{name!r} is not known yet; import what defines it first")
 
 
 def name_of(value: Callable[..., Any]) -> str:
@@ -62,11 +76,12 @@ def search_path(folder: str | os.PathLike[str]) -> Iterator[None]:
         sys.path.remove(os.fspath(folder))
 
 
-@cache
 def _attributes(place: str) -> dict[str, Any]:
     if place.endswith(".py"):
         path = Path(place).resolve()
-        with search_path(path.parent):
-            return runpy.run_path(str(path))
+        if str(path) not in _run:
+            with search_path(path.parent):
+                _run[str(path)] = runpy.run_path(str(path))
+        return _run[str(path)]
     with search_path(Path.cwd()):
         return vars(importlib.import_module(place))

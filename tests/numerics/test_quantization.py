@@ -6,7 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qpsnn_jax.numerics.quantization import Codes, codes, dequantize, gamma_of, integer_weights, quantize
+from qpsnn_jax.numerics.gamma import gamma_of
+from qpsnn_jax.numerics.quantization import Codes, codes, dequantize, integer_weights, quantize
 
 over = pytest.mark.parametrize
 RULES, GRANULARITIES, STES = (
@@ -310,5 +311,5 @@ def test_unknown_option(function, option: dict):
 
 @over("function", [quantize, integer_weights])
 def test_unknown_ste(function):
-    with pytest.raises(ValueError, match="ste must be clipped, plain or scaled, got 'soft'"):
+    with pytest.raises(ValueError, match="ste must be clipped, plain, scaled or a function, got 'soft'"):
         function(jnp.ones((2, 2)), 4, ste="soft")

@@ -7,6 +7,7 @@ values are maps of one position, because the simulators disagree on what a Flatt
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,6 @@ from qpsnn_jax.model.nodes import (
     GlobalAveragePool,
     Input,
     MaxPool,
-    Node,
     Shortcut,
 )
 from qpsnn_jax.numerics.normalization import check_statistics
@@ -38,21 +38,21 @@ OUTPUT = "output"
 _POOL = (2, 2)
 
 
-class _Value(NamedTuple):
+class Translated(NamedTuple):
     """The value of a node: the NIR nodes whose sum it is, and its shape ``(h, w, c)``."""
 
     nodes: tuple[str, ...]
     shape: tuple[int, int, int]
 
 
-class _Builder:
+class Builder:
     """The NIR nodes and edges, and the values so far."""
 
     def __init__(self, nir: Any, graph: Graph, weights: Weights) -> None:
         self.nir, self.graph, self.weights = nir, graph, weights
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
-        self.values: dict[str, _Value] = {}
+        self.values: dict[str, Translated] = {}
         readers = Counter(name for node in graph.nodes for name in node.inputs)
         self.norms = {
             node.input: node
@@ -61,11 +61,12 @@ class _Builder:
             if readers[node.input] == 1
         }
 
-    def add(self, name: str, node: Any, source: _Value, shape: Sequence[int]) -> _Value:
+    def add(self, name: str, node: Any, source: Translated, shape: Sequence[int]) -> Translated:
+        """A NIR node that reads ``source``, and what it gives, of the shape ``(h, w, c)``."""
         h, w, c = shape
         self.nodes[name] = node
         self.edges += [(other, name) for other in source.nodes]
-        return _Value((name,), (h, w, c))
+        return Translated((name,), (h, w, c))
 
 
 def nir_graph(
@@ -106,11 +107,13 @@ def nir_graph(
     if not isinstance(graph.output, Dense):
         raise ValueError(f"node {graph.output.name!r}: the last node must be a dense readout.")
     notes = {"timesteps": graph.timesteps, "frames": graph.input.frames, "dt": DT, **_statistics(graph, mean, std)}
-    build = _Builder(nir, graph, weights_of(graph, variables))
+    build = Builder(nir, graph, weights_of(graph, variables))
     for node in graph.nodes:
         if node.name == OUTPUT or "/" in node.name:
             raise ValueError(f"node {node.name!r}: NIR files take no / in a name, and {OUTPUT!r} is taken; rename it.")
-        build.values[node.name] = _translated(build, node)
+        # By the very class: what a class derived from one of these does, only its own translation can say.
+        become = translate.registry.get(type(node), translate.dispatch(object))
+        build.values[node.name] = become(node, build, [build.values[name] for name in node.inputs])
     build.add(OUTPUT, nir.Output(np.array([graph.classes, 1, 1])), build.values[graph.output.name], (1, 1, 1))
     return nir.NIRGraph(nodes=build.nodes, edges=build.edges, metadata=notes)
 
@@ -150,41 +153,49 @@ def _statistics(graph: Graph, mean: Sequence[float] | None, std: Sequence[float]
     return {"mean": np.asarray(mean, np.float64), "std": np.asarray(std, np.float64)}
 
 
-def _translated(build: _Builder, node: Node) -> _Value:
-    """Add the NIR nodes of a node, if any, and return its value."""
-    sources = [build.values[name] for name in node.inputs]
-    match node:
-        case Input():
-            h, w, c = node.shape
-            return build.add(node.name, build.nir.Input(np.array([c, h, w])), _Value((), node.shape), node.shape)
-        case Conv() | Dense():
-            return _layer(build, node, sources[0])
-        case BatchNorm() if build.norms.get(node.input) is node:
-            return sources[0]
-        case BatchNorm():
-            raise ValueError(
-                f"node {node.name!r}: NIR has no batch-norm, and this one does not follow a layer of its own."
-            )
-        case LIF():
-            return build.add(node.name, _neurons(build, node, sources[0]), sources[0], sources[0].shape)
-        case MaxPool():
-            return _max_pool(build, node, sources[0])
-        case AveragePool():
-            return _average(build, node.name, sources[0], node.window, node.strides, node.padding)
-        case GlobalAveragePool():
-            h, w, _ = sources[0].shape
-            return _average(build, node.name, sources[0], (h, w), (h, w), (0, 0))
-        case Flatten():
-            return sources[0]
-        case Shortcut():
-            return _shortcut(build, node, sources[0])
-        case Add():
-            return _sum(node, *sources)
-    raise ValueError(f"node {node.name!r}: NIR has no {type(node).__name__.lower()}.")
+@singledispatch
+def translate(node: Any, build: Builder, sources: Sequence[Translated]) -> Translated:
+    """Add the NIR nodes of a node, if any, and return its value; other classes enter by ``translate.register``."""
+    del build, sources
+    raise ValueError(
+        f"node {node.name!r}: NIR has no {type(node).__name__.lower()}; register what it becomes with "
+        f"@{__name__}.translate.register."
+    )
 
 
-def _layer(build: _Builder, node: Conv | Dense, source: _Value) -> _Value:
+@translate.register
+def _(node: Input, build: Builder, sources: Sequence[Translated]) -> Translated:
+    h, w, c = node.shape
+    return build.add(node.name, build.nir.Input(np.array([c, h, w])), Translated((), node.shape), node.shape)
+
+
+@translate.register
+def _(node: BatchNorm, build: Builder, sources: Sequence[Translated]) -> Translated:
+    if build.norms.get(node.input) is node:
+        return sources[0]
+    raise ValueError(f"node {node.name!r}: NIR has no batch-norm, and this one does not follow a layer of its own.")
+
+
+@translate.register
+def _(node: AveragePool, build: Builder, sources: Sequence[Translated]) -> Translated:
+    return _average(build, node.name, sources[0], node.window, node.strides, node.padding)
+
+
+@translate.register
+def _(node: GlobalAveragePool, build: Builder, sources: Sequence[Translated]) -> Translated:
+    h, w, _ = sources[0].shape
+    return _average(build, node.name, sources[0], (h, w), (h, w), (0, 0))
+
+
+@translate.register
+def _(node: Flatten, build: Builder, sources: Sequence[Translated]) -> Translated:
+    return sources[0]
+
+
+@translate.register
+def _(node: Conv | Dense, build: Builder, sources: Sequence[Translated]) -> Translated:
     """A convolution; a dense layer is one whose kernel covers its complete input."""
+    (source,) = sources
     factor, bias = affine(build.weights, node, build.norms.get(node.name))
     kernel = summed_weights(build.weights, node) * factor
     if isinstance(node, Dense):
@@ -193,14 +204,14 @@ def _layer(build: _Builder, node: Conv | Dense, source: _Value) -> _Value:
 
 
 def _conv(
-    build: _Builder,
+    build: Builder,
     name: str,
-    source: _Value,
+    source: Translated,
     kernel: np.ndarray,
     bias: np.ndarray,
     strides: Pair = (1, 1),
     padding: Pair = (0, 0),
-) -> _Value:
+) -> Translated:
     h, w, _, features = kernel.shape
     if h != w:
         raise ValueError(f"node {name!r}: a kernel of {h}×{w} is not square, and NIR infers shapes from its height.")
@@ -217,7 +228,9 @@ def _conv(
     return build.add(name, layer, source, shape)
 
 
-def _neurons(build: _Builder, node: LIF, source: _Value) -> Any:
+@translate.register
+def _(node: LIF, build: Builder, sources: Sequence[Translated]) -> Translated:
+    (source,) = sources
     if node.tau != 0.5 or node.reset != "hard":
         raise ValueError(
             f"node {node.name!r}: only a leak of 0.5 and a hard reset give equal results in the simulators "
@@ -227,10 +240,11 @@ def _neurons(build: _Builder, node: LIF, source: _Value) -> Any:
     if not 1e-6 < threshold < 1e6:
         raise ValueError(f"node {node.name!r}: the threshold must be between 1e-6 and 1e6, got {node.threshold}.")
     below = np.nextafter(threshold, np.float32(0))
-    return _lif(build, source, (threshold if node.fire == ">" else below) / 2)
+    neurons = _lif(build, source, (threshold if node.fire == ">" else below) / 2)
+    return build.add(node.name, neurons, source, source.shape)
 
 
-def _lif(build: _Builder, source: _Value, threshold: Any) -> Any:
+def _lif(build: Builder, source: Translated, threshold: Any) -> Any:
     h, w, c = source.shape
     zeros = np.zeros((c, h, w), np.float32)
     # In float64, tau / dt is exactly 2.
@@ -240,27 +254,30 @@ def _lif(build: _Builder, source: _Value, threshold: Any) -> Any:
     )
 
 
-def _max_pool(build: _Builder, node: MaxPool, source: _Value) -> _Value:
+@translate.register
+def _(node: MaxPool, build: Builder, sources: Sequence[Translated]) -> Translated:
     if not build.graph.values[node.input].spiking:
         raise ValueError(f"node {node.name!r}: NIR has no max-pool, and this one is not of spikes.")
     if node.window != _POOL:
         raise ValueError(
             f"node {node.name!r}: only a max-pool over 2×2 spikes can be exported to NIR, got {node.window}."
         )
-    mean = _average(build, f"{node.name}.mean", source, node.window, node.strides, node.padding)
+    mean = _average(build, f"{node.name}.mean", sources[0], node.window, node.strides, node.padding)
     one_spike = 1 / (_POOL[0] * _POOL[1])
     return build.add(node.name, _lif(build, mean, one_spike / 2 / 2), mean, mean.shape)
 
 
-def _average(build: _Builder, name: str, source: _Value, window: Pair, strides: Pair, padding: Pair) -> _Value:
+def _average(build: Builder, name: str, source: Translated, window: Pair, strides: Pair, padding: Pair) -> Translated:
     shape = (*Geometry(source.shape[:2], window, strides, padding).output_hw, source.shape[2])
     kernel_size, stride, pad = (np.array(x) for x in (window, strides, padding))
     pool = build.nir.AvgPool2d(kernel_size=kernel_size, stride=stride, padding=pad)
     return build.add(name, pool, source, shape)
 
 
-def _shortcut(build: _Builder, node: Shortcut, source: _Value) -> _Value:
+@translate.register
+def _(node: Shortcut, build: Builder, sources: Sequence[Translated]) -> Translated:
     """A strided 1×1 convolution with a matrix of zeros and ones; the identity is an edge."""
+    (source,) = sources
     channels = source.shape[2]
     if node.stride == 1 and node.source == tuple(range(channels)):
         return source
@@ -268,9 +285,11 @@ def _shortcut(build: _Builder, node: Shortcut, source: _Value) -> _Value:
     return _conv(build, node.name, source, kernel, np.zeros(len(node.source)), (node.stride, node.stride))
 
 
-def _sum(node: Add, first: _Value, second: _Value) -> _Value:
+@translate.register
+def _(node: Add, build: Builder, sources: Sequence[Translated]) -> Translated:
+    first, second = sources
     if twice := set(first.nodes) & set(second.nodes):
         raise ValueError(f"node {node.name!r}: adds {min(twice)!r} to itself, and NIR has one edge between two nodes.")
     if first.shape != second.shape:
         raise ValueError(f"node {node.name!r}: NIR adds no maps of {first.shape} to {second.shape}; flatten later.")
-    return _Value(first.nodes + second.nodes, first.shape)
+    return Translated(first.nodes + second.nodes, first.shape)

@@ -1,5 +1,6 @@
 """Checks of a node's fields, which name the node and the field; what passes is stored as plain Python numbers."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from qpsnn_jax.kernels.geometry import Geometry, Pair
@@ -43,14 +44,16 @@ def float_fields(node: Node, *fields: str, least: float = -1e30, most: float = 1
         _store(node, name, finite(_where(node, name), getattr(node, name), least, most))
 
 
-def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """``value`` is one of the names ``allowed``.
+def one_of(name: str, value: object, allowed: Iterable[str], *, or_function: bool = False) -> None:
+    """``value`` is one of the names ``allowed``, or a function where one may be given.
 
     Raises:
         ValueError: it is not.
     """
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}.")
+    names = tuple(allowed)
+    if not ((or_function and callable(value)) or (isinstance(value, str) and value in names)):
+        more = ", or a function" if or_function else ""
+        raise ValueError(f"{name} must be one of {', '.join(names)}{more}; got {value!r}.")
 
 
 def image_shape(value: Value) -> tuple[int, int, int]:

@@ -22,7 +22,7 @@ from qpsnn_jax.model.nodes.base import (
 )
 from qpsnn_jax.model.nodes.checks import float_fields, one_of
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset, lif_trace
-from qpsnn_jax.numerics.surrogate import SURROGATES, Fire
+from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
 
 _MEMBRANE_BITS = 32
 
@@ -65,20 +65,20 @@ class Neuron(Unary, ABC):
 
 @dataclass(frozen=True)
 class LIF(Neuron):
-    """Leaky integrate-and-fire neurons: the options of :func:`qpsnn_jax.lif`; ``surrogate`` by its name."""
+    """Leaky integrate-and-fire neurons: the options of :func:`qpsnn_jax.lif`; ``surrogate`` is a name or a function."""
 
     tau: float = 0.5
     threshold: float = 1.0
     fire: Fire = ">="
     reset: Reset = "hard"
     detach_reset: bool = False
-    surrogate: str = "triangular"
+    surrogate: str | Surrogate = "triangular"
 
     def __post_init__(self) -> None:
         float_fields(self, "tau", "threshold")
         one_of("fire", self.fire, (">=", ">"))
         one_of("reset", self.reset, ("hard", "soft"))
-        one_of("surrogate", self.surrogate, tuple(SURROGATES))
+        one_of("surrogate", self.surrogate, SURROGATES, or_function=True)
 
     def trace(self, leaves: Leaves, currents: Array) -> LIFTrace:
         """What :func:`qpsnn_jax.lif_trace` gives."""
@@ -87,7 +87,7 @@ class LIF(Neuron):
             currents,
             tau=self.tau,
             threshold=self.threshold,
-            surrogate=SURROGATES[self.surrogate],
+            surrogate=SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate,
             fire=self.fire,
             reset=self.reset,
             detach_reset=self.detach_reset,

@@ -1,13 +1,15 @@
 """How the weights of a layer are quantized."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from qpsnn_jax.model.nodes.checks import one_of
-from qpsnn_jax.numerics.quantization import STE, Codes, Gamma, Granularity, codes, gamma_of, integer_weights
+from qpsnn_jax.numerics.gamma import Gamma, GammaRule, Granularity, gamma_of
+from qpsnn_jax.numerics.quantization import STE, Codes, GradientRule, codes, integer_weights
 from qpsnn_jax.runtime.checks import integer
 
 
@@ -15,20 +17,23 @@ from qpsnn_jax.runtime.checks import integer
 class Quantizer:
     """How a layer's weights are quantized: the options of :func:`qpsnn_jax.quantize`.
 
+    ``gamma`` and ``ste`` also take functions: :data:`~qpsnn_jax.numerics.gamma.GammaRule` from W, b and the axes that
+    share a γ to γ, and :data:`~qpsnn_jax.numerics.quantization.GradientRule` from dL/dŴ, W and γ to dL/dW.
+
     Raises:
         ValueError: bits outside 1 to 8 or an unknown option.
     """
 
     bits: int = 2
-    gamma: Gamma = "mean"
+    gamma: Gamma | GammaRule = "mean"
     granularity: Granularity = "layer"
-    ste: STE = "clipped"
+    ste: STE | GradientRule = "clipped"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", integer("bits", self.bits, 1, 8))
-        one_of("gamma", self.gamma, ("none", "max", "percentile", "mean", "mse"))
-        one_of("granularity", self.granularity, ("layer", "channel"))
-        one_of("ste", self.ste, ("clipped", "plain", "scaled"))
+        one_of("gamma", self.gamma, get_args(Gamma), or_function=True)
+        one_of("granularity", self.granularity, get_args(Granularity))
+        one_of("ste", self.ste, get_args(STE), or_function=True)
 
     def gamma_of(self, kernel: Array) -> Array:
         """:func:`qpsnn_jax.gamma_of` of a kernel."""
