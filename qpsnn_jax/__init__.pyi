@@ -1,3 +1,4 @@
+from .data.settings import DataSettings as DataSettings
 from .export.agreement import compare as compare
 from .export.c.source import c_source as c_source
 from .export.folding import fold as fold
@@ -24,6 +25,7 @@ from .model.graph import Graph as Graph
 from .model.network import SpikingNetwork as SpikingNetwork
 from .model.nodes import AttentionTrace as AttentionTrace
 from .model.nodes import Quantizer as Quantizer
+from .model.settings import NetworkSettings as NetworkSettings
 from .numerics.gamma import gamma_of as gamma_of
 from .numerics.losses import cross_entropy as cross_entropy
 from .numerics.losses import temporal_cross_entropy as temporal_cross_entropy
@@ -56,11 +58,14 @@ from .pruning.selection import sca_criterion as sca_criterion
 from .pruning.selection import score as score
 from .pruning.selection import select as select
 from .pruning.selection import svs_criterion as svs_criterion
+from .pruning.settings import Pruning as Pruning
 from .runs.config import Config as Config
-from .runs.stages import load_network as load_network
-from .runs.stages import save_network as save_network
+from .runs.directory import load_network as load_network
+from .runs.directory import save_network as save_network
+from .runs.settings import RunSettings as RunSettings
 from .training.optim import cosine_schedule as cosine_schedule
 from .training.optim import optimizer as optimizer
+from .training.settings import Training as Training
 from .training.steps import TrainState as TrainState
 from .training.steps import init_state as init_state
 from .training.steps import init_variables as init_variables

@@ -70,15 +70,9 @@ def tfds_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_network() -> Iterator[str]:
-    """Name of a network in the zoo that compiles in a second, so that whole runs fit in a test."""
-    from small_runs import small
-
-    from qpsnn_jax.model.zoo import NETWORKS
-
-    NETWORKS["small"] = small
-    yield "small"
-    del NETWORKS["small"]
+def small_network() -> str:
+    """Name of a network that compiles in a second, so that whole runs fit in a test."""
+    return "small_runs:small"
 
 
 @pytest.fixture(scope="session")
@@ -86,11 +80,17 @@ def small_config(small_network: str, tmp_path_factory: pytest.TempPathFactory) -
     """A config file of a run that takes seconds."""
     path = tmp_path_factory.mktemp("config") / "small.py"
     path.write_text(
-        "from qpsnn_jax import Config\n"
-        f"config = Config(network={small_network!r}, data='digits', train_examples=320, test_examples=100, epochs=4,\n"
-        "                batch_size=32, optimizer='adam', learning_rate=0.02, ratios={'stem': 0.3, 'middle': 0.55},\n"
-        "                finetune_epochs=2, finetune_learning_rate=0.01, score_batches=2, score_batch_size=100,\n"
-        "                crop_padding=1, checkpoint_epochs=1)\n"
+        "from dataclasses import replace\n"
+        "from qpsnn_jax import Config, DataSettings, NetworkSettings, Pruning, RunSettings, Training\n"
+        "train = Training(epochs=4, batch_size=32, optimizer='adam', learning_rate=0.02)\n"
+        "config = Config(\n"
+        f"    network=NetworkSettings({small_network!r}),\n"
+        "    data=DataSettings('digits', train_examples=320, test_examples=100, crop_padding=1),\n"
+        "    train=train,\n"
+        "    prune=Pruning(ratios={'stem': 0.3, 'middle': 0.55}, score_batches=2, score_batch_size=100),\n"
+        "    finetune=replace(train, epochs=2, learning_rate=0.01),\n"
+        "    run=RunSettings(checkpoint_epochs=1),\n"
+        ")\n"
     )
     return path
 
@@ -98,7 +98,7 @@ def small_config(small_network: str, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def small_run(small_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a finished run of that config. Not to be changed; copy it."""
-    from qpsnn_jax.runs.cli import main
+    from qpsnn_jax.runs.cli.main import main
 
     directory = tmp_path_factory.mktemp("runs") / "small"
     assert main(["run", str(small_config), "--out", str(directory)]) == 0

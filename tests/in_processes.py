@@ -4,15 +4,11 @@ import json
 import sys
 
 import numpy as np
-from small_runs import small
 
 from qpsnn_jax.data.dataset import Files
 from qpsnn_jax.data.feed import feed
-from qpsnn_jax.model.zoo import NETWORKS
-from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runtime.sharding import data_mesh
-
-NETWORKS["small"] = small
 
 
 class Numbers:

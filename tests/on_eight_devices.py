@@ -1,6 +1,6 @@
 """What tests/test_sharding.py runs in a process of its own, which has eight CPU devices."""
 
-import dataclasses
+import contextlib
 import json
 import re
 import shutil
@@ -13,21 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from small_networks import images_of, random_variables, residual_graph
-from small_runs import small
 
 from qpsnn_jax.data import load
+from qpsnn_jax.data.settings import DataSettings, make_prepare
 from qpsnn_jax.kernels.convolution import conv_spikes
 from qpsnn_jax.model.nodes import Quantizer
-from qpsnn_jax.model.zoo import NETWORKS
+from qpsnn_jax.model.settings import NetworkSettings
 from qpsnn_jax.pruning import score
-from qpsnn_jax.runs import loop as train
+from qpsnn_jax.runs import loop
 from qpsnn_jax.runs.config import Config, build_graph
+from qpsnn_jax.runs.hooks import Hooks
+from qpsnn_jax.runs.programs import state_shardings
+from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, replicated
+from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.steps import init_state, init_variables, make_train_step
 
-NETWORKS["small"] = small
 BATCH = 16
-WIDE = Config(network="small", data="digits", width=4.0, ste="plain")
+SMALL = "small_runs:small"
+WIDE = Config(NetworkSettings(SMALL, width=4.0, ste="plain"), DataSettings("digits"))
 
 
 def step_on(devices):
@@ -46,7 +50,7 @@ def cut_step_on(devices):
     graph, mesh = build_graph(WIDE), data_mesh(devices)
     tx = optax.sgd(0.1, momentum=0.9)
     state = init_state(random_variables(graph), tx, jax.random.key(1), ema=True)
-    places = train._places(state, mesh, fsdp=True)
+    places = state_shardings(state, mesh, fsdp=True)
     batch = jax.device_put((images_of(graph, BATCH), jnp.arange(BATCH) % 10), batch_sharding(mesh))
     gather = partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
     jitted = jax.jit(make_train_step(graph, tx, gather=gather), out_shardings=(places, replicated(mesh)))
@@ -104,36 +108,29 @@ def steps() -> dict:
 
 
 def fits(directory: Path) -> dict:
-    """Train on eight devices that cut the weights, stop, and go on with one, which holds them whole, and with two."""
-    config = Config(network="small", data="digits", train_examples=160, test_examples=64, batch_size=32, ste="plain")
-    config = dataclasses.replace(config, checkpoint_epochs=1)
+    """Train on eight devices that shard the weights, stop, and go on with one, which holds them whole, and with two."""
+    config = Config(NetworkSettings(SMALL, ste="plain"), DataSettings("digits", train_examples=160, test_examples=64))
     graph, data = build_graph(config), load("digits", train_examples=160, test_examples=64)
+    prepare = make_prepare(config.data, data)
+    training = Training(epochs=2, batch_size=32, learning_rate=0.01)
 
-    def fitted(epochs, place, devices):
-        train.data_mesh = lambda: data_mesh(devices)
+    def fitted(place, devices, hooks=()):
+        loop.data_mesh = lambda: data_mesh(devices)
         variables = init_variables(graph, jax.random.key(0))
-        cut = dataclasses.replace(config, fsdp=len(devices) > 1)
-        plan = train.Plan(cut, epochs, "sgd", 0.01, 0)
-        done = train.fit(graph, variables, data, plan, place, "test")
+        run = RunSettings(checkpoint_epochs=1, fsdp=len(devices) > 1)
+        done = loop.fit(graph, variables, data, training, place, prepare=prepare, run=run, hooks=hooks)
         return jax.device_get(done.variables), done.result.accuracy
 
-    # The schedule depends on the number of epochs, so the first part is stopped, not shortened.
-    real, record = train._Metrics.record, []
-
-    def stopping(self, values):
-        record.append(1)
-        if len(record) == 6:
+    def stopping(step, values):
+        del values
+        if step == 5 + 1:
             raise KeyboardInterrupt
-        return real(self, values)
 
-    train._Metrics.record = stopping
-    try:
-        fitted(2, directory / "eight", jax.devices())
-    except KeyboardInterrupt:
-        train._Metrics.record = real
+    # The schedule depends on the number of epochs, so the first part is stopped, not shortened.
+    with contextlib.suppress(KeyboardInterrupt):
+        fitted(directory / "eight", jax.devices(), (Hooks(metrics=stopping),))
     one, two = (
-        fitted(2, shutil.copytree(directory / "eight", directory / str(count)), jax.devices()[:count])
-        for count in (1, 2)
+        fitted(shutil.copytree(directory / "eight", directory / str(count)), jax.devices()[:count]) for count in (1, 2)
     )
     apart = jax.tree.map(largest_difference, one[0], two[0])
     return {"apart": max(jax.tree.leaves(apart)), "accuracy": abs(one[1] - two[1])}

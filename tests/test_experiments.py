@@ -15,14 +15,14 @@ from experiments import table1_sizes, table6_energy
 from qpsnn_jax import Criterion, channel_groups, init_state, make_train_step, prune, score, select
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.runs.config import build_graph, load_config
+from qpsnn_jax.runs.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path for path in (ROOT / "experiments" / "configs").glob("*.py") if path.name != "setups.py")
-TABLE_1 = [path for path in CONFIGS if path.stem not in ("cifar10_narrow", "nmnist_vggsnn")]
 
 
 def test_every_row_of_table_1_has_a_config():
-    sizes = sorted(f"{cost(build_graph(c, ratios=c.ratios)).size_bytes}" for c in map(load_config, TABLE_1))
+    sizes = sorted(f"{cost(build_graph(c, ratios=c.prune.ratios)).size_bytes}" for c in map(load_config, CONFIGS))
     rows = [row.build(bits=8 if row.network == "sew_resnet18" else 2, ratios=row.ratios) for row in table1_sizes.ROWS]
     assert sizes == sorted(f"{cost(graph).size_bytes}" for graph in rows)
 
@@ -37,22 +37,24 @@ def test_config_names_its_command_and_its_result(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_builds_at_its_ratios(path):
     config = load_config(path)
-    groups, smaller = channel_groups(build_graph(config)), channel_groups(build_graph(config, ratios=config.ratios))
+    ratios = config.prune.ratios
+    groups, smaller = (channel_groups(build_graph(config, ratios=r)) for r in (None, ratios))
     assert {name: group.size for name, group in smaller.items()} == {
-        name: int(group.size * (1 - config.ratios.get(group.label or "", 0.0))) for name, group in groups.items()
+        name: int(group.size * (1 - ratios.get(group.label or "", 0.0))) for name, group in groups.items()
     }
 
 
 # One config for each network and data set: the others differ in their ratios.
-DISTINCT = list({(c.network, c.data, c.timesteps): path for path in CONFIGS for c in [load_config(path)]}.values())
+ALL = {path.stem: load_config(path) for path in CONFIGS} | {name: preset.config for name, preset in PRESETS.items()}
+DISTINCT = {(c.network.name, c.data.name, c.network.timesteps): (name, c) for name, c in ALL.items()}.values()
 
 
-@pytest.mark.parametrize("path", DISTINCT, ids=lambda path: path.stem)
-def test_config_trains_and_prunes_at_reduced_width(path):
-    config = load_config(path)
+@pytest.mark.parametrize("config", [config for _, config in DISTINCT], ids=[name for name, _ in DISTINCT])
+def test_config_trains_and_prunes_at_reduced_width(config):
     full = build_graph(config)
-    narrow = dataclasses.replace(config, width=1 / 8 if config.network == "vggsnn" else 1 / 16, timesteps=1)
-    graph = build_graph(narrow)
+    width = 1 / 8 if config.network.name == "vggsnn" else 1 / 16
+    network = dataclasses.replace(config.network, width=width, timesteps=1)
+    graph = build_graph(dataclasses.replace(config, network=network))
     variables, images = random_variables(graph), images_of(graph, batch=1)
     tx = optax.sgd(0.01)
     step = jax.jit(make_train_step(graph, tx), compiler_options={"xla_backend_optimization_level": 0})
@@ -60,9 +62,9 @@ def test_config_trains_and_prunes_at_reduced_width(path):
     assert np.isfinite(metrics["loss"])
     rate = Criterion(lambda trace: trace.spikes.mean(1), lambda maps: maps.mean((0, 1, 2)))
     scores = score(graph, state.variables, [images], rate)
-    smaller, _ = prune(graph, state.variables, select(graph, scores, config.ratios))
+    smaller, _ = prune(graph, state.variables, select(graph, scores, config.prune.ratios))
     for name, group in channel_groups(graph).items():
-        ratio = config.ratios.get(group.label or "", 0.0)
+        ratio = config.prune.ratios.get(group.label or "", 0.0)
         assert channel_groups(smaller)[name].size == int(group.size * (1 - ratio))
     assert [node.name for node in full.nodes] == [node.name for node in smaller.nodes]
 

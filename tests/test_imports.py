@@ -18,7 +18,9 @@ ONLY_IN = {
     "tensorflow_datasets": {"data.sources.tfds", "data.sources.tiny_imagenet_builder", "data.prepare"},
     "grain": {"data.stream"},
     "matplotlib": {"runs.plots"},
-    "argparse": {"runs.cli"},
+    "click": {
+        f"runs.cli.{name}" for name in ("main", "flags", "joining", "training", "networks", "exports", "datasets")
+    },
     "nir": {"export.nir.writer"},
     "onnx": {"export.onnx"},
     "onnxruntime": {"runs.verify"},

@@ -16,7 +16,7 @@ from experiments.benchmarks import speed
 from qpsnn_jax import SpikingNetwork, init_state, init_variables, make_train_step
 from qpsnn_jax.kernels import dispatch
 from qpsnn_jax.model.zoo import resnet20, vgg16
-from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runtime import compiling
 from qpsnn_jax.runtime.compiling import low_memory_jit
 
@@ -93,7 +93,7 @@ def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
 def test_a_run_compiles_each_step_once(small_config, tmp_path, caplog):
     """The training and the evaluation step of either network, which no other test uses."""
     with caplog.at_level(logging.WARNING, logger="jax"), jax.log_compiles():
-        assert main(["run", str(small_config), "--bits", "5", "--out", str(tmp_path / "run")]) == 0
+        assert main(["run", str(small_config), "--network.bits", "5", "--out", str(tmp_path / "run")]) == 0
     compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
     assert compiled.count("step") == 4
     assert compiled.count("batch_scores") == 1

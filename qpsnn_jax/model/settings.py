@@ -78,15 +78,19 @@ def build(
     quantizer = None
     if settings.bits is not None:
         quantizer = Quantizer(settings.bits, _option(settings.gamma), settings.granularity, _option(settings.ste))
-    graph = make(
-        bits=quantizer,
-        timesteps=settings.timesteps,
-        classes=classes,
-        input_shape=input_shape,
-        width=settings.width,
-        lif=LIF("", "", fire=settings.fire, surrogate=_option(settings.surrogate)),
-        ratios=ratios,
-    )
+    options = {
+        "bits": quantizer,
+        "timesteps": settings.timesteps,
+        "classes": classes,
+        "input_shape": input_shape,
+        "width": settings.width,
+        "lif": LIF("", "", fire=settings.fire, surrogate=_option(settings.surrogate)),
+        "ratios": ratios,
+    }
+    try:
+        graph = make(**options)
+    except TypeError as error:
+        raise ValueError(f"network {name} cannot be built ({error}).") from error
     if not isinstance(graph, Graph):
         raise ValueError(f"network {name} must return a qpsnn_jax.Graph, got {type(graph).__name__}.")
     if graph.input.frames != frames:

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 
 from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
-# Each is a Criterion, except for the two that need no data.
-CRITERIA = {
-    "svs": "qpsnn_jax.pruning.selection:svs_criterion",
-    "sca": "qpsnn_jax.pruning.selection:sca_criterion",
-    "magnitude": "qpsnn_jax.pruning.selection:magnitude_group_scores",
-    "random": "qpsnn_jax.pruning.selection:random_group_scores",
-}
+CRITERIA = ("svs", "sca", "magnitude", "random")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,11 @@ from qpsnn_jax.export.onnx import write_onnx
 from qpsnn_jax.export.packed.file import write_packed
 from qpsnn_jax.export.stablehlo import write_stablehlo
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.runs import stages as pipeline
-from qpsnn_jax.runs.config import as_dict
+from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs.directory import STAGES, load_network, read_config, read_stage, run_of
+from qpsnn_jax.runs.loading import load_test_data
+from qpsnn_jax.runs.records import versions
+from qpsnn_jax.runtime.settings import as_dict
 from qpsnn_jax.training.steps import Variables
 
 
@@ -69,12 +72,12 @@ def read_run(
     Raises:
         ValueError: no run or stage is there, or its data are missing.
     """
-    graph, variables = pipeline.load_network(path)
-    run = pipeline.run_of(path)
+    graph, variables = load_network(path)
+    run = run_of(path)
     if run is None:
         raise ValueError(f"{path} belongs to no run, so the mean and std of its pixels are not known; give a run.")
-    config = pipeline.read_config(run)
-    data = pipeline.load_test_data(graph, config, data_dir=data_dir, test_examples=test_examples)
+    config = read_config(run)
+    data = load_test_data(graph, config, data_dir=data_dir, test_examples=test_examples)
     return Exported(graph, variables, data, _notes(path, run, config), stem_bits, readout_bits)
 
 
@@ -117,13 +120,13 @@ def _placed(path: Path) -> Path:
     return path
 
 
-def _notes(path: Path, run: Path, config: Any) -> dict[str, Any]:
-    names = pipeline.STAGES if path.resolve() == run.resolve() else (path.resolve().name,)
-    stages = (pipeline.read_stage(run, name) for name in reversed(names))
+def _notes(path: Path, run: Path, config: Config) -> dict[str, Any]:
+    names = STAGES if path.resolve() == run.resolve() else (path.resolve().name,)
+    stages = (read_stage(run, name) for name in reversed(names))
     stage = next((stage for stage in stages if stage), None)
-    notes = {"config": as_dict(config), "versions": pipeline.versions()}
+    notes = {"config": as_dict(config), "versions": versions()}
     # Where the data lay on the machine that trained is nobody else's business.
-    notes["config"].pop("data_dir", None)
+    notes["config"]["data"].pop("data_dir")
     if stage is not None:
         notes |= {"stage": stage.name, "accuracy": stage.accuracy_last}
     return notes

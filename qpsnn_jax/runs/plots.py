@@ -11,8 +11,9 @@ from qpsnn_jax.data.feed import first
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import Conv
-from qpsnn_jax.runs.loop import normalizer
-from qpsnn_jax.runs.stages import STAGES, Stage, load_network, read_notes, stored_arrays
+from qpsnn_jax.runs.directory import STAGES, load_network
+from qpsnn_jax.runs.evaluation import normalizer
+from qpsnn_jax.runs.records import StageResult, read_arrays, read_notes
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.processes import write_on_process_zero
 from qpsnn_jax.training.steps import Variables
@@ -20,20 +21,20 @@ from qpsnn_jax.training.steps import Variables
 _RASTER_NEURONS = 64
 
 
-def draw_all(directory: Path, data: DataSet, records: list[Stage]) -> list[Path]:
+def draw_all(directory: Path, data: DataSet, records: list[StageResult]) -> list[Path]:
     """Draw every plot of a run into ``plots`` below its directory.
 
     Args:
         directory: of a run whose stages are complete.
         data: its data set; the raster shows the first test image.
-        records: of the stages and controls, for the summary.
+        records: results of the stages and controls, for the summary.
 
     Returns:
         Paths of the PNG files.
     """
     whole, final = load_network(directory / "quantized"), load_network(directory / "finetuned")
-    keep = read_notes(directory, "pruned", "keep")
-    stored = stored_arrays(directory / "pruned" / "scores.npz", "score again")
+    keep = read_notes(directory / "pruned" / "stage.json", "keep")
+    stored = read_arrays(directory / "pruned" / "scores.npz", "score again")
     scores = {name: np.asarray(values) for name, values in stored.items()}
     figures = {
         "summary": _summary(records),
@@ -62,7 +63,7 @@ def _write(figure: Any, path: Path) -> Path:
     return path
 
 
-def _summary(records: list[Stage]) -> Any:
+def _summary(records: list[StageResult]) -> Any:
     panels = {
         "test accuracy, last epoch (%)": [100 * record.accuracy_last for record in records],
         "size (kB)": [record.size_bytes / 1000 for record in records],
@@ -84,7 +85,7 @@ def _training(directory: Path) -> Any:
     figure, (loss, accuracy) = _figure(1, 2, 9, 3.2)
     done = 0
     for name in ("quantized", "finetuned"):
-        epochs = read_notes(directory, name, "epochs")
+        epochs = read_notes(directory / name / "stage.json", "epochs")
         x = [done + epoch["epoch"] for epoch in epochs]
         loss.plot(x, [epoch["train_loss"] for epoch in epochs], label=name)
         accuracy.plot(x, [100 * epoch["test_accuracy"] for epoch in epochs], label=name)

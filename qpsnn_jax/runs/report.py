@@ -8,9 +8,10 @@ from typing import Any
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.model.costs import Cost
 from qpsnn_jax.runs import plots
-from qpsnn_jax.runs.config import Config, as_dict
-from qpsnn_jax.runs.stages import Stage, versions, write_json
+from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs.records import StageResult, versions, write_json
 from qpsnn_jax.runtime.processes import write_on_process_zero
+from qpsnn_jax.runtime.settings import as_dict
 
 _COLUMNS = (
     "accuracy last",
@@ -31,15 +32,17 @@ _CONTROLS = {
 }
 
 
-def write_report(config: Config, directory: Path, data: DataSet, stages: list[Stage], controls: list[Stage]) -> None:
+def write_report(
+    config: Config, directory: Path, data: DataSet, stages: list[StageResult], controls: list[StageResult]
+) -> None:
     """Write the report of a finished run into its directory: JSON, Markdown, and PNG plots under ``plots``.
 
     Args:
         config: of the run.
         directory: of the run.
         data: its data set.
-        stages: records of its stages.
-        controls: records of the controls, empty where none were run.
+        stages: results of its stages.
+        controls: results of the controls, empty where none were run.
     """
     document = {
         "config": as_dict(config),
@@ -54,8 +57,8 @@ def write_report(config: Config, directory: Path, data: DataSet, stages: list[St
     write_json(directory / "report.json", document)
 
 
-def table(stages: list[Stage]) -> str:
-    """Records as a Markdown table, one row each."""
+def table(stages: list[StageResult]) -> str:
+    """Results as a Markdown table, one row each."""
     rows = [("", *_COLUMNS), *((stage.name, *_cells(stage)) for stage in stages)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
@@ -89,7 +92,7 @@ def _number(value: float | None) -> str:
     return f"{'–' if value is None else f'{value:,.0f}':>15}"
 
 
-def _cells(stage: Stage) -> tuple[str, ...]:
+def _cells(stage: StageResult) -> tuple[str, ...]:
     rates = stage.firing_rates.values()
     return (
         f"{100 * stage.accuracy_last:.2f} %",
@@ -105,14 +108,16 @@ def _cells(stage: Stage) -> tuple[str, ...]:
     )
 
 
-def _markdown(document: dict[str, Any], stages: list[Stage], controls: list[Stage], pictures: list[Path]) -> str:
+def _markdown(
+    document: dict[str, Any], stages: list[StageResult], controls: list[StageResult], pictures: list[Path]
+) -> str:
     config = document["config"]
     parts = [
-        f"# {config['network']} on {config['data']}: what was gained and what was lost",
+        f"# {config['network']['name']} on {config['data']['name']}: what was gained and what was lost",
         _summary(stages),
         table([*stages, *controls]),
         "Accuracy is measured on the test set: at the last epoch, which is the result, and at the best epoch, which is "
-        "shown for comparison with papers that report it and chooses nothing. Size is Eq. 16 (1 kB = 1000 bytes). "
+        "shown for comparison with papers that report it; no choice uses it. Size is Eq. 16 (1 kB = 1000 bytes). "
         "Connections are the quantized weights left. The firing rate is the mean over layers of spikes per neuron and "
         "step. SOPs and energy (45 nm: 4.6 pJ per MAC, 0.9 pJ per AC) are per image. Time is that of the "
         "stage, compilation included.",
@@ -126,7 +131,7 @@ def _markdown(document: dict[str, Any], stages: list[Stage], controls: list[Stag
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(stages: list[Stage]) -> str:
+def _summary(stages: list[StageResult]) -> str:
     first, last = stages[0], stages[-1]
     points = 100 * (last.accuracy_last - first.accuracy_last)
     return (
@@ -137,7 +142,7 @@ def _summary(stages: list[Stage]) -> str:
     )
 
 
-def _rates(stages: list[Stage]) -> str:
+def _rates(stages: list[StageResult]) -> str:
     names = list(stages[0].firing_rates)
     head = ["| layer | " + " | ".join(stage.name for stage in stages) + " |", "|---" * (len(stages) + 1) + "|"]
     rows = (f"| {n} | " + " | ".join(f"{stage.firing_rates.get(n, 0):.4f}" for stage in stages) + " |" for n in names)

@@ -54,11 +54,11 @@ def verify(exported: Exported, form: str, *, cc: str = "cc -O2") -> Verdict:
     """Run an export beside the trained network on the test set, and hold it to what its format promises.
 
     Every format promises the predictions of the float network on at least 99.9 % of the images, or 90 % where weights
-    of the first or last layer are rounded to 8 bits; C also every logit of the whole numbers, bit for bit.
+    of the first or last layer are rounded to 8 bits; C also every logit of the integer network, bit for bit.
 
     Args:
         exported: from :func:`qpsnn_jax.runs.exported.read_run`.
-        form: one of :data:`qpsnn_jax.export.FORMATS`. What starts from whole numbers is compared as such too.
+        form: one of :data:`qpsnn_jax.export.FORMATS`. What starts from the integer network is compared with that too.
         cc: C compiler and its options.
 
     Returns:
@@ -76,11 +76,11 @@ def verify(exported: Exported, form: str, *, cc: str = "cc -O2") -> Verdict:
 
     if form in FOLDED:
         agreement = verify_packed(exported)
-        lines.append(report(agreement, "the whole numbers"))
-        hold("the whole numbers", agreement.predictions)
+        lines.append(report(agreement, "the integer network"))
+        hold("the integer network", agreement.predictions)
     if form == "c":
         equal = verify_c(exported, cc)
-        lines.append(f"the C program has the logits of the whole numbers on {100 * equal:.2f} %")
+        lines.append(f"the C program has the logits of the integer network on {100 * equal:.2f} %")
         if equal < 1:
             broken.append(f"the C program should have every logit, and differs on {100 * (1 - equal):.2f} %.")
     if form == "nir":
@@ -97,7 +97,7 @@ def verify(exported: Exported, form: str, *, cc: str = "cc -O2") -> Verdict:
 
 
 def verify_packed(exported: Exported) -> Agreement:
-    """Write the packed file, read it back, and compare its whole numbers with the float network on the test set.
+    """Write the packed file, read it back, and compare its integer network with the float network on the test set.
 
     Args:
         exported: from :func:`qpsnn_jax.runs.exported.read_run`.
@@ -128,15 +128,16 @@ def verify_c(exported: Exported, cc: str, *, portable: bool = False) -> float:
         The share of images all of whose logits are equal.
 
     Raises:
-        ValueError: the compiler is missing or fails, or the program does.
+        ValueError: ``cc`` names no compiler, the compiler is missing or fails, or the program does.
     """
+    compiler = _words(cc)
     network, pixels = IntegerNetwork.of(exported.folded), everything(exported.data.test).images
     function = "net_infer_frames" if exported.folded.image.frames else "net_infer"
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_c(place / "net.c", network, portable=portable)
         (place / "main.c").write_text(_DRIVER.format(pixels=pixels[0].size, function=function))
-        _checked([*shlex.split(cc), "net.c", "main.c", "-o", "net"], place, b"")
+        _checked([*compiler, "net.c", "main.c", "-o", "net"], place, b"")
         printed = _checked([str(place / "net")], place, pixels.tobytes())
     logits = np.array(printed.split(), np.int64).reshape(len(pixels), -1)
     equal = [(logits[i : i + _BATCH] == network(pixels[i : i + _BATCH])).all(-1) for i in range(0, len(pixels), _BATCH)]
@@ -230,6 +231,17 @@ def report(agreement: Agreement, other: str) -> str:
     lines.append("spikes that differ, of all spikes and silences of a layer:")
     lines += [f"  {name:20} {share:.2e}" for name, share in agreement.spikes.items()]
     return "\n".join(lines)
+
+
+def _words(cc: str) -> list[str]:
+    """The words of a compiler and its options."""
+    try:
+        words = shlex.split(cc)
+    except ValueError as error:
+        raise ValueError(f"cc must be a C compiler and its options, got {cc!r} ({error}).") from None
+    if not words:
+        raise ValueError(f"cc must be a C compiler and its options, got {cc!r}.")
+    return words
 
 
 def _checked(command: list[str], folder: Path, data: bytes) -> bytes:

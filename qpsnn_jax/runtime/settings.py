@@ -11,8 +11,9 @@ import operator
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
-from types import NoneType
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from os import PathLike, fspath
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from qpsnn_jax.runtime.naming import name_of
 
@@ -91,6 +92,17 @@ def settings(record: Any, prefix: str = "") -> Iterator[Setting]:
             yield _setting(type(record), field, name, value)
 
 
+def kind_of(field: Setting) -> Any:
+    """The type of a field but for None and functions: a class, ``Mapping`` or a ``Literal``."""
+    kinds = (Mapping if get_origin(kind) is Mapping else kind for kind in _kinds(field.hint))
+    return next(kind for kind in kinds if kind is not NoneType and get_origin(kind) is not Callable)
+
+
+def is_optional(field: Setting) -> bool:
+    """Whether a field may be None."""
+    return NoneType in _kinds(field.hint)
+
+
 def check(record: Any) -> None:
     """Bring the fields of a new record to their types.
 
@@ -106,19 +118,18 @@ def check(record: Any) -> None:
 
 def takes(field: Setting) -> str:
     """What a field takes, in words: ``an integer at least 1, or none``."""
-    kind, optional = _kind(field.hint)
     bounds = " and ".join(f"{word} {bound}" for word, bound in field.bounds.items())
     if field.bounds.keys() == {"at least", "at most"}:
         bounds = f"from {field.bounds['at least']} to {field.bounds['at most']}"
-    words = f"{_describe(kind, field.names)} {bounds}".rstrip()
-    return f"{words}, or none" if optional else words
+    words = f"{_describe(kind_of(field), field.names)} {bounds}".rstrip()
+    return f"{words}, or none" if is_optional(field) else words
 
 
 def parse(field: Setting, text: str) -> Any:
     """The value that a text on the command line means; text that means none is returned as it is, for :func:`check`."""
-    kind, optional = _kind(field.hint)
-    if optional and text.lower() == "none":
+    if is_optional(field) and text.lower() == "none":
         return None
+    kind = kind_of(field)
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
@@ -138,42 +149,56 @@ def as_dict(record: Any) -> dict[str, Any]:
     return {name: _plain(value) for name, value in values}
 
 
-def from_dict(record: type[Record], values: Any, prefix: str = "") -> Record:
+def from_dict(record: type[Record], values: Any) -> Record:
     """A record from plain values; what is left out has its default.
 
     Raises:
         ValueError: an unknown field or a wrong value, naming it.
     """
+    return updated(record(), values)
+
+
+def updated(record: Record, values: Any, prefix: str = "") -> Record:
+    """A record with some of its fields replaced by plain values, nested as it is composed.
+
+    Args:
+        record: what the other fields are taken from.
+        values: the new values by name.
+        prefix: stands before every name in messages.
+
+    Raises:
+        ValueError: an unknown field or a wrong value, naming it.
+    """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'settings'} must be an object of settings, got {_short(values)}.")
-    defaults = record()
-    known = {field.name: getattr(defaults, field.name) for field in dataclasses.fields(defaults)}  # pyright: ignore
+        raise ValueError(f"{prefix.rstrip('.') or 'a config'} must be an object of settings, got {_short(values)}.")
+    fields: Any = record
+    known = {field.name: getattr(record, field.name) for field in dataclasses.fields(fields)}
     if unknown := [name for name in values if name not in known]:
         raise ValueError(no_setting(f"{prefix}{unknown[0]}", [f"{prefix}{name}" for name in known]))
-    composed = {
-        name: from_dict(type(known[name]), value, f"{prefix}{name}.")
-        if dataclasses.is_dataclass(known[name])
-        else value
+    new = {
+        name: updated(known[name], value, f"{prefix}{name}.") if dataclasses.is_dataclass(known[name]) else value
         for name, value in values.items()
     }
     try:
-        return record(**composed)
+        return dataclasses.replace(fields, **new)
     except ValueError as error:
+        if any(dataclasses.is_dataclass(value) for value in known.values()):
+            raise
         raise ValueError(f"{prefix}{error}") from None
 
 
-def no_setting(name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that no setting has, with those that were probably meant."""
-    known = list(known)
-    near = [other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = near or difflib.get_close_matches(name, known, n=1) or _near_last_words(name, known)
-    return f"there is no setting {name}" + (f"; did you mean {' or '.join(near)}?" if near else ".")
-
-
-def _near_last_words(name: str, known: list[str]) -> list[str]:
-    words = {other.rpartition(".")[2] for other in known}
-    near = difflib.get_close_matches(name.rpartition(".")[2], words, n=1)
-    return [other for other in known if other.rpartition(".")[2] in near]
+def no_setting(name: str, known: Iterable[str], *, mark: str = "") -> str:
+    """The sentence for a name that no setting has, with those that were probably meant, each after a ``mark``."""
+    last = name.rpartition(".")[2]
+    by_last: dict[str, list[str]] = {}
+    for other in known:
+        by_last.setdefault(other.rpartition(".")[2], []).append(other)
+    whole = [other for others in by_last.values() for other in others]
+    near = difflib.get_close_matches(name, whole, n=1) if "." in name else []
+    for close in difflib.get_close_matches(last, by_last, n=1):
+        near = near or by_last[close]
+    meant = " or ".join(mark + other for other in near)
+    return f"there is no setting {mark}{name}" + (f"; did you mean {meant}?" if near else ".")
 
 
 def _setting(record: type, field: dataclasses.Field, name: str, value: Any) -> Setting:
@@ -186,29 +211,29 @@ def _hints(record: type) -> dict[str, Any]:
     return get_type_hints(record)
 
 
-def _kind(hint: Any) -> tuple[Any, bool]:
-    """The type of a field without None and functions, and whether it may be None."""
-    kinds = get_args(hint) if get_origin(hint) is not Literal and get_args(hint) else (hint,)
-    if get_origin(hint) is Mapping:
-        kinds = (hint,)
-    kept = next(kind for kind in kinds if kind is not NoneType and get_origin(kind) is not Callable)
-    return get_origin(kept) if get_origin(kept) is Mapping else kept, NoneType in kinds
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that a field takes, None among them."""
+    return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
 
 
 def _checked(field: Setting) -> Any:
-    kind, optional = _kind(field.hint)
     value = field.value
-    if value is None and optional:
+    if value is None and is_optional(field):
         return None
     if callable(value) and field.names:
-        return name_of(value)
+        try:
+            return name_of(value)
+        except ValueError as error:
+            raise ValueError(f"{field.name} must be a function that a later process finds too: {error}") from None
     try:
-        return _converted(kind, field, value)
-    except (TypeError, ValueError, OverflowError):
+        return _converted(kind_of(field), field, value)
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{field.name} must be {takes(field)}, got {_short(value)}.") from None
 
 
 def _converted(kind: Any, field: Setting, value: Any) -> Any:
+    if kind is str and isinstance(value, PathLike):
+        return fspath(value)
     if kind is Mapping:
         return FrozenMapping({str(name): _number(float, field, number) for name, number in value.items()})
     if kind in (int, float):

@@ -15,8 +15,8 @@ from small_runs import checksums
 
 from qpsnn_jax.data import load
 from qpsnn_jax.data.feed import count, evaluation_batches, feed, sample
-from qpsnn_jax.runs import loop as train
-from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs import loop
+from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.training import checkpoint
 
 
@@ -66,9 +66,10 @@ def test_a_missing_folder_is_refused(tmp_path):
 
 
 def command(root, small_config, workers):
-    settings = {"data": "imagenet2012", "size": 32, "epochs": 2, "finetune_epochs": 1, "batch_size": 8, "flip": "true"}
-    settings |= {"checkpoint_steps": 2, "score_batch_size": 16, "workers": workers, "data_dir": root, "crop_padding": 0}
-    settings |= {"train_examples": "none", "test_examples": "none"}
+    settings = {"data.name": "imagenet2012", "data.size": 32, "data.data_dir": root, "data.workers": workers}
+    settings |= {"data.train_examples": "none", "data.test_examples": "none", "data.flip": "true"}
+    settings |= {"data.crop_padding": 0, "prune.score_batch_size": 16, "run.checkpoint_steps": 2}
+    settings |= {"train.epochs": 2, "finetune.epochs": 1, "train.batch_size": 8, "finetune.batch_size": 8}
     return [
         str(small_config),
         *(str(word) for name, x in settings.items() for word in (f"--{name}", x)),
@@ -86,17 +87,17 @@ def whole(root, small_config, tmp_path_factory):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_stops_within_an_epoch_and_goes_on(root, small_config, whole, tmp_path, monkeypatch, workers):
     """With or without worker processes it ends like the run that was never stopped."""
-    record = train._Metrics.record
+    take = loop._Log.take
 
     def interrupted(self, values):
-        if self._step == 8:
+        if self.step == 8:
             raise KeyboardInterrupt
-        return record(self, values)
+        return take(self, values)
 
     broken = tmp_path / "broken"
-    monkeypatch.setattr(train._Metrics, "record", interrupted)
+    monkeypatch.setattr(loop._Log, "take", interrupted)
     assert main(["train", *command(root, small_config, workers), str(broken)]) == 130
-    monkeypatch.setattr(train._Metrics, "record", record)
+    monkeypatch.setattr(loop._Log, "take", take)
     found = checkpoint.latest(broken / "quantized")
     assert found is not None
     assert found.step == 8  # two steps into the second epoch of six
@@ -118,15 +119,14 @@ def test_an_interrupt_at_the_terminal_stops_the_workers_in_silence(root, small_c
     """The signal goes to the whole group, as from a keyboard."""
     del whole  # its programs are compiled
     code = (
-        "import signal, sys; from small_runs import small; from qpsnn_jax.model.zoo import NETWORKS\n"
-        "NETWORKS['small'] = small\n"
+        "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-        "from qpsnn_jax.runs.cli import main\n"
+        "from qpsnn_jax.runs.cli.main import main\n"
         "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))\n"
     )
     script = tmp_path / "run.py"
     script.write_text(code)
-    arguments = ["train", *command(root, small_config, 1), str(tmp_path / "new"), "--epochs", "500"]
+    arguments = ["train", *command(root, small_config, 1), str(tmp_path / "new"), "--train.epochs", "500"]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     process = subprocess.Popen(
         [sys.executable, str(script), *arguments],

@@ -17,8 +17,8 @@ from qpsnn_jax.export.folded import Neurons, sources
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.model.zoo import resnet20
-from qpsnn_jax.runs.cli import main
-from qpsnn_jax.runs.stages import load_network
+from qpsnn_jax.runs.cli.main import main
+from qpsnn_jax.runs.directory import load_network
 
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 NATIVE = ["-O3", "-march=native"]

@@ -17,7 +17,7 @@ from qpsnn_jax.model.nodes import LIF, AveragePool, Conv, Input, MaxPool, Quanti
 from qpsnn_jax.model.zoo import resnet20, spikingformer
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning import prune
-from qpsnn_jax.runs.stages import load_network, read_config
+from qpsnn_jax.runs.directory import load_network, read_config
 
 
 def test_first_currents_are_the_float_networks():
@@ -58,7 +58,7 @@ def test_pruned_network_keeps_its_gamma():
 
 def test_trained_network_on_its_test_set(small_run):
     config = read_config(small_run)
-    data = load(config.data, seed=config.seed, test_examples=config.test_examples)
+    data = load(config.data.name, seed=config.run.seed, test_examples=config.data.test_examples)
     graph, variables = load_network(small_run)
     rounded = {}
     for bits in (8, 32):

@@ -33,9 +33,9 @@ from qpsnn_jax.model.nodes import (
 )
 from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.numerics.normalization import normalize
-from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.cli.main import main
+from qpsnn_jax.runs.directory import load_network
 from qpsnn_jax.runs.exported import read_run, write_run
-from qpsnn_jax.runs.stages import load_network
 
 nir = pytest.importorskip("nir", reason="nir is not installed (the extra nir)")
 

@@ -11,7 +11,7 @@ from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
 from qpsnn_jax.export.onnx import onnx_model
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.numerics.normalization import normalize
-from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.cli.main import main
 
 
 @pytest.fixture

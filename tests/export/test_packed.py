@@ -19,7 +19,7 @@ from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import load_packed, payload_bytes, write_packed
 from qpsnn_jax.export.packed.numbers import pack_codes, unpack_codes
 from qpsnn_jax.model.costs import cost
-from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.cli.main import main
 
 NOTES = {"accuracy": 0.5, "config": {"bits": 2}}
 

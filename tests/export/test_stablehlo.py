@@ -8,7 +8,7 @@ from exported import GRAPHS, moments, pixels_of, variables_of
 from qpsnn_jax.export.stablehlo import PLATFORMS, stablehlo
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.numerics.normalization import normalize
-from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.cli.main import main
 
 
 def test_any_batch_gives_the_float_networks_currents():

@@ -22,7 +22,7 @@ from qpsnn_jax.model.nodes import (
     MaxPool,
     Quantizer,
 )
-from qpsnn_jax.model.zoo import NETWORKS
+from qpsnn_jax.model.zoo import resnet20, vgg16
 
 # Table 1: data set, network, T, ratios (by the order of labels below), parameters, MB at 8, 4 and 2 bits.
 PUBLISHED = [
@@ -37,6 +37,7 @@ PUBLISHED = [
     ("tiny_imagenet", "vgg16", 4, (0.45, 0.51), 4650739, (5.90, 3.78, 2.72)),
     ("tiny_imagenet", "vgg16", 4, (0.45, 0.62), 3426467, (4.67, 3.17, 2.41)),
 ]
+NETWORKS = {"resnet20": resnet20, "vgg16": vgg16}
 DATA = {"cifar10": (10, (32, 32, 3)), "cifar100": (100, (32, 32, 3)), "tiny_imagenet": (200, (64, 64, 3))}
 LABELS = {"resnet20": ("stem", "outputs", "first", "middle"), "vgg16": ("early", "late")}
 

@@ -1,46 +1,91 @@
 """The command line: help, and one sentence for every wrong input."""
 
+import errno
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from released import state_dict
 from small_networks import random_variables
 from small_runs import contents
-from test_torch_import import state_dict
 
 from qpsnn_jax.model.nodes import LIF, Quantizer
 from qpsnn_jax.model.zoo import resnet20
-from qpsnn_jax.runs.cli import COMMANDS, main
-from qpsnn_jax.runs.stages import load_network
+from qpsnn_jax.runs import metrics
+from qpsnn_jax.runs.cli.main import main, qpsnn
+from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs.directory import load_network
+from qpsnn_jax.runs.presets import PRESETS
+from qpsnn_jax.runtime.settings import kind_of, parse, settings
 
 RUN = ["run", "digits", "--out", "new"]
+DIGITS = "'digit' is neither a preset (digits, cifar10, cifar10-tiny, nmnist) nor a .py file;"
+MANY = "99999999999999999999"
 
 WRONG = {
-    "no command": ([], "give a COMMAND, one of run, train"),
-    "unknown command": (["rum"], "argument COMMAND: invalid choice: 'rum'"),
-    "no preset": (["run", "--out", "new"], "the following arguments are required: PRESET_OR_CONFIG.py"),
-    "no directory": (["run", "digits"], "the following arguments are required: --out"),
-    "unknown preset": (["run", "digit", "--out", "new"], "'digit' is neither a preset (digits) nor a .py file;"),
-    "unknown setting": ([*RUN, "--epoch", "3"], "there is no setting --epoch; did you mean --epochs?"),
+    "no command": ([], "missing command (see qpsnn --help)."),
+    "unknown command": (["rum"], "no such command 'rum'. Did you mean 'run'?"),
+    "no preset": (["run", "--out", "new"], "missing argument 'PRESET|CONFIG.py' (see qpsnn run --help)."),
+    "no directory": (["run", "digits"], "missing option '--out' (see qpsnn run --help)."),
+    "unknown preset": (["run", "digit", "--out", "new"], DIGITS),
+    "unknown setting": (
+        [*RUN, "--train.epoch", "3"],
+        "no setting --train.epoch; did you mean --train.epochs?",
+    ),
+    "setting without part": ([*RUN, "--epochs", "3"], "did you mean --train.epochs or --finetune.epochs?"),
     "hopeless setting": ([*RUN, "--zzz", "3"], "there is no setting --zzz."),
-    "setting without value": ([*RUN, "--epochs"], "--epochs needs a value."),
-    "loose word": ([*RUN, "fast"], "unexpected argument 'fast'; settings are given as --setting value."),
-    "wrong type": ([*RUN, "--epochs", "many"], "--epochs takes a whole number, got 'many'."),
-    "wrong number": ([*RUN, "--learning-rate=-1"], "learning_rate must be positive, got -1.0."),
-    "wrong choice": ([*RUN, "--gamma", "median"], "gamma takes one of none, max, percentile, mean, mse, got 'median'."),
-    "bits 0": ([*RUN, "--bits", "0"], "bits must be an integer from 1 to 8, got 0."),
-    "bits 9": ([*RUN, "--bits", "9"], "bits must be an integer from 1 to 8, got 9."),
-    "ratio 1.0": ([*RUN, "--ratios", "middle=1.0"], "ratio of 'middle' must be at least 0 and below 1, got 1.0."),
-    "ratio -0.1": ([*RUN, "--ratios", "middle=-0.1"], "ratio of 'middle' must be at least 0 and below 1, got -0.1."),
-    "ratio that empties": ([*RUN, "--ratios", "stem=0.99"], "a pruning ratio of 0.99 leaves none of 8 channels"),
-    "unknown label": ([*RUN, "--ratios", "head=0.5"], "ratios name 'head'; this network has stem, outputs,"),
-    "too many examples": ([*RUN, "--train-examples", "9999"], "train_examples must be a whole number from 1 to 1437"),
-    "too few for a batch": ([*RUN, "--train-examples", "8"], "batch_size 48 is larger than the 8 training images."),
-    "missing data": ([*RUN, "--data", "cifar10", "--data-dir", "nowhere"], "download_and_prepare"),
+    "misspelt option": (
+        ["evaluate", "x", "--tset-examples", "3"],
+        "no option --tset-examples; did you mean --test-e",
+    ),
+    "setting without value": ([*RUN, "--train.epochs"], "option '--train.epochs' requires an argument"),
+    "loose word": ([*RUN, "fast"], "got unexpected extra argument (fast) (see qpsnn run --help)."),
+    "wrong type": ([*RUN, "--train.epochs", "many"], "train.epochs must be an integer from 0 to 1000000, got 'many'."),
+    "wrong number": ([*RUN, "--train.learning-rate=-1"], "train.learning_rate must be a number above 0 and at most"),
+    "negative word": (
+        [*RUN, "--finetune.momentum", "-1"],
+        "finetune.momentum must be a number at least 0 and ",
+    ),
+    "wrong choice": (
+        [*RUN, "--network.gamma", "median"],
+        "network.gamma must be one of none, max, percentile, mean, mse, or MODULE:NAME, got 'median'.",
+    ),
+    "bits 0": ([*RUN, "--network.bits", "0"], "network.bits must be an integer from 1 to 8, or none, got 0."),
+    "bits 9": ([*RUN, "--network.bits", "9"], "network.bits must be an integer from 1 to 8, or none, got 9."),
+    "endless width": (
+        [*RUN, "--network.width", "1e300"],
+        "network.width must be a number above 0 and at most",
+    ),
+    "endless time": (
+        [*RUN, "--network.timesteps", MANY],
+        "network.timesteps must be an integer from 1 to 100",
+    ),
+    "endless digits": (
+        [*RUN, "--network.timesteps", "9" * 9999],
+        "network.timesteps must be an integer from 1 to",
+    ),
+    "ratio 1.0": (
+        [*RUN, "--prune.ratios", "middle=1.0"],
+        "prune.ratios must be numbers by name, such as stem=",
+    ),
+    "ratio -0.1": ([*RUN, "--prune.ratios", "middle=-0.1"], "each at least 0 and below 1, got {'middle': -0.1}."),
+    "ratio that empties": ([*RUN, "--prune.ratios", "stem=0.99"], "a pruning ratio of 0.99 leaves none of 8 channels"),
+    "unknown label": ([*RUN, "--prune.ratios", "head=0.5"], "ratios name 'head'; this network has stem, outputs,"),
+    "too many examples": ([*RUN, "--data.train-examples", "9999"], "train_examples must be an integer from 1 to 1437"),
+    "too few for a batch": (
+        [*RUN, "--data.train-examples", "8"],
+        "batch_size 48 is larger than the 8 training images.",
+    ),
+    "missing data": ([*RUN, "--data.name", "cifar10", "--data.data-dir", "nowhere"], "download_and_prepare"),
+    "missing network": ([*RUN, "--network.name", "nowhere:net"], "'nowhere:net' cannot be found (ModuleNotFoundError"),
     "missing config": (["run", "absent.py", "--out", "new"], "config file absent.py does not exist."),
     "syntax error": (["run", "broken.py", "--out", "new"], "config file broken.py has a syntax error in line 2:"),
     "config that talks": (["run", "talks.py", "--out", "new"], "config file talks.py: one"),
@@ -62,17 +107,24 @@ WRONG = {
     ),
     "out is a file": (["run", "digits", "--out", "empty.py"], "exists and is not the directory of a run"),
     "out is foreign": (["run", "digits", "--out", "foreign"], "foreign exists and is not the directory of a run"),
-    "train too": (["train", "digits", "--out", "new", "--bits", "9"], "bits must be an integer from 1 to 8, got 9."),
+    "out is here": (
+        ["run", "digits", "--out", "."],
+        ". exists and is not the directory of a run;",
+    ),
+    "train too": (
+        ["train", "digits", "--out", "new", "--network.bits", "9"],
+        "network.bits must be an integer from 1 to",
+    ),
     "score nothing": (["score", "absent"], "absent is not the directory of a run: it has no config.json."),
     "prune nothing": (["prune", "foreign"], "foreign is not the directory of a run: it has no config.json."),
     "finetune nothing": (["finetune", "absent"], "absent is not the directory of a run: it has no config.json."),
     "evaluate nothing": (["evaluate", "absent"], "absent holds no finished network"),
     "evaluate no number": (
         ["evaluate", "absent", "--test-examples", "x"],
-        "argument --test-examples/--test_examples",
+        "'x' is not a valid integer",
     ),
     "cost of nothing": (["cost", "foreign"], "foreign holds no finished network; give a run"),
-    "cost of no preset": (["cost", "absent"], "'absent' is neither a preset (digits) nor a .py file;"),
+    "cost of no preset": (["cost", "digit"], DIGITS),
     "import nothing": (
         ["import-torch", "absent.npz", "--bits", "2", "--timesteps", "2", "--out", "new"],
         "absent.npz",
@@ -86,15 +138,22 @@ WRONG = {
         ["import-torch", "a.npz", "--bits", "2", "--timesteps", "2", "--out", "foreign"],
         "foreign exists; choose another --out.",
     ),
+    "import here": (["import-nir", "a.nir", "--out", "."], ". exists; choose another --out."),
     "export nothing": (["export", "absent", "--format", "packed", "--out", "new"], "absent holds no finished network"),
-    "export as what": (["export", "absent", "--out", "new"], "the following arguments are required: --format"),
+    "export as what": (["export", "absent", "--out", "new"], "missing option '--format'. Choose from: packed, c, onnx"),
     "export over something": (
         ["export", "absent", "--format", "packed", "--out", "foreign"],
         "foreign exists; choose another --out.",
     ),
+    "export here": (["export", "absent", "--format", "c", "--out", "."], ". exists; choose another --out."),
+    "export to nowhere": (["export", "absent", "--format", "c", "--out", ""], ". exists; choose another --out."),
     "portable what": (
         ["export", "absent", "--format", "packed", "--portable", "--out", "new"],
         "--portable is for --format c.",
+    ),
+    "bits of what": (
+        ["verify", "absent", "--format", "nir", "--stem-bits", "8"],
+        "--stem-bits and --readout-bits are for packed, c and onnx; nir keeps float32.",
     ),
     "verify nothing": (["verify", "absent", "--format", "c"], "absent holds no finished network"),
     "infer from nothing": (["infer", "absent.qpsnn", "foreign"], "absent.qpsnn"),
@@ -166,13 +225,13 @@ def test_a_corrupted_checkpoint_in_a_process(small_run, place):
 
 
 def test_the_traceback_is_there_for_who_asks(place):
-    result = process(["cost", "digits", "--bits", "9"], QPSNN_TRACEBACK="1")
+    result = process(["cost", "digits", "--network.bits", "9"], QPSNN_TRACEBACK="1")
     assert result.returncode != 0
     assert "Traceback" in result.stderr
 
 
 def test_missing_data_say_how_tfds_gets_them(place, capsys):
-    assert main([*RUN, "--data", "cifar10", "--data-dir", "nowhere"]) == 2
+    assert main([*RUN, "--data.name", "cifar10", "--data.data-dir", "nowhere"]) == 2
     message = capsys.readouterr().err
     assert "nowhere" in message
     assert "cifar10" in message
@@ -201,28 +260,37 @@ def test_a_checkpoint_of_another_network_is_not_evaluated(small_run, tmp_path, c
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", qpsnn.commands)
 def test_every_command_explains_itself(name, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([name, "--help"])
-    assert stopped.value.code == 0
+    assert main([name, "--help"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert f"qpsnn {name}" in captured.out
-    assert str(COMMANDS[name].__doc__) in captured.out
+    assert " ".join(str(qpsnn.commands[name].help).split()) in " ".join(captured.out.split())
 
 
-def test_help_names_every_command_and_setting(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    text = capsys.readouterr().out
-    assert all(name in text for name in COMMANDS)
-    with pytest.raises(SystemExit):
-        main(["run", "--help"])
-    text = capsys.readouterr().out
-    from qpsnn_jax.runs.config import field_types
+def test_help_names_every_command_with_its_whole_line(capsys):
+    assert main(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {command.help}" in text for name, command in qpsnn.commands.items())
 
-    assert all(f"``{name}``" in text for name in field_types())
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_help_names_every_setting_with_its_type_and_value(preset, capsys):
+    assert main(["run", *([preset] if preset else []), "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {known.help}" in text for name, known in PRESETS.items())
+    config = PRESETS[preset].config if preset else Config()
+    for field in settings(config):
+        row = text[text.index(f"--{field.name} ") :]
+        kind, rest = row.split(" ", 2)[1:]
+        assert kind == {int: "INT", float: "FLOAT", bool: "true|false"}.get(kind_of(field), kind)
+        assert rest.startswith(field.help)
+        shown = rest[rest.index("[") + 1 : rest.index("]")]
+        if isinstance(field.value, Mapping):
+            assert parse(field, shown) == field.value or (shown == "none" and not field.value)
+        else:
+            assert parse(field, shown) == field.value or (shown == "none" and field.value is None)
 
 
 def test_the_script_and_the_module_are_one():
@@ -234,53 +302,131 @@ def test_the_script_and_the_module_are_one():
     assert found.stderr == ""
 
 
-def test_help_does_not_wait_for_jax():
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "digits", "--help"], ["export", "--help"]])
+def test_help_starts_without_jax(words):
+    """Importing JAX takes longer than reading the help."""
     code = (
-        "import sys, qpsnn_jax.runs.cli as c\n"
-        "try: c.main(['--help'])\n"
-        "except SystemExit: print('jax' in sys.modules, 'numpy' in sys.modules)"
+        "import sys; from qpsnn_jax.runs.cli.main import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'numpy', 'matplotlib', 'tensorflow_datasets', 'rich'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.endswith("False False\n")
+    result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_stopping_by_hand_says_how_to_go_on(place, capsys, monkeypatch):
-    def stop(_):
+    def stop(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "cost", stop)
-    assert main(["cost", "digits"]) == 130
+    monkeypatch.setattr(qpsnn.commands["info"], "callback", stop)
+    assert main(["info", "file"]) == 130
     assert "a run goes on from its last checkpoint by the same command" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", [["--bits", "3"], ["--bits=3"], ["--score_batches", "1", "--bits", "3"]])
-def test_settings_are_taken_in_every_spelling(word, tmp_path, capsys, monkeypatch):
-    from qpsnn_jax.runs import stages as pipeline
+def test_too_little_memory_is_a_sentence(place, capsys, monkeypatch):
+    for error in (MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")):
 
-    monkeypatch.setattr(pipeline, "train", lambda config, directory, data: (_ for _ in ()).throw(ValueError("enough")))
-    assert main(["train", "digits", *word, "--out", str(tmp_path / "new")]) == 2
-    capsys.readouterr()
-    assert json.loads((tmp_path / "new" / "config.json").read_text())["config"]["bits"] == 3
+        def fail(error=error, **_):
+            raise error
+
+        monkeypatch.setattr(qpsnn.commands["info"], "callback", fail)
+        assert main(["info", "file"]) == 1
+        one_sentence(capsys.readouterr().err, "there is not enough memory; lower train.batch_size")
 
 
-def test_help_starts_without_jax():
-    """Importing JAX takes longer than reading the help."""
-    code = (
-        "import sys; from qpsnn_jax.runs.cli import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "heavy = {'jax', 'flax', 'optax', 'orbax', 'numpy', 'matplotlib', 'tensorflow_datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def test_a_full_disk_is_a_sentence_that_names_the_file(small_config, small_run, tmp_path, capsys, monkeypatch):
+    real = metrics._Writer.write
+
+    def full(self, step, values):
+        if step == 15:
+            self._file.close()
+            self._file = Full()
+        real(self, step, values)
+
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self):
+            self.write("")
+
+    monkeypatch.setattr(metrics._Writer, "write", full)
+    assert main(["train", str(small_config), "--out", str(tmp_path / "run")]) == 2
+    last = capsys.readouterr().err.splitlines()
+    assert last[-1] == f"qpsnn: error: {tmp_path / 'run' / 'quantized' / 'metrics.jsonl'}: No space left on device."
+    assert sum("epoch" not in line for line in last) == 2  # where the run is, and the error
+
+
+def test_damaged_metrics_are_named(small_config, small_run, tmp_path, capsys):
+    copy = shutil.copytree(small_run, tmp_path / "copy")
+    shutil.rmtree(copy / "quantized" / "final")
+    (copy / "quantized" / "stage.json").unlink()
+    for data in (b"\xff\xfe", b"[" * 100_000):
+        (copy / "quantized" / "metrics.jsonl").write_bytes(data)
+        assert main(["train", str(small_config), "--out", str(copy)]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"{copy / 'quantized' / 'metrics.jsonl'} is damaged: it does not hold the steps 1 to 40" in error
+
+
+def test_nobody_reads_the_output_any_more(small_run):
+    """As in `| head`: silence, also when the output fits a buffer."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "qpsnn_jax", "cost", str(small_run)]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_output_that_is_not_unicode(small_run):
+    environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    result = process(["cost", str(small_run)], **environment)
     assert result.returncode == 0, result.stderr
+    assert "J; activation sparsity" in result.stdout
+
+
+def test_a_user_without_a_home(tmp_path):
+    code = (
+        "import os, pwd, sys\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody\n"
+        "from qpsnn_jax.runs.cli.main import main; sys.exit(main(['cost', 'digits']))"
+    )
+    kept = ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in kept}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--network.bits", "3"],
+        ["--network.bits=3"],
+        ["--prune.score_batches", "1", "--network.bits", "3"],
+        ["--prune.score-batches", "1", "--network.bits", "3"],
+        ["--run.fsdp", "--network.bits", "3"],
+        ["--run.fsdp", "true", "--network.bits", "3"],
+    ],
+)
+def test_settings_are_taken_in_every_spelling(words, tmp_path, capsys, monkeypatch):
+    from qpsnn_jax.runs import stages
+
+    monkeypatch.setattr(stages, "train", lambda *_: (_ for _ in ()).throw(ValueError("enough")))
+    assert main(["train", "digits", *words, "--out", str(tmp_path / "new")]) == 2
+    assert "enough" in capsys.readouterr().err
+    config = json.loads((tmp_path / "new" / "config.json").read_text())["config"]
+    assert config["network"]["bits"] == 3
+    assert config["run"]["fsdp"] == ("--run.fsdp" in words)
 
 
 @pytest.mark.parametrize("home", ["home", "file"])
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, home):
     (tmp_path / "file").write_text("")
     code = (
-        "import os; from qpsnn_jax.runs.cli import main; assert main(['cost', 'digits']) == 0\n"
+        "import os; from qpsnn_jax.runs.cli.main import main; assert main(['cost', 'digits']) == 0\n"
         "print(os.environ.get('JAX_COMPILATION_CACHE_DIR'))"
     )
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
@@ -289,24 +435,3 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, home):
     assert result.returncode == 0, result.stderr
     expected = str(tmp_path / home / "qpsnn_jax" / "compiled") if home == "home" else "None"
     assert result.stdout.splitlines()[-1] == expected
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
-@pytest.mark.parametrize("tunables", [None, "", "glibc.malloc.hugetlb=0"])
-def test_the_command_takes_memory_in_large_pages_unless_told_otherwise(tunables):
-    code = (
-        "import os, sys; from qpsnn_jax.__main__ import start\n"
-        "print('started', os.getpid(), os.environ.get('GLIBC_TUNABLES'), sep=',', flush=True); sys.exit(start())"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "QPSNN_STARTED")}
-    environment |= {} if tunables is None else {"GLIBC_TUNABLES": tunables}
-    command = [sys.executable, "-c", code, "cost", "digits"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
-    starts = [line.split(",")[1:] for line in result.stdout.splitlines() if line.startswith("started")]
-    assert len({pid for pid, _ in starts}) == 1
-    wanted = ["None", "glibc.malloc.hugetlb=1"] if tunables is None else [tunables]
-    assert [setting for _, setting in starts] == wanted
-    privileged = subprocess.run(command, capture_output=True, text=True, env=environment | {"QPSNN_STARTED": "1"})
-    assert privileged.stdout.count("started") == 1
-    assert "parameters" in result.stdout

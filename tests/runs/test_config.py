@@ -1,4 +1,4 @@
-"""Every setting is checked, and every complaint names it."""
+"""The config of a run: its parts go together, survive JSON, and are read from Python files."""
 
 import dataclasses
 import json
@@ -7,121 +7,149 @@ import jax
 import numpy as np
 import pytest
 
-from qpsnn_jax.data import Augmentation
+from qpsnn_jax import Config, DataSettings, NetworkSettings, Pruning, RunSettings, Training
+from qpsnn_jax.data import Augmentation, DataSet
 from qpsnn_jax.data.augment.images import normalize_and_augment
+from qpsnn_jax.data.catalogue import SOURCES
+from qpsnn_jax.data.settings import augmentation, make_prepare
 from qpsnn_jax.model.nodes import LIF, Conv, Quantizer
 from qpsnn_jax.numerics.normalization import normalize
-from qpsnn_jax.runs.config import (
-    Config,
-    as_dict,
-    augmenter,
-    build_graph,
-    field_types,
-    from_dict,
-    load_config,
-    parse_value,
-)
+from qpsnn_jax.numerics.surrogate import SURROGATES
+from qpsnn_jax.pruning.criteria import CRITERIA
+from qpsnn_jax.runs.config import build_graph, check_config, load_config
 from qpsnn_jax.runs.presets import PRESETS
+from qpsnn_jax.runtime.settings import as_dict, from_dict, settings
 
-WRONG = {
-    "size": [16, "8", 2.5],
-    "frame_binning": ["events", None],
-    "autoaugment": [1, "yes", None],
-    "network": [3, None, "alexnet"],
-    "width": ["1", None, 0, -1.0, float("nan"), float("inf"), 0.001, True],
-    "timesteps": [0, 2.0, "2", True, None],
-    "bits": [0, 9, -1, 2.0, "2", True],
-    "gamma": ["median", None, 1],
-    "granularity": ["filter", None],
-    "ste": ["none", 1],
-    "fire": ["=>", None],
-    "surrogate": ["step", 1],
-    "data": ["mnist", None, 1],
-    "data_dir": [3],
-    "train_examples": ["all", 1.5, True],
-    "test_examples": ["all", 1.5],
-    "crop_padding": [-1, 1.0],
-    "roll": [-1, 1.0],
-    "flip": [1, "yes", None],
-    "cutout": [-1, 0.5],
-    "degrees": [-1, 181, "10"],
-    "scale": [1.0, -0.1],
-    "translate": [-0.5, float("nan")],
-    "epochs": [0, 1.5, None],
-    "batch_size": [0, -4, 2.0],
-    "optimizer": ["lamb", None],
-    "learning_rate": [0, -0.1, float("inf"), "0.1", 10**400],
-    "momentum": [1.0, -0.1, None],
-    "weight_decay": [-1e-5, float("nan")],
-    "warmup_epochs": [-1],
-    "clip_norm": [0, -1.0, "1"],
-    "loss": ["mse", None],
-    "label_smoothing": [1.0, -0.1],
-    "sops_penalty": [-0.1, "1", None],
-    "average": [0, 1, 1.5, "0.9"],
-    "criterion": ["taylor", None],
-    "ratios": [0.5, "middle=0.5", {"middle": "0.5"}, {"middle": 1.0}, {"middle": -0.1}, {"head": 0.1}, {"stem": True}],
-    "score_batches": [0],
-    "score_batch_size": [0, 1.5],
-    "finetune_epochs": [-1, 0.5],
-    "finetune_optimizer": ["lamb"],
-    "finetune_learning_rate": [0, -1],
-    "seed": [-1, 2**31, 0.5, "0"],
-    "checkpoint_epochs": [0, None],
-    "checkpoint_steps": [0, 1.5],
-    "workers": [-1, None, "2"],
-    "fsdp": [1, "yes", None],
+HUGE = 10**20
+# A value beyond the bounds of every number, and of another type for the rest.
+BEYOND = {
+    "network.name": "alexnet",
+    "network.width": 1e300,
+    "network.timesteps": HUGE,
+    "network.bits": 9,
+    "network.gamma": "median",
+    "network.granularity": "filter",
+    "network.ste": "none",
+    "network.fire": "=>",
+    "network.surrogate": "step",
+    "data.name": "mnist",
+    "data.data_dir": 3,
+    "data.train_examples": HUGE,
+    "data.test_examples": 0,
+    "data.size": HUGE,
+    "data.frame_binning": "events",
+    "data.workers": HUGE,
+    "data.crop_padding": HUGE,
+    "data.roll": -1,
+    "data.flip": "yes",
+    "data.autoaugment": 1,
+    "data.cutout": HUGE,
+    "data.degrees": 181,
+    "data.scale": 1.0,
+    "data.translate": 1e300,
+    "train.epochs": HUGE,
+    "train.batch_size": 0,
+    "train.optimizer": "lamb",
+    "train.learning_rate": 0,
+    "train.momentum": 1.0,
+    "train.weight_decay": 1e300,
+    "train.warmup_epochs": -1,
+    "train.clip_norm": 0,
+    "train.loss": "mse",
+    "train.label_smoothing": 1.0,
+    "train.sops_penalty": float("inf"),
+    "train.ema_decay": 1.0,
+    "prune.criterion": "taylor",
+    "prune.ratios": {"middle": 1.0},
+    "prune.score_batches": 0,
+    "prune.score_batch_size": HUGE,
+    "run.seed": 2**31 - 2,
+    "run.checkpoint_epochs": 0,
+    "run.checkpoint_steps": 0,
+    "run.fsdp": 1,
 }
 
 
-def test_every_setting_has_wrong_values_here():
-    assert set(WRONG) == set(field_types())
+def nested(name, value):
+    part, _, field = name.partition(".")
+    return {part: {field: value}}
+
+
+def test_every_setting_has_a_wrong_value_here():
+    names = {field.name for field in settings(Config())}
+    assert names == set(BEYOND) | {name.replace("train.", "finetune.", 1) for name in BEYOND if "train." in name}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_wrong_value_is_refused_by_name(name):
+    with pytest.raises(ValueError) as caught:
+        from_dict(Config, nested(name, BEYOND[name]))
+    assert str(caught.value).startswith(f"{name} must be ")
+
+
+def test_the_largest_seed_has_room_for_those_after_it():
+    jax.random.key(RunSettings(seed=2**31 - 3).seed + 2)
+
+
+def test_the_names_are_those_that_there_are():
+    known = {field.name: field.names for field in settings(Config())}
+    assert set(known["network.surrogate"]) == set(SURROGATES)
+    assert set(known["prune.criterion"]) == set(CRITERIA)
+    assert set(known["data.name"]) == set(SOURCES)
+    for gamma in known["network.gamma"]:
+        Quantizer(2, gamma=gamma)
+    for ste in known["network.ste"]:
+        Quantizer(2, ste=ste)
+    for name in known["network.name"]:
+        network = NetworkSettings(name, timesteps=3)
+        data = DataSettings("cifar10_dvs" if name == "vggsnn" else "imagenet2012")
+        assert build_graph(Config(network=network, data=data)).timesteps == 3
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_go_together(name):
+    check_config(PRESETS[name].config)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values], ids=lambda x: str(x)[:20]
+    "config", [Config(), *(preset.config for preset in PRESETS.values()), Config(network=NetworkSettings(bits=None))]
 )
-def test_a_wrong_value_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name.removesuffix("s")) as caught:
-        Config(**{name: value})
-    assert "\n" not in str(caught.value)
+def test_a_config_survives_json_and_hashes_alike(config):
+    found = from_dict(Config, json.loads(json.dumps(as_dict(config))))
+    assert found == config
+    assert hash(found) == hash(config)
+    assert {found: 1}[config] == 1
 
 
-@pytest.mark.parametrize("bits", [1, 8, None])
-def test_bits_in_range_are_taken(bits):
-    assert Config(bits=bits).bits == bits
+def test_a_part_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"train must be Training\(…\), got \{'epochs': 3\}"):
+        Config(train={"epochs": 3})
 
 
-def test_values_are_brought_to_their_types():
-    config = Config(learning_rate=1, ratios={"middle": 0})
-    assert isinstance(config.learning_rate, float)
-    assert isinstance(config.ratios["middle"], float)
-
-
-@pytest.mark.parametrize("config", [Config(), *PRESETS.values(), Config(bits=None, average=0.9, ratios={"stem": 0.1})])
-def test_a_config_survives_json(config):
-    text = json.dumps(as_dict(config))
-    assert from_dict(json.loads(text)) == config
-    assert set(as_dict(config)) == set(field_types())
-
-
-def test_unknown_fields_are_refused():
-    with pytest.raises(ValueError, match="no setting 'lr'; the settings are network, "):
-        from_dict({"lr": 0.1})
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Config(prune=Pruning(ratios={"head": 0.1})), "ratios name 'head'; this network has stem, outputs, first"),
+        (Config(NetworkSettings(width=0.125), prune=Pruning(ratios={"stem": 0.99})), "leaves none of 8 channels"),
+        (Config(NetworkSettings(width=0.001)), "width must be positive and leave at least one of"),
+        (Config(data=DataSettings("cifar10", size=16)), "size must be None for images that all have one size"),
+        (Config(data=DataSettings("nmnist")), "network resnet20 does not take recordings of events"),
+        (Config(NetworkSettings("vggsnn")), "network vggsnn does not take still images"),
+        (Config(NetworkSettings("vggsnn"), DataSettings("nmnist", cutout=3)), "cutout must be off for recordings of"),
+        (Config(data=DataSettings("cifar10", roll=3)), "roll must be off for images, got 3."),
+        (Config(NetworkSettings("no_such:net")), "'no_such:net' cannot be found (ModuleNotFoundError"),
+        (Config(NetworkSettings("json:dumps")), "network json:dumps"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(config, message):
+    with pytest.raises(ValueError) as caught:
+        check_config(config)
+    assert message in str(caught.value)
 
 
 def test_the_graph_follows_the_settings():
-    config = Config(
-        network="vgg16",
-        width=0.125,
-        bits=3,
-        gamma="max",
-        granularity="channel",
-        ste="scaled",
-        fire=">",
-        surrogate="sigmoid",
-    )
-    config = dataclasses.replace(config, timesteps=5, data="cifar100", ratios={"early": 0.5})
+    network = NetworkSettings("vgg16", 0.125, 5, 3, "max", "channel", "scaled", ">", "sigmoid")
+    config = Config(network, DataSettings("cifar100"), prune=Pruning(ratios={"early": 0.5}))
     graph = build_graph(config)
     first, second = [node for node in graph.nodes if isinstance(node, Conv)][:2]
     lif = next(node for node in graph.nodes if isinstance(node, LIF))
@@ -129,80 +157,62 @@ def test_the_graph_follows_the_settings():
     assert (first.features, first.quantizer) == (8, None)
     assert second.quantizer == Quantizer(3, "max", "channel", "scaled")
     assert (lif.fire, lif.surrogate) == (">", "sigmoid")
-    pruned = build_graph(config, ratios=config.ratios)
-    assert pruned.values["features.0.conv"].shape[-1] == 4
-    assert all(n.quantizer is None for n in build_graph(Config(bits=None)).nodes if isinstance(n, Conv))
+    assert build_graph(config, ratios=config.prune.ratios).values["features.0.conv"].shape[-1] == 4
+    whole = build_graph(Config(NetworkSettings(bits=None)))
+    assert all(node.quantizer is None for node in whole.nodes if isinstance(node, Conv))
+
+
+def test_a_network_of_ones_own_is_named_or_given(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from qpsnn_jax import Config, NetworkSettings\n"
+        "from qpsnn_jax.model.zoo import vgg16\n"
+        "def own(**options): return vgg16(**options)\n"
+        "config = Config(network=NetworkSettings(own, width=0.125))\n"
+    )
+    config = load_config(path)
+    assert config.network.name == f"{path}:own"
+    assert config == from_dict(Config, as_dict(config))
+    assert build_graph(config) == build_graph(Config(NetworkSettings("vgg16", width=0.125)))
+
+
+def data_set(frames):
+    images = np.random.default_rng(0).integers(0, 256, (4, *frames, 8, 8, 2 if frames else 3), np.uint8)
+    channels = images.shape[-1]
+    arrays = (images, np.arange(4) % 2)
+    from qpsnn_jax.data import Arrays
+
+    return DataSet("random", Arrays(*arrays), Arrays(*arrays), 2, (0.4,) * channels, (0.2,) * channels)
 
 
 def test_the_augmentation_follows_the_settings():
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-    key, mean, std = jax.random.key(0), (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)
-    expected = normalize_and_augment(key, pixels, Augmentation(crop_padding=2, flip=True, cutout=3), mean, std)
-    np.testing.assert_array_equal(
-        augmenter(Config(crop_padding=2, flip=True, cutout=3))(key, pixels, mean, std), expected
+    data, key = data_set(()), jax.random.key(0)
+    chosen = {"crop_padding": 2, "flip": True, "cutout": 3}
+    expected = normalize_and_augment(key, data.train.images, Augmentation(**chosen), data.mean, data.std)
+    np.testing.assert_array_equal(make_prepare(DataSettings(**chosen), data)(key, data.train.images), expected)
+    plain = normalize(data.train.images, data.mean, data.std)
+    np.testing.assert_array_equal(make_prepare(DataSettings(), data)(key, data.train.images), plain)
+    everything = DataSettings(crop_padding=1, flip=True, autoaugment=True, cutout=2, degrees=3, scale=0.1, translate=1)
+    assert augmentation(everything, frames=False) == Augmentation(
+        crop_padding=1, flip=True, autoaugment=True, cutout=2, degrees=3.0, scale=0.1, translate=1.0
     )
-    np.testing.assert_array_equal(augmenter(Config())(key, pixels, mean, std), normalize(pixels, mean, std))
 
 
-def test_frames_are_rolled_and_take_no_cutout():
-    frames = np.random.default_rng(0).integers(0, 9, (2, 3, 34, 34, 2), np.uint8)
-    config = Config(data="nmnist", network="vggsnn", timesteps=3, roll=2)
-    rolled = augmenter(config)(jax.random.key(0), frames, (0.0, 0.0), (1 / 255, 1 / 255))
-    np.testing.assert_allclose(rolled.sum((2, 3)), frames.sum((2, 3)), rtol=1e-5)
-    assert not np.array_equal(rolled, frames)
-    with pytest.raises(ValueError, match="cutout must be off for recordings of events"):
-        Config(data="nmnist", network="vggsnn", cutout=3)
-    with pytest.raises(ValueError, match="resnet20 does not take recordings of events"):
-        Config(data="nmnist")
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("network", "vgg16", "vgg16"),
-        ("bits", "4", 4),
-        ("bits", "none", None),
-        ("epochs", "7", 7),
-        ("learning_rate", "1e-3", 1e-3),
-        ("average", "None", None),
-        ("average", "0.99", 0.99),
-        ("data_dir", "some/where", "some/where"),
-        ("data_dir", "none", None),
-        ("flip", "True", True),
-        ("flip", "false", False),
-        ("gamma", "none", "none"),
-        ("ratios", "stem=0.1, middle=0.6", {"stem": 0.1, "middle": 0.6}),
-        ("ratios", "", {}),
-    ],
-)
-def test_text_is_parsed_by_type(name, text, value):
-    assert parse_value(name, text) == value
-    assert type(parse_value(name, text)) is type(value)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "takes"),
-    [
-        ("bits", "two", "a whole number or none"),
-        ("epochs", "1.5", "a whole number"),
-        ("learning_rate", "fast", "a number"),
-        ("average", "some", "a number or none"),
-        ("flip", "yes", "true or false"),
-        ("ratios", "0.5", "ratios by label such as stem=0.1,middle=0.6"),
-        ("ratios", "stem=lots", "ratios by label such as stem=0.1,middle=0.6"),
-        ("ratios", "stem=0.1=0.2", "ratios by label such as stem=0.1,middle=0.6"),
-    ],
-)
-def test_text_of_another_type_is_refused(name, text, takes):
-    with pytest.raises(ValueError) as caught:
-        parse_value(name, text)
-    assert str(caught.value) == f"--{name} takes {takes}, got {text!r}."
+def test_frames_are_rolled():
+    data = data_set((3,))
+    rolled = make_prepare(DataSettings("nmnist", roll=2), data)(jax.random.key(0), data.train.images)
+    plain = normalize(data.train.images, data.mean, data.std)
+    np.testing.assert_allclose(rolled.sum((2, 3)), plain.sum((2, 3)), rtol=1e-4, atol=1e-3)
+    assert not np.array_equal(rolled, plain)
 
 
 def test_a_config_file_defines_config(tmp_path):
     path = tmp_path / "good.py"
-    path.write_text("from qpsnn_jax import Config\nconfig = Config(bits=3)\n")
-    assert load_config(path) == Config(bits=3)
+    path.write_text("from qpsnn_jax import Config, Training\nconfig = Config(train=Training(epochs=3))\n")
+    assert load_config(path) == dataclasses.replace(Config(), train=Training(epochs=3))
+
+
+IMPORT = "from qpsnn_jax import Config, NetworkSettings\n"
 
 
 @pytest.mark.parametrize(
@@ -212,9 +222,9 @@ def test_a_config_file_defines_config(tmp_path):
         ("x = 1\n  y = 2\n", "has a syntax error in line 2: unexpected indent."),
         ("import no_such_module\n", "fails with ModuleNotFoundError: No module named 'no_such_module'."),
         ("raise SystemExit('bye')\n", "fails with SystemExit: bye."),
-        ("from qpsnn_jax import Config\nconfig = Config(bits=9)\n", ": bits must be an integer from 1 to 8, got 9."),
+        (IMPORT + "NetworkSettings(bits=9)\n", ": bits must be an integer from 1 to 8, or none, got 9."),
         (
-            "from qpsnn_jax import Config\nconfig = Config(zzqx=2)\n",
+            IMPORT + "config = Config(zzqx=2)\n",
             "fails with TypeError: Config.__init__() got an unexpected keyword argument 'zzqx'.",
         ),
         ("x = 1\n", "must define `config = qpsnn_jax.Config(…)`."),

@@ -1,15 +1,17 @@
 """The training loop, up to a real process that is killed and started again."""
 
-import dataclasses
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,33 +19,63 @@ import numpy as np
 import pytest
 from small_runs import array_checksums, checksums, records
 
-from qpsnn_jax.data import feed
+from qpsnn_jax.data import DataSet, feed, load
+from qpsnn_jax.data.settings import DataSettings, make_prepare, request
 from qpsnn_jax.model.costs import cost
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.settings import NetworkSettings
 from qpsnn_jax.model.zoo import resnet20
-from qpsnn_jax.runs import loop as train
+from qpsnn_jax.runs import loop, programs
 from qpsnn_jax.runs.config import Config, build_graph
-from qpsnn_jax.runs.loop import Plan, evaluate, fit
-from qpsnn_jax.runs.stages import load_data
+from qpsnn_jax.runs.evaluation import evaluate
+from qpsnn_jax.runs.hooks import Hooks, show_progress
+from qpsnn_jax.runs.loading import load_data
+from qpsnn_jax.runs.loop import fit
+from qpsnn_jax.runs.metrics import write_metrics
+from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.compiling import low_memory_jit
+from qpsnn_jax.runtime.settings import updated
 from qpsnn_jax.training import checkpoint
+from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.steps import init_variables
 
 
-def plan_of(small_network, **changes):
-    settings = {
-        "train_examples": 160,
-        "test_examples": 70,
-        "batch_size": 32,
-        "optimizer": "adam",
-        "checkpoint_epochs": 2,
-    }
-    config = Config(network=small_network, data="digits", **settings | changes)
-    return Plan(config, config.epochs, config.optimizer, config.learning_rate, config.seed)
+class Course(NamedTuple):
+    """What a training takes."""
+
+    graph: Graph
+    data: DataSet
+    training: Training
+    prepare: Callable
+    run: RunSettings
 
 
-def fitted(plan, directory):
-    graph, data = build_graph(plan.config), load_data(plan.config)
-    return fit(graph, init_variables(graph, jax.random.key(0)), data, plan, directory, "test")
+def course(network, **changes):
+    """A short training of the small network; changes to its settings by name."""
+    values = {"network.name": network, "data.name": "digits", "data.train_examples": 160, "data.test_examples": 70}
+    values |= {"train.batch_size": 32, "train.optimizer": "adam", "run.checkpoint_epochs": 2}
+    config = Config()
+    for name, value in (values | changes).items():
+        part, _, field = name.partition(".")
+        config = updated(config, {part: {field: value}})
+    asked = request(config.data, seed=config.run.seed, timesteps=2)
+    data = load(config.data.name, **asked._asdict())
+    return Course(build_graph(config), data, config.train, make_prepare(config.data, data), config.run)
+
+
+def fitted(course, directory, hooks=()):
+    variables = init_variables(course.graph, jax.random.key(0))
+    with write_metrics(directory) as metrics, show_progress("test") as shown:
+        return fit(
+            course.graph,
+            variables,
+            course.data,
+            course.training,
+            directory,
+            prepare=course.prepare,
+            run=course.run,
+            hooks=(metrics, shown, *hooks),
+        )
 
 
 def lines(directory):
@@ -60,7 +92,7 @@ def same(tree, expected):
 
 @pytest.fixture(scope="module")
 def plan(small_network):
-    return plan_of(small_network, epochs=5, learning_rate=0.05, ste="plain")
+    return course(small_network, **{"train.epochs": 5, "train.learning_rate": 0.05, "network.ste": "plain"})
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +109,10 @@ def test_training_learns_and_logs_every_step(whole):
     losses = [line["loss"] for line in logged]
     assert losses[0] == pytest.approx(math.log(10), rel=0.3)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-    assert [epoch["epoch"] for epoch in trained.epochs] == [1, 2, 3, 4, 5]
+    assert [epoch.epoch for epoch in trained.epochs] == [1, 2, 3, 4, 5]
     for i, epoch in enumerate(trained.epochs):
-        assert epoch["train_loss"] == pytest.approx(np.mean(losses[5 * i : 5 * i + 5]))
-    assert trained.epochs[-1]["test_accuracy"] == trained.result.accuracy
+        assert epoch.train_loss == pytest.approx(np.mean(losses[5 * i : 5 * i + 5]))
+    assert trained.epochs[-1].test_accuracy == trained.result.accuracy
     assert trained.result.accuracy > 0.2
     assert trained.seconds > 0
     assert steps_saved(directory) == ["step_20", "step_25"]
@@ -88,7 +120,7 @@ def test_training_learns_and_logs_every_step(whole):
 
 def test_evaluation_counts_every_image_once(plan, whole):
     trained, _ = whole
-    data, graph = load_data(plan.config), build_graph(plan.config)
+    data, graph = plan.data, plan.graph
     alone = evaluate(graph, trained.variables, data.test, data)
     assert alone.accuracy == trained.result.accuracy
     assert alone.accuracy * 70 == pytest.approx(round(alone.accuracy * 70))
@@ -97,7 +129,7 @@ def test_evaluation_counts_every_image_once(plan, whole):
 @pytest.mark.parametrize("largest", [35, 32, 69])
 def test_the_size_of_a_batch_changes_nothing(plan, whole, monkeypatch, largest):
     trained, _ = whole
-    data, graph = load_data(plan.config), build_graph(plan.config)
+    data, graph = plan.data, plan.graph
     expected = evaluate(graph, trained.variables, data.test, data)
     monkeypatch.setattr(feed, "_EVALUATION_BATCH", largest)
     parts = evaluate(graph, trained.variables, data.test, data)
@@ -108,7 +140,7 @@ def test_the_size_of_a_batch_changes_nothing(plan, whole, monkeypatch, largest):
 
 def test_evaluation_can_measure_something_else(plan, whole):
     trained, _ = whole
-    data, graph = load_data(plan.config), build_graph(plan.config)
+    data, graph = plan.data, plan.graph
     capture = {"lif1": lambda trace: trace.spikes.mean()}
     rate = evaluate(graph, trained.variables, data.test, data, capture=capture).activity
     usual = evaluate(graph, trained.variables, data.test, data).activity["lif1"]
@@ -127,17 +159,13 @@ def test_a_finished_training_is_only_read(plan, whole, tmp_path):
 
 
 def interrupt_in_the_fourth_epoch(plan, directory):
-    real, calls = train._evaluate, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
+    def interrupt(epoch, epochs):
+        assert epochs == 5
+        if epoch.epoch == 4:
             raise KeyboardInterrupt
-        return real(*arguments)
 
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(train, "_evaluate", interrupted)
-        fitted(plan, directory)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(plan, directory, (Hooks(epoch=interrupt),))
 
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_path):
@@ -153,9 +181,9 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_pa
 
 
 def test_several_steps_in_one_program(plan, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_at_once", lambda: 3)
-    assert list(train._dispatches(0, 10, 5, None)) == [(3, 3), (4, 1), (5, 1), (8, 3), (9, 1), (10, 1)]
-    assert list(train._dispatches(5, 10, 5, 4)) == [(8, 3), (9, 1), (10, 1)]
+    monkeypatch.setattr(loop, "_at_once", lambda: 3)
+    assert list(loop._dispatches(0, 10, 5, None)) == [(3, 3), (4, 1), (5, 1), (8, 3), (9, 1), (10, 1)]
+    assert list(loop._dispatches(5, 10, 5, 4)) == [(8, 3), (9, 1), (10, 1)]
     trained = fitted(plan, tmp_path / "whole")
     found, expected = lines(tmp_path / "whole"), lines(whole[1])
     assert [line["step"] for line in found] == [line["step"] for line in expected]
@@ -169,8 +197,7 @@ def test_several_steps_in_one_program(plan, whole, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("steps", "saved"), [(7, ["step_21", "step_25"]), (12, ["step_24", "step_25"])])
 def test_checkpoints_within_epochs_are_so_many_steps_apart(plan, whole, tmp_path, steps, saved):
-    sparse = dataclasses.replace(plan.config, checkpoint_steps=steps, checkpoint_epochs=99)
-    trained = fitted(dataclasses.replace(plan, config=sparse), tmp_path)
+    trained = fitted(plan._replace(run=RunSettings(checkpoint_steps=steps, checkpoint_epochs=99)), tmp_path)
     assert steps_saved(tmp_path) == saved
     same(trained.variables, whole[0].variables)
 
@@ -190,16 +217,16 @@ def test_what_is_missing_or_damaged_is_refused(plan, whole, tmp_path):
         refused(place, "metrics.jsonl is damaged: it does not hold the steps 1 to 25")
     found = checkpoint.latest(foreign)
     assert found is not None
-    graph = build_graph(plan.config)
+    graph = plan.graph
     notes = {name: value for name, value in found.notes.items() if name != "batches"}
     checkpoint.save(foreign, 30, graph, whole[0].variables, notes)
     refused(foreign, "step_30 is not one that this training wrote")
 
 
 def test_the_seed_decides(small_network, tmp_path):
-    settings = {"epochs": 1, "learning_rate": 0.02, "crop_padding": 1}
+    settings = {"train.epochs": 1, "train.learning_rate": 0.02, "data.crop_padding": 1}
     first, again, other = (
-        fitted(plan_of(small_network, seed=seed, **settings), tmp_path / name)
+        fitted(course(small_network, **settings, **{"run.seed": seed}), tmp_path / name)
         for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     same(first.variables, again.variables)
@@ -207,20 +234,20 @@ def test_the_seed_decides(small_network, tmp_path):
     assert first.epochs != other.epochs
 
 
-@pytest.mark.parametrize("average", [None, 0.9])
-def test_the_callers_variables_survive_donation(small_network, tmp_path, average):
-    plan = plan_of(small_network, epochs=1, average=average)
-    graph = build_graph(plan.config)
-    variables = init_variables(graph, jax.random.key(0))
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_the_callers_variables_survive_donation(small_network, tmp_path, ema_decay):
+    plan = course(small_network, **{"train.epochs": 1, "train.ema_decay": ema_decay})
+    variables = init_variables(plan.graph, jax.random.key(0))
     before = jax.tree.map(np.array, variables)
-    fit(graph, variables, load_data(plan.config), plan, tmp_path, "test")
+    fit(plan.graph, variables, plan.data, plan.training, tmp_path, prepare=plan.prepare, run=plan.run)
     same(variables, before)
 
 
 def test_an_average_is_kept_evaluated_and_returned(small_network, tmp_path):
+    settings = {"train.epochs": 2, "train.learning_rate": 0.02}
     plain, averaged = (
-        fitted(plan_of(small_network, epochs=2, learning_rate=0.02, average=average), tmp_path / str(average))
-        for average in (None, 0.9)
+        fitted(course(small_network, **settings, **{"train.ema_decay": decay}), tmp_path / str(decay))
+        for decay in (None, 0.9)
     )
     assert lines(tmp_path / "None") == lines(tmp_path / "0.9")
     found = checkpoint.latest(tmp_path / "0.9")
@@ -229,15 +256,16 @@ def test_an_average_is_kept_evaluated_and_returned(small_network, tmp_path):
     assert saved["ema/params/conv2/kernel"] != saved["variables/params/conv2/kernel"]
     kernels = [trained.variables["params"]["conv2"]["kernel"] for trained in (plain, averaged)]
     assert float(jnp.abs(kernels[0] - kernels[1]).max()) > 1e-3
-    assert averaged.epochs[-1]["test_accuracy"] == averaged.result.accuracy
+    assert averaged.epochs[-1].test_accuracy == averaged.result.accuracy
 
 
 def test_a_price_on_operations_makes_them_fewer(small_network, tmp_path):
     totals = []
     for price in (0.0, 40.0):
-        plan = plan_of(small_network, epochs=4, learning_rate=0.02, ste="plain", sops_penalty=price)
+        settings = {"train.epochs": 4, "train.learning_rate": 0.02, "network.ste": "plain", "train.sops_penalty": price}
+        plan = course(small_network, **settings)
         trained = fitted(plan, tmp_path / str(price))
-        totals.append(cost(build_graph(plan.config), trained.result.activity).sops_total)
+        totals.append(cost(plan.graph, trained.result.activity).sops_total)
         assert trained.result.accuracy > 0.2
         assert all(("penalty" in line) == (price > 0) for line in lines(tmp_path / str(price)))
     assert totals[1] < 0.8 * totals[0]
@@ -247,25 +275,27 @@ def test_a_price_on_operations_makes_them_fewer(small_network, tmp_path):
 
 
 def test_a_batch_larger_than_the_data_is_refused(small_network, tmp_path):
-    plan = plan_of(small_network, batch_size=161)
-    with pytest.raises(ValueError, match="batch_size 161 is larger than the 160 training images"):
-        load_data(plan.config)
-    graph, data = build_graph(plan.config), load_data(plan_of(small_network).config)
+    config = Config(NetworkSettings(small_network), DataSettings("digits", train_examples=160))
+    for part in ("train", "finetune"):
+        others = {name: {"batch_size": 161 if name == part else 32} for name in ("train", "finetune")}
+        with pytest.raises(ValueError, match="batch_size 161 is larger than the 160 training images"):
+            load_data(updated(config, others))
+    plan = course(small_network, **{"train.batch_size": 161})
     with pytest.raises(ValueError, match="batch_size 161 is larger"):
-        fit(graph, init_variables(graph, jax.random.key(0)), data, plan, tmp_path / "new", "test")
+        fitted(plan, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_a_checkpoint_of_another_network_is_refused(plan, whole, small_network, tmp_path):
     copy = shutil.copytree(whole[1], tmp_path / "copy")
-    other = plan_of(small_network, width=2.0)
+    other = course(small_network, **{"network.width": 2.0})
     with pytest.raises(ValueError, match="or it is of another network"):
         fitted(other, copy)
     assert lines(copy) == lines(whole[1])
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step(plan, whole, tmp_path, monkeypatch):
-    real = train.make_train_step
+    real = programs.make_train_step
 
     def poisoned(*arguments, **options):
         step = real(*arguments, **options)
@@ -276,7 +306,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(plan, whole, tmp_path, monk
 
         return bad
 
-    monkeypatch.setattr(train, "make_train_step", poisoned)
+    monkeypatch.setattr(programs, "make_train_step", poisoned)
     with pytest.raises(FloatingPointError, match="the loss is nan at step 13; the checkpoints before it stay in"):
         fitted(plan, tmp_path)
     assert steps_saved(tmp_path) == ["step_10"]
@@ -286,7 +316,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(plan, whole, tmp_path, monk
 
 
 def test_weights_that_are_not_finite_are_never_saved(plan, tmp_path, monkeypatch):
-    real = train.make_train_step
+    real = programs.make_train_step
 
     def poisoned(*arguments, **options):
         step = real(*arguments, **options)
@@ -300,7 +330,7 @@ def test_weights_that_are_not_finite_are_never_saved(plan, tmp_path, monkeypatch
 
         return bad
 
-    monkeypatch.setattr(train, "make_train_step", poisoned)
+    monkeypatch.setattr(programs, "make_train_step", poisoned)
     with pytest.raises(FloatingPointError, match="a weight is not finite after step 20"):
         fitted(plan, tmp_path)
     assert steps_saved(tmp_path) == ["step_10"]
@@ -328,39 +358,21 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(plan, whole, tmp_pat
         ("train/loss", line["loss"], line["step"]) for line in lines(tmp_path)
     ]
     accuracies = [(value, step) for tag, value, step in written[1:-1] if tag == "test/accuracy"]
-    assert accuracies == [(e["test_accuracy"], 5 * e["epoch"]) for e in whole[0].epochs]
+    assert accuracies == [(e.test_accuracy, 5 * e.epoch) for e in whole[0].epochs]
 
 
-SMALL = [
-    "digits",
-    "--network",
-    "small",
-    "--width",
-    "1",
-    "--train-examples",
-    "192",
-    "--test-examples",
-    "60",
-    "--batch-size",
-    "32",
-]
-SMALL += ["--ratios", "stem=0.3,middle=0.55", "--epochs", "6", "--finetune-epochs", "6", "--checkpoint-epochs", "2"]
-SMALL += ["--score-batches", "1", "--checkpoint-steps", "4"]  # of six in an epoch
-PROGRAM = """
-import sys
-from small_runs import small
-from qpsnn_jax.runs.cli import main
-from qpsnn_jax.model.zoo import NETWORKS
-NETWORKS["small"] = small
-sys.exit(main(sys.argv[1:]))
-"""
+SMALL = shlex.split(
+    "digits --network.name small_runs:small --network.width 1 --data.train_examples 192 --data.test_examples 60 "
+    "--train.batch_size 32 --finetune.batch_size 32 --train.epochs 6 --finetune.epochs 6 "
+    "--prune.ratios stem=0.3,middle=0.55 --prune.score_batches 1 --run.checkpoint_epochs 2 --run.checkpoint_steps 4"
+)  # six steps in an epoch
 
 
 def started(directory: Path, cache: Path) -> subprocess.Popen:
     # The cache only spares the later processes the compilation: the programs they load are the first one's.
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    command = [sys.executable, "-c", PROGRAM, "run", *SMALL, "--out", str(directory)]
+    command = [sys.executable, "-m", "qpsnn_jax", "run", *SMALL, "--out", str(directory)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -419,5 +431,5 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
 
 
 def test_memory_counts_for_large_networks_alone():
-    assert train._jit(resnet20(bits=2, width=1 / 8), 32) is jax.jit
-    assert train._jit(resnet20(bits=2), 8) is low_memory_jit
+    assert programs._jit(resnet20(bits=2, width=1 / 8), 32) is jax.jit
+    assert programs._jit(resnet20(bits=2), 8) is low_memory_jit

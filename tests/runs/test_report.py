@@ -1,16 +1,17 @@
 """What a finished run says."""
 
 import importlib.metadata
-import json
 
 import matplotlib.image
 import numpy as np
 import pytest
 
 from qpsnn_jax.runs import plots
-from qpsnn_jax.runs.config import from_dict, load_config
+from qpsnn_jax.runs.config import Config, load_config
+from qpsnn_jax.runs.directory import STAGES
+from qpsnn_jax.runs.records import StageResult, write_checked
 from qpsnn_jax.runs.report import table
-from qpsnn_jax.runs.stages import STAGES, Stage
+from qpsnn_jax.runtime.settings import from_dict
 
 FIELDS = {
     "name": str,
@@ -34,7 +35,7 @@ def test_report_json_has_the_promised_keys(small_report, small_config):
         assert {name: type(value) for name, value in stage.items()} == FIELDS
         assert set(stage["firing_rates"]) == {"lif1", "lif2", "lif3"}
         assert all(0 <= rate <= 1 for rate in stage["firing_rates"].values())
-    assert from_dict(small_report["config"]) == load_config(small_config)
+    assert from_dict(Config, small_report["config"]) == load_config(small_config)
     assert small_report["versions"]["jax"] == importlib.metadata.version("jax")
 
 
@@ -65,6 +66,7 @@ def test_plots_are_pictures(small_run, name):
 def test_nothing_temporary_is_left(small_run):
     assert not [path for path in small_run.rglob("*") if ".tmp" in path.name]
     assert {path.name for path in small_run.iterdir()} == {
+        ".lock",
         "config.json",
         "quantized",
         "pruned",
@@ -76,7 +78,7 @@ def test_nothing_temporary_is_left(small_run):
 
 
 def test_the_table_shows_the_units_it_names():
-    stage = Stage("pruned", 0.9876, 0.99, 12345, 6789, 0.4321, {"a": 0.1, "b": 0.3}, 1.5e6, 3e6, 0.00271, 12.4)
+    stage = StageResult("pruned", 0.9876, 0.99, 12345, 6789, 0.4321, {"a": 0.1, "b": 0.3}, 1.5e6, 3e6, 0.00271, 12.4)
     head, line, row = table([stage]).splitlines()
     cells = [[cell.strip() for cell in text.strip("|").split("|")] for text in (head, row)]
     assert len(head) == len(line) == len(row)
@@ -98,5 +100,5 @@ def test_the_table_shows_the_units_it_names():
 def test_training_curves_of_a_run_without_epochs(tmp_path):
     for name in STAGES:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "stage.json").write_text(json.dumps({"epochs": []}))
+        write_checked(tmp_path / name / "stage.json", {"epochs": []})
     assert plots._write(plots._training(tmp_path), tmp_path / "training.png").stat().st_size > 0

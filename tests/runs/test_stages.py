@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,12 +14,15 @@ from small_runs import checksums, contents, records
 
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.pruning import select
-from qpsnn_jax.runs import loop as train
-from qpsnn_jax.runs import stages as pipeline
-from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs import programs, stages
+from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.config import build_graph, load_config
-from qpsnn_jax.runs.loop import evaluate
-from qpsnn_jax.runs.stages import Stage, load_data, load_network, save_network
+from qpsnn_jax.runs.controls import read_controls
+from qpsnn_jax.runs.directory import STAGES, check_run, load_network, make_run, open_run, read_config, save_network
+from qpsnn_jax.runs.evaluation import evaluate
+from qpsnn_jax.runs.loading import load_data
+from qpsnn_jax.runs.records import StageResult
+from qpsnn_jax.runtime.settings import as_dict
 from qpsnn_jax.training.steps import init_variables
 
 
@@ -33,16 +38,17 @@ def lazy(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a complete stage was computed again")
 
-    for name in ("fit", "evaluate", "_scores", "_trained_network"):
-        monkeypatch.setattr(pipeline, name, refuse)
+    for name in ("fit", "evaluate", "score_network", "_trained_variables"):
+        monkeypatch.setattr(stages, name, refuse)
 
 
 def failed(capsys, arguments, match, status=2):
     assert main([str(argument) for argument in arguments]) == status
-    captured = capsys.readouterr()
-    assert captured.err.startswith("qpsnn: error: ")
-    assert captured.err.count("\n") == 1
-    assert match in captured.err
+    *before, error = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("run: ") for line in before)  # where it is, once it has begun
+    assert len(before) <= 1
+    assert error.startswith("qpsnn: error: ")
+    assert match in error
 
 
 def cells(table: str, name: str) -> list[str]:
@@ -54,17 +60,17 @@ def test_the_kept_channels_are_those_with_the_highest_scores(small_run, small_re
     keep = json.loads((small_run / "pruned" / "stage.json").read_text())["keep"]
     assert {name: len(kept) for name, kept in keep.items()} == {"conv1": int(10 * 0.7), "conv2": int(20 * 0.45)}
     whole, pruned, final = (load_network(small_run / name)[0] for name in ("quantized", "pruned", "finetuned"))
-    assert whole == build_graph(pipeline.read_config(small_run))
+    assert whole == build_graph(read_config(small_run))
     assert pruned == final
     with np.load(small_run / "pruned" / "scores.npz") as scores:
-        chosen = select(whole, dict(scores), small_report["config"]["ratios"])
+        chosen = select(whole, dict(scores), small_report["config"]["prune"]["ratios"])
     assert {name: kept.tolist() for name, kept in chosen.items()} == keep
     weights = [9 * (i * o + o * 16) for i, o in ((10, 20), (7, 9))]
     assert small_report["stages"][1]["connection_ratio"] == weights[1] / weights[0]
 
 
 def test_every_stage_can_be_loaded_and_is_what_the_report_says(small_run, small_report):
-    config = pipeline.read_config(small_run)
+    config = read_config(small_run)
     data = load_data(config)
     for stage in small_report["stages"]:
         graph, variables = load_network(small_run / stage["name"])
@@ -113,14 +119,14 @@ def test_the_stages_one_by_one_are_the_run(small_config, small_run, small_report
     assert main(["finetune", str(directory)]) == 0
     assert cells(capsys.readouterr().out, "finetuned")[:-1] == cells(report, "finetuned")[:-1]
     assert records(json.loads((directory / "report.json").read_text())) == records(small_report)
-    for name in pipeline.STAGES:
+    for name in STAGES:
         assert checksums(directory / name) == checksums(small_run / name)
     assert set(contents(directory)) >= {name for name in contents(small_run) if name.startswith(("report", "plots"))}
 
 
 def test_later_stages_need_earlier_ones(small_config, tmp_path, capsys):
     config = load_config(small_config)
-    pipeline.open_run(tmp_path / "run", config)
+    make_run(tmp_path / "run", config)
     for command in ("score", "prune"):
         failed(capsys, [command, tmp_path / "run"], "has no complete stage 'quantized' yet; run `qpsnn train` first.")
     failed(capsys, ["evaluate", tmp_path / "run"], "holds no finished network")
@@ -128,7 +134,7 @@ def test_later_stages_need_earlier_ones(small_config, tmp_path, capsys):
 
 def test_evaluate_gives_the_numbers_of_the_report(small_run, capsys):
     report = (small_run / "report.md").read_text()
-    for name in pipeline.STAGES:
+    for name in STAGES:
         for place in (small_run / name, small_run / name / "final", small_run / name / "final" / "step_0"):
             assert main(["evaluate", str(place)]) == 0
             found = cells(capsys.readouterr().out, place.name)
@@ -167,17 +173,17 @@ def test_cost_gives_the_numbers_of_the_report(small_config, small_run, small_rep
             assert float(energy.split()[0]) == pytest.approx(1000 * stage["energy_mj"], abs=5e-4)
         layers = [line.replace(",", "").split() for line in lines[1 : lines.index("")] if not line.startswith("total")]
         assert sum(int(cells[4]) for cells in layers) == int(total[3])  # the lines add up
-    assert main(["cost", str(small_config), "--width", "2"]) == 0
+    assert main(["cost", str(small_config), "--network.width", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     total = next(line for line in lines if line.startswith("total"))
     assert int(total.split()[1].replace(",", "")) > 2 * whole["params"]
-    failed(capsys, ["cost", small_run, "--width", "2"], "holds a network as it is, so --width cannot be set")
+    failed(capsys, ["cost", small_run, "--network.width", "2"], "network as it is, so --network.width cannot be set")
 
 
 def test_a_run_goes_on_wherever_its_data_lie(small_config, copy, capsys, lazy):
     command = ["run", str(small_config), "--out", str(copy)]
-    assert main([*command, "--data_dir", "elsewhere", "--workers", "3", "--checkpoint_epochs", "9"]) == 0
-    failed(capsys, [*command, "--seed", "1"], "holds another run (seed is 0 there and 1 here)")
+    assert main([*command, "--data.data_dir", "elsewhere", "--data.workers", "3", "--run.checkpoint_epochs", "9"]) == 0
+    failed(capsys, [*command, "--run.seed", "1"], "holds another run (run.seed is 0 there and 1 here)")
 
 
 def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, capsys, monkeypatch):
@@ -194,9 +200,11 @@ def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, 
     # Each is as small as the pruned network, and is what its name says.
     assert {control["params"] for control in report["controls"]} == {report["stages"][-1]["params"]}
     places = [copy / "controls" / name for name in ("baseline", "random")]
-    configs = [dataclasses.asdict(pipeline.read_config(place)) for place in places]
-    own = dataclasses.asdict(pipeline.read_config(copy))
-    assert configs == [own | {"gamma": "none", "criterion": "sca"}, own | {"criterion": "random"}]
+    configs = [as_dict(read_config(place)) for place in places]
+    own = as_dict(read_config(copy))
+    random = own | {"prune": own["prune"] | {"criterion": "random"}}
+    baseline = {"network": own["network"] | {"gamma": "none"}, "prune": own["prune"] | {"criterion": "sca"}}
+    assert configs == [own | baseline, random]
     keeps = [json.loads((d / "pruned" / "stage.json").read_text())["keep"] for d in (copy, *places)]
     assert keeps[0] != keeps[2] != keeps[1]
     scratch = json.loads((copy / "controls" / "scratch" / "quantized" / "stage.json").read_text())
@@ -206,7 +214,7 @@ def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, 
     }
     # And the same command again only reads.
     after = contents(copy)
-    monkeypatch.setattr(train, "make_train_step", None)
+    monkeypatch.setattr(programs, "make_train_step", None)
     assert main(command) == 0
     assert contents(copy) == after
 
@@ -216,8 +224,8 @@ def test_the_directory_of_another_run_is_refused(small_config, copy, capsys):
     for command in ("run", "train"):
         failed(
             capsys,
-            [command, small_config, "--bits", "4", "--out", copy],
-            "holds another run (bits is 2 there and 4 here); choose another --out.",
+            [command, small_config, "--network.bits", "4", "--out", copy],
+            "holds another run (network.bits is 2 there and 4 here); choose another --out.",
         )
     assert contents(copy) == before
 
@@ -238,13 +246,15 @@ def test_an_empty_directory_and_one_killed_at_its_start_are_taken(small_config, 
         (tmp_path / name).mkdir()
         if left:
             (tmp_path / name / left).write_text("{")
-        pipeline.open_run(tmp_path / name, config)
-        assert pipeline.check_run(tmp_path / name, config)
-        assert [p.name for p in (tmp_path / name).iterdir()] == ["config.json"]
+        with open_run(tmp_path / name, config):
+            pass
+        assert check_run(tmp_path / name, config)
+        assert {p.name for p in (tmp_path / name).iterdir()} == {"config.json", ".lock"}
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"config": 3}', '{"config": {"bitz": 2}}', '{"config": {"bits": 9}}']
+    "text",
+    ["", "[]", "{}", '{"config": 3}', '{"config": {"bitz": 2}}', '{"config": {"network": {"bits": 9}}}', "[" * 100_000],
 )
 def test_a_damaged_config_is_refused(small_config, copy, capsys, text):
     (copy / "config.json").write_text(text)
@@ -252,19 +262,38 @@ def test_a_damaged_config_is_refused(small_config, copy, capsys, text):
         failed(capsys, command, "config.json is damaged")
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b'{"stage": {"name": "pruned"}}', b"\xff\xfe"])
-def test_a_damaged_record_is_refused(small_config, copy, capsys, data):
-    (copy / "pruned" / "stage.json").write_bytes(data)
+DAMAGES = {
+    "empty": lambda data: b"",
+    "another": lambda data: b'{"stage": {"name": "pruned"}}',
+    "no text": lambda data: b"\xff\xfe",
+    "deep": lambda data: b"[" * 100_000,
+    "a digit": lambda data: data.replace(b'"params": ', b'"params": 1', 1),
+    "a note": lambda data: data.replace(b'"keep"', b'"kept"', 1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_refused(small_config, copy, capsys, damage):
+    path = copy / "pruned" / "stage.json"
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
     before = contents(copy)
-    failed(capsys, ["run", small_config, "--out", copy], "stage.json is damaged; delete the folder")
+    failed(capsys, ["run", small_config, "--out", copy], "stage.json is damaged: it ")
     assert contents(copy) == before
+
+
+def test_a_changed_setting_in_a_run_is_refused(small_config, copy, capsys):
+    path = copy / "config.json"
+    text = path.read_text()
+    path.write_text(text.replace('"seed": 0', '"seed": 1'))
+    for command in (["run", small_config, "--out", copy], ["finetune", copy]):
+        failed(capsys, command, "config.json is damaged (it does not match its checksum).")
 
 
 def test_a_damaged_record_of_a_control_costs_no_more_than_itself(copy):
     (copy / "controls").mkdir()
     (copy / "controls" / "random.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"random\.json is damaged; delete it to redo the stage"):
-        pipeline.read_controls(copy)
+    with pytest.raises(ValueError, match=r"random\.json is damaged: .*; delete it to redo the stage"):
+        read_controls(copy)
 
 
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
@@ -302,7 +331,7 @@ def test_a_corrupted_checkpoint_is_refused(small_config, copy, capsys):
 
 
 def test_a_loss_that_is_not_finite_ends_with_status_1(small_config, tmp_path, capsys):
-    wild = ["--optimizer", "sgd", "--learning-rate", "1e38", "--warmup-epochs", "0"]
+    wild = ["--train.optimizer", "sgd", "--train.learning_rate", "1e38"]
     assert main(["train", str(small_config), *wild, "--out", str(tmp_path / "wild")]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("qpsnn: error: ")
@@ -311,11 +340,11 @@ def test_a_loss_that_is_not_finite_ends_with_status_1(small_config, tmp_path, ca
 
 
 def test_the_criterion_decides_the_scores(small_run):
-    config = pipeline.read_config(small_run)
-    graph, variables = load_network(small_run / "quantized")
-    data = load_data(config)
+    config = read_config(small_run)
+    _, variables = load_network(small_run / "quantized")
+    run = stages.prepare_run(config, small_run, load_data(config))
     scores = {
-        name: pipeline._scores(dataclasses.replace(config, criterion=name), graph, variables, data)
+        name: stages.score_network(run, dataclasses.replace(config.prune, criterion=name), variables)
         for name in ("svs", "sca", "magnitude", "random")
     }
     flat = {name: np.concatenate([np.asarray(x).ravel() for x in found.values()]) for name, found in scores.items()}
@@ -333,12 +362,53 @@ def test_the_criterion_decides_the_scores(small_run):
 
 def test_a_run_on_cifar(small_network, small_config, tfds_dir: Path, tmp_path, capsys):
     directory = tmp_path / "cifar"
-    settings = {"data": "cifar10", "data-dir": tfds_dir, "train-examples": 96, "test-examples": 40, "epochs": 1}
-    settings |= {"finetune-epochs": 1, "score-batch-size": 32, "flip": "true", "crop_padding": 2, "cutout": 8}
+    settings = {"data.name": "cifar10", "data.data-dir": tfds_dir, "data.train-examples": 96, "data.test-examples": 40}
+    settings |= {"train.epochs": 1, "finetune.epochs": 1, "prune.score-batch-size": 32, "data.flip": "true"}
+    settings |= {"data.crop-padding": 2, "data.cutout": 8}
     options = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
     assert main(["run", str(small_config), *options, "--out", str(directory)]) == 0
     report = json.loads((directory / "report.json").read_text())
     assert [stage["name"] for stage in report["stages"]] == ["quantized", "pruned", "finetuned"]
     assert load_network(directory)[0].input.shape == (32, 32, 3)
-    assert Stage(**report["stages"][0]).params > 0
+    assert StageResult(**report["stages"][0]).params > 0
     assert cells(capsys.readouterr().out, "finetuned")
+
+
+def test_a_criterion_of_ones_own_is_named(small_run, tmp_path):
+    path = tmp_path / "criteria.py"
+    path.write_text(
+        "from qpsnn_jax import Criterion\n"
+        "import jax.numpy as jnp\n"
+        "rate = Criterion(lambda trace: trace.spikes.mean(1), lambda maps: maps.mean((0, 1, 2)))\n"
+        "def ordered(graph, variables, key): return {'conv1': jnp.arange(10.0)}\n"
+        "neither = 3\n"
+    )
+    config = read_config(small_run)
+    _, variables = load_network(small_run / "quantized")
+    run = stages.prepare_run(config, small_run, load_data(config))
+
+    def scores(name):
+        return stages.score_network(run, dataclasses.replace(config.prune, criterion=f"{path}:{name}"), variables)
+
+    assert all(((found >= 0) & (found <= 1)).all() for found in scores("rate").values())
+    assert scores("ordered")["conv1"].tolist() == list(range(10))
+    with pytest.raises(ValueError, match="neither must be a Criterion or a function, got 3"):
+        scores("neither")
+
+
+def test_one_process_at_a_time_works_in_a_directory(small_config, copy, capsys):
+    code = (
+        "import sys; from pathlib import Path; from qpsnn_jax.runtime.lock import directory_lock\n"
+        "with directory_lock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(copy)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    before = contents(copy)
+    for words in (["run", small_config, "--out", copy], ["score", copy], ["finetune", copy]):
+        failed(capsys, words, f"{copy} is in use by another run (process {holder.pid})")
+    assert contents(copy) == before
+    holder.kill()
+    holder.communicate()
+    assert main(["score", str(copy)]) == 0

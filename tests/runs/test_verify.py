@@ -16,7 +16,7 @@ from qpsnn_jax.export.images import classify
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.runs import verify
-from qpsnn_jax.runs.cli import main
+from qpsnn_jax.runs.cli.main import main
 
 
 def test_verify_prints_the_agreement(small_run, capsys):
@@ -26,11 +26,14 @@ def test_verify_prints_the_agreement(small_run, capsys):
     text = capsys.readouterr().out
     assert "60 test images, the same prediction on 100.00 %" in text
     assert re.search(r"lif3 +0\.00e\+00", text)
-    assert "the C program has the logits of the whole numbers on 100.00 %" in text
+    assert "the C program has the logits of the integer network on 100.00 %" in text
     assert main([*command, "--cc", "absent-cc"]) == 2
     assert "the compiler 'absent-cc' cannot be run" in capsys.readouterr().err
     assert main([*command, "--cc", "gcc -fno-such-option"]) == 2
     assert "no-such-option" in capsys.readouterr().err
+    for cc in ("", " ", "'"):
+        assert main([*command, "--cc", cc]) == 2
+        assert f"cc must be a C compiler and its options, got {cc!r}" in capsys.readouterr().err
 
 
 def _other_classes(folded):
@@ -74,7 +77,7 @@ def _spoiled_stablehlo(change):
 
 
 SPOILED = {
-    "packed": (_spoiled_packed, (), "the whole numbers should have 99.9 % of the predictions, and has"),
+    "packed": (_spoiled_packed, (), "the integer network should have 99.9 % of the predictions, and has"),
     "c": (_spoiled_c, ("cc",), "the C program should have every logit, and differs on 100.00 %"),
     "onnx": (_spoiled_onnx, ("onnx", "onnxruntime"), "onnxruntime should have 99.9 % of the predictions, and has"),
     "nir": (_spoiled_nir, ("nir",), "the NIR graph should have 99.9 % of the predictions, and has"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,13 +15,16 @@ import numpy as np
 import pytest
 from small_runs import records
 
-from qpsnn_jax.runs.stages import STAGES, load_network, read_notes
+from qpsnn_jax.runs.directory import STAGES, load_network
+from qpsnn_jax.runs.records import read_notes
 from qpsnn_jax.runtime import processes
 
 HERE = Path(__file__).parents[1]
-SMALL = ["digits", "--network", "small", "--width", "1", "--train-examples", "192", "--test-examples", "60"]
-SMALL += ["--batch-size", "32", "--ratios", "stem=0.3,middle=0.55", "--epochs", "2", "--finetune-epochs", "1"]
-SMALL += ["--score-batches", "1", "--score-batch-size", "64", "--checkpoint-steps", "4"]
+SMALL = shlex.split(
+    "digits --network.name small_runs:small --network.width 1 --data.train_examples 192 --data.test_examples 60 "
+    "--train.batch_size 32 --finetune.batch_size 32 --train.epochs 2 --finetune.epochs 1 "
+    "--prune.ratios stem=0.3,middle=0.55 --prune.score_batches 1 --prune.score_batch_size 64 --run.checkpoint_steps 4"
+)
 
 
 def free_port() -> int:
@@ -74,7 +78,7 @@ def shown(directory: Path) -> list[dict]:
     return records(json.loads((directory / "report.json").read_text()))
 
 
-def test_two_processes_stopped_and_resumed_do_what_one_does(small_network, tmp_path):
+def test_two_processes_stopped_and_resumed_do_what_one_does(tmp_path):
     """Process 0 is killed, then the other gets SIGTERM; they go on with sharded weights, like one alone."""
     two, one = tmp_path / "two", tmp_path / "one"
     reference, pair = started(one, devices=2), started(two, count=2)
@@ -97,7 +101,7 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(small_network, tmp_p
     assert (two / "quantized" / f"step_{stopped}" / "meta.json").exists()
     assert not (two / "quantized" / "stage.json").exists()
 
-    (said, told), (other, silence) = ended(started(two, "--fsdp", "true", count=2), 0)
+    (said, told), (other, silence) = ended(started(two, "--run.fsdp", "true", count=2), 0)
     (alone, _) = ended(reference, 0)[0]
     assert "finetuned: epoch 1/1" in told
     assert "epoch" not in silence
@@ -110,7 +114,8 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(small_network, tmp_p
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), found, expected)
     for stage in ("quantized", "finetuned"):
         np.testing.assert_allclose(losses(two, stage), losses(one, stage), rtol=0, atol=1e-5)
-    assert read_notes(two, "pruned", "keep") == read_notes(one, "pruned", "keep")
+    kept = [read_notes(place / "pruned" / "stage.json", "keep") for place in (two, one)]
+    assert kept[0] == kept[1]
     for found, expected in zip(shown(two), shown(one), strict=True):
         assert found["accuracy_last"] == expected["accuracy_last"]
         assert found["sops_total"] == pytest.approx(expected["sops_total"], rel=1e-5)
@@ -127,10 +132,10 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(small_network, tmp_p
 
 
 def test_processes_that_do_not_run_the_same_all_end(tmp_path):
-    pair = started(tmp_path / "run", count=2, odd=("--seed", "1"))
+    pair = started(tmp_path / "run", count=2, odd=("--run.seed", "1"))
     (first, second) = (complaint.splitlines()[-1] for _, complaint in ended(pair, 2))
     assert first == "qpsnn: error: another process failed; see its error."
-    assert second.startswith(f"qpsnn: error: {tmp_path / 'run'} holds another run (seed is 0 there and 1 here)")
+    assert second.startswith(f"qpsnn: error: {tmp_path / 'run'} holds another run (run.seed is 0 there and 1 here)")
 
 
 def test_a_process_alone_waits_for_nobody(tmp_path):

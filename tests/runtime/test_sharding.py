@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qpsnn_jax.runs import loop as train
-from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs import loop
 
 HERE = Path(__file__).parents[1]
 
@@ -45,6 +44,6 @@ def test_devices_that_cannot_share_a_batch_are_refused(monkeypatch):
     class Mesh:
         size = 3
 
-    monkeypatch.setattr(train, "data_mesh", Mesh)
+    monkeypatch.setattr(loop, "data_mesh", Mesh)
     with pytest.raises(ValueError, match="batch_size 32 must be a multiple of the 3 devices that share it"):
-        train.mesh_of(Config(data="digits", batch_size=32))
+        loop.batch_mesh(32)

@@ -13,7 +13,7 @@ from small_networks import random_variables, residual_graph
 from small_runs import contents
 
 from qpsnn_jax.model.nodes import Quantizer
-from qpsnn_jax.runs.stages import load_network, save_network
+from qpsnn_jax.runs.directory import load_network, save_network
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.optim import optimizer
 from qpsnn_jax.training.steps import init_state

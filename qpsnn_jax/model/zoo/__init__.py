@@ -5,12 +5,4 @@ from qpsnn_jax.model.zoo.sew_resnet18 import sew_resnet18
 from qpsnn_jax.model.zoo.spikingformer import spikingformer
 from qpsnn_jax.model.zoo.vgg import vgg16, vggsnn
 
-__all__ = ["NETWORKS", "resnet20", "sew_resnet18", "spikingformer", "vgg16", "vggsnn"]
-
-NETWORKS = {
-    "resnet20": resnet20,
-    "vgg16": vgg16,
-    "vggsnn": vggsnn,
-    "sew_resnet18": sew_resnet18,
-    "spikingformer": spikingformer,
-}
+__all__ = ["resnet20", "sew_resnet18", "spikingformer", "vgg16", "vggsnn"]

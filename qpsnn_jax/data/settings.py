@@ -1,0 +1,98 @@
+"""Which data a run trains on and how they are augmented, as settings.
+
+Nothing heavy is imported before data are read, so that the command line starts at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from qpsnn_jax.data.augment.records import Augmentation, EventAugmentation
+from qpsnn_jax.data.catalogue import SOURCES, DataRequest, FrameBinning, describe
+from qpsnn_jax.runtime.settings import check, setting
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    from qpsnn_jax.data.dataset import DataSet
+
+_PIXELS = 4096  # what a side of an image or an augmentation can sensibly be
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The data set and its augmentation in training.
+
+    Raises:
+        ValueError: a field of the wrong type or out of range, naming it.
+    """
+
+    name: str = setting("cifar10", "which data set, a DataSource", names=SOURCES)
+    data_dir: str | None = setting(None, "directory of TFDS or of the recordings")
+    train_examples: int | None = setting(None, "training examples; none: all", least=1, most=2**31 - 1)
+    test_examples: int | None = setting(None, "test examples; none: all", least=1, most=2**31 - 1)
+    size: int | None = setting(
+        None, "height and width of event frames or of ImageNet's crops; none: the usual", least=1, most=_PIXELS
+    )
+    frame_binning: FrameBinning = setting("count", "frames of equal numbers of events, or of equal time")
+    workers: int = setting(0, "processes that read and decode files; 0: none", least=0, most=1024)
+    crop_padding: int = setting(0, "zeros around an image before it is cropped at random", least=0, most=_PIXELS)
+    roll: int = setting(0, "largest circular shift of event frames, in pixels", least=0, most=_PIXELS)
+    flip: bool = setting(False, "mirror half of the images left to right")
+    autoaugment: bool = setting(False, "the CIFAR-10 policy of AutoAugment")
+    cutout: int = setting(0, "side of a square that is blanked, in pixels", least=0, most=_PIXELS)
+    degrees: float = setting(0.0, "largest rotation, in degrees", least=0, most=180)
+    scale: float = setting(0.0, "largest relative change of size", least=0, below=1)
+    translate: float = setting(0.0, "largest translation, in pixels", least=0, most=_PIXELS)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def request(settings: DataSettings, *, seed: int, timesteps: int) -> DataRequest:
+    """What the settings ask of the data set.
+
+    Args:
+        settings: which data.
+        seed: chooses the order, hence the subsets.
+        timesteps: frames T of a recording of events.
+    """
+    return DataRequest(
+        settings.data_dir,
+        seed,
+        settings.train_examples,
+        settings.test_examples,
+        timesteps,
+        settings.size,
+        settings.frame_binning,
+    )
+
+
+def augmentation(settings: DataSettings, *, frames: bool) -> Augmentation | EventAugmentation:
+    """The augmentation of the settings, of images or of frames of events.
+
+    Raises:
+        ValueError: one that there is only for the others.
+    """
+    kind, others = (EventAugmentation, Augmentation) if frames else (Augmentation, EventAugmentation)
+    own, foreign = ({field.name for field in fields(record)} for record in (kind, others))
+    for name in sorted(foreign - own):
+        if value := getattr(settings, name):
+            raise ValueError(f"{name} must be off for {'recordings of events' if frames else 'images'}, got {value!r}.")
+    return kind(**{name: getattr(settings, name) for name in own})
+
+
+def make_prepare(settings: DataSettings, data: "DataSet") -> "Callable[[Array, Array], Array]":
+    """Normalization and augmentation in training: from a key and uint8 images or frames to floating ones.
+
+    Raises:
+        ValueError: an augmentation that there is only for other data.
+    """
+    from qpsnn_jax.data.augment.frames import augment_frames
+    from qpsnn_jax.data.augment.images import normalize_and_augment
+    from qpsnn_jax.numerics.normalization import normalize
+
+    chosen = augmentation(settings, frames=describe(settings.name).frames)
+    if isinstance(chosen, EventAugmentation):
+        return lambda key, pixels: augment_frames(key, normalize(pixels, data.mean, data.std), chosen)
+    return lambda key, pixels: normalize_and_augment(key, pixels, chosen, data.mean, data.std)

@@ -1,0 +1,1 @@
+"""The command line, ``qpsnn``. Anything heavy is imported by the command that needs it."""

@@ -1,0 +1,27 @@
+"""Commands about data sets."""
+
+import click
+
+
+@click.command()
+@click.argument("action", type=click.Choice(("prepare", "check")))
+@click.argument("name", metavar="NAME")
+@click.option("--data-dir", metavar="DIR", help="TFDS data directory; the digits need none")
+def data(action: str, name: str, data_dir: str | None) -> None:
+    """Prepare a data set, or check one: counts, class balance, mean and std."""
+    if data_dir is None and name != "digits":
+        raise ValueError(f"give the --data-dir of {name}.")
+    if action == "prepare":
+        from qpsnn_jax.data.prepare import prepare
+
+        click.echo(f"prepared: {prepare(name, data_dir)}")
+        return
+    from qpsnn_jax.data.inspection import check, format_report
+
+    report = check(name, data_dir)
+    click.echo(format_report(report))
+    if report.problems:
+        raise ValueError(f"{name} is not what it should be: {report.problems[0]}")
+
+
+COMMANDS = (data,)

@@ -1,0 +1,125 @@
+"""What every command shares: which there are, how they end, and where compiled programs are kept."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+from qpsnn_jax.runs.cli import datasets, exports, networks, training
+from qpsnn_jax.runs.cli.flags import ConfigCommand
+from qpsnn_jax.runtime.settings import no_setting
+
+
+class _Commands(click.Group):
+    """Commands in the order in which they are wanted, each with its whole line of help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help or "") for name, command in self.commands.items()])
+
+
+@click.group(
+    cls=_Commands,
+    commands={
+        command.name or "": command for room in (training, networks, exports, datasets) for command in room.COMMANDS
+    },
+    context_settings={
+        "help_option_names": ["--help", "-h"],
+        "max_content_width": 120,
+        "token_normalize_func": lambda word: word.replace("_", "-"),
+    },
+    epilog="qpsnn COMMAND --help tells more.",
+    no_args_is_help=False,
+    subcommand_metavar="COMMAND …",
+    options_metavar="",
+)
+def qpsnn() -> None:
+    """Compress spiking neural networks: quantize, score, prune, fine-tune (QP-SNN, ICLR 2025)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Its status is 0, 2 for a wrong input, 1 for a run that failed or an export that disagrees, 130 or 143 when stopped,
+    141 when nobody reads its output any more.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):
+            stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        _keep_compiled()
+        with qpsnn.make_context("qpsnn", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            status = qpsnn.invoke(context) or 0
+        sys.stdout.flush()
+        return status
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except KeyboardInterrupt as stop:
+        from qpsnn_jax.runtime.stopping import Terminated
+
+        print("qpsnn: stopped; a run goes on from its last checkpoint by the same command.", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    except BrokenPipeError:
+        _discard_output()
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if "qpsnn_jax.runtime.processes" in sys.modules:
+            sys.modules["qpsnn_jax.runtime.processes"].exit_if_peer_died(error)
+        status = _status(error)
+        if status is None or os.environ.get("QPSNN_TRACEBACK"):
+            raise
+        print(f"qpsnn: error: {sentence(error)}", file=sys.stderr)
+        return status
+
+
+def _status(error: Exception) -> int | None:
+    """The exit status of an expected error, or None of one that nobody expects."""
+    if isinstance(error, FloatingPointError) or _is_out_of_memory(error):
+        return 1
+    return 2 if isinstance(error, click.ClickException | ValueError | OSError) else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        own = [word.lstrip("-") for option in error.ctx.command.params for word in option.opts]
+        settings = isinstance(error.ctx.command, ConfigCommand)
+        missing = no_setting(error.option_name.lstrip("-"), own, mark="--")
+        return missing if settings else missing.replace("setting", "option", 1)
+    if isinstance(error, click.UsageError):
+        said = " ".join(error.format_message().split()).rstrip(".")
+        place = error.ctx.command_path if error.ctx else "qpsnn"
+        return f"{said[0].lower()}{said[1:]} (see {place} --help)."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    if _is_out_of_memory(error):
+        return "there is not enough memory; lower train.batch_size, network.width or network.timesteps."
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r} cannot be written in {error.encoding}; start Python with PYTHONUTF8=1."
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _discard_output() -> None:
+    """Let what is still buffered go nowhere, so that Python does not complain about it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _keep_compiled() -> None:
+    """Let JAX keep compiled programs in the user's cache, so that a second start need not compile again."""
+    with suppress(OSError, RuntimeError):  # a cache that cannot be written, or nobody's home
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "qpsnn_jax" / "compiled"
+        cache.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -1,0 +1,116 @@
+"""Commands that look at a network, or bring one in from elsewhere."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qpsnn_jax.runs.cli.flags import ConfigCommand, chosen
+
+if TYPE_CHECKING:
+    from qpsnn_jax.model.graph import Graph
+    from qpsnn_jax.training.steps import Variables
+
+_PATH = click.Path(path_type=Path)
+_NEW = click.option("--out", required=True, type=_PATH, metavar="DIR", help="where to write the network; must be new")
+_FILE = click.argument("file", type=_PATH, metavar="FILE")
+
+
+@click.command()
+@click.argument("path", type=_PATH, metavar="PATH")
+@click.option("--data", metavar="NAME", help="data set; that of the run when left out")
+@click.option("--data-dir", metavar="DIR", help="data directory; that of the run when left out")
+@click.option("--test-examples", type=int, help="how many test images; those of the run when left out")
+def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: int | None) -> None:
+    """Measure accuracy and cost of a run, one of its stages, or an imported network."""
+    from qpsnn_jax.runs.config import build_graph
+    from qpsnn_jax.runs.directory import load_network, read_config, run_of
+    from qpsnn_jax.runs.evaluation import evaluate
+    from qpsnn_jax.runs.loading import load_test_data
+    from qpsnn_jax.runs.records import measure
+    from qpsnn_jax.runs.report import table
+
+    graph, variables = load_network(path)
+    run = run_of(path)
+    config = read_config(run) if run else None
+    if data is None and config is None:
+        raise ValueError(f"{path} belongs to no run, so say which --data to evaluate on.")
+    found = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
+    own = graph.input.shape if not graph.input.frames else (graph.timesteps, *graph.input.shape)
+    if found.shape != own or found.classes != graph.classes:
+        raise ValueError(
+            f"{path} takes images of shape {own} in {graph.classes} classes, and {found.name} has "
+            f"{found.shape} in {found.classes}; choose another --data."
+        )
+    started = time.monotonic()
+    result = evaluate(graph, variables, found.test, found)
+    seconds = time.monotonic() - started
+    whole = build_graph(config) if config else graph
+    click.echo(table([measure(path.resolve().name, graph, whole, result, None, seconds)]))
+
+
+@click.command(cls=ConfigCommand, metavar="PRESET|CONFIG.py|RUN")
+@click.option("--pruned", is_flag=True, help="at the widths that the ratios leave")
+def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
+    """Show size and operations of every layer of a preset, a config, or, as measured, of a run or a stage."""
+    from qpsnn_jax.model.costs import cost
+    from qpsnn_jax.runs.config import build_graph
+    from qpsnn_jax.runs.directory import load_network, read_activity
+    from qpsnn_jax.runs.report import cost_table
+
+    activity, place = None, Path(config)
+    if place.is_dir():
+        if pruned or changes:
+            word = "pruned" if pruned else next(iter(changes))
+            raise ValueError(f"{place} holds a network as it is, so --{word} cannot be set.")
+        graph, _ = load_network(place)
+        activity = read_activity(place)
+    else:
+        settings = chosen(config, changes)
+        graph = build_graph(settings, ratios=settings.prune.ratios if pruned else None)
+    click.echo(cost_table(cost(graph, activity)))
+
+
+@click.command("import-torch")
+@_FILE
+@click.option("--bits", type=int, required=True, help="bits of the quantized weights")
+@click.option("--timesteps", type=int, required=True, help="time steps T")
+@click.option("--input-size", type=int, default=32, show_default=True, help="height and width of a ResNet20's images")
+@_NEW
+def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
+    """Convert a checkpoint of the authors' PyTorch code, or an .npz of its state dict."""
+    _check_new(out)
+    from qpsnn_jax.export.torch_file import read_state_dict
+    from qpsnn_jax.export.torch_import import import_torch
+
+    _save(out, *import_torch(read_state_dict(file), bits=bits, **options), file, f"{bits} bits")
+
+
+@click.command("import-nir")
+@_FILE
+@click.option("--timesteps", type=int, help="time steps T; what the file says when left out")
+@click.option("--dt", type=float, help="length of a step in seconds; what the file says, or 1e-4")
+@_NEW
+def import_nir(file: Path, out: Path, timesteps: int | None, dt: float | None) -> None:
+    """Convert a NIR graph, with its weights in full precision."""
+    _check_new(out)
+    from qpsnn_jax.export.nir.reader import import_nir, read_nir
+
+    _save(out, *import_nir(read_nir(file), timesteps=timesteps, dt=dt), file, "full precision")
+
+
+COMMANDS = (evaluate, cost, import_torch, import_nir)
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another --out.")
+
+
+def _save(out: Path, graph: "Graph", variables: "Variables", file: Path, weights: str) -> None:
+    from qpsnn_jax.model.costs import cost
+    from qpsnn_jax.runs.directory import save_network
+
+    save_network(out, graph, variables, {"source": file.name})
+    click.echo(f"{out}: {cost(graph).params:,} parameters, {graph.classes} classes, {weights}")

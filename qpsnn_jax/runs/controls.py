@@ -1,0 +1,80 @@
+"""The controls that a run is compared with, each in a directory of its own below ``controls``."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from qpsnn_jax.runs.config import Config, build_graph
+from qpsnn_jax.runs.directory import make_run, read_stage
+from qpsnn_jax.runs.records import StageResult, read_result, write_result
+from qpsnn_jax.runs.stages import Run, finetune, prepare_run, prune_channels, run_stages, train, train_stage
+from qpsnn_jax.training.steps import init_variables
+
+
+def run_controls(config: Config, run: Run) -> list[StageResult]:
+    """The controls of a finished run; those that are complete are only read.
+
+    ``baseline``: the paper's, vanilla quantization and SCA, trained and fine-tuned alike. ``random``: the run's own
+    quantized network with random channels removed, fine-tuned alike. ``scratch``: the pruned widths trained from fresh
+    weights for as many epochs as training and fine-tuning together.
+
+    Returns:
+        One result per control, named after it.
+    """
+    for name, control in CONTROLS.items():
+        stages = control(config, run)
+        result = replace(stages[-1], name=name, seconds=sum(stage.seconds for stage in stages))
+        write_result(_path(run.directory, name), result)
+    return read_controls(run.directory)
+
+
+def read_controls(directory: Path) -> list[StageResult]:
+    """Results of the controls that were run, in the order of :data:`CONTROLS`; none where there are none."""
+    found = (read_result(_path(directory, name)) for name in CONTROLS)
+    return [result for result in found if result]
+
+
+def _path(directory: Path, name: str) -> Path:
+    return directory / "controls" / f"{name}.json"
+
+
+def _baseline(config: Config, run: Run) -> list[StageResult]:
+    changed = replace(
+        config, network=replace(config.network, gamma="none"), prune=replace(config.prune, criterion="sca")
+    )
+    return run_stages(changed, _below(changed, run, "baseline"))
+
+
+def _random(config: Config, run: Run) -> list[StageResult]:
+    changed = replace(config, prune=replace(config.prune, criterion="random"))
+    own = _below(changed, run, "random")
+    trained = train(run, config.train)
+    pruned = prune_channels(own, changed.prune, source=run.directory / "quantized")
+    return [trained, pruned, finetune(own, config.finetune)]
+
+
+def _scratch(config: Config, run: Run) -> list[StageResult]:
+    own = replace(run, directory=run.directory / "controls" / "scratch")
+    result = read_stage(own.directory, "quantized")
+    if result is None:
+        graph = build_graph(config, ratios=config.prune.ratios)
+        variables = init_variables(graph, jax.random.key(run.settings.seed + 2))
+        training = replace(config.train, epochs=config.train.epochs + config.finetune.epochs)
+        result = train_stage(own, "quantized", graph, variables, training, run.settings)
+    return [result]
+
+
+CONTROLS: dict[str, Callable[[Config, Run], list[StageResult]]] = {
+    "baseline": _baseline,
+    "random": _random,
+    "scratch": _scratch,
+}
+
+
+def _below(config: Config, run: Run, name: str) -> Run:
+    """The run of a changed config in a directory of its own, with the data of the run it is compared with."""
+    place = run.directory / "controls" / name
+    make_run(place, config)
+    return prepare_run(config, place, run.data, run.hooks)

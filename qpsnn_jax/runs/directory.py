@@ -1,0 +1,175 @@
+"""A run's directory: whose it is, and the networks in it.
+
+It holds ``config.json`` and a folder per stage with ``stage.json`` (its result), ``final`` (its variables) and what
+training leaves. A stage whose ``stage.json`` is there is complete.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.runs.config import Config, check_config
+from qpsnn_jax.runs.records import StageResult, read_arrays, read_checked, read_result, versions, write_checked
+from qpsnn_jax.runtime.lock import LOCK_FILE, directory_lock
+from qpsnn_jax.runtime.processes import fail_together
+from qpsnn_jax.runtime.settings import as_dict, from_dict, settings
+from qpsnn_jax.training import checkpoint
+from qpsnn_jax.training.steps import Variables, init_variables
+
+STAGES = ("quantized", "pruned", "finetuned")
+ACTIVITY = "activity.npz"
+# Settings that do not change what a run computes: where its data lie, who reads them, when it is saved, what holds it.
+_CIRCUMSTANCES = {
+    "data": ("data_dir", "workers"),
+    "run": ("checkpoint_epochs", "checkpoint_steps", "fsdp"),
+}
+
+
+@fail_together
+def check_run(directory: Path, config: Config) -> bool:
+    """Whether ``directory`` already holds this run, whatever the directory of its data; nothing is written.
+
+    Raises:
+        ValueError: the directory holds something else, or another run.
+    """
+    if (directory / "config.json").exists():
+        there = {field.name: field.value for field in settings(_under(read_config(directory), config))}
+        for field in settings(config):
+            if field.value != there[field.name]:
+                raise ValueError(
+                    f"{directory} holds another run ({field.name} is {there[field.name]!r} there and {field.value!r} "
+                    "here); choose another --out."
+                )
+        return True
+    # A run killed at its very start leaves no more than these.
+    beginnings = {"config.json.tmp", LOCK_FILE}
+    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - beginnings):
+        raise ValueError(f"{directory} exists and is not the directory of a run; choose another --out.")
+    return False
+
+
+@contextmanager
+def open_run(directory: Path, config: Config) -> Iterator[None]:
+    """Hold the directory of a run, which is made if it is new, so that no other process writes there meanwhile.
+
+    Raises:
+        ValueError: the directory holds something else or another run, or another process holds it.
+    """
+    check_run(directory, config)
+    with directory_lock(directory):
+        make_run(directory, config)
+        yield
+
+
+def make_run(directory: Path, config: Config) -> None:
+    """Make the directory of a run within one that is held, or check that it is this run's, to go on with it.
+
+    Raises:
+        ValueError: the directory holds something else, or another run.
+    """
+    if not check_run(directory, config):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_checked(directory / "config.json", {"config": as_dict(config), "versions": versions()})
+        check_run(directory, config)  # again, because it is process 0's config
+
+
+def read_config(directory: Path) -> Config:
+    """The config of the run in ``directory``.
+
+    Raises:
+        ValueError: there is no run, or its description is damaged.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} is not the directory of a run: it has no config.json.")
+    try:
+        config = from_dict(Config, read_checked(path).get("config"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({str(error).rstrip('.')}).") from None
+    try:
+        check_config(config)
+    except ValueError as error:
+        raise ValueError(f"the config in {path} cannot be used: {error}") from None
+    return config
+
+
+def run_of(path: Path) -> Path | None:
+    """The directory of the run that a path lies in, or is; None where there is none."""
+    return next((place for place in (path, *path.resolve().parents) if (place / "config.json").is_file()), None)
+
+
+def read_stage(directory: Path, name: str) -> StageResult | None:
+    """The result of a stage, or None where it is not complete.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return read_result(directory / name / "stage.json")
+
+
+def load_network(path: Path) -> tuple[Graph, Variables]:
+    """The network in a run's directory (its last complete stage), a complete stage's, or an imported one's.
+
+    Args:
+        path: such a directory.
+
+    Returns:
+        ``(graph, variables)`` for :class:`qpsnn_jax.SpikingNetwork`.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    for place in (path, path / "final", *(stage / "final" for stage in _last_stage(path))):
+        found = checkpoint.read(place) if (place / "meta.json").exists() else checkpoint.latest(place)
+        if found is not None and found.notes.get("variables"):
+            shapes = checkpoint.with_saved_dtypes(found, _shapes(found.graph))
+            return found.graph, checkpoint.restore(found, shapes)
+    raise ValueError(
+        f"{path} holds no finished network; give a run or a stage that is complete, or an imported network."
+    )
+
+
+def save_network(path: Path, graph: Graph, variables: Variables, notes: dict[str, Any]) -> None:
+    """Write a network so that :func:`load_network` finds it in ``path``."""
+    checkpoint.save(path, 0, graph, variables, notes | {"variables": True})
+
+
+def read_activity(path: Path) -> dict[str, np.ndarray] | None:
+    """The activity measured at the end of a stage, for :func:`qpsnn_jax.cost`; None for an imported network.
+
+    Args:
+        path: as in :func:`load_network`.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    found = next((place / ACTIVITY for place in (path, *_last_stage(path)) if (place / ACTIVITY).exists()), None)
+    return found and read_arrays(found, "see the cost without operations")
+
+
+def _under(config: Config, circumstances: Config) -> Config:
+    """A config with the circumstances of another one."""
+    parts = {
+        part: dataclasses.replace(
+            getattr(config, part), **{name: getattr(getattr(circumstances, part), name) for name in names}
+        )
+        for part, names in _CIRCUMSTANCES.items()
+    }
+    return dataclasses.replace(config, **parts)
+
+
+def _last_stage(run: Path) -> list[Path]:
+    """The folder of a run's last complete stage; none where there is none."""
+    return [run / name for name in reversed(STAGES) if (run / name / "stage.json").exists()][:1]
+
+
+@lru_cache(maxsize=4)
+def _shapes(graph: Graph) -> Variables:
+    return jax.eval_shape(partial(init_variables, graph), jax.random.key(0))

@@ -1,0 +1,85 @@
+"""Accuracy, loss and activity of a network on a data set, shared by all devices."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from qpsnn_jax.data.dataset import DataSet, Examples
+from qpsnn_jax.data.feed import evaluation_batches
+from qpsnn_jax.model.costs import activity_reducers
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.network import Capture
+from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, device_put, replicated
+from qpsnn_jax.training.steps import Variables, make_eval_step
+
+
+class Evaluation(NamedTuple):
+    """Accuracy (a fraction) and mean loss (nats) on a set, and the activity that ``cost`` needs."""
+
+    accuracy: float
+    loss: float
+    activity: dict[str, np.ndarray]
+
+
+def evaluate(
+    graph: Graph, variables: Variables, examples: Examples, data: DataSet, *, capture: Capture | None = None
+) -> Evaluation:
+    """Accuracy, loss and activity of a network on labelled images.
+
+    Args:
+        graph, variables: the network.
+        examples: the images and labels.
+        data: the data set whose statistics normalize them.
+        capture: what to measure besides; the activity that ``cost`` needs when left out.
+
+    Returns:
+        :class:`Evaluation`. The activity is the mean over all examples.
+    """
+    mesh = data_mesh()
+    if capture is None:
+        step = activity_step(graph, data.mean, data.std, mesh)
+    else:
+        made = make_eval_step(graph, prepare=normalizer(data), capture=capture)
+        step = jax.jit(made, out_shardings=replicated(mesh))
+    return evaluate_by(step, variables, examples, mesh)
+
+
+def normalizer(data: DataSet) -> Callable[[Array], Array]:
+    """The normalization of a data set, from uint8 pixels to floating images."""
+    return partial(normalize, mean=data.mean, std=data.std)
+
+
+@lru_cache(maxsize=4)
+def activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh) -> Callable:
+    """The jitted step of :func:`evaluate`, which captures the activity.
+
+    Kept, because fine-tuning evaluates the network that pruning has just evaluated, and compiling takes seconds.
+    """
+    prepare = partial(normalize, mean=mean, std=std)
+    step = make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph))
+    return jax.jit(step, out_shardings=replicated(mesh))
+
+
+def evaluate_by(
+    step: Callable, variables: Variables, examples: Examples, mesh: Mesh, *, workers: int = 0
+) -> Evaluation:
+    """:func:`evaluate` by a jitted step, with ``workers`` processes that read files ahead."""
+    variables = device_put(variables, replicated(mesh))
+    sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
+    activity: dict[str, np.ndarray] = {}
+    for images, labels in evaluation_batches(examples, workers=workers):
+        size = len(labels)
+        batch = images, labels, np.ones(size, np.float32)
+        if size % mesh.size == 0:
+            batch = device_put(batch, batch_sharding(mesh))
+        partial_sums, captured = step(variables, *batch)
+        sums = {name: value + float(partial_sums[name]) for name, value in sums.items()}
+        activity = {name: activity.get(name, 0) + size * np.asarray(x, np.float64) for name, x in captured.items()}
+    activity = {name: total / sums["count"] for name, total in activity.items()}
+    return Evaluation(sums["correct"] / sums["count"], sums["loss"] / sums["count"], activity)

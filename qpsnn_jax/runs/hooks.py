@@ -1,0 +1,48 @@
+"""Functions that are called while a training goes on; those that show its progress."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+from qpsnn_jax.runs.records import Epoch
+from qpsnn_jax.runtime.processes import is_process_zero
+from qpsnn_jax.runtime.progress import Progress, progress
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+class Hooks(NamedTuple):
+    """Functions that :func:`~qpsnn_jax.runs.loop.fit` calls; those that are left out do nothing.
+
+    Attributes:
+        start: before the first step, with the steps that lie behind and the steps in all.
+        metrics: after every step, in order, with its number from 1 on and its metrics. A program runs ahead meanwhile.
+        epoch: after every epoch, with its record and the number of epochs in all.
+        checkpoint: before a checkpoint is written, with its step. What was told until then must outlive a crash.
+    """
+
+    start: Callable[[int, int], None] = _nothing
+    metrics: Callable[[int, Mapping[str, float]], None] = _nothing
+    epoch: Callable[[Epoch, int], None] = _nothing
+    checkpoint: Callable[[int], None] = _nothing
+
+
+@contextmanager
+def show_progress(title: str) -> Iterator[Hooks]:
+    """Hooks that show how far a training is, on the standard error of process 0."""
+    with ExitStack() as stack:
+        shown: list[Progress] = []
+
+        def start(done: int, total: int) -> None:
+            shown.append(stack.enter_context(progress(title, total=total, done=done, shown=is_process_zero())))
+
+        def metrics(step: int, values: Mapping[str, float]) -> None:
+            shown[0].advance(1, f"loss {values['loss']:.3f}")
+
+        def epoch(done: Epoch, epochs: int) -> None:
+            accuracy = f"test accuracy {100 * done.test_accuracy:.2f} %"
+            shown[0].line(f"epoch {done.epoch}/{epochs}, train loss {done.train_loss:.3f}, {accuracy}")
+
+        yield Hooks(start, metrics, epoch)

@@ -1,0 +1,56 @@
+"""The data of a run, and test data for a network that is looked at later."""
+
+from qpsnn_jax.data import DataRequest, DataSet, describe, load
+from qpsnn_jax.data.settings import DataSettings, request
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs.loop import whole_batches
+from qpsnn_jax.runtime.processes import fail_together
+
+
+@fail_together
+def load_data(config: Config) -> DataSet:
+    """The data set of a config.
+
+    Raises:
+        ValueError: the data are missing, or too few for a batch.
+    """
+    asked = request(config.data, seed=config.run.seed, timesteps=config.network.timesteps)
+    data = load(config.data.name, **asked._asdict())
+    for training in (config.train, config.finetune):
+        whole_batches(data, training.batch_size)
+    return data
+
+
+def load_test_data(
+    graph: Graph,
+    config: Config | None,
+    *,
+    name: str | None = None,
+    data_dir: str | None = None,
+    test_examples: int | None = None,
+) -> DataSet:
+    """A test set in the form that a network takes, with a single training example.
+
+    Args:
+        graph: the network; its steps and the size of its input are those of frames and crops.
+        config: of the run that the network comes from, if any.
+        name, data_dir, test_examples: of the data set, the run's own when left out.
+
+    Raises:
+        ValueError: the data are missing or unknown.
+    """
+    own = config.data if config else DataSettings()
+    if name is None and config is None:
+        raise ValueError("a network without a run needs the name of a data set.")
+    name, data_dir = name or own.name, data_dir or own.data_dir
+    return load(
+        name,
+        data_dir=data_dir,
+        seed=config.run.seed if config else 0,
+        train_examples=1,
+        test_examples=own.test_examples if test_examples is None else test_examples,
+        timesteps=graph.timesteps,
+        size=graph.input.shape[0] if describe(name, DataRequest(data_dir)).resizable else None,
+        frame_binning=own.frame_binning,
+    )

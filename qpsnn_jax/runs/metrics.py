@@ -1,0 +1,94 @@
+"""The metrics of every step as a file of JSON lines, and for TensorBoard where it is installed."""
+
+import importlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from qpsnn_jax.runs.hooks import Hooks
+from qpsnn_jax.runs.records import Epoch
+from qpsnn_jax.runtime.files import naming
+from qpsnn_jax.runtime.processes import is_process_zero, write_on_process_zero
+
+
+@contextmanager
+def write_metrics(directory: Path) -> Iterator[Hooks]:
+    """Hooks that write ``metrics.jsonl`` into a directory, and with tensorboardX the same to ``tensorboard`` beside it.
+
+    What an interrupted training wrote after its last checkpoint is dropped when it goes on. Of several processes, the
+    first writes.
+    """
+    with ExitStack() as stack:
+        writers: list[_Writer] = []
+
+        def start(done: int, total: int) -> None:
+            writers.append(_Writer(directory, done))
+            stack.callback(writers[0].close)
+
+        def metrics(step: int, values: Mapping[str, float]) -> None:
+            writers[0].write(step, values)
+
+        def epoch(done: Epoch, epochs: int) -> None:
+            writers[0].show("test", {"accuracy": done.test_accuracy})
+
+        yield Hooks(start, metrics, epoch, lambda step: writers[0].flush())
+
+
+class _Writer:
+    def __init__(self, directory: Path, done: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path, self._step = directory / "metrics.jsonl", done
+        kept = _kept_lines(self._path, done)
+        write_on_process_zero(self._path, "".join(line + "\n" for line in kept).encode())
+        place = self._path if is_process_zero() else Path(os.devnull)
+        self._file: TextIO = place.open("a", encoding="utf-8")
+        self._board = _tensorboard(directory, done) if is_process_zero() else None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._step = step
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self.show("train", values)
+
+    def show(self, group: str, values: Mapping[str, float]) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, self._step)
+
+    def flush(self) -> None:
+        with naming(self._path):
+            self._file.flush()
+
+    def close(self) -> None:
+        with naming(self._path):
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _kept_lines(path: Path, keep: int) -> list[str]:
+    """The lines of the first ``keep`` steps."""
+    if keep == 0:
+        return []
+    if not path.exists():
+        raise ValueError(f"{path} is missing, without which the metrics of {keep} steps are lost; start a new --out.")
+    try:
+        lines = path.read_bytes().decode().splitlines()[:keep]
+        steps = [json.loads(line)["step"] for line in lines]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        lines, steps = [], []
+    if steps != list(range(1, keep + 1)):
+        raise ValueError(f"{path} is damaged: it does not hold the steps 1 to {keep}; start a new --out.")
+    return lines
+
+
+def _tensorboard(directory: Path, step: int) -> Any:
+    """A writer that forgets what an interrupted run wrote after ``step``, or None without tensorboardX."""
+    try:
+        tensorboard = importlib.import_module("tensorboardX")
+    except ImportError:
+        return None
+    return tensorboard.SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)

@@ -1,0 +1,115 @@
+"""The compiled steps of a course of training: the optimizer, where the state lies, and several steps as one."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import Mesh
+
+from qpsnn_jax.data.feed import Feed
+from qpsnn_jax.model.costs import sops_reducers
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.network import Reducer
+from qpsnn_jax.numerics.losses import cross_entropy, temporal_cross_entropy
+from qpsnn_jax.runs.settings import RunSettings
+from qpsnn_jax.runtime.compiling import low_memory_jit
+from qpsnn_jax.runtime.sharding import device_put, fsdp_shardings, replicated
+from qpsnn_jax.training.optim import cosine_schedule, optimizer
+from qpsnn_jax.training.settings import Training
+from qpsnn_jax.training.steps import (
+    Loss,
+    Prepare,
+    TrainState,
+    Variables,
+    init_state,
+    make_train_step,
+    scan_steps,
+)
+
+# Numbers that the layers of a batch put out, from which on memory counts: 256 MB in float32.
+_LARGE = 1 << 26
+_LOSSES: dict[str, Callable[..., Array]] = {"cross_entropy": cross_entropy, "tet": temporal_cross_entropy}
+
+
+def make_optimizer(training: Training, steps_per_epoch: int) -> Any:
+    """The Optax transformation of a course of training."""
+    schedule = cosine_schedule(
+        training.learning_rate,
+        epochs=max(1, training.epochs),
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=training.warmup_epochs,
+    )
+    return optimizer(
+        training.optimizer,
+        schedule,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+    )
+
+
+def initial_state(
+    variables: Variables, tx: Any, mesh: Mesh, *, ema: bool, run: RunSettings
+) -> tuple[TrainState, TrainState]:
+    """The state before the first step, on the devices, and the shardings of its arrays."""
+    key = jax.random.key_data(jax.random.key(run.seed))
+    state = jax.jit(partial(init_state, tx=tx, ema=ema))(variables, key=key)
+    shardings = state_shardings(state, mesh, fsdp=run.fsdp)
+    return device_put(state, shardings), shardings
+
+
+def state_shardings(state: TrainState, mesh: Mesh, *, fsdp: bool) -> TrainState:
+    """Shardings of a state: replicated, or with FSDP the weights and what follows them sharded."""
+    whole = replicated(mesh)
+    shardings: TrainState = jax.tree.map(lambda _: whole, state)
+    if not fsdp:
+        return shardings
+    params = {"params": fsdp_shardings(mesh, state.variables["params"])}
+    variables, ema = shardings.variables | params, shardings.ema and shardings.ema | params
+    return shardings._replace(variables=variables, opt_state=fsdp_shardings(mesh, state.opt_state), ema=ema)
+
+
+def make_advance(
+    graph: Graph, tx: Any, training: Training, prepare: Prepare, mesh: Mesh, shardings: TrainState, *, fsdp: bool
+) -> Callable[[TrainState, Feed, int], tuple[TrainState, dict[str, Array]]]:
+    """A function that takes the next step, or several as one program."""
+    whole = replicated(mesh)
+    made = make_train_step(
+        graph,
+        tx,
+        loss=_loss(training),
+        prepare=prepare,
+        ema_decay=training.ema_decay or 0.0,
+        penalty=_penalty(graph, training.sops_penalty),
+        **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if fsdp else {}),
+    )
+    jit = partial(_jit(graph, training.batch_size // mesh.size), donate_argnums=0, out_shardings=(shardings, whole))
+    step, steps = jit(made), jit(scan_steps(made))
+
+    def advance(state: TrainState, batches: Feed, size: int) -> tuple[TrainState, dict[str, Array]]:
+        return step(state, *next(batches)) if size == 1 else steps(state, *batches.several(size))
+
+    return advance
+
+
+def _jit(graph: Graph, examples: int) -> Callable[..., Any]:
+    """To hold little memory where a step takes much; where it takes little, XLA's own order is a tenth faster."""
+    steps = {name: graph.timesteps if value.timed else 1 for name, value in graph.values.items()}
+    numbers = examples * sum(steps[name] * math.prod(value.shape) for name, value in graph.values.items())
+    return low_memory_jit if numbers > _LARGE else jax.jit
+
+
+def _loss(training: Training) -> Loss:
+    return partial(_LOSSES[training.loss], label_smoothing=training.label_smoothing)
+
+
+def _penalty(graph: Graph, weight: float) -> dict[str, Reducer]:
+    """``weight`` for every million synaptic operations of an image."""
+
+    def scaled(reducer: Reducer) -> Reducer:
+        return lambda value: weight * 1e-6 * reducer(value)
+
+    return {name: scaled(reducer) for name, reducer in sops_reducers(graph).items()} if weight else {}
