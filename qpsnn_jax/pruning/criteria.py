@@ -46,6 +46,7 @@ def scores_by(
     criterion: Any = CRITERIA[name] if name in CRITERIA else find(name)
     if isinstance(criterion, Criterion):
         return score(graph, variables, batches, criterion, mesh=mesh)
-    if not callable(criterion):
-        raise ValueError(f"criterion {name} must be a Criterion or a function, got {criterion!r}.")
-    return criterion(graph, variables, key)
+    if callable(criterion):
+        scores: Any = criterion(graph, variables, key)
+        return scores
+    raise ValueError(f"criterion {name} must be a Criterion or a function, got {criterion!r}.")
