@@ -103,7 +103,7 @@ WRONG = {
     ),
     "no port": (
         [*RUN, "--processes", "2", "--process-id", "0", "--coordinator", "host"],
-        "coordinator must be HOST:PORT, the same for all processes, got 'host'.",
+        "coordinator must be HOST:PORT with a port of 1 to 65535, the same for all processes, got 'host'.",
     ),
     "out is a file": (["run", "digits", "--out", "empty.py"], "exists and is not the directory of a run"),
     "out is foreign": (["run", "digits", "--out", "foreign"], "foreign exists and is not the directory of a run"),
