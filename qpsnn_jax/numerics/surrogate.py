@@ -7,11 +7,13 @@ an array to an array of the same shape can be used; the four here are common.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from qpsnn_jax.numerics.closures import hoist
 
 Surrogate = Callable[[Array], Array]
 Fire = Literal[">=", ">"]
@@ -75,31 +77,46 @@ def arctan(x: Array, slope: float = 2.0) -> Array:
 SURROGATES: dict[str, Surrogate] = {f.__name__: f for f in (triangular, rectangular, sigmoid, arctan)}
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def fire_step(x: Array, surrogate: Surrogate = triangular, fire: Fire = ">=") -> Array:
     """Spikes: 1 where ``x`` is at (``>=``) or past (``>``) zero, else 0, with the derivative ``surrogate(x)``.
 
-    A ``custom_jvp``, so that jvp, vjp and nested derivatives all work.
+    A ``custom_vjp``: gradients of any order are right in reverse mode, also inside ``scan``, where JAX before 0.12
+    loses a ``custom_jvp`` (second derivatives are then 0 without a warning). Forward mode (``jvp``, ``jacfwd``,
+    ``hessian``) raises TypeError; ``jacrev(jacrev(f))`` gives a Hessian, ``grad(lambda p: vdot(grad(f)(p), v))`` its
+    product with v.
 
     Args:
         x: distance to the threshold U - θ, any shape, floating.
-        surrogate: the derivative used in place of the true one.
+        surrogate: the derivative used in place of the true one; it may close over traced arrays.
         fire: ``">="`` (paper, Eq. 2) or ``">"`` (released code).
 
     Returns:
-        Array of the shape and dtype of ``x`` holding 0 and 1.
+        Array of the shape and dtype of ``x`` holding 0 and 1, and NaN where ``x`` is NaN.
 
     Raises:
         ValueError: ``fire`` is neither ``">="`` nor ``">"``.
     """
-    if fire == ">=":
-        return (x >= 0).astype(x.dtype)
-    if fire == ">":
-        return (x > 0).astype(x.dtype)
-    raise ValueError(f"fire must be '>=' or '>', got {fire!r}.")
+    if fire not in get_args(Fire):
+        raise ValueError(f"fire must be '>=' or '>', got {fire!r}.")
+    function, constants = hoist(surrogate, x)
+    return _fire(x, constants, function, fire)
 
 
-@fire_step.defjvp
-def _fire_step_jvp(surrogate: Surrogate, fire: Fire, primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return fire_step(x, surrogate, fire), surrogate(x) * dx
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _fire(x: Array, constants: tuple[Array, ...], surrogate: Surrogate, fire: Fire) -> Array:
+    del constants, surrogate
+    return jnp.where(jnp.isnan(x), x, (x >= 0 if fire == ">=" else x > 0).astype(x.dtype))
+
+
+def _fire_forward(
+    x: Array, constants: tuple[Array, ...], surrogate: Callable[..., Array], fire: Fire
+) -> tuple[Array, Array]:
+    return _fire(x, constants, surrogate, fire), surrogate(x, *constants)
+
+
+def _fire_backward(surrogate: Surrogate, fire: Fire, slope: Array, cotangent: Array) -> tuple[Array, None]:
+    del surrogate, fire
+    return cotangent * slope, None
+
+
+_fire.defvjp(_fire_forward, _fire_backward)

@@ -59,11 +59,11 @@ def neuron_table() -> list[Contract]:
         Contract("rectangular", surrogate.rectangular, DISTANCE, grad=False, forward=True),
         Contract("sigmoid", surrogate.sigmoid, DISTANCE, forward=True),
         Contract("arctan", surrogate.arctan, DISTANCE, forward=True),
-        Contract("fire_step", surrogate.fire_step, DISTANCE, forward=True),
-        Contract("lif", neurons.lif, CURRENTS, forward=True),
-        Contract("lif-soft", lambda x: neurons.lif(x, **options), CURRENTS, forward=True),
-        Contract("lif_trace", neurons.lif_trace, CURRENTS, forward=True),
-        Contract("lif_step", lambda u: neurons.lif_step(u, u / 2), DISTANCE, forward=True),
+        Contract("fire_step", surrogate.fire_step, DISTANCE),
+        Contract("lif", neurons.lif, CURRENTS),
+        Contract("lif-soft", lambda x: neurons.lif(x, **options), CURRENTS),
+        Contract("lif_trace", neurons.lif_trace, CURRENTS),
+        Contract("lif_step", lambda u: neurons.lif_step(u, u / 2), DISTANCE),
     ]
 
 

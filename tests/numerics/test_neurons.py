@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import jit
 
 from qpsnn_jax.numerics.neurons import LIFTrace, lif, lif_step, lif_trace
-from qpsnn_jax.numerics.surrogate import SURROGATES, sigmoid
+from qpsnn_jax.numerics.surrogate import SURROGATES, sigmoid, triangular
 
 over = pytest.mark.parametrize
 DRAW = np.random.default_rng(0)
@@ -132,12 +133,125 @@ def test_vmap_over_tau():
     np.testing.assert_array_equal(swept, jnp.stack([lif(CURRENTS, tau=tau) for tau in (0.25, 0.5, 0.75)]))
 
 
-def test_hessian_is_finite_and_couples_no_two_neurons():
+def taylor_lif(currents, tau, theta, initial, slope, fire, reset, detach):
+    """The spikes by a Python loop without a custom derivative: each step of the neuron is its own Taylor polynomial.
+
+    It has the value of the step, and the surrogate and its derivative as first and second derivatives.
+    """
+    left, rows = initial, []
+    for t in range(currents.shape[1]):
+        charged = tau * left + currents[:, t]
+        distance = charged - theta
+        at = jax.lax.stop_gradient(distance)
+        first, second = jax.jvp(slope, (at,), (jnp.ones_like(at),))
+        first, second = jax.lax.stop_gradient((first, second))
+        step = (at >= 0 if fire == ">=" else at > 0).astype(at.dtype)
+        spikes = step + first * (distance - at) + second / 2 * (distance - at) ** 2
+        gate = jax.lax.stop_gradient(spikes) if detach else spikes
+        left = charged * (1 - gate) if reset == "hard" else charged - theta * gate
+        rows.append(spikes)
+    return jnp.stack(rows, 1)
+
+
+@over(("steps", "detach"), [(3, False), (20, True)])
+@over(("surrogate", "fire", "reset"), [("sigmoid", ">=", "hard"), ("triangular", ">", "soft")])
+def test_second_derivatives_in_every_mode_there_is(surrogate: str, fire: str, reset: str, steps: int, detach: bool):
+    draw = np.random.default_rng(3)
+    x, w, v = (draw.normal(0.4, 0.6, (2, steps, 2)).astype(np.float32) for _ in range(3))
+    arrays = x, np.float32(0.5), np.float32(0.9), np.abs(w[:, 0])
+    options = {"surrogate": SURROGATES[surrogate], "fire": fire, "reset": reset, "detach_reset": detach}
+
+    def ours(x, tau, theta, initial):
+        spikes = lif(x, tau=tau, threshold=theta, initial=initial, **options)
+        return jnp.sum(w * spikes) ** 2 + jnp.sum(spikes * x)
+
+    def oracle(*arrays):
+        spikes = taylor_lif(*arrays, SURROGATES[surrogate], fire, reset, detach)
+        return jnp.sum(w * spikes) ** 2 + jnp.sum(spikes * arrays[0])
+
+    def products(f):
+        every = (0, 1, 2, 3)
+        yield jax.grad(lambda x: jnp.vdot(jax.grad(f)(x, *arrays[1:]), v))(x)
+        yield jax.grad(lambda *a: sum(jnp.sum(g) for g in jax.grad(f, every)(*a)), every)(*arrays)
+        # The value that comes beside a gradient is differentiated again; and so it is where a loop computes both.
+        yield jax.grad(lambda x: jax.value_and_grad(f)(x, *arrays[1:])[0])(x)
+        yield jax.grad(lambda x: jax.lax.map(lambda x: jax.value_and_grad(f)(x, *arrays[1:])[0], x[None])[0])(x)
+
+        def descend(rate):
+            def step(x, _):
+                value, gradient = jax.value_and_grad(f)(x, *arrays[1:])
+                return x - rate * gradient, value
+
+            return f(jax.lax.scan(step, x, None, length=1)[0], *arrays[1:])
+
+        yield jax.grad(descend)(jnp.float32(0.01))
+
+    found, wanted = (jit(lambda f=f: list(products(f)))() for f in (ours, oracle))
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * (1 + np.abs(want).max()))
+
+
+@over("derivative", [jax.jacfwd, jax.hessian, lambda f: lambda x: jax.jvp(f, (x,), (x,))])
+def test_forward_mode_raises(derivative):
+    with pytest.raises(TypeError, match="forward-mode"):
+        derivative(lambda x: jnp.sum(lif(x)))(CURRENTS)
+
+
+def test_hessian_couples_no_two_neurons():
     x = jnp.asarray(CURRENTS[:1, :3, :2])
-    hessian = jax.jit(jax.hessian(lambda x: jnp.sum(lif(x, surrogate=sigmoid))))(x)[0, :, :, 0]
-    assert jnp.all(jnp.isfinite(hessian))
+    hessian = jax.jit(jax.jacrev(jax.jacrev(lambda x: jnp.sum(lif(x, surrogate=sigmoid)))))(x)[0, :, :, 0]
     assert jnp.any(hessian[:, 0, :, 0] != 0)
     assert jnp.all(hessian[:, 0, :, 1] == 0)
+
+
+def test_a_surrogate_may_close_over_what_is_differentiated():
+    def sensitivity(width):
+        """Of the gradient, since the width does not change a spike."""
+        spikes = lambda x: jnp.sum(lif(x, surrogate=lambda u: triangular(u, width)) * COTANGENT)  # noqa: E731
+        return jnp.sum(jax.grad(spikes)(CURRENTS) * CURRENTS)
+
+    widths = np.asarray([0.7, 1.0, 1.3], np.float32)
+    rise = (sensitivity(1.003) - sensitivity(0.997)) / 0.006
+    assert abs(rise) > 0.1
+    for derivative in (jax.grad(sensitivity), jax.grad(jax.jit(sensitivity)), jax.jit(jax.grad(sensitivity))):
+        np.testing.assert_allclose(derivative(1.0), rise, rtol=2e-3)
+    np.testing.assert_allclose(jax.vmap(sensitivity)(widths), [sensitivity(w) for w in widths], rtol=1e-5)
+
+
+def test_nan_comes_out_as_nan():
+    x = CURRENTS.copy()
+    x[1, 2, 3] = np.nan
+    spikes, membranes = lif_trace(x)
+    assert np.isnan(spikes[1, 2:, 3]).all()
+    assert np.isnan(membranes[1, 2:, 3]).all()
+    spikes = np.array(spikes)
+    spikes[1, 2:, 3] = 0
+    wanted = np.array(lif(CURRENTS))
+    wanted[1, 2:, 3] = 0
+    np.testing.assert_array_equal(spikes, wanted)
+
+
+@over("dtype", [jnp.bfloat16, jnp.float16])
+def test_options_are_cast_to_the_currents_dtype(dtype):
+    trace = lif_trace(jnp.asarray(CURRENTS, dtype), tau=TAU, threshold=THETA, initial=INITIAL)
+    assert trace.spikes.dtype == trace.membranes.dtype == dtype
+    wanted = lif(CURRENTS, tau=TAU, threshold=THETA, initial=INITIAL)
+    np.testing.assert_array_equal(trace.spikes.astype(jnp.float32), wanted)  # quarters are exact in either
+
+
+@over(
+    ("arguments", "message"),
+    [
+        ({"currents": np.ones((2, 3), np.int32)}, "currents must be floating, got int32"),
+        ({"currents": np.ones((2, 3), bool)}, "currents must be floating, got bool"),
+        ({"initial": np.zeros((B, 1), np.float32)}, r"initial must have the shape \(4, 6\) .* got \(4, 1\)"),
+        ({"tau": np.ones(5, np.float32)}, r"tau of shape \(5,\) does not fit one step, \(4, 6\)"),
+        ({"threshold": np.ones((2, 4, 6), np.float32)}, r"threshold of shape \(2, 4, 6\) does not fit"),
+    ],
+)
+def test_what_does_not_fit(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        lif(**{"currents": CURRENTS} | arguments)
 
 
 @over("option", [{"fire": "=="}, {"reset": "none"}])
