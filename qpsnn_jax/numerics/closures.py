@@ -10,25 +10,25 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 
-def hoist(function: Callable[..., Array], *examples: Any) -> tuple[Callable[..., Array], tuple[Array, ...]]:
+def hoist(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], tuple[Array, ...]]:
     """``(f, constants)`` such that ``f(*arrays, *constants)`` is ``function(*arrays)`` and ``f`` closes over no tracer.
 
     A custom derivative rule and ``jit`` need this of a function that they are given as an option. What closes over
     nothing traced is returned as it is, so that programs made with it are found again.
 
     Args:
-        function: of arrays to one array.
+        function: of arrays to a tree of arrays.
         examples: what it is called with, or shapes and dtypes of it.
     """
     if isinstance(function, FunctionType) and not function.__closure__:
         return function, ()
-    closed = jax.make_jaxpr(function)(*examples)
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
     if isinstance(function, Hashable) and not any(isinstance(x, Tracer) for x in closed.consts):
         return function, ()
-    jaxpr, count = closed.jaxpr, len(examples)
+    jaxpr, count, tree = closed.jaxpr, len(examples), jax.tree.structure(shapes)
 
-    def explicit(*arrays: Array) -> Array:
-        (result,) = jaxpr_as_fun(ClosedJaxpr(jaxpr, arrays[count:]))(*arrays[:count])
-        return result
+    def explicit(*arrays: Array) -> Any:
+        leaves = jaxpr_as_fun(ClosedJaxpr(jaxpr, arrays[count:]))(*arrays[:count])
+        return jax.tree.unflatten(tree, leaves)
 
     return explicit, tuple(closed.consts)

@@ -1,5 +1,6 @@
 """The scaling coefficient γ of ReScaW, and the grid of 2^b levels that it stretches over [-γ, γ]."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -11,14 +12,16 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-Granularity = Literal["layer", "channel"]
 Gamma = Literal["none", "max", "percentile", "mean", "mse"]
+Granularity = Literal["layer", "channel"]
 GammaRule = Callable[[Array, ArrayLike, tuple[int, ...]], Array]
 """From W, b and the axes that share a γ to γ, those axes kept with size 1."""
 
 _PERCENTILE = 99.0
 _MSE_GRID = 64
 _MSE_ROUNDS = 8
+# Up to so many weights, and so many places where a weight changes its level, every assignment of levels is tried.
+_FEW_WEIGHTS, _FEW_PLACES = 64, 4096
 
 
 def gamma_of(
@@ -27,93 +30,181 @@ def gamma_of(
     r"""The scaling coefficient γ of ReScaW, chosen from the weights.
 
     ``none``: 1 (vanilla quantizer); ``max``: max|W|; ``percentile``: max(|P₁(W)|, |P₉₉(W)|); ``mean``: mean|W|, the
-    paper's default; ``mse``: the γ that minimizes :math:`\|W - Ŵ\|^2`, found by a grid search over ``(0, max|W|]``
-    and least squares from its best point.
+    paper's default; ``mse``: the γ that minimizes :math:`\|W - Ŵ\|^2`, exact for few weights and else the best of a
+    grid, improved by least squares. Where a rule gives 0 although weights are not, γ is max|W|.
 
     Args:
-        weights: W, shape ``… o``, floating.
+        weights: W, shape ``… o``, floating; the arithmetic is float32 at least.
         bits: b, 1 to 8 (only ``mse`` depends on it); may be a traced array.
-        gamma: the rule; a function of W, b and the axes that share a γ gives γ with these axes kept.
+        gamma: the rule; a function of W (in float32 at least), b and the axes that share a γ gives γ with these axes
+            kept.
         granularity: one γ for the ``layer`` (paper) or for each output ``channel`` (released code).
 
     Returns:
-        γ of shape ``1 … 1`` (layer) or ``1 … 1 o`` (channel); zero where all the weights it covers are zero.
+        γ of shape ``1 … 1`` (layer) or ``1 … 1 o`` (channel) and the dtype of ``weights``; NaN where it covers a NaN.
+        Zero only where all the weights it covers are.
 
     Raises:
-        ValueError: unknown rule or ``granularity``, bits outside 1 to 8, or a function whose γ has another shape.
+        ValueError: unknown rule or ``granularity``, bits outside 1 to 8, weights that are not floating, or a function
+            whose γ has another shape.
 
     References:
         QP-SNN (ICLR 2025), Eq. 9-10 and section 4.1; per channel as in the released code.
     """
-    axes, top = reduced_axes(weights, granularity), top_level(bits, weights)
-    if callable(gamma):
-        found, shape = jnp.asarray(gamma(weights, bits, axes)), jnp.max(weights, axis=axes, keepdims=True).shape
-        if found.shape != shape:
-            raise ValueError(f"gamma must give γ of shape {shape} for weights {weights.shape}, gave {found.shape}.")
-        return found
-    magnitude = jnp.abs(weights)
-    if gamma == "none":
-        return jnp.ones_like(jnp.max(magnitude, axis=axes, keepdims=True))
-    if gamma == "max":
-        return jnp.max(magnitude, axis=axes, keepdims=True)
-    if gamma == "percentile":
-        ends = jnp.asarray([100 - _PERCENTILE, _PERCENTILE], weights.dtype)
-        return jnp.max(jnp.abs(jnp.percentile(weights, ends, axis=axes, keepdims=True)), axis=0)
-    if gamma == "mean":
-        return jnp.mean(magnitude, axis=axes, keepdims=True)
-    if gamma == "mse":
-        return _mse_gamma(weights, top, axes)
-    raise ValueError(f"gamma must be none, max, percentile, mean, mse, a function or an array, got {gamma!r}.")
+    return wide_gamma(weights, bits, gamma, granularity).astype(jnp.result_type(weights))
 
 
-def round_codes(weights: Array, gamma: Array, top: Array) -> Array:
-    """Codes of weights as floating numbers, 0 to the top level s = 2^b - 1."""
-    return jnp.round(top / 2 * (jnp.clip(weights / gamma, -1, 1) + 1))
+def wide_gamma(weights: Array, bits: ArrayLike, gamma: Gamma | GammaRule, granularity: Granularity) -> Array:
+    """:func:`gamma_of` in float32 at least."""
+    weights, axes = widened(weights), _reduced_axes(weights, granularity)
+    top_level(bits, weights)
+    if not callable(gamma) and gamma not in GAMMAS:
+        raise ValueError(f"gamma must be {', '.join(GAMMAS)}, a function or an array, got {gamma!r}.")
+    found = jnp.asarray((gamma if callable(gamma) else GAMMAS[gamma])(weights, bits, axes), weights.dtype)
+    ceiling = _largest(weights, bits, axes)
+    if found.shape != ceiling.shape:
+        raise ValueError(f"gamma must give γ of shape {ceiling.shape} for {weights.shape}, gave {found.shape}.")
+    return jnp.where((found == 0) | jnp.isnan(ceiling), ceiling, found)
+
+
+def widened(weights: Array) -> Array:
+    """Weights in float32 at least.
+
+    Raises:
+        ValueError: they are not floating.
+    """
+    weights = jnp.asarray(weights)
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise ValueError(f"weights must be floating, got {weights.dtype}.")
+    return weights.astype(np.promote_types(weights.dtype, np.float32))
 
 
 def top_level(bits: ArrayLike, like: Array) -> Array:
-    """The top level s = 2^b - 1 as a number of the weights' dtype, by an integer shift: exp2 need not be exact."""
-    if not isinstance(bits, Tracer) and not np.isin(bits, range(1, 9)).all():
-        raise ValueError(f"bits must be an integer between 1 and 8, got {bits}.")
+    """The top level s = 2^b - 1 in the dtype of ``like``, by an integer shift: exp2 need not be exact.
+
+    Raises:
+        ValueError: bits that are no integers from 1 to 8.
+    """
+    if not isinstance(bits, Tracer):
+        given = np.asarray(bits)
+        if given.dtype.kind not in "iu" or not np.isin(given, range(1, 9)).all():
+            raise ValueError(f"bits must be an integer between 1 and 8, got {bits}.")
     return (jnp.left_shift(1, jnp.asarray(bits, jnp.int32)) - 1).astype(like.dtype)
 
 
-def reduced_axes(weights: Array, granularity: Granularity) -> tuple[int, ...]:
-    """Axes that share a γ."""
+def round_codes(weights: Array, gamma: Array, top: Array) -> Array:
+    """Codes in {0, …, s} of weights for a positive γ, as floats; NaN where either is.
+
+    Ties go to even codes, but a single bit is the sign: 0 has the code 1, as in binary networks.
+    """
+    ratio = jnp.clip(weights / gamma, -1, 1)
+    sign = jnp.where(weights < 0, 0, 1) + 0 * ratio
+    return jnp.where(top == 1, sign, jnp.round(top / 2 * (ratio + 1)))
+
+
+def _none(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
+    """1."""
+    del bits
+    return jnp.ones_like(jnp.max(weights, axis=axes, keepdims=True))
+
+
+def _largest(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
+    """The largest magnitude."""
+    del bits
+    return jnp.max(jnp.abs(weights), axis=axes, keepdims=True)
+
+
+def _percentile(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
+    """The larger magnitude of the 1st and the 99th percentile."""
+    del bits
+    ends = jnp.asarray([100 - _PERCENTILE, _PERCENTILE], weights.dtype)
+    return jnp.max(jnp.abs(jnp.percentile(weights, ends, axis=axes, keepdims=True)), axis=0)
+
+
+def _mean(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
+    """The mean magnitude."""
+    del bits
+    return jnp.mean(jnp.abs(weights), axis=axes, keepdims=True)
+
+
+def _mse(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
+    """The γ of the least squared error."""
+    most = 255 if isinstance(bits, Tracer) else 2 ** int(np.max(bits)) - 1
+    return _least_squares(weights, top_level(bits, weights), axes, most)
+
+
+@partial(jax.jit, static_argnames=("axes", "most"))
+def _least_squares(weights: Array, top: Array, axes: tuple[int, ...], most: int) -> Array:
+    """The γ of the least squared error; ``most`` bounds the top level s.
+
+    For codes that stay, the best γ is a quotient of sums. It is found for the codes at every place where a weight
+    changes its level, if those are few, else from the best of a grid over (0, 2·max|W|] and a finer one about it; and
+    from there for γ and the codes in turn (Lloyd). One candidate at a time, so that memory stays that of the weights.
+    """
+
+    def total(x: Array) -> Array:
+        return jnp.sum(x, axis=axes, keepdims=True)
+
+    def level(gamma: Array) -> Array:
+        return (2 * round_codes(weights, jnp.where(gamma > 0, gamma, 1), top) - top) / top
+
+    def fitted(at: Array) -> Array:
+        return total(weights * at) / total(jnp.square(at))
+
+    def error(gamma: Array) -> Array:
+        return total(jnp.square(weights - gamma * level(gamma)))
+
+    def fitted_error(gamma: Array) -> Array:
+        at = level(gamma)
+        return total(jnp.square(weights - fitted(at) * at))
+
+    def lowest(low: Array, high: Array, points: int) -> Array:
+        step = (high - low) / points
+        errors = jax.lax.map(lambda k: error(low + step * k), jnp.arange(1, points + 1, dtype=weights.dtype))
+        return low + step * (1 + jnp.argmin(errors, axis=0)).astype(weights.dtype)
+
+    highest = jnp.max(jnp.abs(weights), axis=axes, keepdims=True)
+    count, places = math.prod(weights.shape[axis] for axis in axes), most // 2
+    if count <= _FEW_WEIGHTS and count * places <= _FEW_PLACES:
+        gamma = _best_place(weights, top, axes, places, fitted_error)
+    else:
+        step = highest / _MSE_GRID
+        gamma = lowest(jnp.zeros_like(highest), 2 * highest, 2 * _MSE_GRID)
+        gamma = lowest(jnp.maximum(gamma - step, 0), gamma + step, _MSE_GRID)
+    for _ in range(_MSE_ROUNDS):
+        gamma = fitted(level(gamma))
+    return gamma
+
+
+def _best_place(
+    weights: Array, top: Array, axes: tuple[int, ...], places: int, error: Callable[[Array], Array]
+) -> Array:
+    """A γ with the codes of the least error: just above where a weight changes its level, or so low that none does."""
+    rest = tuple(i for i in range(weights.ndim) if i not in axes)
+    kept = tuple(1 if i in axes else n for i, n in enumerate(weights.shape))
+    magnitudes = jnp.transpose(jnp.abs(weights), (*axes, *rest)).reshape(-1, *kept)
+    # At s|W|/γ = 2k the nearest odd number changes; s is odd, so that there are (s - 1)/2 such places.
+    k = jnp.arange(1, places + 1, dtype=weights.dtype).reshape(1, -1, *(1 for _ in kept))
+    above, exists = top * magnitudes[:, None] / (2 * k) * (1 + 4e-6), 2 * k < top
+    smallest = jnp.min(jnp.where(magnitudes > 0, magnitudes, jnp.inf), axis=0)
+    found = jnp.where(exists & (above > 0), above, smallest).reshape(-1, *kept)
+    candidates = jnp.concatenate([smallest[None], found])
+    best = jnp.argmin(jax.lax.map(error, candidates), axis=0)
+    return jnp.take_along_axis(candidates, best[None], axis=0)[0]
+
+
+GAMMAS: dict[Gamma, GammaRule] = {
+    "none": _none,
+    "max": _largest,
+    "percentile": _percentile,
+    "mean": _mean,
+    "mse": _mse,
+}
+
+
+def _reduced_axes(weights: Array, granularity: Granularity) -> tuple[int, ...]:
     if granularity == "layer":
         return tuple(range(weights.ndim))
     if granularity == "channel":
         return tuple(range(weights.ndim - 1))
     raise ValueError(f"granularity must be layer or channel, got {granularity!r}.")
-
-
-@partial(jax.jit, static_argnames="axes")
-def _mse_gamma(weights: Array, top: Array, axes: tuple[int, ...]) -> Array:
-    """Best γ of a grid over (0, max|W|], then of a finer grid around it, then alternating least squares (Lloyd).
-
-    Least squares make γ a quotient of sums over fixed codes. Ever finer grids would stop anywhere in a flat minimum, at
-    another point in each compilation. One candidate at a time, so that no more memory is needed than for the weights.
-    """
-    largest = jnp.max(jnp.abs(weights), axis=axes, keepdims=True)
-
-    def levels(gamma: Array) -> Array:
-        return (2 * round_codes(weights, jnp.where(gamma > 0, gamma, 1), top) - top) / top
-
-    def total(x: Array) -> Array:
-        return jnp.sum(x, axis=axes, keepdims=True)
-
-    def error(gamma: Array) -> Array:
-        return total(jnp.square(weights - gamma * levels(gamma)))
-
-    def best(low: Array, high: Array) -> Array:
-        step = (high - low) / _MSE_GRID
-        errors = jax.lax.map(lambda k: error(low + step * k), jnp.arange(1, _MSE_GRID + 1, dtype=weights.dtype))
-        return low + step * (1 + jnp.argmin(errors, axis=0)).astype(weights.dtype)
-
-    gamma = best(jnp.zeros_like(largest), largest)
-    step = largest / _MSE_GRID
-    gamma = best(jnp.maximum(gamma - step, 0), jnp.minimum(gamma + step, largest))
-    for _ in range(_MSE_ROUNDS):
-        level = levels(gamma)
-        gamma = total(weights * level) / total(jnp.square(level))
-    return gamma

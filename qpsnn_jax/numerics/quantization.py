@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from qpsnn_jax.numerics.gamma import Gamma, GammaRule, Granularity, gamma_of, round_codes, top_level
+from qpsnn_jax.numerics.closures import hoist
+from qpsnn_jax.numerics.gamma import Gamma, GammaRule, Granularity, round_codes, top_level, wide_gamma, widened
 
 STE = Literal["clipped", "plain", "scaled"]
 GradientRule = Callable[[Array, Array, Array], Array]
@@ -31,7 +32,7 @@ def integer_weights(
     weights: Array,
     bits: ArrayLike,
     *,
-    gamma: Gamma | GammaRule | Array = "mean",
+    gamma: Gamma | GammaRule | ArrayLike = "mean",
     granularity: Granularity = "layer",
     ste: STE | GradientRule = "clipped",
     gain: ArrayLike = 1.0,
@@ -53,30 +54,24 @@ def integer_weights(
 
     Returns:
         ``(integers, scale)``: floating odd integers in ``[-s, s]`` of the shape of ``weights`` (all zero where γ is
-        zero), and the scale, which broadcasts against them.
+        zero), and the scale, which broadcasts against them; both of the dtype of ``weights``.
 
     Raises:
-        ValueError: unknown option, or bits outside 1 to 8.
+        ValueError: unknown option, bits outside 1 to 8, or weights that are not floating.
 
     References:
         QP-SNN (ICLR 2025), Eq. 4-6 and 9-10.
     """
-    if not callable(ste) and ste not in ("clipped", "plain", "scaled"):
-        raise ValueError(f"ste must be clipped, plain, scaled or a function, got {ste!r}.")
-    top = top_level(bits, weights)
-    gamma = _resolve_gamma(weights, bits, gamma, granularity, gain)
-    live = gamma > 0
-    # An all-zero filter has γ = 0: its integers are then zero, and any positive γ leaves Ŵ = 0 and gradients finite.
-    gamma = jnp.where(live, gamma, 1)
-    integers: Any = _ste_integers(weights, gamma, top, ste)
-    return jnp.where(live, integers, integers - jax.lax.stop_gradient(integers)), gamma / top
+    dtype = jnp.result_type(weights)
+    integers, scale = _factors(weights, bits, gamma, granularity, ste, gain)
+    return integers.astype(dtype), scale.astype(dtype)
 
 
 def quantize(
     weights: Array,
     bits: ArrayLike,
     *,
-    gamma: Gamma | GammaRule | Array = "mean",
+    gamma: Gamma | GammaRule | ArrayLike = "mean",
     granularity: Granularity = "layer",
     ste: STE | GradientRule = "clipped",
     gain: ArrayLike = 1.0,
@@ -89,36 +84,41 @@ def quantize(
 
     A γ found by a rule is a constant in the backward pass. With g = dL/dŴ, the rules for dL/dW are ``clipped``
     (paper): g where \|W\| ≤ γ, else 0; ``plain``: g; ``scaled`` (released code): g/γ. When γ is an array, it gets
-    dL/dγ = Σ g·(Ŵ/γ - m·W/γ) with m the mask of the rule (LSQ).
+    dL/dγ = Σ g·(Ŵ/γ - m·W/γ) with m the mask of the rule (LSQ). One bit is the sign, with that of 0 positive.
+
+    The straight-through estimator is a ``custom_vjp``: gradients of any order work in reverse mode, forward mode
+    (``jvp``, ``jacfwd``, ``hessian``) raises TypeError. For a Hessian-vector product take
+    ``grad(lambda p: vdot(grad(f)(p), v))``, for a Hessian ``jacrev(jacrev(f))``.
 
     Args:
         weights: W, shape ``… o``, floating; the last axis is the output channel.
         bits: b, 1 to 8; may be a traced array, so that vmap over bit widths works.
-        gamma: ``none`` (vanilla), ``max``, ``percentile``, ``mean`` (ReScaW), ``mse``, or a positive array that
-            broadcasts against ``weights``.
+        gamma: ``none`` (vanilla), ``max``, ``percentile``, ``mean`` (ReScaW), ``mse`` or a function, as in
+            :func:`gamma_of`; or a positive array that broadcasts against ``weights``.
         granularity: one γ for the ``layer`` (paper) or for each output ``channel`` (released code).
-        ste: ``clipped``, ``plain``, ``scaled``, or a function from dL/dŴ, W and γ to dL/dW.
+        ste: ``clipped``, ``plain``, ``scaled``, or a function from dL/dŴ, W and γ to dL/dW, which stands for m·g in the
+            rule for γ. It may close over traced arrays.
         gain: constant factor on a γ found by a rule.
 
     Returns:
-        Ŵ, of the shape and dtype of ``weights``. Where γ is zero, that is where all the weights it covers are, Ŵ is
-        zero and the gradient finite; the grid itself has no zero.
+        Ŵ, of the shape and dtype of ``weights``, computed in float32 at least; NaN where γ or W is. Where γ is zero,
+        that is where all the weights it covers are, Ŵ is zero and the gradient finite; the grid itself has no zero.
 
     Raises:
-        ValueError: unknown option, or bits outside 1 to 8.
+        ValueError: unknown option, bits outside 1 to 8, or weights that are not floating.
 
     References:
         QP-SNN (ICLR 2025), Eq. 4-6 and 9-10; learned γ: Esser et al., ICLR 2020.
     """
-    integers, scale = integer_weights(weights, bits, gamma=gamma, granularity=granularity, ste=ste, gain=gain)
-    return integers * scale
+    integers, scale = _factors(weights, bits, gamma, granularity, ste, gain)
+    return (integers * scale).astype(jnp.result_type(weights))
 
 
 def codes(
     weights: Array,
     bits: ArrayLike,
     *,
-    gamma: Gamma | GammaRule | Array = "mean",
+    gamma: Gamma | GammaRule | ArrayLike = "mean",
     granularity: Granularity = "layer",
     gain: ArrayLike = 1.0,
 ) -> Codes:
@@ -131,7 +131,8 @@ def codes(
 
     Returns:
         ``Codes(values, scale)``: int32 codes in ``{0, …, 2^b - 1}`` of the shape of ``weights``, and the scale γ/s,
-        which is zero for an all-zero filter. ``dequantize(codes(w, b), b)`` equals ``quantize(w, b)`` exactly.
+        which is zero for an all-zero filter and NaN where a weight is; its dtype is float32 at least.
+        ``dequantize(codes(w, b), b)`` equals ``quantize(w, b)`` exactly (rounded to the dtype of ``w``).
 
     Raises:
         ValueError: unknown option, or bits outside 1 to 8.
@@ -139,10 +140,12 @@ def codes(
     References:
         QP-SNN (ICLR 2025), Eq. 4-6.
     """
+    weights = widened(weights)
     top = top_level(bits, weights)
-    gamma = _resolve_gamma(weights, bits, gamma, granularity, gain)
-    values = round_codes(weights, jnp.where(gamma > 0, gamma, 1), top)
-    return Codes(values.astype(jnp.int32), gamma / top)
+    found = _resolve_gamma(weights, bits, gamma, granularity, gain)
+    values = round_codes(weights, jnp.where(found > 0, found, 1), top)
+    # An integer cannot be NaN; the scale is.
+    return Codes(values.astype(jnp.int32), found / top + _sum_to(0 * weights, found.shape))
 
 
 def dequantize(codes: Codes, bits: ArrayLike) -> Array:
@@ -165,40 +168,80 @@ def dequantize(codes: Codes, bits: ArrayLike) -> Array:
     return (2 * codes.values.astype(codes.scale.dtype) - top) * codes.scale
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _ste_integers(weights: Array, gamma: Array, top: Array, ste: STE | GradientRule) -> Array:
+def _clipped(g: Array, weights: Array, gamma: Array) -> Array:
+    return jnp.where(jnp.abs(weights) <= gamma, g, 0)
+
+
+def _plain(g: Array, weights: Array, gamma: Array) -> Array:
+    del weights, gamma
+    return g
+
+
+def _scaled(g: Array, weights: Array, gamma: Array) -> Array:
+    del weights
+    return g / gamma
+
+
+STES: dict[STE, GradientRule] = {"clipped": _clipped, "plain": _plain, "scaled": _scaled}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _ste_integers(weights: Array, gamma: Array, top: Array, constants: tuple[Array, ...], rule: GradientRule) -> Array:
+    del constants, rule
     return 2 * round_codes(weights, gamma, top) - top
 
 
-def _ste_forward(weights: Array, gamma: Array, top: Array, ste: STE | GradientRule):
-    return _ste_integers(weights, gamma, top, ste), (weights, gamma, top)
+def _ste_forward(weights: Array, gamma: Array, top: Array, constants: tuple[Array, ...], rule: GradientRule):
+    return _ste_integers(weights, gamma, top, constants, rule), (weights, gamma, top, constants)
 
 
-def _ste_backward(ste: STE | GradientRule, saved, cotangent: Array):
+def _ste_backward(rule: Callable[..., Array], saved, cotangent: Array):
     # integers ≈ s·W/γ, so the cotangent of Ŵ is cotangent·s/γ; each rule is stated for that one.
-    weights, gamma, top = saved
+    weights, gamma, top, constants = saved
     upstream = cotangent * top / gamma
-    if ste == "clipped":
-        upstream = jnp.where(jnp.abs(weights) <= gamma, upstream, 0)
-    elif callable(ste):
-        upstream = ste(upstream, weights, gamma)
-    to_gamma = -_sum_to(upstream * weights / gamma, gamma.shape)
-    if ste == "scaled":
-        upstream = upstream / gamma
-    return upstream, to_gamma, jnp.zeros_like(top)
+    to_weights = rule(upstream, weights, gamma, *constants)
+    masked = upstream if rule is _scaled else to_weights
+    return to_weights, -_sum_to(masked * weights / gamma, gamma.shape), jnp.zeros_like(top), None
 
 
 _ste_integers.defvjp(_ste_forward, _ste_backward)
 
 
 def _resolve_gamma(
-    weights: Array, bits: ArrayLike, gamma: Gamma | GammaRule | Array, granularity: Granularity, gain: ArrayLike
+    weights: Array,
+    bits: ArrayLike,
+    gamma: Gamma | GammaRule | ArrayLike,
+    granularity: Granularity,
+    gain: ArrayLike,
 ) -> Array:
     if isinstance(gamma, str) or callable(gamma):
         rule: Any = gamma
-        gamma = jax.lax.stop_gradient(gamma_of(weights, bits, rule, granularity)) * gain
+        found = jax.lax.stop_gradient(wide_gamma(weights, bits, rule, granularity))
+        gamma = found * jnp.asarray(gain, found.dtype)
     gamma = jnp.asarray(gamma, weights.dtype)
     return gamma.reshape((1,) * (weights.ndim - gamma.ndim) + gamma.shape)
+
+
+def _factors(
+    weights: Array,
+    bits: ArrayLike,
+    gamma: Gamma | GammaRule | ArrayLike,
+    granularity: Granularity,
+    ste: STE | GradientRule,
+    gain: ArrayLike,
+) -> tuple[Array, Array]:
+    """:func:`integer_weights` in float32 at least."""
+    if not callable(ste) and ste not in STES:
+        raise ValueError(f"ste must be {', '.join(STES)} or a function, got {ste!r}.")
+    weights = widened(weights)
+    top = top_level(bits, weights)
+    gamma = _resolve_gamma(weights, bits, gamma, granularity, gain)
+    silent = gamma <= 0
+    # An all-zero filter has γ = 0: its integers are then zero, and any positive γ leaves Ŵ = 0 and gradients finite.
+    gamma = jnp.where(silent, 1, gamma)
+    rule, constants = hoist(ste if callable(ste) else STES[ste], weights, gamma, weights)
+    integers: Any = _ste_integers(weights, gamma, top, constants, rule)
+    return jnp.where(silent, integers - jax.lax.stop_gradient(integers), integers), gamma / top
 
 
 def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:

@@ -301,6 +301,129 @@ def test_bits_out_of_range(function, bits):
         function(jnp.ones((2, 2)), bits)
 
 
+@over("bits", [True, np.float32(2), jnp.float32(2), np.True_], ids=repr)
+def test_bits_that_are_no_integers(bits):
+    with pytest.raises(ValueError, match="bits must be an integer between 1 and 8, got"):
+        quantize(jnp.ones((2, 2)), bits)
+
+
+def test_weights_that_are_not_floating():
+    with pytest.raises(ValueError, match="weights must be floating, got int32"):
+        quantize(jnp.ones((2, 2), jnp.int32), 2)
+
+
+def test_a_single_bit_is_the_sign_and_zero_is_positive():
+    w = np.array([[-1, -1e-12, -0.0, 0, 1e-12, 3]], np.float32)
+    np.testing.assert_array_equal(quantize(w, 1, gamma="none"), [[-1, -1, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(codes(w, 1).values, [[0, 0, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(
+        jax.vmap(lambda b: quantize(w, b, gamma="none"))(jnp.asarray([1])), [[[-1, -1, 1, 1, 1, 1]]]
+    )
+
+
+@rules
+def test_gamma_is_zero_only_where_all_weights_are(rule: str):
+    w = np.zeros((30, 20), np.float32)  # fewer than 1 % are not zero
+    w[3, 4], w[7, 4] = 0.5, -0.25
+    assert 0 < gamma_of(w, 4, rule).item() <= 1
+    gammas = gamma_of(w, 4, rule, "channel").ravel()
+    assert gammas[4] > 0
+    assert rule == "none" or not np.delete(gammas, 4).any()
+    assert np.isfinite(quantize(w, 4, gamma=rule, granularity="channel")).all()
+
+
+@over(("count", "bits"), [(9, 8), (27, 4), (9, 2), (3, 8), (40, 6), (200, 3)])
+def test_mse_gamma_has_the_least_error_beyond_the_largest_weight_too(count: int, bits: int):
+    for seed in range(4):
+        w = normal(count, 1, seed=seed).astype(np.float64)
+        largest, top = np.abs(w).max(), 2**bits - 1
+        # Even in 1/γ, in which the levels change alike everywhere.
+        grid = 1 / np.linspace(1 / (largest * top), 4 / largest, 20_000)
+        fitted = 2 * np.round(top / 2 * (np.clip(w / grid, -1, 1) + 1)) / top - 1
+        best = np.min(np.sum(w**2) - np.sum(w * fitted, 0) ** 2 / np.sum(fitted**2, 0))
+        assert squared_error(w, quantize(w.astype(np.float32), bits, gamma="mse")) <= 1.001 * best
+
+
+@over("bits", [4, 8])
+@over("dtype", [jnp.float16, jnp.bfloat16])
+def test_arithmetic_is_in_float32_at_least(dtype, bits: int):
+    for w in (jnp.asarray([[1e-5, 0, -1e-5]], dtype), jnp.asarray(normal(40, 3) * 2e-4, dtype)):
+        for rule in RULES:
+            wide = w.astype(jnp.float32)
+            found, wanted = gamma_of(w, bits, rule), gamma_of(wide, bits, rule)
+            np.testing.assert_array_equal(found, wanted.astype(dtype))
+            np.testing.assert_array_equal(quantize(w, bits, gamma=rule), quantize(wide, bits, gamma=rule).astype(dtype))
+            integers, scale = integer_weights(w, bits, gamma=rule)
+            np.testing.assert_array_equal(integers.astype(jnp.float32), integer_weights(wide, bits, gamma=rule)[0])
+            assert (integers.dtype, scale.dtype) == (dtype, dtype)
+            assert codes(w, bits, gamma=rule).scale.dtype == jnp.float32
+
+
+@rules
+@granularities
+def test_nan_comes_out_as_nan(rule: str, granularity: str):
+    w = normal(*SHAPE)
+    w[2, 1] = np.nan
+    covered = np.s_[:] if granularity == "layer" else np.s_[:, 1]
+    options = {"gamma": rule, "granularity": granularity}
+    for found in (quantize(w, 3, **options), dequantize(codes(w, 3, **options), 3)):
+        assert np.isnan(np.asarray(found)[covered]).all()
+    assert not np.isnan(np.delete(quantize(w, 3, gamma=rule, granularity="channel"), 1, 1)).any()
+    assert np.isnan(quantize(w, 3, gamma=np.ones(4, np.float32))[2, 1])
+
+
+def test_rules_and_gradients_are_open():
+    """A γ rule and an estimator from outside, of which one closes over what is differentiated."""
+    w, cotangent = normal(*SHAPE), normal(*SHAPE, seed=1)
+
+    def root_mean_square(w, bits, axes):
+        assert bits == 3
+        return jnp.sqrt(jnp.mean(jnp.square(w), axes, keepdims=True))
+
+    rms = np.sqrt(np.square(w).mean(0, keepdims=True))
+    found = quantize(w, 3, gamma=root_mean_square, granularity="channel")
+    np.testing.assert_allclose(found, nearest_level(w, rms + 0 * w, 3), rtol=1e-5)
+
+    def gradient(slope):
+        def tempered(g, w, gamma):
+            return g / (1 + slope * jnp.square(w / gamma))
+
+        def loss(w, gamma):
+            return jnp.vdot(quantize(w, 3, gamma=gamma, ste=tempered), cotangent)
+
+        return jax.grad(loss, (0, 1))(w, jnp.asarray(rms))
+
+    mask = 1 / (1 + 0.7 * np.square(w / rms))
+    got = gradient(0.7)
+    np.testing.assert_allclose(got[0], cotangent * mask, rtol=1e-5)
+    to_gamma = (cotangent * (nearest_level(w, rms + 0 * w, 3) - mask * w) / rms).sum(0, keepdims=True)
+    np.testing.assert_allclose(got[1], to_gamma, rtol=1e-4, atol=1e-5)
+    by_slope = jax.jit(jax.grad(lambda slope: jnp.sum(gradient(slope)[0])))(0.7)
+    np.testing.assert_allclose(by_slope, -np.sum(cotangent * mask**2 * np.square(w / rms)), rtol=1e-4)
+
+
+@stes
+def test_second_derivatives_in_reverse_mode(ste: str):
+    """The estimator as the line that it draws through each weight, without a custom rule."""
+    w, cotangent = normal(*SHAPE), normal(*SHAPE, seed=1)
+    gamma = np.abs(w).mean(keepdims=True)
+    mask = numpy_gradients(w, gamma, 3, ste, np.ones_like(w))[0]
+    fixed = np.asarray(quantize(w, 3, ste=ste))
+
+    def by_lines(x):
+        return fixed + mask * (x - w)
+
+    def loss(f, x):
+        return jnp.sum(jnp.sin(2 * f(x)) * x * cotangent)
+
+    def product(f):
+        return jax.grad(lambda x: jnp.vdot(jax.grad(lambda x: loss(f, x))(x), cotangent))(w)
+
+    np.testing.assert_allclose(product(lambda x: quantize(x, 3, ste=ste)), product(by_lines), rtol=1e-4, atol=1e-4)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: quantize(x, 3, ste=ste), (w,), (w,))
+
+
 @over("function", [quantize, integer_weights, codes, gamma_of])
 @over("option", [{"gamma": "median"}, {"granularity": "filter"}])
 def test_unknown_option(function, option: dict):
