@@ -25,6 +25,7 @@ from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.programs import state_shardings
 from qpsnn_jax.runs.settings import RunSettings
+from qpsnn_jax.runtime.keys import key_to_data
 from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, replicated
 from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.steps import init_state, init_variables, make_train_step
@@ -62,6 +63,7 @@ def cuts() -> dict:
     devices = jax.devices()
     alone, _ = cut_step_on(devices[:1])
     found, program = cut_step_on(devices)
+    found, alone = (jax.tree.map(key_to_data, state) for state in (found, alone))
     apart = jax.tree.map(lambda a, b: largest_difference(np.asarray(a), np.asarray(b)), found, alone)
     held = [found.variables["params"], found.opt_state, found.ema["params"]]
     own = [sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)) for tree in held]

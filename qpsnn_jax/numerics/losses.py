@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.core import Tracer
 
 
 def cross_entropy(currents: Array, labels: Array, *, label_smoothing: float = 0.0) -> Array:
@@ -17,7 +18,7 @@ def cross_entropy(currents: Array, labels: Array, *, label_smoothing: float = 0.
         label_smoothing: weight of the uniform distribution in the target, in [0, 1).
 
     Returns:
-        One loss per example, in nats, shape ``…``.
+        One loss per example, in nats, shape ``…``; NaN where the label is not the number of a class.
 
     Raises:
         ValueError: ``label_smoothing`` outside [0, 1).
@@ -26,7 +27,7 @@ def cross_entropy(currents: Array, labels: Array, *, label_smoothing: float = 0.
         QP-SNN (ICLR 2025), section 3; label smoothing: Szegedy et al., CVPR 2016.
     """
     targets = _targets(labels, currents, label_smoothing)
-    return optax.softmax_cross_entropy(jnp.mean(currents, axis=-2), targets)
+    return optax.softmax_cross_entropy(jnp.mean(currents, axis=-2), targets) + _nan_where_unknown(labels, currents)
 
 
 def temporal_cross_entropy(
@@ -44,7 +45,7 @@ def temporal_cross_entropy(
         label_smoothing: weight of the uniform distribution in the target, in [0, 1).
 
     Returns:
-        One loss per example, in nats, shape ``…``.
+        One loss per example, in nats, shape ``…``; NaN where the label is not the number of a class.
 
     Raises:
         ValueError: ``label_smoothing`` outside [0, 1) or ``weight`` outside [0, 1].
@@ -52,16 +53,23 @@ def temporal_cross_entropy(
     References:
         Deng et al., Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting, ICLR 2022.
     """
-    if not 0 <= weight <= 1:
+    if not isinstance(weight, Tracer) and not 0 <= weight <= 1:
         raise ValueError(f"weight must be between 0 and 1, got {weight}.")
     targets = jnp.expand_dims(_targets(labels, currents, label_smoothing), -2)
     step_loss = optax.softmax_cross_entropy(currents, jnp.broadcast_to(targets, currents.shape))
     spread = jnp.mean(jnp.square(currents - target_current), axis=(-2, -1))
-    return (1 - weight) * jnp.mean(step_loss, axis=-1) + weight * spread
+    return (1 - weight) * jnp.mean(step_loss, axis=-1) + weight * spread + _nan_where_unknown(labels, currents)
 
 
 def _targets(labels: Array, currents: Array, label_smoothing: float) -> Array:
-    if not 0 <= label_smoothing < 1:
+    if not isinstance(label_smoothing, Tracer) and not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
     one_hot = jax.nn.one_hot(labels, currents.shape[-1], dtype=currents.dtype)
     return optax.smooth_labels(one_hot, label_smoothing)
+
+
+def _nan_where_unknown(labels: Array, currents: Array) -> Array:
+    """NaN for a label that is not the number of a class, whose target would be no class, and 0 for others."""
+    numbers = jnp.asarray(labels).astype(jnp.int32)
+    known = (numbers >= 0) & (numbers < currents.shape[-1])
+    return jnp.where(known, 0, jnp.nan).astype(currents.dtype)

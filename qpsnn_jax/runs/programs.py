@@ -55,7 +55,7 @@ def initial_state(
     variables: Variables, tx: Any, mesh: Mesh, *, ema: bool, run: RunSettings
 ) -> tuple[TrainState, TrainState]:
     """The state before the first step, on the devices, and the shardings of its arrays."""
-    key = jax.random.key_data(jax.random.key(run.seed))
+    key = jax.random.key(run.seed)
     state = jax.jit(partial(init_state, tx=tx, ema=ema))(variables, key=key)
     shardings = state_shardings(state, mesh, fsdp=run.fsdp)
     return device_put(state, shardings), shardings

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from qpsnn_jax.runtime.keys import data_to_key, is_key, key_to_data
+
 _AXIS = "data"
 
 
@@ -51,6 +53,8 @@ def device_put(tree: Any, shardings: Any) -> Any:
     def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             return jax.device_put(leaf, sharding)
+        if is_key(leaf):
+            return data_to_key(one(key_to_data(leaf), sharding), leaf)
         held = np.asarray(leaf)  # jax.device_put would send everything to every process, to check that it is the same
         return jax.make_array_from_callback(held.shape, sharding, lambda part: held[part])
 

@@ -1,45 +1,50 @@
 """Optimizers and learning-rate schedules of the paper's set-ups, as Optax transformations."""
 
+import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.core import Tracer
 
+Number = float | Array
 OptimizerName = Literal["sgd", "adam"]
 
 
 def cosine_schedule(
-    learning_rate: float, *, epochs: int, steps_per_epoch: int, warmup_epochs: float = 0.0
+    learning_rate: Number, *, epochs: int, steps_per_epoch: int, warmup_epochs: Number = 0.0
 ) -> optax.Schedule:
     r"""Cosine decay to zero that changes once per epoch, after a linear warm-up that changes at every step.
 
     .. math:: η(e) = \tfrac12 η_0 \big(1 + \cos(π\,e / E)\big), \quad e = \lfloor step / steps\_per\_epoch \rfloor
 
     Args:
-        learning_rate: η₀.
+        learning_rate: η₀, a number or a traced one.
         epochs: E, including the warm-up.
         steps_per_epoch: optimizer steps in an epoch.
-        warmup_epochs: length of the linear rise from 0; may be a fraction.
+        warmup_epochs: length of the linear rise from 0; may be a fraction, or traced.
 
     Returns:
         A function from the step to the learning rate.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number out of range; traced numbers are not checked.
 
     References:
         QP-SNN (ICLR 2025), table 8; Loshchilov and Hutter, ICLR 2017.
     """
-    if not learning_rate > 0 or epochs < 1 or steps_per_epoch < 1 or warmup_epochs < 0:
+    positive = all(map(_positive, (learning_rate, epochs, steps_per_epoch)))
+    if not positive or epochs < 1 or steps_per_epoch < 1 or not _not_negative(warmup_epochs):
         raise ValueError("learning_rate, epochs and steps_per_epoch must be positive, warmup_epochs not negative.")
     decay = optax.cosine_decay_schedule(learning_rate, epochs)
     warmup_steps = warmup_epochs * steps_per_epoch
 
     def schedule(step: Any) -> Any:
         epoch, count = (jnp.asarray(n, jnp.float32) for n in (step // steps_per_epoch, step + 1))
-        rise = jnp.minimum(1.0, count / warmup_steps) if warmup_steps else 1.0
-        return decay(epoch) * rise
+        # The rise is over where it is shorter than a step, and where there is none.
+        return decay(epoch) * jnp.minimum(1.0, count / jnp.maximum(warmup_steps, 1.0))
 
     return schedule
 
@@ -48,10 +53,10 @@ def optimizer(
     name: OptimizerName,
     learning_rate: optax.ScalarOrSchedule,
     *,
-    momentum: float = 0.9,
+    momentum: Number = 0.9,
     nesterov: bool = True,
-    weight_decay: float = 0.0,
-    clip_norm: float | None = None,
+    weight_decay: Number = 0.0,
+    clip_norm: Number | None = None,
 ) -> optax.GradientTransformation:
     """SGD with momentum or Adam, L2 weight decay on convolution weights only, optional clipping by global norm.
 
@@ -70,7 +75,7 @@ def optimizer(
     Raises:
         ValueError: unknown name, or a number out of range.
     """
-    if weight_decay < 0 or (clip_norm is not None and clip_norm <= 0):
+    if not _not_negative(weight_decay) or not (clip_norm is None or _positive(clip_norm)):
         raise ValueError("weight_decay must not be negative, and clip_norm positive.")
     if name == "sgd":
         update = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
@@ -83,6 +88,15 @@ def optimizer(
         optax.add_decayed_weights(weight_decay, mask=_convolution_kernels),
         update,
     )
+
+
+def _positive(number: Number) -> bool:
+    """Whether a number is finite and above 0, as one that is traced is taken to be."""
+    return isinstance(number, Tracer) or bool(0 < number < math.inf)
+
+
+def _not_negative(number: Number) -> bool:
+    return isinstance(number, Tracer) or bool(0 <= number < math.inf)
 
 
 def _unstrict(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """Pure step functions of training and evaluation; the caller jits, shards and donates."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Capture, Reducer, SpikingNetwork
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.runtime.compiling import fast_compile_jit
+from qpsnn_jax.runtime.keys import is_key
 
 Variables = dict[str, Any]
 Metrics = dict[str, Array]
@@ -23,9 +25,9 @@ Prepare = Callable[[Array, Array], Array]
 class TrainState(NamedTuple):
     """The state that training carries from step to step.
 
-    ``step`` counts updates; ``variables`` are those of the network; ``opt_state`` is Optax's; ``ema`` the
-    exponential moving average of params and batch statistics, or None; ``key`` is the random key of the run, from which
-    each step derives its own by folding in its number.
+    ``step`` counts batches, of which an optimizer may take several for one update; ``variables`` are those of the
+    network; ``opt_state`` is Optax's; ``ema`` the exponential moving average of params and batch statistics, or None;
+    ``key`` is the random key of the whole run, typed, from which each step derives its own by folding in its number.
     """
 
     step: Array
@@ -36,34 +38,59 @@ class TrainState(NamedTuple):
 
 
 def init_variables(graph: Graph, key: Array) -> Variables:
-    """Initialized variables of a graph: ``params``, ``batch_stats`` and ``scales``."""
-    lead = (1, graph.timesteps) if graph.input.frames else (1,)
+    """Initialized variables of a graph, float32: ``params``, ``batch_stats`` and ``scales``.
 
-    def init(key: Array) -> Variables:
-        variables: Any = SpikingNetwork(graph).init(key, jnp.zeros((*lead, *graph.input.shape)))
-        return {"params": {}, "batch_stats": {}, "scales": {}} | dict(variables)
-
+    The key may be typed or raw, and traced; that of a program around this call may be used too. The initialization is
+    compiled once for each graph.
+    """
     if isinstance(key, Tracer):
-        return init(key)
-    return fast_compile_jit(init)(key)
+        return _init(graph, key)
+    with jax.ensure_compile_time_eval():  # A program that is traced around this gets constants.
+        return _compiled_init(graph)(key)
+
+
+@lru_cache(maxsize=16)
+def _compiled_init(graph: Graph) -> Callable[[Array], Variables]:
+    return fast_compile_jit(partial(_init, graph))
+
+
+def _init(graph: Graph, key: Array) -> Variables:
+    lead = (1, graph.timesteps) if graph.input.frames else (1,)
+    variables: Any = SpikingNetwork(graph).init(key, jnp.zeros((*lead, *graph.input.shape), jnp.float32))
+    return {"params": {}, "batch_stats": {}, "scales": {}} | dict(variables)
 
 
 def init_state(variables: Variables, tx: optax.GradientTransformation, key: Array, *, ema: bool = False) -> TrainState:
     """The state before the first step.
 
-    It holds the arrays of ``variables`` without copies, so a step that is jitted with the state donated deletes them.
+    It holds the arrays of ``variables`` without copies, so a step that is jitted with the state donated deletes them,
+    and nothing else of the caller's.
 
     Args:
         variables: of the network.
         tx: the optimizer.
-        key: random key of the run, as raw key data or a typed key.
+        key: random key of the run, typed, or raw key data of the default implementation.
         ema: whether to maintain an exponential moving average of params and batch statistics.
     """
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.key_data(key)
-    # Copies, because a step that donates its state must not be given the same buffer twice.
-    averages = jax.tree.map(jnp.copy, {name: variables[name] for name in ("params", "batch_stats")}) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), variables, tx.init(variables["params"]), averages, key)
+    key = jnp.copy(key if is_key(key) else jax.random.wrap_key_data(key))
+    averages = {name: variables[name] for name in ("params", "batch_stats")} if ema else None
+    opt_state, averages = _unshared((tx.init(variables["params"]), averages), variables)
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, averages, key)
+
+
+def _unshared(tree: Any, given: Any) -> Any:
+    """The tree with copies of the arrays that it has in common with ``given`` or has twice.
+
+    A step that donates its state must not be given a buffer twice, as optimizers do that start from the params.
+    """
+    seen = {id(leaf) for leaf in jax.tree.leaves(given)}
+
+    def own(leaf: Any) -> Any:
+        copied = jnp.copy(leaf) if id(leaf) in seen else leaf
+        seen.add(id(leaf))
+        return copied
+
+    return jax.tree.map(own, tree)
 
 
 def evaluation_variables(state: TrainState) -> Variables:
@@ -83,9 +110,13 @@ def make_train_step(
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """One update of spatio-temporal back-propagation, as a pure function.
 
+    Under :func:`optax.apply_if_finite` and :class:`optax.MultiSteps`, which let some batches change no parameter, these
+    leave the moving average as it was too, and a batch whose statistics are not finite leaves the running ones.
+
     Args:
         graph: the network.
-        tx: the optimizer.
+        tx: the optimizer. One that takes them is given the loss as ``value``, the gradient as ``grad`` and the loss as
+            a function of params as ``value_fn``, penalty included.
         loss: from currents ``b t classes`` and labels ``b`` to one loss per example.
         prepare: from a key and raw images to normalized, augmented ones.
         ema_decay: of the moving average, used if the state has one.
@@ -96,13 +127,16 @@ def make_train_step(
 
     Returns:
         ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch, and
-        ``penalty`` if there is one; the loss does not include it.
+        ``penalty`` if there is one; the loss does not include it. The loss is NaN where a label is not the number of a
+        class. The step raises ``ValueError`` while it is traced where the batch is empty, or the labels or losses are
+        not one for each image.
     """
     network = SpikingNetwork(graph)
+    update = optax.with_extra_args_support(tx).update
 
     def step(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        images = prepare(key, images)
+        _check_batch(images, labels)
+        images = prepare(jax.random.fold_in(state.key, state.step), images)
 
         def objective(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
             variables = state.variables | {"params": gather(params)}
@@ -110,16 +144,23 @@ def make_train_step(
                 variables, images, train=True, mutable=["batch_stats"], capture=penalty or ()
             )
             currents, costs = output
-            metrics = {"loss": jnp.mean(loss(currents, labels)), "accuracy": jnp.mean(_correct(currents, labels))}
+            losses = _losses(loss, currents, labels)
+            metrics = {"loss": jnp.mean(losses), "accuracy": jnp.mean(_correct(currents, labels))}
             if costs:
                 metrics["penalty"] = jnp.sum(jnp.stack(list(costs.values())))
             return metrics["loss"] + metrics.get("penalty", 0), (metrics, updates)
 
-        (_, (metrics, updates)), gradients = jax.value_and_grad(objective, has_aux=True)(state.variables["params"])
-        changes, opt_state = tx.update(gradients, state.opt_state, state.variables["params"])
-        params = optax.apply_updates(state.variables["params"], changes)
-        variables = state.variables | {"params": params} | dict(updates)
-        ema = state.ema and _updated_ema(state.ema, variables, ema_decay)
+        params = state.variables["params"]
+        (value, (metrics, updates)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        extra = {"value": value, "grad": gradients, "value_fn": lambda params: objective(params)[0]}
+        changes, opt_state = update(gradients, state.opt_state, params, **extra)
+        stats, ema = dict(updates), state.ema
+        if withholds := _may_withhold(opt_state):
+            stats = _if(_all_finite(stats), stats, {name: state.variables[name] for name in stats})
+        variables = state.variables | {"params": optax.apply_updates(params, changes)} | stats
+        if ema is not None:
+            fresh = _updated_ema(ema, variables, ema_decay)
+            ema = _if(_any_change(changes), fresh, ema) if withholds else fresh
         return TrainState(state.step + 1, variables, opt_state, ema, state.key), metrics
 
     return step
@@ -163,8 +204,9 @@ def make_eval_step(
     def step(variables: Variables, images: Array, labels: Array, weights: Array) -> tuple[Metrics, dict[str, Any]]:
         output: Any = SpikingNetwork(graph).apply(variables, prepare(images), capture=capture)
         currents, captured = output
+        losses = _losses(loss, currents, labels)
         sums = {
-            "loss": jnp.sum(weights * loss(currents, labels)),
+            "loss": jnp.sum(jnp.where(weights == 0, 0, weights * losses)),
             "correct": jnp.sum(weights * _correct(currents, labels)),
             "count": jnp.sum(weights),
         }
@@ -176,11 +218,48 @@ def make_eval_step(
 @fast_compile_jit
 def all_finite(tree: Any) -> Array:
     """Whether no number in a tree of arrays is NaN or infinite, computed on the devices of the arrays."""
+    return _all_finite(tree)
+
+
+def _all_finite(tree: Any) -> Array:
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
+def _may_withhold(opt_state: optax.OptState) -> bool:
+    """Whether an optimizer may let a batch change nothing; for others no program is made to ask."""
+
+    def withholds(state: Any) -> bool:
+        return isinstance(state, optax.ApplyIfFiniteState | optax.MultiStepsState)
+
+    return any(map(withholds, jax.tree.leaves(opt_state, is_leaf=withholds)))
+
+
+def _any_change(changes: Any) -> Array:
+    return jnp.any(jnp.array([jnp.any(leaf != 0) for leaf in jax.tree.leaves(changes)]))
+
+
+def _if(condition: Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _check_batch(images: Array, labels: Array) -> None:
+    if not images.shape[0] or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"a batch needs images b … and labels b, one or more, got the shapes {images.shape} and {labels.shape}."
+        )
+
+
+def _losses(loss: Loss, currents: Array, labels: Array) -> Array:
+    """One loss per example, in float32 at least."""
+    losses = loss(currents, labels)
+    if losses.shape != labels.shape:
+        raise ValueError(f"loss must give one number per example, {labels.shape}, got the shape {losses.shape}.")
+    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+
+
 def _correct(currents: Array, labels: Array) -> Array:
-    return (jnp.argmax(jnp.mean(currents, axis=1), axis=-1) == labels).astype(currents.dtype)
+    guesses = jnp.argmax(jnp.mean(currents, axis=1), axis=-1)
+    return (guesses.astype(jnp.int32) == labels.astype(jnp.int32)).astype(jnp.float32)
 
 
 def _updated_ema(ema: Variables, variables: Variables, decay: float) -> Variables:

@@ -14,6 +14,7 @@ from small_runs import contents
 
 from qpsnn_jax.model.nodes import Quantizer
 from qpsnn_jax.runs.directory import load_network, save_network
+from qpsnn_jax.runtime.keys import key_to_data
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.optim import optimizer
 from qpsnn_jax.training.steps import init_state
@@ -24,12 +25,12 @@ NOTES = {"epochs": [{"epoch": 1, "train_loss": 0.1}], "seconds": 1.5}
 
 def state_of(graph=GRAPH, name="adam", *, ema=False, seed=0):
     variables = jax.tree.map(jnp.asarray, random_variables(graph, seed))
-    key = jax.random.key_data(jax.random.key(7))
-    return init_state(variables, optimizer(name, 0.1), key, ema=ema)._replace(step=jnp.int32(12))
+    return init_state(variables, optimizer(name, 0.1), jax.random.key(7), ema=ema)._replace(step=jnp.int32(12))
 
 
 def same(tree, expected):
     assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    tree, expected = (jax.tree.map(key_to_data, each) for each in (tree, expected))
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

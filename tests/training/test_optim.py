@@ -140,3 +140,46 @@ def test_wrong_schedules_are_refused(wrong):
 def test_wrong_optimizers_are_refused(name, wrong, message):
     with pytest.raises(ValueError, match=message):
         optimizer(name, 0.1, **wrong)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "clip_norm", "momentum", "warmup_epochs"])
+def test_numbers_can_be_mapped_over(name, option):
+    """As for a search: one program for several values, each as if it were given alone."""
+    values, steps = np.array([0.25, 0.5], np.float32), gradients(2)
+
+    def after(value):
+        chosen = {"learning_rate": 0.1, "weight_decay": 0.3, "clip_norm": 1.0} | {option: value}
+        warmup = chosen.pop("warmup_epochs", 0.0)
+        rate = cosine_schedule(chosen.pop("learning_rate"), epochs=2, steps_per_epoch=4, warmup_epochs=warmup)
+        return trained(optimizer(name, rate, **chosen), steps)
+
+    found = jax.vmap(after)(values)
+    for i, value in enumerate(values):
+        close(jax.tree.map(lambda x, i=i: x[i], found), after(float(value)))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_numbers_can_be_changed_while_training(name):
+    steps, options = gradients(3), {"weight_decay": 0.3, "clip_norm": 1.0}
+    tx = optax.inject_hyperparams(optimizer)(name, 0.1, **options)
+    params, state = PARAMS, tx.init(PARAMS)
+    plain = optimizer(name, 0.1, **options)
+    expected, inner = PARAMS, plain.init(PARAMS)
+    for number, gradient in enumerate(steps):
+        if number == 2:
+            state.hyperparams["learning_rate"] = jnp.float32(0.01)
+        changes, state = jax.jit(tx.update)(gradient, state, params)
+        params = optax.apply_updates(params, changes)
+        changes, inner = plain.update(gradient, inner, expected)
+        scale = 0.1 if number == 2 else 1.0
+        expected = optax.apply_updates(expected, jax.tree.map(lambda x, scale=scale: scale * x, changes))
+    close(params, expected)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_no_warm_up_and_one_that_is_over_at_once_are_the_same(warmup):
+    def rate(warmup):
+        return cosine_schedule(0.1, epochs=2, steps_per_epoch=4, warmup_epochs=warmup)(jnp.int32(0))
+
+    assert float(rate(warmup)) == float(jax.jit(rate)(warmup)) == pytest.approx(0.1)
