@@ -7,6 +7,7 @@ import shutil
 import tomllib
 from importlib.metadata import version
 
+import jax
 import numpy as np
 import pytest
 from pages import PAGES, ROOT, blocks
@@ -112,7 +113,8 @@ def test_python(page, place, capsys):
             pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (the extra onnx)")
             assert main(["export", "runs/digits", "--format", "onnx", "--out", "digits.onnx"]) == 0
             capsys.readouterr()
-        exec(compile(block.text, f"{page}, line {block.line}", "exec"), names)
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # as a reader has them
+            exec(compile(block.text, f"{page}, line {block.line}", "exec"), names)
         printed = capsys.readouterr().out
         assert printed == (after.text if after is not None and after.language == "text" else "")
 
