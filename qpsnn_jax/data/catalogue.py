@@ -5,6 +5,8 @@ from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from qpsnn_jax.runtime import naming
+
 if TYPE_CHECKING:
     from qpsnn_jax.data.dataset import DataSet
 
@@ -89,15 +91,11 @@ def find(source: str | DataSource) -> DataSource:
     if source in SOURCES:
         return SOURCES[source]
     known = ", ".join(SOURCES)
-    module, colon, attribute = source.partition(":")
-    if not colon:
+    if ":" not in source:
         raise ValueError(
             f"there is no data set {source!r}; choose one of {known}, or give module:attribute of your own."
         )
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"the data source {source!r} cannot be imported ({error}).") from None
+    found = naming.find(source)
     if not isinstance(found, DataSource):
         raise ValueError(f"{source!r} must be a qpsnn_jax.data.DataSource, got {type(found).__name__}.")
     return found

@@ -6,7 +6,7 @@ training leaves. A stage whose ``stage.json`` is there is complete.
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,10 @@ def load_network(path: Path) -> tuple[Graph, Variables]:
     Raises:
         ValueError: there is none, or it is damaged.
     """
+    if run := run_of(path):
+        # It imports what a graph of one's own refers to; where that is missing, the graph says so.
+        with suppress(ValueError):
+            read_config(run)
     for place in (path, path / "final", *(stage / "final" for stage in _last_stage(path))):
         found = checkpoint.read(place) if (place / "meta.json").exists() else checkpoint.latest(place)
         if found is not None and found.notes.get("variables"):

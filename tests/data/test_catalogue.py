@@ -31,9 +31,9 @@ def test_a_source_from_outside_is_loaded_like_any_other(source):
     ("source", "words"),
     [
         ("mnist", "there is no data set 'mnist'; choose one of digits, cifar10, .* or give module:attribute"),
-        ("no_such_module:x", "data source 'no_such_module:x' cannot be imported"),
-        (f"{__name__}:missing", "cannot be imported"),
-        (":x", "cannot be imported"),
+        ("no_such_module:x", "'no_such_module:x' cannot be found"),
+        (f"{__name__}:missing", "defines no missing"),
+        (":x", "is not a name like MODULE:ATTRIBUTE"),
         (f"{__name__}:read", "must be a qpsnn_jax.data.DataSource, got function"),
     ],
 )

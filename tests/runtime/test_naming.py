@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qpsnn_jax.runtime.naming import find, name_of
+from qpsnn_jax.runtime.naming import find, find_imported, name_of
 
 
 def test_a_module_and_a_file_are_found(tmp_path, monkeypatch):
@@ -23,9 +23,9 @@ def test_a_module_and_a_file_are_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet21", "'resnet21' is not a name of the form MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE."),
-        (":net", "is not a name of the form"),
-        ("os:", "is not a name of the form"),
+        ("resnet21", "'resnet21' is not a name like MODULE:ATTRIBUTE or FILE.py:ATTRIBUTE."),
+        (":net", "is not a name like"),
+        ("os:", "is not a name like"),
         ("no_such_module:net", "'no_such_module:net' cannot be found (ModuleNotFoundError: No module named"),
         ("absent.py:net", "cannot be found (FileNotFoundError:"),
         ("os:nothing", "'os:nothing' cannot be found: os defines no nothing."),
@@ -57,7 +57,14 @@ def test_a_function_of_a_program_is_found_in_its_file_by_others(tmp_path):
 
 @pytest.mark.parametrize("value", [lambda: 0, (lambda: lambda: 0)(), Path.exists])
 def test_what_has_no_name_of_its_own_is_refused(value):
-    with pytest.raises(
-        ValueError, match="has no name to find it by; define it by `def` or `class` at the top of a file"
-    ):
+    with pytest.raises(ValueError, match="has no name by which it can be found; define it at the top of a file"):
         name_of(value)
+
+
+def test_data_find_what_is_known_and_run_nothing(tmp_path):
+    assert find_imported("os.path:join") is os.path.join
+    path = tmp_path / "late.py"
+    path.write_text("def net(): return 7\n")
+    with pytest.raises(ValueError, match="is not known yet; import what defines it first"):
+        find_imported(f"{path}:net")
+    assert find(f"{path}:net") is find_imported(f"{path}:net")
