@@ -6,6 +6,7 @@ from typing import Any
 from jax import Array
 from jax.sharding import Mesh
 
+from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.pruning.selection import (
     Criterion,
@@ -28,7 +29,14 @@ CRITERIA: dict[str, Criterion | Callable[[Graph, Any, Array], Scores]] = {
 
 
 def scores_by(
-    name: str, graph: Graph, variables: Any, batches: Iterable[Array], key: Array, *, mesh: Mesh | None = None
+    name: str,
+    graph: Graph,
+    variables: Any,
+    batches: Iterable[Array],
+    key: Array,
+    *,
+    mesh: Mesh | None = None,
+    precision: Precision = "auto",
 ) -> Scores:
     """Score of every channel of every group.
 
@@ -38,14 +46,14 @@ def scores_by(
         graph, variables: the network.
         batches: as for :func:`qpsnn_jax.score`; read only where the criterion needs data.
         key: for a criterion that draws.
-        mesh: as for :func:`qpsnn_jax.score`.
+        mesh, precision: as for :func:`qpsnn_jax.score`.
 
     Raises:
         ValueError: there is no such criterion, or as :func:`qpsnn_jax.score`.
     """
     criterion: Any = CRITERIA[name] if name in CRITERIA else find(name)
     if isinstance(criterion, Criterion):
-        return score(graph, variables, batches, criterion, mesh=mesh)
+        return score(graph, variables, batches, criterion, mesh=mesh, precision=precision)
     if callable(criterion):
         scores: Any = criterion(graph, variables, key)
         return scores

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.zoo.blocks import kept_channels
@@ -52,6 +53,7 @@ def score(
     criterion: Criterion = svs_criterion,
     *,
     mesh: Mesh | None = None,
+    precision: Precision = "auto",
 ) -> Scores:
     """Score of every channel of every group, in one pass over the batches, in evaluation mode.
 
@@ -64,6 +66,7 @@ def score(
         criterion: :data:`svs_criterion`, :data:`sca_criterion`, or any other :class:`Criterion`. The maps of a flat
             layer have the height 1.
         mesh: of devices that each score an equal part of every batch (:func:`qpsnn_jax.runtime.sharding.data_mesh`).
+        precision: of :class:`SpikingNetwork`.
 
     Returns:
         ``{group: scores}``, each of the group's size.
@@ -74,7 +77,7 @@ def score(
     References:
         QP-SNN (ICLR 2025), Eq. 7 and 11-13.
     """
-    batch_scores = make_score_step(graph, criterion)
+    batch_scores = make_score_step(graph, criterion, precision=precision)
     step = jax.jit(batch_scores if mesh is None else sharded_mean(mesh, batch_scores))
     variables = variables if mesh is None else device_put(variables, replicated(mesh))
     total: Scores | None = None
@@ -88,11 +91,13 @@ def score(
     return {name: total[name] / count for name in channel_groups(graph) if name in total}
 
 
-def make_score_step(graph: Graph, criterion: Criterion = svs_criterion) -> Callable[[Any, Array], Scores]:
+def make_score_step(
+    graph: Graph, criterion: Criterion = svs_criterion, *, precision: Precision = "auto"
+) -> Callable[[Any, Array], Scores]:
     """The computation of :func:`score` for one batch, as a pure function ``(variables, images) -> {group: scores}``.
 
     Args:
-        graph, criterion: as in :func:`score`.
+        graph, criterion, precision: as in :func:`score`.
 
     Raises:
         ValueError: ``criterion`` is not a criterion; in the function, its maps or scores have another shape.
@@ -104,7 +109,7 @@ def make_score_step(graph: Graph, criterion: Criterion = svs_criterion) -> Calla
     capture = {layer: partial(_observe, criterion, groups[name].size) for name in layers for layer in layers[name]}
 
     def batch_scores(variables: Any, images: Array) -> Scores:
-        output: Any = SpikingNetwork(graph).apply(variables, images, capture=capture)
+        output: Any = SpikingNetwork(graph, precision).apply(variables, images, capture=capture)
         found = _score_maps(criterion, output.captured)
         return {name: jnp.mean(jnp.stack([found[m] for m in members]), axis=0) for name, members in layers.items()}
 

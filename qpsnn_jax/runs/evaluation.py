@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from qpsnn_jax.data.dataset import DataSet, Examples
 from qpsnn_jax.data.feed import evaluation_batches
+from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.costs import activity_reducers
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Capture
@@ -28,7 +29,13 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    graph: Graph, variables: Variables, examples: Examples, data: DataSet, *, capture: Capture | None = None
+    graph: Graph,
+    variables: Variables,
+    examples: Examples,
+    data: DataSet,
+    *,
+    capture: Capture | None = None,
+    precision: Precision = "auto",
 ) -> Evaluation:
     """Accuracy, loss and activity of a network on labelled images.
 
@@ -37,15 +44,16 @@ def evaluate(
         examples: the images and labels.
         data: the data set whose statistics normalize them.
         capture: what to measure besides; the activity that ``cost`` needs when left out.
+        precision: of :class:`qpsnn_jax.SpikingNetwork`.
 
     Returns:
         :class:`Evaluation`. The activity is the mean over all examples.
     """
     mesh = data_mesh()
     if capture is None:
-        step = activity_step(graph, data.mean, data.std, mesh)
+        step = activity_step(graph, data.mean, data.std, mesh, precision)
     else:
-        made = make_eval_step(graph, prepare=normalizer(data), capture=capture)
+        made = make_eval_step(graph, prepare=normalizer(data), capture=capture, precision=precision)
         step = jax.jit(made, out_shardings=replicated(mesh))
     return evaluate_by(step, variables, examples, mesh)
 
@@ -56,13 +64,15 @@ def normalizer(data: DataSet) -> Callable[[Array], Array]:
 
 
 @lru_cache(maxsize=4)
-def activity_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh) -> Callable:
+def activity_step(
+    graph: Graph, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh, precision: Precision
+) -> Callable:
     """The jitted step of :func:`evaluate`, which captures the activity.
 
     Kept, because fine-tuning evaluates the network that pruning has just evaluated, and compiling takes seconds.
     """
     prepare = partial(normalize, mean=mean, std=std)
-    step = make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph))
+    step = make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph), precision=precision)
     return jax.jit(step, out_shardings=replicated(mesh))
 
 

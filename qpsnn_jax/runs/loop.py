@@ -84,8 +84,8 @@ def fit(
     with closing(batches), termination() as terminated:
         state, notes = _resume(initial, graph, directory, batches)
         log = _Log(directory, training.epochs, int(state.step), notes, hooks)
-        advance = make_advance(graph, tx, training, prepare, mesh, shardings, fsdp=run.fsdp)
-        measured = activity_step(graph, data.mean, data.std, mesh)
+        advance = make_advance(graph, tx, training, prepare, mesh, shardings, run)
+        measured = activity_step(graph, data.mean, data.std, mesh, run.precision)
         stopping = any_process(terminated)
         result, total = None, training.epochs * steps_per_epoch
         for hook in hooks:

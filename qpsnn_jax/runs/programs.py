@@ -73,7 +73,7 @@ def state_shardings(state: TrainState, mesh: Mesh, *, fsdp: bool) -> TrainState:
 
 
 def make_advance(
-    graph: Graph, tx: Any, training: Training, prepare: Prepare, mesh: Mesh, shardings: TrainState, *, fsdp: bool
+    graph: Graph, tx: Any, training: Training, prepare: Prepare, mesh: Mesh, shardings: TrainState, run: RunSettings
 ) -> Callable[[TrainState, Feed, int], tuple[TrainState, dict[str, Array]]]:
     """A function that takes the next step, or several as one program."""
     whole = replicated(mesh)
@@ -84,7 +84,8 @@ def make_advance(
         prepare=prepare,
         ema_decay=training.ema_decay or 0.0,
         penalty=_penalty(graph, training.sops_penalty),
-        **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if fsdp else {}),
+        precision=run.precision,
+        **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if run.fsdp else {}),
     )
     jit = partial(_jit(graph, training.batch_size // mesh.size), donate_argnums=0, out_shardings=(shardings, whole))
     step, steps = jit(made), jit(scan_steps(made))

@@ -1,6 +1,7 @@
 """How a run is done, as settings."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from qpsnn_jax.runtime.settings import check, setting
 
@@ -18,6 +19,9 @@ class RunSettings:
     checkpoint_epochs: int = setting(5, "epochs between checkpoints", least=1, most=1_000_000)
     checkpoint_steps: int | None = setting(
         None, "steps between checkpoints within an epoch; none: there are none", least=1, most=2**31 - 1
+    )
+    precision: Literal["exact", "auto"] = setting(
+        "auto", "exact: the same program on every machine; auto: gradients may be rounded where that is faster"
     )
     fsdp: bool = setting(False, "shard weights and optimizer state over the devices (fully sharded data parallel)")
 

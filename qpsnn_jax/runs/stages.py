@@ -112,7 +112,7 @@ def prune_channels(run: Run, pruning: Pruning, *, source: Path | None = None) ->
     # Under one jit, because hundreds of small gathers would each be compiled by themselves.
     variables = fast_compile_jit(lambda tree: prune(run.graph, tree, keep)[1])(variables)
     notes = {"keep": {name: channels.tolist() for name, channels in keep.items()}}
-    result = evaluate(smaller, variables, run.data.test, run.data)
+    result = evaluate(smaller, variables, run.data.test, run.data, precision=run.settings.precision)
     return _finish(run, "pruned", smaller, variables, result, [], time.monotonic() - started, notes)
 
 
@@ -153,7 +153,8 @@ def score_network(run: Run, pruning: Pruning, variables: Variables) -> Scores:
     shared = mesh if mesh.size > 1 and min(size, count(train)) % mesh.size == 0 else None
     batches = map(jax.jit(normalizer(run.data)), images)
     key = jax.random.key(run.settings.seed)
-    return scores_by(pruning.criterion, run.graph, variables, batches, key, mesh=shared)
+    options = {"mesh": shared, "precision": run.settings.precision}
+    return scores_by(pruning.criterion, run.graph, variables, batches, key, **options)
 
 
 def _trained_variables(run: Run, source: Path | None) -> Variables:

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
+from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Capture, Reducer, SpikingNetwork
 from qpsnn_jax.numerics.losses import cross_entropy
@@ -107,6 +108,7 @@ def make_train_step(
     ema_decay: float = 0.999,
     penalty: Mapping[str, Reducer] | None = None,
     gather: Callable[[Any], Any] = lambda params: params,
+    precision: Precision = "auto",
 ) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
     """One update of spatio-temporal back-propagation, as a pure function.
 
@@ -124,6 +126,7 @@ def make_train_step(
             :func:`qpsnn_jax.sops_reducers` scaled by the cost of an operation.
         gather: from the params of the state to the params that the network uses, of the same values: gathers arrays
             that are sharded over devices.
+        precision: of :class:`SpikingNetwork`.
 
     Returns:
         ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch, and
@@ -131,7 +134,7 @@ def make_train_step(
         class. The step raises ``ValueError`` while it is traced where the batch is empty, or the labels or losses are
         not one for each image.
     """
-    network = SpikingNetwork(graph)
+    network = SpikingNetwork(graph, precision)
     update = optax.with_extra_args_support(tx).update
 
     def step(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
@@ -187,6 +190,7 @@ def make_eval_step(
     loss: Loss = cross_entropy,
     prepare: Callable[[Array], Array] = lambda images: images,
     capture: Capture = (),
+    precision: Precision = "auto",
 ) -> Callable[[Variables, Array, Array, Array], tuple[Metrics, dict[str, Any]]]:
     """Sums over a batch in evaluation mode, as a pure function.
 
@@ -195,6 +199,7 @@ def make_eval_step(
         loss: as in :func:`make_train_step`.
         prepare: from raw images to normalized ones.
         capture: as in :class:`SpikingNetwork`; it is applied to padding examples too.
+        precision: of :class:`SpikingNetwork`.
 
     Returns:
         ``step(variables, images, labels, weights) -> (sums, captured)`` with the sums ``loss``, ``correct`` and
@@ -202,7 +207,7 @@ def make_eval_step(
     """
 
     def step(variables: Variables, images: Array, labels: Array, weights: Array) -> tuple[Metrics, dict[str, Any]]:
-        output: Any = SpikingNetwork(graph).apply(variables, prepare(images), capture=capture)
+        output: Any = SpikingNetwork(graph, precision).apply(variables, prepare(images), capture=capture)
         currents, captured = output
         losses = _losses(loss, currents, labels)
         sums = {

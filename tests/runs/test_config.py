@@ -66,6 +66,7 @@ BEYOND = {
     "run.seed": 2**31 - 2,
     "run.checkpoint_epochs": 0,
     "run.checkpoint_steps": 0,
+    "run.precision": "fast",
     "run.fsdp": 1,
 }
 

@@ -44,7 +44,8 @@ def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: 
             f"{found.shape} in {found.classes}; choose another --data."
         )
     started = time.monotonic()
-    result = evaluate(graph, variables, found.test, found)
+    precision = config.run.precision if config else "auto"
+    result = evaluate(graph, variables, found.test, found, precision=precision)
     seconds = time.monotonic() - started
     whole = build_graph(config) if config else graph
     click.echo(table([measure(path.resolve().name, graph, whole, result, None, seconds)]))
