@@ -433,3 +433,12 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
 def test_memory_counts_for_large_networks_alone():
     assert programs._jit(resnet20(bits=2, width=1 / 8), 32) is jax.jit
     assert programs._jit(resnet20(bits=2), 8) is low_memory_jit
+
+
+def test_the_precision_reaches_the_step(plan, tmp_path, monkeypatch):
+    def seen(*_arguments, precision, **_options):
+        raise RuntimeError(precision)
+
+    monkeypatch.setattr(programs, "make_train_step", seen)
+    with pytest.raises(RuntimeError, match="exact"):
+        fitted(plan._replace(run=RunSettings(precision="exact")), tmp_path)
