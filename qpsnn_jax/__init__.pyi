@@ -15,6 +15,8 @@ from .export.torch_import import import_torch as import_torch
 from .kernels.convolution import conv_spikes as conv_spikes
 from .kernels.convolution import convolve as convolve
 from .kernels.dispatch import Precision as Precision
+from .model import nodes as nodes
+from .model import zoo as zoo
 from .model.costs import Cost as Cost
 from .model.costs import Energy as Energy
 from .model.costs import activity_reducers as activity_reducers
@@ -22,6 +24,11 @@ from .model.costs import connection_sparsity as connection_sparsity
 from .model.costs import cost as cost
 from .model.costs import sops_reducers as sops_reducers
 from .model.graph import Graph as Graph
+from .model.layers import BatchNorm as BatchNorm
+from .model.layers import LIFLayer as LIFLayer
+from .model.layers import QuantConv as QuantConv
+from .model.layers import QuantDense as QuantDense
+from .model.network import Output as Output
 from .model.network import SpikingNetwork as SpikingNetwork
 from .model.nodes import AttentionTrace as AttentionTrace
 from .model.nodes import Quantizer as Quantizer

@@ -96,4 +96,4 @@ def test_a_run_compiles_each_step_once(small_config, tmp_path, caplog):
         assert main(["run", str(small_config), "--network.bits", "5", "--out", str(tmp_path / "run")]) == 0
     compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
     assert compiled.count("step") == 4
-    assert compiled.count("batch_scores") == 1
+    assert compiled.count("_batch_scores") == 1

@@ -271,9 +271,10 @@ def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...]) ->
 
 def _synaptic_operations(value: Any, reached: np.ndarray) -> Any:
     spikes = value.spikes if isinstance(value, LIFTrace) else value
-    per_position = jnp.sum(spikes, axis=-1)
+    per_position = jnp.sum(spikes, axis=-1, dtype=np.promote_types(spikes.dtype, np.float32))
     lead = (1,) * (per_position.ndim - reached.ndim)
-    return jnp.sum(per_position * reached.reshape(lead + reached.shape)) / spikes.shape[0]
+    reached = reached.astype(per_position.dtype).reshape(lead + reached.shape)
+    return jnp.sum(per_position * reached) / spikes.shape[0]
 
 
 def _operations_per_image(trace: Any) -> Any:

@@ -45,7 +45,9 @@ class SpikingNetwork(nn.Module):
         """Output currents of the network.
 
         Args:
-            images: normalized images ``b h w c``, or event frames ``b t h w c`` if the graph's input has frames.
+            images: normalized images ``b h w c``, or event frames ``b t h w c`` if the graph's input has frames. Their
+                dtype is that of all values: params of another dtype are converted to it, quantized weights after they
+                are quantized, and moments are taken in float32 at least.
             train: normalize by the batch's statistics.
             capture: names of nodes whose outputs are returned too, or a mapping from names to functions that
                 reduce them on the fly, so that the maps themselves are never stored. The output of a LIF node is a

@@ -12,6 +12,8 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from qpsnn_jax.runtime.sharding import with_auto_axes
+
 Gamma = Literal["none", "max", "percentile", "mean", "mse"]
 Granularity = Literal["layer", "channel"]
 GammaRule = Callable[[Array, ArrayLike, tuple[int, ...]], Array]
@@ -60,7 +62,9 @@ def wide_gamma(weights: Array, bits: ArrayLike, gamma: Gamma | GammaRule, granul
     top_level(bits, weights)
     if not callable(gamma) and gamma not in GAMMAS:
         raise ValueError(f"gamma must be {', '.join(GAMMAS)}, a function or an array, got {gamma!r}.")
-    found = jnp.asarray((gamma if callable(gamma) else GAMMAS[gamma])(weights, bits, axes), weights.dtype)
+    rule = gamma if callable(gamma) else GAMMAS[gamma]
+    follows = [None if axis in axes else axis for axis in range(weights.ndim)]
+    found = jnp.asarray(with_auto_axes(lambda w: rule(w, bits, axes), weights, follows), weights.dtype)
     ceiling = _largest(weights, bits, axes)
     if found.shape != ceiling.shape:
         raise ValueError(f"gamma must give γ of shape {ceiling.shape} for {weights.shape}, gave {found.shape}.")

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.runtime.sharding import with_auto_axes
+
 _PRIMES = (65521, 65519)
 # Integers up to here are exact in float32.
 _EXACT = 1 << 24
+LARGEST = _EXACT - 1
 # Bound on residues, which may exceed p/2 by a few.
 _REACH = 1 << 15
 # A residue is 256 times its high half and its low half, both of them within 128.
@@ -46,7 +49,6 @@ class _Pivot(NamedTuple):
     row: Array
 
 
-@partial(jax.jit, static_argnames="largest")
 def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     """Rank of every integer matrix ``n m`` of an array ``… n m``.
 
@@ -68,8 +70,13 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     """
     if matrices.ndim < 2:
         raise ValueError(f"matrices must have the shape … n m, got {matrices.shape}.")
-    if not 1 <= largest < 2**24:
+    if not 1 <= largest <= LARGEST:
         raise ValueError(f"largest must be between 1 and 2^24 - 1, got {largest}.")
+    return with_auto_axes(partial(_matrix_ranks, largest=largest), matrices, range(matrices.ndim - 2))
+
+
+@partial(jax.jit, static_argnames="largest")
+def _matrix_ranks(matrices: Array, largest: int) -> Array:
     *lead, n, m = matrices.shape
     k = math.prod(lead)
     if not k * n * m:
@@ -93,8 +100,9 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
 
 def _rank_in_field(matrices: Array, largest: int, field: _Field, mixing: Array) -> Array:
     left = _mixed(matrices, largest, field.prime, mixing)
-    pivot = _Pivot(*(jnp.zeros((size, left.shape[2])) for size in (left.shape[0], *left.shape[:2])))
-    rank = jnp.zeros(left.shape[2], jnp.int32)
+    # Of slices, not of shapes: zeros that vary over a mesh as the matrices do.
+    pivot = _Pivot(*(jnp.zeros_like(x) for x in (left[:, 0], left[:, 0], left[0])))
+    rank = jnp.zeros_like(left[0, 0], jnp.int32)
     while rows := left.shape[0]:
         steps = min(rows, _STAGE)
 

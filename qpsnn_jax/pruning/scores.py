@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.pruning.rank import matrix_ranks
+from qpsnn_jax.pruning.rank import LARGEST, matrix_ranks
+from qpsnn_jax.runtime.sharding import with_auto_axes
 
 Threshold = Literal["absolute", "relative", "exact"]
 
@@ -28,11 +29,7 @@ def singular_values(spikes: Array) -> Array:
         QP-SNN (ICLR 2025), Eq. 11-12.
     """
     _check_maps("spikes", spikes)
-    rates = jnp.mean(spikes.astype(jnp.float32), axis=1)
-    maps = jnp.moveaxis(rates, -1, 1)
-    # On the CPU, JAX's batched SVD runs in the thread pool that it also waits for, so two of them in one program can
-    # deadlock. One matrix at a time is safe and as fast.
-    return jax.lax.platform_dependent(maps, cpu=_svd_one_by_one, default=_svd)
+    return with_auto_axes(_singular_values, spikes, (0, 4, None))
 
 
 def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Threshold = "relative") -> Array:
@@ -50,7 +47,7 @@ def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Thresh
             :func:`qpsnn_jax.matrix_ranks` for its error probability). The spikes must be 0 or 1.
 
     Returns:
-        float32, one score per channel, shape ``c``, between 0 and min(h, w).
+        float32, one score per channel, shape ``c``, between 0 and min(h, w); NaN where a spike is NaN.
 
     Raises:
         ValueError: ``spikes`` is not five-dimensional, ``threshold`` is unknown, or is ``exact`` with an ε.
@@ -58,7 +55,8 @@ def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Thresh
     References:
         QP-SNN (ICLR 2025), Eq. 11-13.
     """
-    return jnp.mean(_ranks(spikes, epsilon, threshold).astype(jnp.float32), axis=0)
+    found = jnp.mean(_ranks(spikes, epsilon, threshold).astype(jnp.float32), axis=0)
+    return found + jnp.sum(0 * spikes.astype(jnp.float32), axis=(0, 1, 2, 3))  # a rank, an integer, cannot be NaN
 
 
 def svs_ranks(spikes: Array, *, epsilon: float | None = None, threshold: Threshold = "relative") -> Array:
@@ -90,8 +88,12 @@ def spike_counts(spikes: Array) -> Array:
 
 
 def count_ranks(counts: Array) -> Array:
-    """Rank of each channel's map of :func:`spike_counts`, ``b h w c`` to int32 ``b c``, by elimination."""
-    return matrix_ranks(jnp.moveaxis(counts, -1, 1), largest=int(jnp.iinfo(counts.dtype).max))
+    """Rank of each channel's map of :func:`spike_counts`, ``b h w c`` to int32 ``b c``, by elimination.
+
+    Counts are below 2^24, as float32 adds them.
+    """
+    largest = min(int(jnp.iinfo(counts.dtype).max), LARGEST)
+    return matrix_ranks(jnp.moveaxis(counts, -1, 1), largest=largest)
 
 
 def sca_scores(membranes: Array) -> Array:
@@ -131,12 +133,20 @@ def random_scores(key: Array, channels: int) -> Array:
         key: a jax.random key.
         channels: how many.
     """
-    return jax.random.uniform(key, (channels,))
+    return jax.random.uniform(key, (channels,), jnp.float32)
 
 
 def _check_maps(name: str, array: Array) -> None:
     if array.ndim != 5:
         raise ValueError(f"{name} must have the shape b t h w c, got {array.shape}.")
+
+
+@jax.jit
+def _singular_values(spikes: Array) -> Array:
+    maps = jnp.moveaxis(jnp.mean(spikes.astype(jnp.float32), axis=1), -1, 1)
+    # On the CPU, JAX's batched SVD runs in the thread pool that it also waits for, so two of them in one program can
+    # deadlock. One matrix at a time is safe and as fast.
+    return jax.lax.platform_dependent(maps, cpu=_svd_one_by_one, default=_svd)
 
 
 def _svd(maps: Array) -> Array:
@@ -164,4 +174,4 @@ def _ranks(spikes: Array, epsilon: float | None, threshold: Threshold) -> Array:
         bound = factor * values[..., :1]
     else:
         raise ValueError(f"threshold must be absolute, relative or exact, got {threshold!r}.")
-    return jnp.sum(values > bound, axis=-1)
+    return jnp.sum(values > bound, axis=-1, dtype=jnp.int32)

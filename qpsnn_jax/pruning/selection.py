@@ -35,14 +35,26 @@ class Criterion(NamedTuple):
     channelwise: bool = False
 
 
-svs_criterion = Criterion(
-    lambda trace: spike_counts(trace.spikes), lambda counts: jnp.mean(count_ranks(counts), axis=0), channelwise=True
-)
+def _counts(trace: LIFTrace) -> Array:
+    return spike_counts(trace.spikes)
+
+
+def _mean_ranks(counts: Array) -> Array:
+    return jnp.mean(count_ranks(counts).astype(jnp.float32), axis=0)
+
+
+def _activity(trace: LIFTrace) -> Array:
+    return jnp.mean(jnp.abs(trace.membranes), axis=1)
+
+
+def _mean_activity(maps: Array) -> Array:
+    return sca_scores(maps[:, None])
+
+
+svs_criterion = Criterion(_counts, _mean_ranks, channelwise=True)
 """SVS, the paper's proposal: mean ranks of the integer maps T·S_avg, by :func:`qpsnn_jax.matrix_ranks`."""
 
-sca_criterion = Criterion(
-    lambda trace: jnp.mean(jnp.abs(trace.membranes), axis=1), lambda maps: sca_scores(maps[:, None]), channelwise=True
-)
+sca_criterion = Criterion(_activity, _mean_activity, channelwise=True)
 """SCA, the paper's baseline: mean L1 norms of the maps of membranes."""
 
 
@@ -57,12 +69,13 @@ def score(
 ) -> Scores:
     """Score of every channel of every group, in one pass over the batches, in evaluation mode.
 
-    A group's score is the mean over its LIF layers and the batches. The maps of one batch are held at a time. A group
-    without a LIF layer has no scores.
+    A group's score is the mean over its LIF layers and the images. The maps of one batch are held at a time. A group
+    without a LIF layer has no scores. An image with a NaN makes all scores NaN. Compiled once for each graph,
+    criterion, mesh and size of a batch.
 
     Args:
         graph, variables: the network.
-        batches: normalized images ``b h w c`` (or frames ``b t h w c``), each batch of the same size.
+        batches: normalized images ``b h w c`` (or frames ``b t h w c``); the last batch may be smaller.
         criterion: :data:`svs_criterion`, :data:`sca_criterion`, or any other :class:`Criterion`. The maps of a flat
             layer have the height 1.
         mesh: of devices that each score an equal part of every batch (:func:`qpsnn_jax.runtime.sharding.data_mesh`).
@@ -77,18 +90,27 @@ def score(
     References:
         QP-SNN (ICLR 2025), Eq. 7 and 11-13.
     """
-    batch_scores = make_score_step(graph, criterion, precision=precision)
-    step = jax.jit(batch_scores if mesh is None else sharded_mean(mesh, batch_scores))
     variables = variables if mesh is None else device_put(variables, replicated(mesh))
-    total: Scores | None = None
-    count = 0
+    total: Scores = {}
+    first, weights = 0, 0.0
     for images in batches:
-        scores = step(variables, images if mesh is None else device_put(images, batch_sharding(mesh)))
-        total = scores if total is None else jax.tree.map(jnp.add, total, scores)
-        count += 1
-    if total is None:
+        placed = images if mesh is None else device_put(images, batch_sharding(mesh))
+        scores = _batch_scores(variables, placed, graph, criterion, mesh, precision)
+        first = first or len(images)
+        weight = len(images) / first  # 1 for equal batches, whose scores are then added as they are
+        total = {name: total.get(name, 0) + weight * scores[name] for name in scores}
+        weights += weight
+    if not weights:
         raise ValueError("score needs at least one batch of images.")
-    return {name: total[name] / count for name in channel_groups(graph) if name in total}
+    return {name: total[name] / weights for name in channel_groups(graph) if name in total}
+
+
+@partial(jax.jit, static_argnames=("graph", "criterion", "mesh", "precision"))
+def _batch_scores(
+    variables: Any, images: Array, graph: Graph, criterion: Criterion, mesh: Mesh | None, precision: Precision
+) -> Scores:
+    step = make_score_step(graph, criterion, precision=precision)
+    return (step if mesh is None else sharded_mean(mesh, step))(variables, images)
 
 
 def make_score_step(
@@ -111,7 +133,10 @@ def make_score_step(
     def batch_scores(variables: Any, images: Array) -> Scores:
         output: Any = SpikingNetwork(graph, precision).apply(variables, images, capture=capture)
         found = _score_maps(criterion, output.captured)
-        return {name: jnp.mean(jnp.stack([found[m] for m in members]), axis=0) for name, members in layers.items()}
+        # Maps may be integers, which cannot be NaN; the currents of an image with a NaN are.
+        nan = jnp.sum(0 * output.currents)
+        means = {name: jnp.mean(jnp.stack([found[m] for m in members]), axis=0) for name, members in layers.items()}
+        return {name: scores + nan.astype(scores.dtype) for name, scores in means.items()}
 
     return batch_scores
 

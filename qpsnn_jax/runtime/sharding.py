@@ -81,3 +81,15 @@ def sharded_mean(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[A
 
     whole, parts = PartitionSpec(), PartitionSpec(_AXIS)
     return jax.shard_map(local, mesh=mesh, in_specs=(whole, parts), out_specs=whole, check_vma=False)
+
+
+def with_auto_axes(function: Callable[[Any], Any], x: Any, follows: Sequence[int | None]) -> Any:
+    """``function(x)``, inside which explicit mesh axes are automatic, for what explicit shardings cannot express.
+
+    The result is one array. Each of its axes is sharded as that axis of ``x`` which ``follows`` names, if it names one.
+    """
+    sharding = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(x)
+    spec = PartitionSpec(*(None if axis is None else sharding.spec[axis] for axis in follows))
+    return jax.sharding.auto_axes(function, out_sharding=NamedSharding(sharding.mesh, spec))(x)

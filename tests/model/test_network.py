@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
-from small_networks import images_of, random_variables
+from small_networks import images_of, jit, random_variables
 
 from qpsnn_jax.model.graph import Graph, from_json, to_json
 from qpsnn_jax.model.network import SpikingNetwork
@@ -16,6 +16,7 @@ from qpsnn_jax.model.nodes import (
     Add,
     AveragePool,
     BatchNorm,
+    Context,
     Conv,
     Dense,
     Flatten,
@@ -24,6 +25,7 @@ from qpsnn_jax.model.nodes import (
     MaxPool,
     Quantizer,
     Shortcut,
+    Value,
 )
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.neurons import LIFTrace
@@ -342,3 +344,60 @@ def test_gradients(case):
         ahead, behind = (loss(variables["params"] | {"fc2": m}) for m in moved)
         slope = sign * jnp.sum(gradients["fc2"][leaf] ** 2)
         np.testing.assert_allclose((ahead - behind) / (2 * step), slope, rtol=0.02)
+
+
+@over(("dtype", "train"), [(jnp.bfloat16, True), (jnp.float16, False)])
+def test_half_precision_follows_the_images(dtype, train: bool):
+    graph = every_kind(frames=False)
+    variables, images = random_variables(graph, 5), images_of(graph, BATCH)
+
+    @jit
+    def step(params, images):
+        network = SpikingNetwork(graph)
+        names = ["conv1", "bn1", "lif1", "average"]
+
+        def loss(params):
+            tree = variables | {"params": params}
+            output, updates = network.apply(tree, images, train=train, capture=names, mutable=["batch_stats"])
+            return cross_entropy(output.currents.astype(jnp.float32), jnp.arange(BATCH)).mean(), (output, updates)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, (output, updates) = step(variables["params"], images.astype(dtype))
+    assert {x.dtype for x in jax.tree.leaves(output)} == {np.dtype(dtype)}
+    assert {x.dtype for x in jax.tree.leaves((gradients, updates))} == {np.dtype(np.float32)}
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((gradients, output)))
+    _, (wide, stats) = step(variables["params"], images.astype(dtype).astype(jnp.float32))
+    for name in ("conv1", "bn1"):
+        found = output.captured[name].astype(jnp.float32)
+        np.testing.assert_allclose(found, wide.captured[name], rtol=0.02, atol=0.05, err_msg=name)
+    flips = jnp.mean(output.captured["lif1"].spikes.astype(jnp.float32) != wide.captured["lif1"].spikes)
+    assert flips < 0.03
+    first = (tree["batch_stats"]["bn1"] for tree in (updates, stats))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0.01, atol=0.01), *first)
+
+
+def test_sums_of_spikes_are_exact_in_half_precision():
+    """Weights are quantized in float32: at 8 bits, the integers of rounded weights would be others."""
+    node = Conv("conv", "lif", 4, (1, 1), padding=(0, 0), quantizer=Quantizer(8))
+    value = Value((3, 3, 1), timed=False, spiking=True)
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 1, 4)), jnp.float32)
+    leaves = {"kernel": kernel, "gain": jnp.ones(1)}
+    found = node.run(leaves, [jnp.ones((1, 3, 3, 1), jnp.bfloat16)], Context((value,), 1)).output
+    integers, scale = node.quantizer.integer_weights(kernel)
+    expected = integers.astype(jnp.bfloat16) * scale.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(found, jnp.broadcast_to(expected, found.shape))
+
+
+def test_double_precision():
+    """Fresh variables are float32 whatever JAX's default is, and are used with images of float64."""
+    graph = every_kind(frames=False)
+    with jax.enable_x64(True):
+        images = jnp.asarray(np.asarray(images_of(graph)), jnp.float64)
+        network = SpikingNetwork(graph)
+        variables = jit(network.init)(jax.random.key(0), images)
+        output, updates = jit(partial(network.apply, train=True, mutable=["batch_stats"]))(variables, images)
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    assert {x.dtype for x in jax.tree.leaves(updates)} == {np.dtype(np.float32)}
+    assert output.currents.dtype == np.float64
+    assert np.isfinite(output.currents).all()

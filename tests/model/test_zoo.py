@@ -103,7 +103,13 @@ def test_ratios_cut_after_the_width():
     assert features["layer1.0.conv1"] == 64
 
 
-@over(("width", "ratio", "kept"), [(64, 0.1, 57), (128, 0.35, 83), (512, 0.78, 112), (5, 0.0, 5), (3, 0.66, 1)])
+# In binary, width · (1 - ratio) is just below or above these integers.
+DECIMAL = [(10, 0.8, 2), (10, 0.9, 1), (40, 0.8, 8), (9, 2 / 3, 3), (9, 1 - 2 / 3, 6)]
+
+
+@over(
+    ("width", "ratio", "kept"), [(64, 0.1, 57), (128, 0.35, 83), (512, 0.78, 112), (5, 0.0, 5), (3, 0.66, 1), *DECIMAL]
+)
 def test_kept_channels(width: int, ratio: float, kept: int):
     assert kept_channels(width, ratio) == kept
 

@@ -128,3 +128,16 @@ def test_unknown_threshold(function):
 def test_exact_takes_no_epsilon():
     with pytest.raises(ValueError, match="takes no epsilon, got 0.1"):
         svs_ranks(jnp.zeros((1, 1, 2, 2, 1)), epsilon=0.1, threshold="exact")
+
+
+def test_ranks_of_many_time_steps():
+    spikes = np.zeros((1, 70_000, 2, 2, 1), np.float32)  # counts above 16 bits
+    spikes[:, :, 0, 0], spikes[:, ::2, 1, 1] = 1, 1
+    np.testing.assert_array_equal(svs_ranks(spikes, threshold="exact"), [[2]])
+
+
+@over("threshold", ["absolute", "relative", "exact"])
+def test_nan_comes_out_as_nan(threshold: str):
+    spikes = low_rank_spikes((3, 4, 8, 8, 7)).astype(np.float32)
+    spikes[1, 2, 3, 4, 5] = np.nan
+    assert np.isnan(svs_scores(spikes, threshold=threshold)).tolist() == [channel == 5 for channel in range(7)]

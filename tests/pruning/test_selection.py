@@ -1,3 +1,5 @@
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,37 @@ def test_the_criterion_observes_each_layer_once(recorded):
     assert sorted(shapes) == sorted(
         [(4, 2, 6, 6, 6), (4, 2, 3, 3, 8), *[(4, 2, 3, 3, 9)] * 2, (4, 2, 3, 3, 7), (4, 2, 1, 1, 5)]
     )
+
+
+def test_batches_are_weighted_by_their_images(recorded):
+    variables, (first, second, _), _ = recorded
+    for criterion in (svs_criterion, sca_criterion):
+        whole = score(GRAPH, variables, [jnp.concatenate([first, second[:1]])], criterion)
+        parts = score(GRAPH, variables, [first, second[:1]], criterion)
+        for group, wanted in whole.items():
+            np.testing.assert_allclose(parts[group], wanted, rtol=1e-5)
+
+
+def test_scoring_again_compiles_nothing(recorded, compilations):
+    variables, batches, _ = recorded
+    score(GRAPH, variables, batches)
+    with compilations() as counted:
+        score(residual_graph(Quantizer(2)), variables, batches)
+    assert counted() == 0
+
+
+@over("criterion", [svs_criterion, sca_criterion])
+def test_images_with_a_nan_have_no_scores(recorded, criterion):
+    variables, batches, _ = recorded
+    scores = score(GRAPH, variables, [batches[0].at[1, 2, 3, 0].set(jnp.nan)], criterion)
+    assert all(np.isnan(found).all() for found in scores.values())
+    with pytest.raises(ValueError, match="finite numbers"):
+        select(GRAPH, scores, 0.3)
+
+
+@over("criterion", [svs_criterion, sca_criterion])
+def test_criteria_can_be_pickled(criterion):
+    assert pickle.loads(pickle.dumps(criterion)) == criterion
 
 
 def test_score_without_batches(recorded):

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from qpsnn_jax.model.nodes.base import Activity, Context, Count, Leaves, Node, Result, Value, Values
@@ -101,5 +103,6 @@ def attention(query: Array, key: Array, value: Array, *, head_features: int, fac
     q, k, v = (x.reshape(heads) for x in (query, key, value))
     memory = jnp.einsum("...nhd,...nhe->...hde", k, v)
     currents = factor * jnp.einsum("...nhd,...hde->...nhe", q, memory).reshape(shape)
-    meetings = jnp.sum(jnp.sum(k, -1) * jnp.sum(v, -1), (-2, -1))
-    return AttentionTrace(currents, meetings + head_features * jnp.sum(q, (-3, -2, -1)))
+    counted = partial(jnp.sum, dtype=np.promote_types(query.dtype, np.float32))  # half precision counts to 256
+    meetings = counted(counted(k, -1) * counted(v, -1), (-2, -1))
+    return AttentionTrace(currents, meetings + head_features * counted(q, (-3, -2, -1)))

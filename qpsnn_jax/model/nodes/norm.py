@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.nn.initializers import ones, zeros
 
@@ -43,17 +44,26 @@ class BatchNorm(Unary):
         affine = {"scale": leaves["scale"], "bias": leaves["bias"], "epsilon": self.epsilon}
         if not context.train:
             return Result(normalize_channels(x, mean=leaves["mean"], var=leaves["var"], **affine))
-        axes = tuple(range(x.ndim - 1))
-        mean, var = jnp.mean(x, axis=axes), jnp.var(x, axis=axes)
+        axes, wide = tuple(range(x.ndim - 1)), _wide(x)
+        mean, var = jnp.mean(x, axis=axes, dtype=wide), jnp.var(x, axis=axes, dtype=wide)
         repeats = 1 if context.inputs[0].timed else context.timesteps
         count = repeats * x.size // x.shape[-1]
         batch = {"mean": mean, "var": var * (count / max(1, count - 1))}
-        running = {name: self.momentum * leaves[name] + (1 - self.momentum) * batch[name] for name in batch}
+        running = {
+            name: self.momentum * leaves[name] + (1 - self.momentum) * moment.astype(leaves[name].dtype)
+            for name, moment in batch.items()
+        }
         return Result(normalize_channels(x, mean=mean, var=var, **affine), updates=running)
 
 
 def normalize_channels(x: Array, *, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float) -> Array:
-    """Batch normalization of ``… c`` with given moments of shape ``c``."""
+    """Batch normalization of ``… c`` with given moments of shape ``c``, of the dtype of x."""
+    scale, bias, mean, var = (leaf.astype(_wide(x)) for leaf in (scale, bias, mean, var))
     factor = scale * jax.lax.rsqrt(var + epsilon)
     shape = (1,) * (x.ndim - 1) + (-1,)
-    return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
+    return x * factor.astype(x.dtype).reshape(shape) + (bias - mean * factor).astype(x.dtype).reshape(shape)
+
+
+def _wide(x: Array) -> np.dtype:
+    """The dtype in which moments are taken: float32 for half precision, else that of x."""
+    return np.promote_types(x.dtype, np.float32)

@@ -58,14 +58,15 @@ class Weighted(Unary):
         """``linear(x, kernel)`` on ``b [t] …``, time folded into the batch; scaled, and the bias added.
 
         A quantized layer multiplies by odd integers and applies the scale to the sums, so that on spikes it computes
-        exactly what an integer device accumulates.
+        exactly what an integer device accumulates. Weights are quantized in their own dtype, then all is of that of x.
         """
         kernel, scale = self._factors(leaves)
-        y = linear(x.reshape(-1, *x.shape[2:]) if timed else x, kernel)
+        y = linear(x.reshape(-1, *x.shape[2:]) if timed else x, kernel.astype(x.dtype))
+        over_channels = (1,) * (y.ndim - 1) + (-1,)
         if scale is not None:
-            y = y * scale.reshape((1,) * (y.ndim - 1) + (-1,))
+            y = y * scale.astype(x.dtype).reshape(over_channels)
         if self.bias:
-            y = y + leaves["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
+            y = y + leaves["bias"].astype(x.dtype).reshape(over_channels)
         return y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
 
     def _factors(self, leaves: Leaves) -> tuple[Array, Array | None]:

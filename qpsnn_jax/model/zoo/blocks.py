@@ -1,13 +1,16 @@
 """Building blocks shared by the networks of the zoo."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Node, Quantizer
+from qpsnn_jax.model.nodes.checks import LARGEST
 
 
 def kept_channels(width: int, ratio: float) -> int:
     """Channels that remain when a fraction ``ratio`` of ``width`` is removed, ``int(width · (1 - ratio))``.
 
+    The ratio is the decimal number that it prints as: 0.8 of 10 channels leaves 2, where binary arithmetic gives 1.99….
     Algorithm 1 of the paper rounds the number dropped; only this rule reproduces its published sizes.
 
     Raises:
@@ -15,7 +18,8 @@ def kept_channels(width: int, ratio: float) -> int:
     """
     if not 0 <= ratio < 1:
         raise ValueError(f"a pruning ratio must be at least 0 and below 1, got {ratio}.")
-    kept = int(width * (1 - ratio))
+    # A billionth more, for ratios like 2/3 that have no end.
+    kept = int(width * (1 - Decimal(str(ratio))) + Decimal("1e-9"))
     if kept < 1:
         raise ValueError(f"a pruning ratio of {ratio} leaves none of {width} channels; lower it.")
     return kept
@@ -25,12 +29,13 @@ def scaled(width: int, multiplier: float) -> int:
     """``width · multiplier`` rounded to an integer.
 
     Raises:
-        ValueError: the multiplier is not positive or leaves no channel.
+        ValueError: the multiplier is not positive, leaves no channel or gives too many.
     """
-    channels = round(width * multiplier)
-    if multiplier <= 0 or channels < 1:
-        raise ValueError(f"width must be positive and leave at least one of {width} channels, got {multiplier}.")
-    return channels
+    if not 0 < multiplier <= LARGEST / width or round(width * multiplier) < 1:
+        raise ValueError(
+            f"width must be positive and give 1 to {LARGEST} channels where 1 gives {width}, got {multiplier}."
+        )
+    return round(width * multiplier)
 
 
 def checked_ratios(ratios: Mapping[str, float] | None, labels: tuple[str, ...]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, Add, Attention, Dense, GlobalAveragePool, Input, MaxPool, Node, Quantizer
 from qpsnn_jax.model.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron, quantizer_of, scaled
+from qpsnn_jax.runtime.checks import integer
 
 LABELS = ("patch", "stream", "attention", "hidden")
 _HEAD_FEATURES = 32
@@ -49,6 +50,7 @@ def spikingformer(
     References:
         Zhou et al., Spikingformer, 2023; QP-SNN (ICLR 2025), table 4.
     """
+    blocks = integer("blocks", blocks, 0, 1000)
     quantizer, ratio = quantizer_of(bits), checked_ratios(ratios, LABELS)
     full = scaled(384, width)
     if full % _HEAD_FEATURES:

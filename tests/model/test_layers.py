@@ -1,0 +1,162 @@
+"""The layers in a Flax module of one's own, against a graph with the same arrays, and the same in NNX."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from small_networks import images_of, jit, random_variables
+
+import qpsnn_jax as qp
+from qpsnn_jax import Graph
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input
+
+OPTIONS = {"tau": 0.6, "threshold": 0.8, "fire": ">", "reset": "soft", "surrogate": qp.sigmoid}
+FIRST, SECOND = qp.Quantizer(3, granularity="channel"), qp.Quantizer(4, gamma="max", ste="plain")
+
+
+class Net(nn.Module):
+    """Frames, so that every layer has a time axis, as the graph below."""
+
+    precision: str = "auto"
+
+    @nn.compact
+    def __call__(self, frames, *, train=False):
+        x = qp.QuantConv(6, (3, 2), (2, 1), (1, 0), None, bias=True)(frames)
+        x = qp.LIFLayer(**OPTIONS)(qp.BatchNorm(0.8, 1e-3)(x, train=train))
+        x = qp.QuantConv(5, quantizer=FIRST, spiking=True, precision=self.precision)(x)
+        x = qp.LIFLayer(0.5, 0.3)(qp.BatchNorm()(x, train=train))
+        return qp.QuantDense(3, SECOND)(x.reshape(*x.shape[:2], -1))
+
+
+NAMES = {
+    "conv1": "QuantConv_0",
+    "bn1": "BatchNorm_0",
+    "conv2": "QuantConv_1",
+    "bn2": "BatchNorm_1",
+    "fc": "QuantDense_0",
+}
+
+
+def graph() -> Graph:
+    nodes = (
+        Input("frames", (6, 5, 2), frames=True),
+        Conv("conv1", "frames", 6, (3, 2), (2, 1), (1, 0), bias=True),
+        BatchNorm("bn1", "conv1", 0.8, 1e-3),
+        LIF("lif1", "bn1", **OPTIONS),
+        Conv("conv2", "lif1", 5, quantizer=FIRST),
+        BatchNorm("bn2", "conv2"),
+        LIF("lif2", "bn2", 0.5, 0.3),
+        Flatten("flat", "lif2"),
+        Dense("fc", "flat", 3, SECOND),
+    )
+    return Graph(nodes, timesteps=3)
+
+
+GRAPH = graph()
+FRAMES = images_of(GRAPH)
+VARIABLES = jax.tree.map(jnp.asarray, random_variables(GRAPH))
+
+
+def as_layers(variables):
+    return {kind: {NAMES[node]: leaves for node, leaves in held.items()} for kind, held in variables.items()}
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("precision", ["auto", "exact"])
+def test_layers_are_the_nodes(train, precision):
+    def by(network, variables):
+        def loss(params):
+            tree = variables | {"params": params}
+            output, updates = network.apply(tree, FRAMES, train=train, mutable=["batch_stats"])
+            return jnp.sum(jnp.square(currents := getattr(output, "currents", output))), (currents, updates)
+
+        return jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    (_, (expected, stats)), gradients = by(qp.SpikingNetwork(GRAPH, precision), VARIABLES)
+    (_, (found, own_stats)), own_gradients = by(Net(precision), as_layers(VARIABLES))
+    np.testing.assert_array_equal(found, expected)
+    assert np.ptp(expected) > 0.1
+    jax.tree.map(np.testing.assert_array_equal, own_stats, as_layers(stats))
+    jax.tree.map(np.testing.assert_array_equal, own_gradients, as_layers({"params": gradients})["params"])
+    moved = stats["batch_stats"]["bn1"]["mean"] != VARIABLES["batch_stats"]["bn1"]["mean"]
+    assert np.all(moved) if train else not np.any(moved)
+
+
+def test_fresh_layers_have_the_arrays_of_the_nodes():
+    fresh, nodes = (jax.eval_shape(n.init, jax.random.key(0), FRAMES) for n in (Net(), qp.SpikingNetwork(GRAPH)))
+    assert fresh == as_layers(nodes)
+    wide = qp.QuantConv(64, (1, 1), padding=(0, 0)).init(jax.random.key(0), jnp.ones((1, 2, 2, 256)))
+    np.testing.assert_allclose(wide["params"]["kernel"].std(), np.sqrt(2 / 64), rtol=0.03)
+    np.testing.assert_array_equal(wide["scales"]["gain"], [1])
+
+
+def test_a_static_image_and_a_flat_input_have_no_time():
+    image, flat = FRAMES[:, 0], FRAMES.reshape(6, -1)
+    for layer, x in ((qp.QuantConv(4), image), (qp.QuantDense(4), flat)):
+        variables = layer.init(jax.random.key(0), x)
+        alone = layer.apply(variables, x)
+        np.testing.assert_allclose(layer.apply(variables, x[:, None])[:, 0], alone, rtol=1e-6)
+        assert alone.shape == (*x.shape[:-1], 4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (qp.QuantConv(0), (1, 4, 4, 2), "QuantConv': features must be an integer"),
+        (qp.QuantConv(3, (5, 5), padding=(0, 0)), (1, 4, 4, 2), r"a window of \(5, 5\) does not fit"),
+        (qp.QuantConv(3), (4, 4), "must have the shape b h w i or b t h w i, got"),
+        (qp.QuantConv(3, precision="fast"), (1, 4, 4, 2), "precision must be"),
+        (qp.QuantDense(3), (1, 4, 4, 2), "must have the shape b i or b t i, got"),
+        (qp.BatchNorm(epsilon=-1.0), (1, 2), "BatchNorm': epsilon must be"),
+        (qp.LIFLayer(tau=float("nan")), (1, 2, 3), "LIFLayer': tau must be"),
+        (qp.LIFLayer(surrogate="step"), (1, 2, 3), "surrogate must be one of"),
+    ],
+)
+def test_mistakes(layer, shape, message):
+    with pytest.raises(ValueError, match=message):
+        layer.init(jax.random.key(0), jnp.ones(shape))
+
+
+def test_layers_in_nnx():
+    """The recipe of the module's docstring, on a network of one's own."""
+    net = nnx.bridge.ToNNX(Net(), rngs=nnx.Rngs(0)).lazy_init(FRAMES)
+    nnx.update(net, nnx_state(net, as_layers(VARIABLES)))
+    labels = jnp.arange(2)
+
+    def loss_of(net):
+        return qp.cross_entropy(net(FRAMES, train=True, mutable=["batch_stats"]), labels).mean()
+
+    @nnx.jit
+    def step(net, optimizer):
+        loss, gradients = nnx.value_and_grad(loss_of)(net)
+        optimizer.update(net, gradients)
+        return loss
+
+    optimizer = nnx.Optimizer(net, optax.sgd(0.1), wrt=nnx.Param)
+    losses = [step(net, optimizer) for _ in range(5)]
+
+    # The same steps of the graph.
+    tx = optax.sgd(0.1)
+    state, train = qp.init_state(VARIABLES, tx, jax.random.key(0)), jit(qp.make_train_step(GRAPH, tx))
+    expected = []
+    for _ in range(5):
+        state, metrics = train(state, FRAMES, labels)
+        expected.append(metrics["loss"])
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    assert losses[-1] < losses[0]
+    found = nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
+    wanted = as_layers({"batch_stats": state.variables["batch_stats"]})["batch_stats"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, wanted)
+
+
+def nnx_state(net, variables):
+    state = nnx.state(net, nnx.Not(nnx.RngState))
+    values = dict(variables["params"])
+    for collection in ("batch_stats", "scales"):
+        for module, leaves in variables[collection].items():
+            values[module] = values[module] | leaves
+    nnx.replace_by_pure_dict(state, values)
+    return state
