@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from qpsnn_jax.runtime.files import open_regular, unreadable
+from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable
 
 # What is read, of a named file as within a folder. Pillow knows more, some of which start other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
@@ -90,8 +90,7 @@ def _opened(file: BinaryIO, path: str | PathLike[str] | None, channels: int, siz
     except UnidentifiedImageError:
         raise _error(path, f"is no picture in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise many kinds for damaged bytes, SyntaxError and struct.error among them
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].strip(" .")
-        raise _error(path, f"is a damaged picture ({reason})") from None
+        raise _error(path, f"is a damaged picture ({reason_of(error)})") from None
 
 
 class _UnsuitableError(ValueError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from qpsnn_jax.data.inspection import check_name
 from qpsnn_jax.data.sources.tfds import find, is_prepared
 from qpsnn_jax.data.sources.tiny_imagenet import find_folder
+from qpsnn_jax.runtime.files import reason_of
 
 _IMAGENET = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")  # behind a registration, so TFDS cannot fetch them
 
@@ -57,6 +58,5 @@ def _download(name: str, root: Path) -> Path:
         builder = tfds.builder(name, data_dir=root, file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:  # TFDS passes on any exception of the network, the archive or TensorFlow
-        reason = (str(error).splitlines() or [type(error).__name__])[0].strip(" .")
-        raise ValueError(f"{name} could not be prepared in {root} ({reason}).") from error
+        raise ValueError(f"{name} could not be prepared in {root} ({reason_of(error)}).") from error
     return find(name, root)

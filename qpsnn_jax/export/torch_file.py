@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qpsnn_jax.runtime.arrays import read_npz
-from qpsnn_jax.runtime.files import open_regular, unreadable
+from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable
 
 _NUMBERS = "fiu"  # kinds of NumPy dtypes
 
@@ -65,8 +65,7 @@ def float32_array(name: str, tensor: Any) -> np.ndarray:
             numbers = array.dtype.kind in _NUMBERS or array.dtype.name.startswith(("bfloat", "float"))
             converted = array.astype(np.float32) if numbers else None
     except Exception as error:  # PyTorch has many exceptions for a tensor without values
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(" .")
-        raise ValueError(f"tensor {name!r} cannot be read as plain numbers ({reason}).") from None
+        raise ValueError(f"tensor {name!r} cannot be read as plain numbers ({reason_of(error)}).") from None
     if converted is None:
         raise ValueError(f"tensor {name!r} must hold floating numbers or integers, got {array.dtype}.")
     if not np.isfinite(converted).all():

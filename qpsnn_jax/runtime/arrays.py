@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qpsnn_jax.runtime.files import open_regular, unreadable
+from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable
 
 
 def read_npy(path: str | PathLike[str]) -> np.ndarray:
@@ -41,5 +41,4 @@ def _damage(path: str | PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged header raises what the parsers of Python, zip and zlib raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(" .:")
-        raise unreadable(path, f"is no readable file of arrays ({reason})") from None
+        raise unreadable(path, f"is no readable file of arrays ({reason_of(error)})") from None

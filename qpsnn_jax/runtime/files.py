@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
+_LONGEST_REASON = 200
 _LFS = b"version https://git-lfs"
 
 
@@ -71,6 +72,12 @@ def unreadable(path: str | PathLike[str], reason: str) -> ValueError:
     if pointer:
         reason = "is a Git LFS pointer in place of the file; fetch the file by: git lfs pull"
     return ValueError(f"{os.fspath(path)} {reason}.")
+
+
+def reason_of(error: Exception) -> str:
+    """What a library says of a file: the first line, short, without what a terminal would obey, without a full stop."""
+    line = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in line[:_LONGEST_REASON]).strip(" .:")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 from qpsnn_jax.data.catalogue import DataRequest
 from qpsnn_jax.data.dataset import Arrays, DataSet, subset
 from qpsnn_jax.data.pictures import decode_picture
+from qpsnn_jax.runtime.files import reason_of
 
 
 class Facts(NamedTuple):
@@ -178,7 +179,7 @@ def _decode(name: str, folder: Path, encoded: _Encoded, indices: np.ndarray) -> 
 
 
 def _damaged(name: str, folder: Path, error: Exception) -> ValueError:
-    reason = (str(error).splitlines() or [""])[0].strip(" .'\"")
+    reason = reason_of(error)
     remedy = f"remove that folder, or choose another data_dir, and {_recipe(name, folder.parents[1])}"
     return ValueError(f"{folder} is no readable {name} in array_record format ({reason}); {remedy}.")
 

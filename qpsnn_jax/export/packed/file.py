@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.packed.description import arrays_of, describe, read_document, read_layer
 from qpsnn_jax.export.packed.numbers import layer_bytes, unpack
-from qpsnn_jax.runtime.files import open_regular, unreadable, write_atomically
+from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable, write_atomically
 
 MAGIC = b"QPSNN\r\n\x1a"
 VERSION = 1
@@ -138,8 +138,7 @@ def _checksum(*parts: bytes) -> int:
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "its description is nested too deeply"
-    reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    return reason[:200].rstrip(".")
+    return f"it lacks {reason_of(error)}" if isinstance(error, KeyError) else reason_of(error)
 
 
 def _no_constant(name: str) -> float:
