@@ -3,10 +3,10 @@ from .export.agreement import compare as compare
 from .export.c.source import c_source as c_source
 from .export.folding import fold as fold
 from .export.integer_network import IntegerNetwork as IntegerNetwork
+from .export.nir.file import read_nir as read_nir
+from .export.nir.file import write_nir as write_nir
 from .export.nir.reader import import_nir as import_nir
-from .export.nir.reader import read_nir as read_nir
 from .export.nir.writer import nir_graph as nir_graph
-from .export.nir.writer import write_nir as write_nir
 from .export.onnx import onnx_model as onnx_model
 from .export.packed.file import load_packed as load_packed
 from .export.packed.file import write_packed as write_packed

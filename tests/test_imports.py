@@ -21,7 +21,8 @@ ONLY_IN = {
     "click": {
         f"runs.cli.{name}" for name in ("main", "flags", "joining", "training", "networks", "exports", "datasets")
     },
-    "nir": {"export.nir.writer"},
+    "nir": {"export.nir.file"},
+    "h5py": {"export.nir.file"},
     "onnx": {"export.onnx"},
     "onnxruntime": {"runs.verify"},
 }

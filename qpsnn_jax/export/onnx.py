@@ -189,7 +189,7 @@ def _readout(build: _Builder, layer: Readout, spikes: list[str]) -> str:
     """A convolution over the complete pooled map: a matrix product would be fused and summed in another order."""
     summed = build.one("Sum", *spikes)
     pooled = summed
-    if layer.window != (1, 1):
+    if (layer.window, layer.strides) != ((1, 1), (1, 1)):
         pooled = build.one("AveragePool", summed, kernel_shape=layer.window, strides=layer.strides)
     kernel = layer.kernel.astype(np.float32).transpose(3, 2, 0, 1) * np.float32(layer.scale / len(spikes))
     currents = build.one("Conv", pooled, build.constant(np.ascontiguousarray(kernel)), build.constant(layer.bias))

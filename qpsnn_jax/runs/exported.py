@@ -10,7 +10,8 @@ from qpsnn_jax.export.c.source import write_c
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.export.nir.writer import nir_graph, write_nir
+from qpsnn_jax.export.nir.file import write_nir
+from qpsnn_jax.export.nir.writer import nir_graph
 from qpsnn_jax.export.onnx import write_onnx
 from qpsnn_jax.export.packed.file import write_packed
 from qpsnn_jax.export.stablehlo import write_stablehlo
@@ -44,7 +45,7 @@ class Exported:
         """The network as codes, scales and biases.
 
         Raises:
-            ValueError: it has no form in whole numbers.
+            ValueError: it has no integer form.
         """
         bits = {"stem_bits": self.stem_bits, "readout_bits": self.readout_bits}
         return fold(self.graph, self.variables, self.data.mean, self.data.std, **bits)

@@ -17,8 +17,9 @@ from qpsnn_jax.export import FOLDED
 from qpsnn_jax.export.agreement import Agreement, Side, compare, compare_networks, mean_currents
 from qpsnn_jax.export.c.source import write_c
 from qpsnn_jax.export.integer_network import IntegerNetwork
-from qpsnn_jax.export.nir.reader import import_nir, read_nir
-from qpsnn_jax.export.nir.writer import nir_graph, write_nir
+from qpsnn_jax.export.nir.file import read_nir, write_nir
+from qpsnn_jax.export.nir.reader import import_nir
+from qpsnn_jax.export.nir.writer import nir_graph
 from qpsnn_jax.export.onnx import onnx_model
 from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.export.stablehlo import stablehlo

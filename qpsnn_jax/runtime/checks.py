@@ -4,6 +4,8 @@ import math
 import operator
 from typing import Any
 
+_LONGEST = 80
+
 
 def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """``value`` as an integer, from anything with ``__index__`` (NumPy's integers too) except a bool.
@@ -26,7 +28,7 @@ def integer(name: str, value: Any, least: int, most: int | None = None) -> int:
         number = least - 1
     if number < least or (most is not None and number > most):
         allowed = f", {least} or more" if most is None else f" from {least} to {most}"
-        raise ValueError(f"{name} must be an integer{allowed}, got {value!r}.")
+        raise ValueError(f"{name} must be an integer{allowed}, got {_shown(value)}.")
     return number
 
 
@@ -46,9 +48,17 @@ def finite(name: str, value: Any, least: float, most: float) -> float:
         ValueError: ``value`` is not a number, NaN, or out of range.
     """
     try:
-        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+        kind, axes = getattr(getattr(value, "dtype", None), "kind", "f"), getattr(value, "ndim", 0)
+        unfit = isinstance(value, bool | str | bytes | complex) or axes or kind not in "fiu"
+        number = math.nan if unfit else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not least <= number <= most:
-        raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {value!r}.")
+        raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {_shown(value)}.")
     return number
+
+
+def _shown(value: Any) -> str:
+    """What was given, on one line and not at any length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

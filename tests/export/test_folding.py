@@ -1,5 +1,8 @@
 """Folding: the affine map of every channel, on an oracle written in floating point, and what is refused."""
 
+import dataclasses
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +11,26 @@ from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
 from small_networks import random_variables
 
 from qpsnn_jax.data import load
+from qpsnn_jax.export import folded
 from qpsnn_jax.export.agreement import compare
-from qpsnn_jax.export.folding import fold
+from qpsnn_jax.export.folding import fold, fold_node
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
-from qpsnn_jax.model.nodes import LIF, AveragePool, Conv, Input, MaxPool, Quantizer
-from qpsnn_jax.model.zoo import resnet20, spikingformer
+from qpsnn_jax.model.nodes import (
+    LIF,
+    Attention,
+    AveragePool,
+    Conv,
+    Dense,
+    Flatten,
+    Input,
+    MaxPool,
+    Quantizer,
+    Result,
+    Unary,
+)
+from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning import prune
 from qpsnn_jax.runs.directory import load_network, read_config
@@ -23,11 +39,12 @@ from qpsnn_jax.runs.directory import load_network, read_config
 def test_first_currents_are_the_float_networks():
     graph = GRAPHS["dense"]
     pixels, (mean, std) = pixels_of(graph), moments(graph)
-    layer, folded = folded_of("dense").layers[0], folded_of("dense")
+    network = folded_of("dense")
+    layer = network.layers[0]
     images = normalize(pixels, mean, std)
     run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x, capture=["bn0"]))
     captured = run(variables_of("dense"), images)[1]
-    centered = np.pad(pixels - np.asarray(folded.image.mean), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    centered = np.pad(pixels - np.asarray(network.image.mean), ((0, 0), (1, 1), (1, 1), (0, 0)))
     for y, x in ((0, 0), (2, 4), (5, 5)):
         patch = centered[:, y : y + 3, x : x + 3]
         currents = np.einsum("bhwi,hwio->bo", patch, layer.kernel) * layer.scale + layer.bias
@@ -83,7 +100,10 @@ REFUSED = {
     "leak": (resnet20(width=1 / 8, lif=LIF("", "", tau=0.25)), "only a leak of 0.5 and a hard reset"),
     "soft reset": (resnet20(width=1 / 8, lif=LIF("", "", reset="soft")), "only a leak of 0.5 and a hard reset"),
     "full precision": (resnet20(bits=None, width=1 / 8), "node 'layer1.0.conv1' reads spikes with full-precision"),
-    "attention": (spikingformer(width=1 / 4, blocks=1), "node 'block0.attn.product': spiking self-attention"),
+    "attention": (
+        _graph(*STEM, Attention("attn", "lif1", "lif1", "lif1", 1), LIF("lif2", "attn")),
+        "node 'attn': Attention cannot be exported as integers",
+    ),
     "max-pool of currents": (
         _graph(Conv("conv1", "image", 2), MaxPool("pool", "conv1"), LIF("lif1", "pool")),
         "node 'pool': a max-pool of other values than spikes",
@@ -124,3 +144,40 @@ def test_options_are_checked():
             fold(graph, variables, (0.5,), (0.5,), **options)
     with pytest.raises(ValueError, match="mean and std need 1 finite numbers"):
         fold(graph, variables, (0.5, 0.5), (0.5, 0.5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Latch(Unary):
+    """Spikes as they come: a kind of node from outside the package."""
+
+    def infer(self, inputs):
+        return inputs[0]
+
+    def run(self, leaves, inputs, context):
+        return Result(inputs[0])
+
+
+def test_a_node_from_outside_is_refused_with_the_line_to_write_and_folds_once_it_is_written(monkeypatch):
+    graph = _graph(*STEM, Latch("latch", "lif1"), Flatten("flat", "latch"), Dense("fc", "flat", 3))
+    arguments = (graph, random_variables(graph), (0.5,), (0.25,))
+    line = "@qpsnn_jax.export.folding.fold_node.register(Latch)"
+    with pytest.raises(
+        ValueError, match=re.escape(f"node 'latch': Latch has no integer form here; register one with {line}.")
+    ):
+        fold(*arguments)
+
+    @fold_node.register(Latch)
+    def _(node, folding):
+        return folded.MaxPool(node.name, node.input, (1, 1), (1, 1), (0, 0))
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
+    found = compare(graph, arguments[1], IntegerNetwork.of(fold(*arguments)), pixels, (0.5,), (0.25,))
+    assert (found.predictions, found.spikes) == (1, {"lif1": 0})
+
+
+def test_what_the_output_does_not_need_is_left_out():
+    graph = _graph(
+        *STEM, Conv("dead", "lif1", 3), LIF("unread", "dead"), Flatten("flat", "lif1"), Dense("fc", "flat", 3)
+    )
+    layers = fold(graph, random_variables(graph), (0.5,), (0.25,)).layers
+    assert [layer.name for layer in layers] == ["lif1", "fc"]

@@ -1,6 +1,7 @@
 """NIR: its equations give our spikes, it comes back as it went, and what it cannot say is refused by name."""
 
 import dataclasses
+import re
 import sys
 from itertools import pairwise
 from types import ModuleType
@@ -13,9 +14,10 @@ from exported import GRAPHS, moments, pixels_of, variables_of
 from nir_oracle import run as run_nir
 from small_networks import images_of, random_variables, residual_graph
 
-from qpsnn_jax.data import load
-from qpsnn_jax.export.nir.reader import import_nir, read_nir
-from qpsnn_jax.export.nir.writer import DT, nir_graph, write_nir
+from qpsnn_jax.data import Arrays, DataSet, load
+from qpsnn_jax.export.nir.file import read_nir, write_nir
+from qpsnn_jax.export.nir.reader import READINGS, import_nir
+from qpsnn_jax.export.nir.writer import DT, nir_graph, write_node
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import (
@@ -29,7 +31,9 @@ from qpsnn_jax.model.nodes import (
     Flatten,
     Input,
     MaxPool,
+    Result,
     Shortcut,
+    Unary,
 )
 from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.numerics.normalization import normalize
@@ -326,13 +330,143 @@ FOREIGN = {
     ),
     "rows alone": (
         lambda: _with("side", nir.Flatten({"input": np.array([2, 3, 4])}, 1, -1), ("in", "side"), ("side", "first")),
-        "node 'side': NIR's Flatten has no form",
+        "node 'side': NIR's Flatten to several axes has no form",
     ),
     "even window": (
         lambda: _with("side", _conv(weight=np.ones((2, 2, 2, 2)), padding="same"), ("in", "side"), ("side", "flat")),
         "node 'side': its padding is not the same on both sides",
     ),
 }
+
+
+NUMBERS = {
+    "no steps": ({"timesteps": 0}, "timesteps of the NIR graph must be an integer from 1 to"),
+    "steps of 2.7": ({"timesteps": 2.7}, "timesteps of the NIR graph must be an integer from 1 to .*2.7"),
+    "many steps": ({"timesteps": np.asarray([1, 2])}, r"timesteps of the NIR graph must .* got array\(\[1, 2\]\)"),
+    "text for steps": ({"timesteps": b"2"}, "timesteps of the NIR graph must be an integer"),
+    "frames": ({"timesteps": 2, "frames": np.ones(3)}, "frames of the NIR graph must be an integer from 0 to 1"),
+    **{
+        f"dt of {dt}": ({"timesteps": 2, "dt": dt}, "dt of the NIR graph must be a number from 1e-12 to 1e")
+        for dt in (0, float("nan"), -1, 1e-310, "1e-4", np.full(2, 1e-4), True)
+    },
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_a_file_are_checked_like_those_that_are_given(name):
+    notes, message = NUMBERS[name]
+    document = _foreign()
+    for options in ({}, notes):
+        document.metadata = {} if options else notes
+        with pytest.raises(ValueError, match=message) as caught:
+            import_nir(document, **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_text_for_a_number_names_the_node_and_the_field():
+    words = {"groups": "groups must be an integer", "stride": "stride must be an", "bias": "bias must be numbers"}
+    for field, message in words.items():
+        document = _with("side", _conv(), ("in", "side"), ("side", "flat"))
+        setattr(document.nodes["side"], field, np.asarray(b"text"))
+        with pytest.raises(ValueError, match=f"node 'side': {message}"):
+            import_nir(document, timesteps=2)
+
+
+@pytest.mark.parametrize("beta", np.arange(0, 100, 7) / 100)
+def test_neurons_are_computed_as_snntorch_wrote_them(beta):
+    """θ = 1 stays 1: in float64 from float32 fields, half of all β would give 0.99999994."""
+    one, dt = np.float32(1), np.float32(DT)
+    tau = dt / (one - np.float32(beta))
+    fields = {"tau": np.full(6, tau), "r": np.full(6, tau / dt), "v_threshold": np.ones(6, np.float32)}
+    zeros = np.zeros(6, np.float32)
+    graph, _ = import_nir(_foreign(v_leak=zeros, v_reset=zeros, **fields), timesteps=2)
+    (cells,) = (node for node in graph.nodes if isinstance(node, LIF))
+    assert cells.threshold == 1
+    assert cells.tau == pytest.approx(np.float32(beta), abs=1e-7)
+    assert beta not in (0, 0.5) or cells.tau == beta
+
+
+def test_a_leak_of_half_goes_there_and_back():
+    tau, zeros = np.full(6, np.float32(DT) / np.float32(0.5)), np.zeros(6, np.float32)
+    fields = {"tau": tau, "r": zeros + 2, "v_leak": zeros, "v_reset": zeros, "v_threshold": zeros + 1}
+    nodes = {
+        "in": nir.Input(np.array([6])),
+        "first": nir.Affine(np.eye(6), np.ones(6)),
+        "cells": _neurons((6,), **fields),
+        "last": nir.Linear(np.ones((3, 6))),
+        "out": nir.Output(np.array([3])),
+    }
+    graph, variables = import_nir(nir.NIRGraph(nodes, list(pairwise(nodes))), timesteps=2)
+    back, _ = import_nir(nir_graph(graph, variables))
+    assert [node for node in back.nodes if isinstance(node, LIF)] == [LIF("cells", "first", 0.5, 1.0, ">")]
+
+
+def test_invented_names_give_way_to_those_of_the_file():
+    draw = np.random.default_rng(5)
+    nodes = {
+        "in": nir.Input(np.array([6])),
+        "sum.0": nir.Affine(draw.normal(size=(6, 6)), draw.normal(size=6)),
+        "last.flat": nir.Affine(draw.normal(size=(6, 6)), draw.normal(size=6)),
+        "cells": _neurons((6,)),
+        "last": nir.Linear(draw.normal(size=(3, 6))),
+        "out": nir.Output(np.array([3])),
+    }
+    edges = [("in", "sum.0"), ("in", "last.flat"), ("sum.0", "cells"), ("last.flat", "cells"), ("cells", "last")]
+    graph, variables = import_nir(nir.NIRGraph(nodes, [*edges, ("last", "out")]), timesteps=4)
+    assert {"sum.0_", "last.flat_"} < set(graph.by_name)
+    images = images_of(graph, 5)
+    outputs, counts = run_nir(nir.NIRGraph(nodes, [*edges, ("last", "out")]), shown(graph, images))
+    currents, spikes = ours(graph, variables, images)
+    assert counts == spikes
+    np.testing.assert_allclose(outputs, currents, atol=1e-5)
+
+
+def test_what_the_output_does_not_need_is_left_out(tmp_path):
+    graph = _graph(*STEM, Conv("dead", "lif1", 3), LIF("unread", "dead"), *READOUT)
+    variables = random_variables(graph)
+    write_nir(str(tmp_path / "a.nir"), nir_graph(graph, variables))
+    back, restored = import_nir(read_nir(str(tmp_path / "a.nir")))
+    assert not {"dead", "unread"} & set(back.by_name)
+    images = images_of(graph, 4)
+    needed = dataclasses.replace(graph, nodes=tuple(n for n in graph.nodes if n.name not in ("dead", "unread")))
+    np.testing.assert_allclose(ours(back, restored, images)[0], ours(needed, variables, images)[0], atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wire(Unary):
+    """The same again: a kind of node from outside the package."""
+
+    def infer(self, inputs):
+        return inputs[0]
+
+    def run(self, leaves, inputs, context):
+        return Result(inputs[0])
+
+
+def test_a_node_from_outside_is_refused_with_the_line_to_write_and_written_once_it_is_there():
+    graph = _graph(*STEM, Wire("wire", "lif1"), Flatten("flatten", "wire"), READOUT[1])
+    variables = random_variables(graph)
+    line = "@qpsnn_jax.export.nir.writer.write_node.register(Wire)"
+    with pytest.raises(ValueError, match=re.escape(f"node 'wire': NIR has no wire here; register one with {line}.")):
+        nir_graph(graph, variables)
+
+    @write_node.register(Wire)
+    def _(node, build, sources):
+        return sources[0]
+
+    assert "wire" not in nir_graph(graph, variables).nodes
+
+
+def test_a_kind_of_nir_from_outside_is_read_once_its_reading_is_there(monkeypatch):
+    document = _foreign(nir.Threshold(np.full(6, 0.5)))
+    with pytest.raises(ValueError, match=r"register one as qpsnn_jax.export.nir.reader.READINGS\['Threshold'\]"):
+        import_nir(document, timesteps=2)
+
+    def threshold(reader, found):
+        return reader.add(LIF(found.name, found.source, 0.0, 0.5))
+
+    monkeypatch.setitem(READINGS, "Threshold", threshold)
+    assert import_nir(document, timesteps=2)[0].by_name["cells"] == LIF("cells", "first", 0.0, 0.5)
 
 
 def _with(name, node, *edges):
@@ -357,11 +491,22 @@ def test_what_a_graph_cannot_say_is_refused(name):
 
 def test_files_that_are_none(tmp_path):
     (tmp_path / "text.nir").write_text("no network")
-    with pytest.raises(ValueError, match=r"text.nir is no NIR file: OSError"):
+    with pytest.raises(ValueError, match=r"text.nir is no NIR file, which is HDF5"):
         read_nir(tmp_path / "text.nir")
     nir.write(tmp_path / "node.nir", nir.Linear(np.ones((2, 2))))
-    with pytest.raises(ValueError, match=r"node.nir is no NIR file|holds a NIR Linear and no graph"):
+    with pytest.raises(
+        ValueError, match=r"node.nir (is HDF5 that nir \S+ cannot read|holds a NIR Linear and no graph)"
+    ):
         read_nir(tmp_path / "node.nir")
+    import h5py
+
+    with h5py.File(tmp_path / "other.nir", "w") as file:
+        file["weights"] = np.ones(3)
+    with pytest.raises(ValueError, match=r"other.nir is HDF5 that nir \S+ cannot read as a graph \(KeyError: "):
+        read_nir(tmp_path / "other.nir")
+    (tmp_path / "pointer.nir").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=r"pointer.nir is a Git LFS pointer in place of the file"):
+        read_nir(str(tmp_path / "pointer.nir"))
     with pytest.raises(FileNotFoundError):
         read_nir(tmp_path / "absent.nir")
 
@@ -387,9 +532,10 @@ def test_export_and_verify_a_run(small_run, tmp_path, capsys):
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_what_whole_numbers_refuse_goes_by_nir(small_run, tmp_path):
+def test_what_has_no_integer_form_goes_by_nir(small_run, tmp_path):
     graph, run = sums_graph(), read_run(small_run)
-    data = dataclasses.replace(run.data, mean=(0.5, 0.5), std=(0.25, 0.25))
+    part = Arrays(np.zeros((1, 3, 6, 6, 2), np.uint8), np.zeros(1, int))
+    data = DataSet("frames", part, part, 3, (0.5, 0.5), (0.25, 0.25))
     run = dataclasses.replace(run, graph=graph, variables=random_variables(graph), data=data)
     with pytest.raises(ValueError, match="node 'conv2' reads spikes with full-precision weights"):
         write_run(run, tmp_path / "new" / "a.qpsnn", "packed")

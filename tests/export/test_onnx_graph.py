@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
+from small_networks import random_variables
 
+from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.onnx import onnx_model
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import LIF, AveragePool, Conv, Dense, Flatten, Input
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs.cli.main import main
 
@@ -30,6 +34,26 @@ def test_same_currents(name, onnxruntime):
     for batch in (5, 2):
         (found,) = session.run(None, {"pixels": pixels[:batch]})
         np.testing.assert_allclose(found, expected[:batch], atol=1e-4)
+
+
+def test_a_pool_of_single_values_keeps_its_strides(onnxruntime):
+    nodes = (
+        Input("image", (6, 5, 1)),
+        Conv("conv", "image", 4),
+        LIF("lif", "conv", threshold=0.1),
+        AveragePool("pool", "lif", (1, 1), (2, 2)),
+        Flatten("flat", "pool"),
+        Dense("fc", "flat", 3),
+    )
+    graph = Graph(nodes, 2)
+    variables, pixels = random_variables(graph), pixels_of(graph, 4)
+    network = fold(graph, variables, *moments(graph))
+    session = onnxruntime.InferenceSession(onnx_model(network).SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"pixels": pixels})
+    images = normalize(jnp.asarray(pixels), *moments(graph))
+    expected = SpikingNetwork(graph).apply(variables, images).currents.mean(1)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found).max() > 0.1
 
 
 @pytest.mark.parametrize(

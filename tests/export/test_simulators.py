@@ -13,7 +13,8 @@ from small_networks import images_of, random_variables
 from test_nir import ours, shown, sums_graph, tie
 
 from qpsnn_jax.export.agreement import mean_currents
-from qpsnn_jax.export.nir.writer import nir_graph, write_nir
+from qpsnn_jax.export.nir.file import write_nir
+from qpsnn_jax.export.nir.writer import nir_graph
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs.exported import read_run
 

@@ -17,12 +17,14 @@ from seeds import seeds
 from qpsnn_jax.export.c.source import c_source
 from qpsnn_jax.export.constants import Constants
 from qpsnn_jax.export.folded import Folded, Neurons
-from qpsnn_jax.export.folding import fold, summed_weights, weights_of
+from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork, currents
-from qpsnn_jax.export.nir.reader import import_nir, read_nir
-from qpsnn_jax.export.nir.writer import nir_graph, write_nir
+from qpsnn_jax.export.nir.file import read_nir, write_nir
+from qpsnn_jax.export.nir.reader import import_nir
+from qpsnn_jax.export.nir.writer import nir_graph
 from qpsnn_jax.export.onnx import onnx_model
 from qpsnn_jax.export.packed.file import load_packed, write_packed
+from qpsnn_jax.export.reading import summed_weights, weights_of
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, MaxPool
 

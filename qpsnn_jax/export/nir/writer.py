@@ -4,16 +4,15 @@ A node becomes a NIR node or none; an addition becomes several edges into one no
 values are maps of one position, because the simulators disagree on what a Flatten does to the batch.
 """
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folding import Weights, affine, summed_weights, weights_of
+from qpsnn_jax.export.nir.file import nir_package
+from qpsnn_jax.export.reading import Weights, affine, needed_nodes, registered, summed_weights, weights_of
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import (
@@ -30,7 +29,6 @@ from qpsnn_jax.model.nodes import (
     Shortcut,
 )
 from qpsnn_jax.numerics.normalization import check_statistics
-from qpsnn_jax.runtime.files import write_atomically
 
 # The step in seconds that snntorch fixes and spikingjelly takes when none is given.
 DT = 1e-4
@@ -46,17 +44,17 @@ class Translated(NamedTuple):
 
 
 class Builder:
-    """The NIR nodes and edges, and the values so far."""
+    """The NIR nodes and edges so far; ``norms`` are the batch-norms by the layer that they are folded into."""
 
     def __init__(self, nir: Any, graph: Graph, weights: Weights) -> None:
         self.nir, self.graph, self.weights = nir, graph, weights
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
-        self.values: dict[str, Translated] = {}
-        readers = Counter(name for node in graph.nodes for name in node.inputs)
+        needed = needed_nodes(graph)
+        readers = Counter(name for node in needed for name in node.inputs)
         self.norms = {
             node.input: node
-            for node in graph.nodes
+            for node in needed
             if isinstance(node, BatchNorm) and isinstance(graph.by_name[node.input], Conv | Dense)
             if readers[node.input] == 1
         }
@@ -77,7 +75,7 @@ def nir_graph(
 ) -> Any:
     r"""The network as a NIR graph, to be run for T steps of dt = 10⁻⁴ s.
 
-    Batch-norm, γ and the codes are folded into float32 weights and biases (:func:`qpsnn_jax.export.folding.affine`).
+    Batch-norm, γ and the codes are folded into float32 weights and biases (:func:`qpsnn_jax.export.reading.affine`).
     NIR's neuron :math:`τ \dot v = v_{leak} - v + r I` with τ = 2·dt, r = 1 and v_leak = v_reset = 0 is, in Euler
     steps, :math:`v[t] = v[t-1]/2 + I[t]/2`, half of our membrane, so its threshold is θ/2. NIR fires at v > threshold;
     for firing at ≥ θ it is the next float32 below θ/2. A max-pool of spikes over 2×2 is an average-pool and neurons
@@ -98,7 +96,7 @@ def nir_graph(
             does not express exactly, naming the node: a leak other than ½, a soft reset, a threshold that is not
             positive, attention, a max-pool of other windows than 2×2 or of other values than spikes, a batch-norm that
             does not follow a layer of its own, a kernel that is not square, a value added to itself, an output that is
-            not a dense layer.
+            not a dense layer. Nodes that the output does not need are left out.
 
     References:
         Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15, 2024.
@@ -108,41 +106,13 @@ def nir_graph(
         raise ValueError(f"node {graph.output.name!r}: the last node must be a dense readout.")
     notes = {"timesteps": graph.timesteps, "frames": graph.input.frames, "dt": DT, **_statistics(graph, mean, std)}
     build = Builder(nir, graph, weights_of(graph, variables))
-    for node in graph.nodes:
+    values: dict[str, Translated] = {}
+    for node in needed_nodes(graph):
         if node.name == OUTPUT or "/" in node.name:
             raise ValueError(f"node {node.name!r}: NIR files take no / in a name, and {OUTPUT!r} is taken; rename it.")
-        # By the very class: what a class derived from one of these does, only its own translation can say.
-        become = translate.registry.get(type(node), translate.dispatch(object))
-        build.values[node.name] = become(node, build, [build.values[name] for name in node.inputs])
-    build.add(OUTPUT, nir.Output(np.array([graph.classes, 1, 1])), build.values[graph.output.name], (1, 1, 1))
+        values[node.name] = registered(translate, node)(node, build, [values[name] for name in node.inputs])
+    build.add(OUTPUT, nir.Output(np.array([graph.classes, 1, 1])), values[graph.output.name], (1, 1, 1))
     return nir.NIRGraph(nodes=build.nodes, edges=build.edges, metadata=notes)
-
-
-def write_nir(path: Path, document: Any) -> int:
-    """Write a NIR graph as the HDF5 file of the ``nir`` package, under a temporary name first; returns its bytes.
-
-    Raises:
-        ValueError: the package ``nir`` is not installed.
-    """
-    buffer = io.BytesIO()
-    nir_package().write(buffer, document)
-    write_atomically(path, buffer.getvalue())
-    return len(buffer.getvalue())
-
-
-def nir_package() -> Any:
-    """The package ``nir``.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import nir  # pyright: ignore[reportMissingImports]
-
-        _ = nir.NIRGraph  # without the package, any folder of this name can be imported
-    except (ImportError, AttributeError):
-        raise ValueError("NIR needs the package nir: pip install 'qpsnn-jax[nir]'.") from None
-    return nir
 
 
 def _statistics(graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, np.ndarray]:

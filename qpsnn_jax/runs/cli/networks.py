@@ -96,7 +96,8 @@ def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
 def import_nir(file: Path, out: Path, timesteps: int | None, dt: float | None) -> None:
     """Convert a NIR graph, with its weights in full precision."""
     _check_new(out)
-    from qpsnn_jax.export.nir.reader import import_nir, read_nir
+    from qpsnn_jax.export.nir.file import read_nir
+    from qpsnn_jax.export.nir.reader import import_nir
 
     _save(out, *import_nir(read_nir(file), timesteps=timesteps, dt=dt), file, "full precision")
 

@@ -1,0 +1,62 @@
+"""NIR files: the HDF5 of the package ``nir``, read and written."""
+
+import io
+import warnings
+from os import PathLike, fspath
+from typing import Any
+
+from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable, write_atomically
+
+
+def read_nir(path: str | PathLike[str]) -> Any:
+    """The ``nir.NIRGraph`` of a file.
+
+    Raises:
+        ValueError: the package ``nir`` is not installed, the file is no HDF5, the installed ``nir`` cannot read it, or
+            it holds no graph.
+        OSError: the file is missing or cannot be opened.
+    """
+    nir = nir_package()
+    import h5py
+
+    with open_regular(path):
+        pass
+    if not h5py.is_hdf5(fspath(path)):
+        raise unreadable(path, "is no NIR file, which is HDF5")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            document = nir.read(fspath(path))
+    except Exception as error:  # h5py and nir raise whatever the bytes lead them to
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise unreadable(path, f"is HDF5 that nir {nir.__version__} cannot read as a graph ({reason})") from None
+    if not isinstance(document, nir.NIRGraph):
+        raise unreadable(path, f"holds a NIR {type(document).__name__} and no graph")
+    return document
+
+
+def write_nir(path: str | PathLike[str], document: Any) -> int:
+    """Write a NIR graph as the HDF5 file of the ``nir`` package, under a temporary name first; returns its bytes.
+
+    Raises:
+        ValueError: the package ``nir`` is not installed.
+    """
+    buffer = io.BytesIO()
+    nir_package().write(buffer, document)
+    write_atomically(path, buffer.getvalue())
+    return len(buffer.getvalue())
+
+
+def nir_package() -> Any:
+    """The package ``nir``.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import nir  # pyright: ignore[reportMissingImports]
+
+        _ = nir.NIRGraph  # where the package is missing, any folder of this name can be imported
+    except (ImportError, AttributeError):
+        raise ValueError("NIR needs the package nir: pip install 'qpsnn-jax[nir]'.") from None
+    return nir

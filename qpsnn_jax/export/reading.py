@@ -1,0 +1,93 @@
+"""What exports read of a graph and its variables: the nodes that its output needs, and weights in float64."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import BatchNorm, Node, Quantizer, Weighted
+from qpsnn_jax.numerics.quantization import Codes, codes
+
+
+class Weights(NamedTuple):
+    """Variables in float64, and for every quantized layer the codes c and the scale γ/s of each channel."""
+
+    variables: Mapping[str, Any]
+    codes: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def registered(reading: Any, node: Node) -> Callable[..., Any]:
+    """What a ``functools.singledispatch`` function does with a node, by its very class.
+
+    What a class derived from another does, only its own registration can say.
+    """
+    return reading.registry.get(type(node), reading.dispatch(object))
+
+
+def needed_nodes(graph: Graph) -> tuple[Node, ...]:
+    """The nodes that the output is computed from, in order, and the input; what nothing reads is left out."""
+    needed = {graph.output.name, graph.input.name}
+    for node in reversed(graph.nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return tuple(node for node in graph.nodes if node.name in needed)
+
+
+def weights_of(graph: Graph, variables: Mapping[str, Any]) -> Weights:
+    """The variables of a graph as an export reads them."""
+    arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
+    return Weights(arrays, _codes(graph, variables))
+
+
+def affine(weights: Weights, layer: Weighted, norm: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:
+    r"""Factor a on the sums of integer (or, unquantized, real) weights, and bias b of every channel.
+
+    Args:
+        weights: from :func:`weights_of`.
+        layer: a layer.
+        norm: the batch-norm that follows it, if any.
+
+    Returns:
+        :math:`a = f γ/s` and :math:`b = f(c - μ) + β` with :math:`f = w_{bn}/\sqrt{var+ε}`, float64, one for each
+        channel; without a batch-norm :math:`a = γ/s` and :math:`b = c`.
+    """
+    params, ones = weights.variables["params"], np.ones(layer.features)
+    gamma = weights.codes[layer.name][1] * ones if layer.quantizer else ones
+    bias = params[layer.name]["bias"] if layer.bias else 0 * ones
+    if norm is None:
+        return gamma, bias
+    stats = weights.variables["batch_stats"][norm.name]
+    factor = params[norm.name]["scale"] / np.sqrt(stats["var"] + norm.epsilon)
+    return factor * gamma, params[norm.name]["bias"] + factor * (bias - stats["mean"])
+
+
+def summed_weights(weights: Weights, layer: Weighted) -> np.ndarray:
+    """The weights that a layer's factor multiplies, float64: the odd integers 2c - s, or unquantized the kernel."""
+    if layer.quantizer is None:
+        return weights.variables["params"][layer.name]["kernel"]
+    return 2.0 * weights.codes[layer.name][0] - ((1 << layer.quantizer.bits) - 1)
+
+
+def _codes(graph: Graph, variables: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Codes and γ/s of every quantized layer, in one compiled program."""
+    quantizers = {node.name: node.quantizer for node in graph.nodes if isinstance(node, Weighted)}
+    quantized = tuple((name, quantizer) for name, quantizer in quantizers.items() if quantizer is not None)
+    found = _all_codes(quantized, variables["params"], variables.get("scales", {}))
+    return {
+        name: (np.asarray(c.values).astype(np.uint8), np.asarray(c.scale, np.float64).reshape(-1))
+        for name, c in found.items()
+    }
+
+
+@partial(jax.jit, static_argnums=0)
+def _all_codes(quantizers: tuple[tuple[str, Quantizer], ...], params: Any, scales: Any) -> dict[str, Codes]:
+    found = {}
+    for name, quantizer in quantizers:
+        kernel, gain = params[name]["kernel"], scales[name]["gain"]
+        gain = gain.reshape((1,) * (kernel.ndim - 1) + (-1,))
+        options = {"gamma": quantizer.gamma, "granularity": quantizer.granularity, "gain": gain}
+        found[name] = codes(kernel, quantizer.bits, **options)
+    return found

@@ -1,0 +1,80 @@
+"""The readout of a folded network: a dense layer on spikes, on sums of them or on their average-pool."""
+
+from functools import singledispatch
+
+import numpy as np
+
+from qpsnn_jax.export.folded import Readout
+from qpsnn_jax.export.reading import Weights, summed_weights
+from qpsnn_jax.kernels.geometry import Pair
+from qpsnn_jax.model import nodes
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import Conv, Dense, Flatten, Node, Weighted
+
+_FULL = 32
+
+
+def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) -> Readout:
+    """The last node as a layer.
+
+    Args:
+        graph, weights: the network.
+        spikes: names of the maps of spikes and of their sums.
+        bits: of the weights, 8 or 32.
+
+    Raises:
+        ValueError: it is no dense layer on spikes, naming the node.
+    """
+    node = graph.output
+    if not isinstance(node, Dense):
+        raise ValueError(f"node {node.name!r}: the last node must be a dense readout.")
+    read = _flattened(graph, node)
+    source, window, strides = window_of(graph.by_name[read], graph)
+    if source not in spikes:
+        raise ValueError(f"node {node.name!r}: a readout of {source!r} is none of spikes, their average-pool or sums.")
+    summed = summed_weights(weights, node)
+    kernel = on_map(graph, read, summed * weights.codes[node.name][1] if node.quantizer else summed)
+    bias = weights.variables["params"][node.name]["bias"] if node.bias else np.zeros(node.features)
+    place = {"name": node.name, "source": source, "window": window, "strides": strides}
+    if bits == _FULL:
+        return Readout(**place, kernel=kernel.astype(np.float32), scale=1.0, bias=bias.astype(np.float32))
+    step = float(np.float32(max(np.abs(kernel).max(), 1e-30) / 127))
+    return Readout(**place, kernel=np.rint(kernel / step).astype(np.int8), scale=step, bias=bias.astype(np.float32))
+
+
+@singledispatch
+def window_of(node: Node, graph: Graph) -> tuple[str, Pair, Pair]:
+    """The map that a readout of this node sums over windows, the window and its strides."""
+    del graph
+    return node.name, (1, 1), (1, 1)
+
+
+@window_of.register(nodes.GlobalAveragePool)
+def _(node: nodes.GlobalAveragePool, graph: Graph) -> tuple[str, Pair, Pair]:
+    h, w, _ = graph.values[node.input].shape
+    return node.input, (h, w), (h, w)
+
+
+@window_of.register(nodes.AveragePool)
+def _(node: nodes.AveragePool, graph: Graph) -> tuple[str, Pair, Pair]:
+    # Windows over padding would divide by what lies outside too.
+    return (node.input, node.window, node.strides) if node.padding == (0, 0) else (node.name, (1, 1), (1, 1))
+
+
+def weights_on_map(graph: Graph, weights: Weights, layer: Weighted) -> tuple[str, np.ndarray]:
+    """The map that a layer reads, and its weights ``h w i o``: codes where it is quantized."""
+    kernel = weights.codes[layer.name][0] if layer.quantizer else weights.variables["params"][layer.name]["kernel"]
+    source = _flattened(graph, layer)
+    return source, kernel if isinstance(layer, Conv) else on_map(graph, source, kernel)
+
+
+def on_map(graph: Graph, source: str, kernel: np.ndarray) -> np.ndarray:
+    """The weights ``i o`` of a dense layer as ``h w i o`` on the map that it covers."""
+    shape = graph.values[source].shape
+    return kernel.reshape(*((1,) * (3 - len(shape))), *shape, kernel.shape[-1])
+
+
+def _flattened(graph: Graph, layer: Weighted) -> str:
+    """What a layer reads, behind a Flatten."""
+    node = graph.by_name[layer.input]
+    return node.input if isinstance(node, Flatten) else node.name
