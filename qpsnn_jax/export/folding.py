@@ -174,9 +174,7 @@ def current_of(node: Node, folding: Folding) -> Current:
     if node.name in folding.spikes:
         channels = folding.graph.values[node.name].shape[-1]
         return Current(residuals=(Residual(node.name, tuple(range(channels))),))
-    raise ValueError(
-        f"node {node.name!r}: a current of neurons that is neither a convolution nor spikes cannot be folded."
-    )
+    raise ValueError(f"node {node.name!r}: a current that is neither a convolution nor spikes cannot be folded.")
 
 
 @current_of.register(Weighted)
@@ -203,7 +201,10 @@ def _current_of_sum(node: nodes.Add, folding: Folding) -> Current:
     if node.name in folding.spikes:
         return current_of.dispatch(Node)(node, folding)
     terms = [current_of(folding.graph.by_name[name], folding) for name in node.inputs]
-    return Current(*(tuple(part for term in terms for part in term[i]) for i in range(2)))
+    return Current(
+        tuple(synapse for term in terms for synapse in term.synapses),
+        tuple(residual for term in terms for residual in term.residuals),
+    )
 
 
 def _synapses(layer: Weighted, factor: np.ndarray, folding: Folding) -> tuple[str, np.ndarray, int, np.ndarray]:

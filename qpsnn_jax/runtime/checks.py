@@ -48,14 +48,18 @@ def finite(name: str, value: Any, least: float, most: float) -> float:
         ValueError: ``value`` is not a number, NaN, or out of range.
     """
     try:
-        kind, axes = getattr(getattr(value, "dtype", None), "kind", "f"), getattr(value, "ndim", 0)
-        unfit = isinstance(value, bool | str | bytes | complex) or axes or kind not in "fiu"
-        number = math.nan if unfit else float(value)
+        number = float(value) if _is_scalar(value) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not least <= number <= most:
         raise ValueError(f"{name} must be a number from {least:g} to {most:g}, got {_shown(value)}.")
     return number
+
+
+def _is_scalar(value: Any) -> bool:
+    """Not text, truth or a complex number, nor an array that has axes or other values than real numbers."""
+    kind, axes = getattr(getattr(value, "dtype", None), "kind", "f"), getattr(value, "ndim", 0)
+    return not isinstance(value, bool | str | bytes | complex) and not axes and kind in "fiu"
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,6 @@
 """NIR: its equations give our spikes, it comes back as it went, and what it cannot say is refused by name."""
 
 import dataclasses
-import re
 import sys
 from itertools import pairwise
 from types import ModuleType
@@ -17,7 +16,7 @@ from small_networks import images_of, random_variables, residual_graph
 from qpsnn_jax.data import Arrays, DataSet, load
 from qpsnn_jax.export.nir.file import read_nir, write_nir
 from qpsnn_jax.export.nir.reader import READINGS, import_nir
-from qpsnn_jax.export.nir.writer import DT, nir_graph, write_node
+from qpsnn_jax.export.nir.writer import DT, nir_graph, translate
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import (
@@ -307,7 +306,7 @@ def _conv(**changes):
 
 FOREIGN = {
     "steps": (lambda: (_foreign(), {}), "does not say how many steps"),
-    "kind": (lambda: _foreign(nir.Threshold(np.ones(6))), "node 'cells': NIR's Threshold has no form"),
+    "kind": (lambda: _foreign(nir.Threshold(np.ones(6))), "node 'cells': NIR's Threshold cannot be read"),
     "thresholds": (lambda: _foreign(v_threshold=np.arange(6.0)), "node 'cells': its neurons differ in v_threshold"),
     "resting": (lambda: _foreign(v_leak=np.ones(6)), "node 'cells': only neurons that rest and reset at zero"),
     "reset": (lambda: _foreign(v_reset=np.ones(6)), "node 'cells': only neurons that rest and reset at zero"),
@@ -330,7 +329,7 @@ FOREIGN = {
     ),
     "rows alone": (
         lambda: _with("side", nir.Flatten({"input": np.array([2, 3, 4])}, 1, -1), ("in", "side"), ("side", "first")),
-        "node 'side': NIR's Flatten to several axes has no form",
+        "node 'side': NIR's Flatten to several axes cannot be read",
     ),
     "even window": (
         lambda: _with("side", _conv(weight=np.ones((2, 2, 2, 2)), padding="same"), ("in", "side"), ("side", "flat")),
@@ -446,11 +445,11 @@ class Wire(Unary):
 def test_a_node_from_outside_is_refused_with_the_line_to_write_and_written_once_it_is_there():
     graph = _graph(*STEM, Wire("wire", "lif1"), Flatten("flatten", "wire"), READOUT[1])
     variables = random_variables(graph)
-    line = "@qpsnn_jax.export.nir.writer.write_node.register(Wire)"
-    with pytest.raises(ValueError, match=re.escape(f"node 'wire': NIR has no wire here; register one with {line}.")):
+    line = "@qpsnn_jax.export.nir.writer.translate.register."
+    with pytest.raises(ValueError, match=f"node 'wire': NIR has no wire; register what it becomes with {line}"):
         nir_graph(graph, variables)
 
-    @write_node.register(Wire)
+    @translate.register(Wire)
     def _(node, build, sources):
         return sources[0]
 
@@ -459,7 +458,7 @@ def test_a_node_from_outside_is_refused_with_the_line_to_write_and_written_once_
 
 def test_a_kind_of_nir_from_outside_is_read_once_its_reading_is_there(monkeypatch):
     document = _foreign(nir.Threshold(np.full(6, 0.5)))
-    with pytest.raises(ValueError, match=r"register one as qpsnn_jax.export.nir.reader.READINGS\['Threshold'\]"):
+    with pytest.raises(ValueError, match=r"add a reading as qpsnn_jax.export.nir.reader.READINGS\['Threshold'\]"):
         import_nir(document, timesteps=2)
 
     def threshold(reader, found):

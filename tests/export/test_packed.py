@@ -276,8 +276,8 @@ def test_export_and_info_of_a_run(small_run, tmp_path, capsys):
     packed = load_packed(file)
     assert f"{packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header" in capsys.readouterr().out
     assert packed.notes["stage"] == "finetuned"
-    assert packed.notes["config"]["data"] == "digits"
-    assert "data_dir" not in packed.notes["config"]
+    assert packed.notes["config"]["data"]["name"] == "digits"
+    assert "data_dir" not in packed.notes["config"]["data"]
     assert main(["info", str(file)]) == 0
     text = capsys.readouterr().out
     assert "lif2" in text

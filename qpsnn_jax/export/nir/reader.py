@@ -100,8 +100,7 @@ def import_nir(
         kind = type(reader.nodes_of[name]).__name__
         if kind not in READINGS:
             raise ValueError(
-                f"node {name!r}: NIR's {kind} cannot be read; "
-                f"register how as qpsnn_jax.export.nir.reader.READINGS[{kind!r}]."
+                f"node {name!r}: NIR's {kind} cannot be read; add a reading as {__name__}.READINGS[{kind!r}]."
             )
         names[name] = READINGS[kind](reader, Found(name, reader.nodes_of[name], source))
     return Graph(tuple(reader.nodes.values()), timesteps), {"params": reader.params, "batch_stats": {}, "scales": {}}
