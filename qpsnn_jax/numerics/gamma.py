@@ -67,7 +67,7 @@ def wide_gamma(weights: Array, bits: ArrayLike, gamma: Gamma | GammaRule, granul
     found = jnp.asarray(with_auto_axes(lambda w: rule(w, bits, axes), weights, follows), weights.dtype)
     ceiling = _largest(weights, bits, axes)
     if found.shape != ceiling.shape:
-        raise ValueError(f"gamma must give γ of shape {ceiling.shape} for {weights.shape}, gave {found.shape}.")
+        raise ValueError(f"gamma must give γ of shape {ceiling.shape} for weights {weights.shape}, gave {found.shape}.")
     return jnp.where((found == 0) | jnp.isnan(ceiling), ceiling, found)
 
 

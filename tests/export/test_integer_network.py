@@ -38,7 +38,7 @@ def test_xla_computes_the_same_bits(name, bits):
     network, pixels = IntegerNetwork.of(folded_of(name, bits, bits)), pixels_of(GRAPHS[name])
     logits = jax.jit(lambda x: simulate(network, x))(jnp.asarray(pixels))
     np.testing.assert_array_equal(np.asarray(logits), network(pixels))
-    assert len(np.unique(network(pixels), axis=0)) > 1
+    assert len(np.unique(network(pixels))) > 3
 
 
 @pytest.mark.parametrize("name", GRAPHS)
