@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from table import SPIKES, TABLE, Contract
 
+from contracts.table import SPIKES, TABLE, Contract
 from qpsnn_jax.kernels import dispatch
 from qpsnn_jax.kernels.convolution import conv_spikes
 from qpsnn_jax.numerics.neurons import lif

@@ -108,7 +108,7 @@ def convolution_table() -> list[Contract]:
     three = np.round(3 * normal(3, 3, 3, 2)[0])
     odd, flipped = np.clip(2 * three + 1, -7, 7), three.swapaxes(2, 3)
     square, strided = Geometry((5, 4), (3, 3), (1, 1), (1, 1)), Geometry((5, 4), (3, 2), (1, 2), (1, 0))
-    cotangent = normal(2, 5, 2, 2)[0]
+    cotangent, alone = normal(2, 5, 2, 2)[0], partial(Contract, explicit=False)
 
     def conv(**options: str) -> Callable:
         return lambda s: conv_spikes(s, jnp.asarray(odd, s.dtype), bits=3, padding=(1, 1), **options)
@@ -116,13 +116,8 @@ def convolution_table() -> list[Contract]:
     return [
         Contract("conv_spikes", conv(), SPIKES[:, 0], forward=False),
         Contract("conv_spikes-exact", conv(precision="exact"), SPIKES[:, 0]),
-        *(
-            Contract(f"conv_spikes-{name}", conv(algorithm=name), SPIKES[:, 0], forward=False, explicit=False)
-            for name in ALGORITHMS
-        ),
-        Contract(
-            "convolve", lambda k: convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 3, 4), explicit=False
-        ),
+        *(alone(f"conv_spikes-{name}", conv(algorithm=name), SPIKES[:, 0], forward=False) for name in ALGORITHMS),
+        alone("convolve", lambda k: convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 3, 4)),
         Contract("convolution", lambda x: plain.convolution(x, jnp.asarray(three, x.dtype), square), MAPS),
         Contract("input_grad", lambda y: plain.input_grad(y, jnp.asarray(flipped, y.dtype), square), MAPS),
         Contract(
