@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import LIF, Add, BatchNorm, Conv, Dense, Flatten, Input, MaxPool, Quantizer, Shortcut
 
 # Most test networks run once, so that code which compiles twice as fast is worth more than fast code.
@@ -20,7 +19,7 @@ def images_of(graph: Graph, batch: int = 2, seed: int = 0) -> jax.Array:
 
 
 def random_variables(graph: Graph, seed: int = 0) -> dict:
-    """Without the seconds that compiling ``init`` takes, and with batch-norm and gains away from 0 and 1."""
+    """Without the seconds that ``init`` takes to trace, and with batch-norm and gains away from 0 and 1."""
     draw = np.random.default_rng(seed)
 
     def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -35,7 +34,11 @@ def random_variables(graph: Graph, seed: int = 0) -> dict:
                 values = draw.normal(size=leaf.shape) * 0.2
         return values.astype(leaf.dtype)
 
-    shapes = jax.eval_shape(SpikingNetwork(graph).init, jax.random.key(0), images_of(graph))
+    shapes: dict[str, dict[str, dict[str, jax.ShapeDtypeStruct]]] = {}
+    for node in graph.nodes:
+        for name, leaf in node.leaves([graph.values[name] for name in node.inputs]).items():
+            leaves = shapes.setdefault(leaf.collection, {}).setdefault(node.name, {})
+            leaves[name] = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
