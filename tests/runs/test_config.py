@@ -132,7 +132,7 @@ def test_a_part_of_another_kind_is_refused():
     [
         (Config(prune=Pruning(ratios={"head": 0.1})), "ratios name 'head'; this network has stem, outputs, first"),
         (Config(NetworkSettings(width=0.125), prune=Pruning(ratios={"stem": 0.99})), "leaves none of 8 channels"),
-        (Config(NetworkSettings(width=0.001)), "width must be positive and leave at least one of"),
+        (Config(NetworkSettings(width=0.001)), "width must be positive and give 1 to 1048576 channels"),
         (Config(data=DataSettings("cifar10", size=16)), "size must be None for images of"),
         (Config(data=DataSettings("nmnist")), "network resnet20 does not take recordings of events"),
         (Config(NetworkSettings("vggsnn")), "network vggsnn does not take still images"),
