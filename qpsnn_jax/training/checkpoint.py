@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from qpsnn_jax.model.graph import Graph, from_json, to_json
 from qpsnn_jax.runtime.files import naming
 from qpsnn_jax.runtime.keys import data_to_key, key_to_data
+from qpsnn_jax.runtime.logs import log_level
 from qpsnn_jax.runtime.processes import is_process_zero, on_process_zero
 from qpsnn_jax.runtime.sharding import data_mesh, device_put, replicated
 
@@ -173,7 +174,8 @@ def _write_arrays(path: Path, named: dict[str, Any]) -> None:
 
     # Orbax rejects arrays without elements. Their shape is in meta.json.
     arrays = {name: _global(key_to_data(leaf)) for name, leaf in named.items() if leaf.size}
-    with _safe_name(path.parent) as parent, _silent_threads():
+    # Orbax's threads log the traceback of an error that is raised here as well.
+    with _safe_name(path.parent) as parent, log_level("absl", logging.CRITICAL):
         try:
             written = ocp.save_async(str(parent / path.name), arrays)
             try:
@@ -197,7 +199,7 @@ def _read_arrays(path: Path, named: dict[str, Any]) -> dict[str, Any]:
     wanted = {name: _abstract(leaf) for name, leaf in named.items() if leaf.size}
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context, _safe_name(path.parent) as parent, _silent_threads():
+    with context, _safe_name(path.parent) as parent, log_level("absl", logging.CRITICAL):
         arrays = ocp.load(str(parent / path.name), wanted) if wanted else {}
     return {
         name: data_to_key(arrays[name], leaf) if name in arrays else jnp.zeros(leaf.shape, leaf.dtype)
@@ -216,18 +218,6 @@ def _safe_name(folder: Path) -> Iterator[Path]:
         link = Path(place) / "link"
         link.symlink_to(folder, target_is_directory=True)
         yield link
-
-
-@contextmanager
-def _silent_threads() -> Iterator[None]:
-    """Prevent Orbax's threads from logging the traceback of an error that is raised here as well."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ decoded. TFDS is imported when it is first needed.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from qpsnn_jax.data.catalogue import DataRequest
 from qpsnn_jax.data.dataset import Arrays, DataSet, subset
 from qpsnn_jax.data.pictures import decode_picture
 from qpsnn_jax.runtime.files import reason_of
+from qpsnn_jax.runtime.logs import log_level
 
 
 class Facts(NamedTuple):
@@ -78,7 +78,7 @@ def prepared(name: str, request: DataRequest) -> DataSet:
             message tells how to prepare the data.
     """
     facts = FACTS[name]
-    with _quiet():
+    with log_level("absl", logging.ERROR):  # without its advice to install OpenCV
         folder = find(name, request.data_dir)
         train, test = (_read(name, folder, split) for split in ("train", "test"))
         chosen = subset(train.labels, request.seed, "train_examples", request.train_examples)
@@ -107,7 +107,7 @@ def source(name: str, split: str, data_dir: str | PathLike[str] | None = None) -
     Raises:
         ValueError: no prepared data in the folder, damaged data, or an unknown split.
     """
-    with _quiet():
+    with log_level("absl", logging.ERROR):  # without its advice to install OpenCV
         folder = find(name, data_dir)
         try:
             return _open(folder, split)
@@ -197,15 +197,3 @@ def _tfds() -> Any:
     import tensorflow_datasets
 
     return tensorflow_datasets
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without TFDS's advice to install OpenCV."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
