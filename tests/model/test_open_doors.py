@@ -52,7 +52,7 @@ from qpsnn_jax.pruning import Criterion
 
 
 @dataclass(frozen=True)
-class ChannelScale(Unary):
+class PerChannelGain(Unary):
     """A learned factor on every channel."""
 
     def infer(self, inputs):
@@ -132,7 +132,7 @@ def network() -> Graph:
     nodes = (
         Input("image", (4, 4, 2)),
         Conv("conv1", "image", 8, label="early"),
-        ChannelScale("scale1", "conv1"),
+        PerChannelGain("scale1", "conv1"),
         Adaptive("adaptive", "scale1", rise=0.2),
         Conv("conv2", "adaptive", 8, quantizer=OWN, label="late"),
         BatchNorm("bn", "conv2"),
@@ -263,7 +263,7 @@ def test_it_is_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("hidden", "message"),
     [
-        ("class", "node 'scale1' is of the kind 'ChannelScale', whose class must be imported"),
+        ("class", "node 'scale1' is of the kind 'PerChannelGain', whose class must be imported"),
         ("", "import what defines it first"),
     ],
 )
@@ -306,7 +306,7 @@ class Forgetful(Pointwise):
 
 
 @dataclass(frozen=True)
-class Unnamed(ChannelScale):
+class Unnamed(PerChannelGain):
     def leaves(self, inputs):
         return {"factor": Leaf(inputs[0].shape[-1:], ones, (None,))}
 
