@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a run, composed of the records of the rooms that read them.
+    """All settings of a run: one record for each part of it.
 
     The command line (``--train.epochs 45``), ``config.json`` and a Python file that defines ``config`` name the same
     fields. Equal configs hash alike.
 
     Attributes:
         network: the network.
-        data: its data and their augmentation.
-        train: the course of training.
+        data: the data set and its augmentation.
+        train: training of the quantized network.
         prune: scoring and pruning.
-        finetune: the course of training after pruning.
+        finetune: training after pruning.
         run: seed, checkpoints, devices.
 
     Raises:
-        ValueError: a part that is not such a record.
+        ValueError: a part is not a record of its class.
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
@@ -52,10 +52,10 @@ class Config:
 
 
 def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) -> "Graph":
-    """The network of a config, whole, or with pruned widths when ``ratios`` are given.
+    """The network of a config; with the widths after pruning if ``ratios`` are given.
 
     Raises:
-        ValueError: the network cannot be built, naming the setting or the node at fault.
+        ValueError: the network cannot be built; the message names the setting or the node at fault.
     """
     asked = request(config.data, seed=config.run.seed, timesteps=config.network.timesteps)
     info = describe(config.data.name, asked)
@@ -63,10 +63,10 @@ def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) ->
 
 
 def check_config(config: Config) -> None:
-    """Check what no part of a config can check alone: that network, data, augmentation and ratios go together.
+    """Check that network, data, augmentation and ratios fit each other, which no part of a config can check alone.
 
     Raises:
-        ValueError: they do not, naming the setting or the node at fault.
+        ValueError: they do not; the message names the setting or the node at fault.
     """
     graph = build_graph(config)
     build_graph(config, ratios=config.prune.ratios)
@@ -76,7 +76,7 @@ def check_config(config: Config) -> None:
 def load_config(path: Path) -> Config:
     """The ``config`` that a Python file defines.
 
-    The file is run as a program: it may import its neighbours and do whatever a script may. Run only files you trust.
+    The file runs as a program: it may import modules beside it and do whatever a script may. Use only files you trust.
 
     Raises:
         ValueError: the file is missing, fails to run, or defines no ``config`` of type :class:`Config`.

@@ -1,4 +1,4 @@
-"""The controls that a run is compared with, each in a directory of its own below ``controls``."""
+"""The controls that a run is compared with, each in a subdirectory of ``controls``."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,14 +14,14 @@ from qpsnn_jax.training.steps import init_variables
 
 
 def run_controls(config: Config, run: Run) -> list[StageResult]:
-    """The controls of a finished run; those that are complete are only read.
+    """Run the controls of a finished run; those that are complete are only read.
 
-    ``baseline``: the paper's, vanilla quantization and SCA, trained and fine-tuned alike. ``random``: the run's own
-    quantized network with random channels removed, fine-tuned alike. ``scratch``: the pruned widths trained from fresh
-    weights for as many epochs as training and fine-tuning together.
+    ``baseline``: the paper's baseline, vanilla quantization and SCA, with the same training and fine-tuning.
+    ``random``: the run's own quantized network with random channels removed, with the same fine-tuning. ``scratch``:
+    a network of the pruned widths trained from scratch, for as many epochs as training and fine-tuning together.
 
     Returns:
-        One result per control, named after it.
+        One result per control, with its name.
     """
     for name, control in CONTROLS.items():
         stages = control(config, run)
@@ -31,7 +31,7 @@ def run_controls(config: Config, run: Run) -> list[StageResult]:
 
 
 def read_controls(directory: Path) -> list[StageResult]:
-    """Results of the controls that were run, in the order of :data:`CONTROLS`; none where there are none."""
+    """Results of the complete controls, in the order of :data:`CONTROLS`."""
     found = (read_result(_path(directory, name)) for name in CONTROLS)
     return [result for result in found if result]
 
@@ -74,7 +74,7 @@ CONTROLS: dict[str, Callable[[Config, Run], list[StageResult]]] = {
 
 
 def _below(config: Config, run: Run, name: str) -> Run:
-    """The run of a changed config in a directory of its own, with the data of the run it is compared with."""
+    """The run of a changed config in its own directory, on the data of the run that it is compared with."""
     place = run.directory / "controls" / name
     make_run(place, config)
     return prepare_run(config, place, run.data, run.hooks)

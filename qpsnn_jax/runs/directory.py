@@ -1,7 +1,7 @@
-"""A run's directory: whose it is, and the networks in it.
+"""A run's directory: the run that it belongs to, and the networks in it.
 
-It holds ``config.json`` and a folder per stage with ``stage.json`` (its result), ``final`` (its variables) and what
-training leaves. A stage whose ``stage.json`` is there is complete.
+It holds ``config.json`` and one folder for each stage, with ``stage.json`` (the result), ``final`` (the network),
+checkpoints and metrics. A stage is complete if its ``stage.json`` exists.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ from qpsnn_jax.training.steps import Variables, init_variables
 
 STAGES = ("quantized", "pruned", "finetuned")
 ACTIVITY = "activity.npz"
-# Settings that do not change what a run computes: where its data lie, who reads them, when it is saved, what holds it.
+# Settings that do not change what a run computes: where its data are, how they are read, when it is saved, how it is
+# sharded.
 _CIRCUMSTANCES = {
     "data": ("data_dir", "workers"),
     "run": ("checkpoint_epochs", "checkpoint_steps", "fsdp"),
@@ -34,7 +35,7 @@ _CIRCUMSTANCES = {
 
 @fail_together
 def check_run(directory: Path, config: Config) -> bool:
-    """Whether ``directory`` already holds this run, whatever the directory of its data; nothing is written.
+    """Whether ``directory`` already holds this run, wherever its data are. Writes nothing.
 
     Raises:
         ValueError: the directory holds something else, or another run.
@@ -48,19 +49,19 @@ def check_run(directory: Path, config: Config) -> bool:
                     "here); choose another --out."
                 )
         return True
-    # A run killed at its very start leaves no more than these.
-    beginnings = {"config.json.tmp", LOCK_FILE}
-    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - beginnings):
+    # A run that is killed before it has written its config leaves these.
+    leftovers = {"config.json.tmp", LOCK_FILE}
+    if directory.exists() and (not directory.is_dir() or {p.name for p in directory.iterdir()} - leftovers):
         raise ValueError(f"{directory} exists and is not the directory of a run; choose another --out.")
     return False
 
 
 @contextmanager
 def open_run(directory: Path, config: Config) -> Iterator[None]:
-    """Hold the directory of a run, which is made if it is new, so that no other process writes there meanwhile.
+    """Lock the directory of a run, so that no other program writes there meanwhile. A new directory is created.
 
     Raises:
-        ValueError: the directory holds something else or another run, or another process holds it.
+        ValueError: the directory holds something else or another run, or is in use.
     """
     check_run(directory, config)
     with directory_lock(directory):
@@ -69,7 +70,7 @@ def open_run(directory: Path, config: Config) -> Iterator[None]:
 
 
 def make_run(directory: Path, config: Config) -> None:
-    """Make the directory of a run within one that is held, or check that it is this run's, to go on with it.
+    """Create the directory of a run, or check that it holds this run. The caller holds the lock.
 
     Raises:
         ValueError: the directory holds something else, or another run.
@@ -84,7 +85,7 @@ def read_config(directory: Path) -> Config:
     """The config of the run in ``directory``.
 
     Raises:
-        ValueError: there is no run, or its description is damaged.
+        ValueError: there is no run, or its config is damaged.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -101,30 +102,30 @@ def read_config(directory: Path) -> Config:
 
 
 def run_of(path: Path) -> Path | None:
-    """The directory of the run that a path lies in, or is; None where there is none."""
+    """The directory of the run that contains ``path``, or is ``path``; None if there is none."""
     return next((place for place in (path, *path.resolve().parents) if (place / "config.json").is_file()), None)
 
 
 def read_stage(directory: Path, name: str) -> StageResult | None:
-    """The result of a stage, or None where it is not complete.
+    """The result of a stage; None if it is not complete.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: ``stage.json`` is damaged.
     """
     return read_result(directory / name / "stage.json")
 
 
 def load_network(path: Path) -> tuple[Graph, Variables]:
-    """The network in a run's directory (its last complete stage), a complete stage's, or an imported one's.
+    """Load the network of a run (of its last complete stage), of a complete stage, or of :func:`save_network`.
 
     Args:
-        path: such a directory.
+        path: the directory of the run, of the stage, or of the network.
 
     Returns:
         ``(graph, variables)`` for :class:`qpsnn_jax.SpikingNetwork`.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is no complete network, it is damaged, or it has a node whose class is not imported.
     """
     if run := run_of(path):
         # It imports what a graph of one's own refers to; where that is missing, the graph says so.
@@ -136,12 +137,22 @@ def load_network(path: Path) -> tuple[Graph, Variables]:
             shapes = checkpoint.with_saved_dtypes(found, _shapes(found.graph))
             return found.graph, checkpoint.restore(found, shapes)
     raise ValueError(
-        f"{path} holds no finished network; give a run or a stage that is complete, or an imported network."
+        f"{path} does not hold a complete network; give a run or a stage that is complete, or an imported network."
     )
 
 
 def save_network(path: Path, graph: Graph, variables: Variables, notes: dict[str, Any]) -> None:
-    """Write a network so that :func:`load_network` finds it in ``path``."""
+    """Save a network in the directory ``path``, from which :func:`load_network` loads it.
+
+    Args:
+        path: the directory; it is created if missing.
+        graph, variables: the network.
+        notes: anything JSON can hold, kept beside the network.
+
+    Raises:
+        ValueError: a node holds a function without a name by which it could be found again.
+        OSError: the directory cannot be written.
+    """
     checkpoint.save(path, 0, graph, variables, notes | {"variables": True})
 
 
@@ -149,7 +160,7 @@ def read_activity(path: Path) -> dict[str, np.ndarray] | None:
     """The activity measured at the end of a stage, for :func:`qpsnn_jax.cost`; None for an imported network.
 
     Args:
-        path: as in :func:`load_network`.
+        path: as for :func:`load_network`.
 
     Raises:
         ValueError: the file is damaged.
@@ -159,7 +170,7 @@ def read_activity(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def _under(config: Config, circumstances: Config) -> Config:
-    """A config with the circumstances of another one."""
+    """``config`` with the settings of ``circumstances`` that do not change what a run computes."""
     parts = {
         part: dataclasses.replace(
             getattr(config, part), **{name: getattr(getattr(circumstances, part), name) for name in names}
@@ -170,7 +181,7 @@ def _under(config: Config, circumstances: Config) -> Config:
 
 
 def _last_stage(run: Path) -> list[Path]:
-    """The folder of a run's last complete stage; none where there is none."""
+    """The folder of a run's last complete stage, as a list of one; empty if there is none."""
     return [run / name for name in reversed(STAGES) if (run / name / "stage.json").exists()][:1]
 
 

@@ -1,4 +1,4 @@
-"""Accuracy, loss and activity of a network on a data set, shared by all devices."""
+"""Accuracy, loss and activity of a network on a data set, computed on all devices."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -21,7 +21,7 @@ from qpsnn_jax.training.steps import Variables, make_eval_step
 
 
 class Evaluation(NamedTuple):
-    """Accuracy (a fraction) and mean loss (nats) on a set, and the activity that ``cost`` needs."""
+    """Accuracy (a fraction), mean loss (nats), and the captured activity by node, on a set of examples."""
 
     accuracy: float
     loss: float
@@ -42,9 +42,9 @@ def evaluate(
     Args:
         graph, variables: the network.
         examples: the images and labels.
-        data: the data set whose statistics normalize them.
-        capture: what to measure besides; the activity that ``cost`` needs when left out.
-        precision: of :class:`qpsnn_jax.SpikingNetwork`.
+        data: the data set whose mean and std normalize them.
+        capture: as for :class:`qpsnn_jax.SpikingNetwork`; None: the activity that :func:`qpsnn_jax.cost` needs.
+        precision: as for :class:`qpsnn_jax.SpikingNetwork`.
 
     Returns:
         :class:`Evaluation`. The activity is the mean over all examples.
@@ -69,7 +69,7 @@ def activity_step(
 ) -> Callable:
     """The jitted step of :func:`evaluate`, which captures the activity.
 
-    Kept, because fine-tuning evaluates the network that pruning has just evaluated, and compiling takes seconds.
+    Cached, because fine-tuning evaluates the network that pruning has just evaluated, and compiling takes seconds.
     """
     prepare = partial(normalize, mean=mean, std=std)
     step = make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph), precision=precision)
@@ -79,7 +79,7 @@ def activity_step(
 def evaluate_by(
     step: Callable, variables: Variables, examples: Examples, mesh: Mesh, *, workers: int = 0
 ) -> Evaluation:
-    """:func:`evaluate` by a jitted step, with ``workers`` processes that read files ahead."""
+    """:func:`evaluate` with a jitted step and ``workers`` processes that read files ahead."""
     variables = device_put(variables, replicated(mesh))
     sums = {"loss": 0.0, "correct": 0.0, "count": 0.0}
     activity: dict[str, np.ndarray] = {}

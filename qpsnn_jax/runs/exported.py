@@ -1,4 +1,4 @@
-"""Export of a run: its network with the statistics of its data, and where it comes from."""
+"""Export of a run: its network with the statistics of its data, and its origin."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +26,12 @@ from qpsnn_jax.training.steps import Variables
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """A run's network with the test set it is measured on and notes on where it comes from.
+    """A run's network with its test set and notes on its origin.
 
     Attributes:
-        graph, variables, data, notes: of the run.
-        stem_bits, readout_bits: of :func:`fold`.
+        graph, variables, data: of the run.
+        notes: the config, the versions, and the stage with its accuracy.
+        stem_bits, readout_bits: as for :func:`fold`.
     """
 
     graph: Graph
@@ -45,7 +46,7 @@ class Exported:
         """The network as codes, scales and biases.
 
         Raises:
-            ValueError: it has no integer form.
+            ValueError: the network cannot run in integers.
         """
         bits = {"stem_bits": self.stem_bits, "readout_bits": self.readout_bits}
         return fold(self.graph, self.variables, self.data.mean, self.data.std, **bits)
@@ -62,61 +63,60 @@ def read_run(
     """The network of a run, ready to be exported.
 
     Args:
-        path: a run, whose last complete stage is taken, or one of its complete stages.
-        data_dir: TFDS data directory, the run's own when left out; mean and std of the pixels come from the data.
-        stem_bits, readout_bits: of :func:`fold`.
-        test_examples: how many test images to load, the run's number when left out.
-
-    Returns:
-        :class:`Exported`. Its notes are the run's config, the record of the stage and the versions.
+        path: a run (its last complete stage), or one of its complete stages.
+        data_dir: TFDS data directory, by default the run's own; mean and std of the pixels come from the data.
+        stem_bits, readout_bits: as for :func:`fold`.
+        test_examples: how many test images to load, by default as in the run.
 
     Raises:
-        ValueError: no run or stage is there, or its data are missing.
+        ValueError: there is no such run or stage, or its data are missing.
     """
     graph, variables = load_network(path)
     run = run_of(path)
     if run is None:
-        raise ValueError(f"{path} belongs to no run, so the mean and std of its pixels are not known; give a run.")
+        raise ValueError(
+            f"{path} does not belong to a run, so the mean and std of its pixels are unknown; export a run."
+        )
     config = read_config(run)
     data = load_test_data(graph, config, data_dir=data_dir, test_examples=test_examples)
     return Exported(graph, variables, data, _notes(path, run, config), stem_bits, readout_bits)
 
 
-def write_run(exported: Exported, path: Path, form: str, *, portable: bool = False) -> str:
-    """Write a run's network as a file, in a folder that is made if it is not there.
+def write_run(exported: Exported, path: Path, format_: str, *, portable: bool = False) -> str:
+    """Write a run's network as a file. Its folder is created if missing.
 
     Args:
         exported: from :func:`read_run`.
-        path: of the file.
-        form: one of :data:`qpsnn_jax.export.FORMATS`.
-        portable: of :func:`qpsnn_jax.export.c.source.c_source`.
+        path: the file.
+        format_: one of :data:`qpsnn_jax.export.FORMATS`.
+        portable: as for :func:`qpsnn_jax.c_source`.
 
     Returns:
-        What was written, in words.
+        The size of the file, as text.
 
     Raises:
-        ValueError: as the export, or a package that it needs is not installed.
+        ValueError: the network cannot be exported, or a package that the format needs is not installed.
     """
-    if form == "c":
+    if format_ == "c":
         network = IntegerNetwork.of(exported.folded)
         text = write_c(_placed(path), network, portable=portable)
         return f"{text.working_bytes:,} bytes of working memory and {text.constant_bytes:,} of constants"
-    if form == "onnx":
+    if format_ == "onnx":
         folded = exported.folded
         return f"{write_onnx(_placed(path), folded):,} bytes"
     whole = (exported.graph, exported.variables, exported.data.mean, exported.data.std)
-    if form == "nir":
+    if format_ == "nir":
         document = nir_graph(*whole)
         return f"{write_nir(_placed(path), document):,} bytes"
-    if form == "stablehlo":
+    if format_ == "stablehlo":
         return f"{write_stablehlo(_placed(path), *whole):,} bytes"
     folded = exported.folded
     packed = write_packed(_placed(path), folded, exported.notes)
-    return f"{packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header"
+    return f"{packed.payload_bytes:,} bytes of weights and {packed.header_bytes:,} of header"
 
 
 def _placed(path: Path) -> Path:
-    """Makes the folder of a file, once nothing refuses the network any more."""
+    """``path``, whose folder now exists. It is created only once the export has succeeded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -126,7 +126,7 @@ def _notes(path: Path, run: Path, config: Config) -> dict[str, Any]:
     stages = (read_stage(run, name) for name in reversed(names))
     stage = next((stage for stage in stages if stage), None)
     notes = {"config": as_dict(config), "versions": versions()}
-    # Where the data lay on the machine that trained is nobody else's business.
+    # The export goes to other people; the path of the data on this machine is private.
     notes["config"]["data"].pop("data_dir")
     if stage is not None:
         notes |= {"stage": stage.name, "accuracy": stage.accuracy_last}

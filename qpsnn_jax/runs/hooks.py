@@ -1,4 +1,4 @@
-"""Functions that are called while a training goes on; those that show its progress."""
+"""Functions that the training loop calls, and those that show its progress."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,13 +14,14 @@ def _nothing(*_: Any) -> None:
 
 
 class Hooks(NamedTuple):
-    """Functions that :func:`~qpsnn_jax.runs.loop.fit` calls; those that are left out do nothing.
+    """Functions that :func:`~qpsnn_jax.runs.loop.fit` calls. The default does nothing.
 
     Attributes:
-        start: before the first step, with the steps that lie behind and the steps in all.
-        metrics: after every step, in order, with its number from 1 on and its metrics. A program runs ahead meanwhile.
-        epoch: after every epoch, with its record and the number of epochs in all.
-        checkpoint: before a checkpoint is written, with its step. What was told until then must outlive a crash.
+        start: called before the first step with the steps already done and the total number of steps.
+        metrics: called for every step, in order, with its number (from 1) and its metrics, while the next step runs.
+        epoch: called after every epoch with its record and the total number of epochs.
+        checkpoint: called before a checkpoint is written, with its step. What the hook has received so far must
+            survive a crash.
     """
 
     start: Callable[[int, int], None] = _nothing
@@ -31,7 +32,7 @@ class Hooks(NamedTuple):
 
 @contextmanager
 def show_progress(title: str) -> Iterator[Hooks]:
-    """Hooks that show how far a training is, on the standard error of process 0."""
+    """Hooks that show the progress of training on the standard error of process 0."""
     with ExitStack() as stack:
         shown: list[Progress] = []
 

@@ -1,4 +1,4 @@
-"""The data of a run, and test data for a network that is looked at later."""
+"""The data of a run, and test data for a trained network."""
 
 from qpsnn_jax.data import DataRequest, DataSet, describe, load
 from qpsnn_jax.data.settings import DataSettings, request
@@ -13,7 +13,7 @@ def load_data(config: Config) -> DataSet:
     """The data set of a config.
 
     Raises:
-        ValueError: the data are missing, or too few for a batch.
+        ValueError: the data are missing, or fewer than a batch.
     """
     asked = request(config.data, seed=config.run.seed, timesteps=config.network.timesteps)
     data = load(config.data.name, **asked._asdict())
@@ -30,19 +30,19 @@ def load_test_data(
     data_dir: str | None = None,
     test_examples: int | None = None,
 ) -> DataSet:
-    """A test set in the form that a network takes, with a single training example.
+    """A test set of the shape that a network takes, with a single training example.
 
     Args:
-        graph: the network; its steps and the size of its input are those of frames and crops.
+        graph: the network; its time steps and input size decide the number of frames and the size of crops.
         config: of the run that the network comes from, if any.
-        name, data_dir, test_examples: of the data set, the run's own when left out.
+        name, data_dir, test_examples: of the data set, by default as in the run.
 
     Raises:
         ValueError: the data are missing or unknown.
     """
     own = config.data if config else DataSettings()
     if name is None and config is None:
-        raise ValueError("a network without a run needs the name of a data set.")
+        raise ValueError("a network that does not belong to a run needs the name of a data set.")
     name, data_dir = name or own.name, data_dir or own.data_dir
     return load(
         name,

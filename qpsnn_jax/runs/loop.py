@@ -1,4 +1,4 @@
-"""The training loop: drives the pure steps over a data set, saves, and resumes where it was killed."""
+"""The training loop: runs the pure steps over a data set, saves checkpoints, and resumes from them."""
 
 import math
 import time
@@ -29,7 +29,7 @@ from qpsnn_jax.training.steps import Prepare, TrainState, Variables, all_finite,
 
 
 class Trained(NamedTuple):
-    """Result of :func:`fit`: the variables to use, their evaluation, a record per epoch, and the seconds it took."""
+    """Result of :func:`fit`: the trained variables, their evaluation, the record of each epoch, the time in seconds."""
 
     variables: Variables
     result: Evaluation
@@ -49,32 +49,29 @@ def fit(
     workers: int = 0,
     hooks: Sequence[Hooks] = (),
 ) -> Trained:
-    """Train a network, or go on where an earlier call with the same arguments was stopped.
+    """Train a network, or resume an earlier call with the same arguments.
 
     Every epoch visits the training set in an order drawn from the seed and the epoch's number, in whole batches. Each
-    step's random key comes from the seed and the step's number. So a run that was killed and started again ends with
-    the same bits as one that was not. ``directory`` gets checkpoints, every ``checkpoint_epochs`` and within an epoch
-    every ``checkpoint_steps``. SIGTERM saves one more and stops. Several processes, which must all call this with the
-    same arguments, train together; a SIGTERM to any of them stops all after the same step.
+    step's random key comes from the seed and the step's number. So a run that was killed and resumed ends with the
+    same bits as one that was not. Checkpoints are saved in ``directory`` every ``checkpoint_epochs``, and within an
+    epoch every ``checkpoint_steps``. SIGTERM saves one more and stops. Several processes train together if all of them
+    call this with the same arguments; a SIGTERM to any of them stops all after the same step.
 
     Args:
         graph, variables: the network to start from.
         data: training and test sets; the test accuracy is recorded each epoch, and no choice uses it.
-        training: the course of training.
-        directory: of this course of training.
+        training: epochs, batch size, optimizer and loss.
+        directory: for checkpoints.
         prepare: from a key and raw images to normalized, augmented ones.
         run: seed, checkpoints and sharding.
         workers: processes that read and decode files ahead; 0 for none.
-        hooks: who is told of it.
-
-    Returns:
-        :class:`Trained`.
+        hooks: functions to call meanwhile.
 
     Raises:
         ValueError: the batch is larger than the training set, a checkpoint in ``directory`` cannot be read, or the
             devices cannot share a batch equally.
         FloatingPointError: the loss or a weight is no longer finite; the last good checkpoint stays.
-        Terminated: SIGTERM came, and everything is saved.
+        Terminated: SIGTERM arrived; everything is saved.
     """
     steps_per_epoch = whole_batches(data, training.batch_size)
     mesh = batch_mesh(training.batch_size)
@@ -111,7 +108,7 @@ def fit(
 
 
 def whole_batches(data: DataSet, batch_size: int) -> int:
-    """Batches in an epoch; what is left over waits for the next one.
+    """The number of whole batches in an epoch. The examples left over are skipped in that epoch.
 
     Raises:
         ValueError: the batch is larger than the training set.
@@ -123,10 +120,10 @@ def whole_batches(data: DataSet, batch_size: int) -> int:
 
 
 def batch_mesh(batch_size: int) -> Mesh:
-    """All devices, which share every batch.
+    """The mesh of all devices, over which every batch is sharded.
 
     Raises:
-        ValueError: they cannot share it equally.
+        ValueError: the batch cannot be sharded equally.
     """
     mesh = data_mesh()
     if batch_size % mesh.size:
@@ -135,10 +132,9 @@ def batch_mesh(batch_size: int) -> Mesh:
 
 
 def _dispatches(done: int, total: int, per_epoch: int, checkpoint_steps: int | None) -> Iterator[tuple[int, int]]:
-    """How many steps are done after each program that is started, and how many it takes.
+    """For each program that is started: the number of steps done after it, and the number of steps that it takes.
 
-    None reaches over the end of an epoch or the place of a checkpoint, so that a run that is started again divides what
-    is left in the same way.
+    No program crosses the end of an epoch or a checkpoint, so that a resumed run divides its steps in the same way.
     """
     every = [per_epoch, total] + ([checkpoint_steps] if checkpoint_steps else [])
     while done < total:
@@ -150,12 +146,12 @@ def _dispatches(done: int, total: int, per_epoch: int, checkpoint_steps: int | N
 
 
 def _at_once() -> int:
-    """Steps in one program; one on a CPU, which starts programs quickly and runs the body of a loop on one thread."""
+    """Steps in one program. One on a CPU, which starts programs quickly and runs the body of a loop on one thread."""
     return 1 if jax.default_backend() == "cpu" else 8
 
 
 def _due(run: RunSettings, steps: int, epoch: int, within: int) -> bool:
-    """Whether a checkpoint is due after so many steps, that is so many whole epochs and steps within the next."""
+    """Whether a checkpoint is due after ``steps`` steps: ``epoch`` whole epochs and ``within`` steps of the next."""
     if within == 0 and epoch % run.checkpoint_epochs == 0:
         return True
     return run.checkpoint_steps is not None and steps % run.checkpoint_steps == 0
@@ -168,7 +164,7 @@ def _resume(state: TrainState, graph: Graph, directory: Path, batches: Feed) -> 
     notes = found.notes
     if found.graph != graph or not {"epochs", "losses", "seconds", "batches"} <= set(notes):
         raise ValueError(
-            f"checkpoint {found.path} is not one that this training wrote, or it is of another network; choose another "
+            f"checkpoint {found.path} was not written by this training, or holds another network; choose another "
             "directory."
         )
     batches.set_state(notes["batches"])
@@ -182,7 +178,7 @@ def _save(directory: Path, graph: Graph, state: TrainState, notes: dict[str, Any
 
 
 class _Log:
-    """What a training has done so far. Metrics are read a program late, so that the device never waits to be read."""
+    """The record of a training. Metrics are read one program late, so that the device need not wait for the host."""
 
     def __init__(
         self, directory: Path, epochs: int, step: int, notes: Mapping[str, Any], hooks: Sequence[Hooks]
@@ -197,20 +193,20 @@ class _Log:
         return time.monotonic() - self._started
 
     def take(self, values: dict[str, Array]) -> None:
-        """Take the metrics of a step, or of several; tell those of before."""
+        """Store the metrics of a program; report those of the one before."""
         self.flush()
         self._pending = values
 
     def flush(self) -> None:
-        """Tell everything."""
+        """Report the stored metrics."""
         if self._pending is None:
             return
         pending = {name: np.atleast_1d(value) for name, value in jax.device_get(self._pending).items()}
         self._pending = None
         for numbers in zip(*pending.values(), strict=True):
-            self._tell(dict(zip(pending, map(float, numbers), strict=True)))
+            self._report(dict(zip(pending, map(float, numbers), strict=True)))
 
-    def _tell(self, values: dict[str, float]) -> None:
+    def _report(self, values: dict[str, float]) -> None:
         self.step += 1
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
@@ -222,14 +218,14 @@ class _Log:
             hook.metrics(self.step, values)
 
     def end_epoch(self, number: int, test_accuracy: float) -> None:
-        """Note an epoch whose metrics are told."""
+        """Record an epoch whose metrics have been reported."""
         self.epochs.append(Epoch(number, float(np.mean(self._losses)), test_accuracy))
         self._losses = []
         for hook in self._hooks:
             hook.epoch(self.epochs[-1], self._of)
 
     def save(self, step: int) -> dict[str, Any]:
-        """Tell everything that a checkpoint follows, and return what it must note."""
+        """Report everything before a checkpoint, and return the notes that it must hold."""
         self.flush()
         for hook in self._hooks:
             hook.checkpoint(step)

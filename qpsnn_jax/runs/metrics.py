@@ -1,4 +1,4 @@
-"""The metrics of every step as a file of JSON lines, and for TensorBoard where it is installed."""
+"""The metrics of every step as JSON lines, and for TensorBoard if tensorboardX is installed."""
 
 import importlib
 import json
@@ -16,10 +16,9 @@ from qpsnn_jax.runtime.processes import is_process_zero, write_on_process_zero
 
 @contextmanager
 def write_metrics(directory: Path) -> Iterator[Hooks]:
-    """Hooks that write ``metrics.jsonl`` into a directory, and with tensorboardX the same to ``tensorboard`` beside it.
+    """Hooks that write ``metrics.jsonl`` into a directory, and with tensorboardX also ``tensorboard``.
 
-    What an interrupted training wrote after its last checkpoint is dropped when it goes on. Of several processes, the
-    first writes.
+    When training resumes, the metrics after its last checkpoint are dropped. Only process 0 writes.
     """
     with ExitStack() as stack:
         writers: list[_Writer] = []
@@ -74,19 +73,19 @@ def _kept_lines(path: Path, keep: int) -> list[str]:
     if keep == 0:
         return []
     if not path.exists():
-        raise ValueError(f"{path} is missing, without which the metrics of {keep} steps are lost; start a new --out.")
+        raise ValueError(f"{path} is missing, with the metrics of the first {keep} steps; start again in a new --out.")
     try:
         lines = path.read_bytes().decode().splitlines()[:keep]
         steps = [json.loads(line)["step"] for line in lines]
     except (ValueError, KeyError, TypeError, RecursionError):
         lines, steps = [], []
     if steps != list(range(1, keep + 1)):
-        raise ValueError(f"{path} is damaged: it does not hold the steps 1 to {keep}; start a new --out.")
+        raise ValueError(f"{path} is damaged: it does not hold the steps 1 to {keep}; start again in a new --out.")
     return lines
 
 
 def _tensorboard(directory: Path, step: int) -> Any:
-    """A writer that forgets what an interrupted run wrote after ``step``, or None without tensorboardX."""
+    """A writer that drops what an interrupted run wrote after ``step``; None without tensorboardX."""
     try:
         tensorboard = importlib.import_module("tensorboardX")
     except ImportError:

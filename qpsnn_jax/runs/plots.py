@@ -25,7 +25,7 @@ def draw_all(directory: Path, data: DataSet, records: list[StageResult]) -> list
     """Draw every plot of a run into ``plots`` below its directory.
 
     Args:
-        directory: of a run whose stages are complete.
+        directory: of a run; its stages must be complete.
         data: its data set; the raster shows the first test image.
         records: results of the stages and controls, for the summary.
 

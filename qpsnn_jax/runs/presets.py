@@ -1,4 +1,4 @@
-"""Runs that have a name."""
+"""Configs with a name."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from qpsnn_jax.training.settings import Training
 
 
 class Preset(NamedTuple):
-    """A config and one line that says what it is for."""
+    """A config and one line of help."""
 
     help: str
     config: Config
@@ -70,7 +70,7 @@ PRESETS: dict[str, Preset] = {
         ),
     ),
     "nmnist": Preset(
-        "2-bit VGGSNN of 1/8 width on recordings of N-MNIST; minutes on 2 cores for some hundred of them",
+        "2-bit VGGSNN of 1/8 width on N-MNIST; minutes on 2 cores for some hundred recordings",
         Config(
             network=NetworkSettings("vggsnn", width=0.125, timesteps=5, ste="plain"),
             data=DataSettings("nmnist", roll=2),

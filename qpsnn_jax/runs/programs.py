@@ -1,4 +1,4 @@
-"""The compiled steps of a course of training: the optimizer, where the state lies, and several steps as one."""
+"""The compiled training step: its optimizer, the sharding of its state, and several steps as one program."""
 
 import math
 from collections.abc import Callable
@@ -29,13 +29,13 @@ from qpsnn_jax.training.steps import (
     scan_steps,
 )
 
-# Numbers that the layers of a batch put out, from which on memory counts: 256 MB in float32.
+# Activations of a batch, in elements, above which a step is compiled for low memory: 256 MB in float32.
 _LARGE = 1 << 26
 _LOSSES: dict[str, Callable[..., Array]] = {"cross_entropy": cross_entropy, "tet": temporal_cross_entropy}
 
 
 def make_optimizer(training: Training, steps_per_epoch: int) -> Any:
-    """The Optax transformation of a course of training."""
+    """The Optax transformation that ``training`` describes."""
     schedule = cosine_schedule(
         training.learning_rate,
         epochs=max(1, training.epochs),
@@ -54,7 +54,7 @@ def make_optimizer(training: Training, steps_per_epoch: int) -> Any:
 def initial_state(
     variables: Variables, tx: Any, mesh: Mesh, *, ema: bool, run: RunSettings
 ) -> tuple[TrainState, TrainState]:
-    """The state before the first step, on the devices, and the shardings of its arrays."""
+    """The state before the first step, on the devices, and the sharding of each of its arrays."""
     key = jax.random.key(run.seed)
     state = jax.jit(partial(init_state, tx=tx, ema=ema))(variables, key=key)
     shardings = state_shardings(state, mesh, fsdp=run.fsdp)
@@ -62,7 +62,7 @@ def initial_state(
 
 
 def state_shardings(state: TrainState, mesh: Mesh, *, fsdp: bool) -> TrainState:
-    """Shardings of a state: replicated, or with FSDP the weights and what follows them sharded."""
+    """Shardings of a state: replicated; with FSDP, parameters, their averages and the optimizer's state are sharded."""
     whole = replicated(mesh)
     shardings: TrainState = jax.tree.map(lambda _: whole, state)
     if not fsdp:
@@ -75,7 +75,7 @@ def state_shardings(state: TrainState, mesh: Mesh, *, fsdp: bool) -> TrainState:
 def make_advance(
     graph: Graph, tx: Any, training: Training, prepare: Prepare, mesh: Mesh, shardings: TrainState, run: RunSettings
 ) -> Callable[[TrainState, Feed, int], tuple[TrainState, dict[str, Array]]]:
-    """A function that takes the next step, or several as one program."""
+    """A function that takes the next training step, or several as one program."""
     whole = replicated(mesh)
     made = make_train_step(
         graph,
@@ -97,10 +97,10 @@ def make_advance(
 
 
 def _jit(graph: Graph, examples: int) -> Callable[..., Any]:
-    """To hold little memory where a step takes much; where it takes little, XLA's own order is a tenth faster."""
+    """``low_memory_jit`` for a step that needs much memory; ``jax.jit`` for others, where it is a tenth faster."""
     steps = {name: graph.timesteps if value.timed else 1 for name, value in graph.values.items()}
-    numbers = examples * sum(steps[name] * math.prod(value.shape) for name, value in graph.values.items())
-    return low_memory_jit if numbers > _LARGE else jax.jit
+    activations = examples * sum(steps[name] * math.prod(value.shape) for name, value in graph.values.items())
+    return low_memory_jit if activations > _LARGE else jax.jit
 
 
 def _loss(training: Training) -> Loss:
@@ -108,7 +108,7 @@ def _loss(training: Training) -> Loss:
 
 
 def _penalty(graph: Graph, weight: float) -> dict[str, Reducer]:
-    """``weight`` for every million synaptic operations of an image."""
+    """A penalty of ``weight`` for every million synaptic operations of an image."""
 
     def scaled(reducer: Reducer) -> Reducer:
         return lambda value: weight * 1e-6 * reducer(value)

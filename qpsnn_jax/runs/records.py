@@ -1,4 +1,4 @@
-"""What a run keeps beside its networks: results of stages, with what they noted, and arrays by name."""
+"""Files of a run beside its networks: results of stages, with their notes, and arrays by name."""
 
 import importlib.metadata
 import io
@@ -23,7 +23,7 @@ _CHECKSUM = "crc32"
 
 
 class Epoch(NamedTuple):
-    """An epoch of training: its number from 1 on, the mean training loss (nats), the test accuracy (a fraction)."""
+    """An epoch of training: its number (from 1), the mean training loss (nats), the test accuracy (a fraction)."""
 
     epoch: int
     train_loss: float
@@ -32,9 +32,9 @@ class Epoch(NamedTuple):
 
 @dataclass(frozen=True)
 class StageResult:
-    """Result of a complete stage; accuracies are fractions of the test set, operations and energy are per image.
+    """Result of a complete stage. Accuracies are fractions of the test set; operations and energy are per image.
 
-    ``accuracy_best`` is that of the best epoch, or of the only evaluation; None where a network is evaluated later on.
+    ``accuracy_best`` is that of the best epoch, or of the only evaluation; None for a network evaluated later.
     """
 
     name: str
@@ -53,7 +53,7 @@ class StageResult:
 def measure(
     name: str, graph: Graph, whole: Graph, result: Evaluation, best: float | None, seconds: float
 ) -> StageResult:
-    """The result of a network: ``result`` on the test set, costs of ``graph`` beside the ``whole`` network's."""
+    """The record of a network: its ``result`` on the test set and its costs, relative to the ``whole`` network's."""
     costs = cost(graph, result.activity)
     assert costs.sops_total is not None
     assert costs.sops_per_step is not None
@@ -74,7 +74,7 @@ def measure(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
+    """Versions of Python and of the packages that the results of a run depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -85,52 +85,52 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write JSON under a temporary name, then rename; of several processes, the first does."""
+    """Write JSON atomically, on process 0."""
     write_on_process_zero(path, (json.dumps(document, indent=2) + "\n").encode())
 
 
 def write_checked(path: Path, document: Mapping[str, Any]) -> None:
-    """:func:`write_json` with a checksum, which :func:`read_checked` looks at."""
+    """:func:`write_json` with a checksum, which :func:`read_checked` verifies."""
     write_json(path, {**document, _CHECKSUM: _checksum(document)})
 
 
 def read_checked(path: Path) -> dict[str, Any]:
-    """What :func:`write_checked` wrote.
+    """The document that :func:`write_checked` wrote.
 
     Raises:
-        ValueError: it is no JSON, or another document than was written; the path is not named.
+        ValueError: it is not JSON, or its checksum is wrong. The message does not name the path.
     """
     try:
         document = json.loads(path.read_bytes())
         found = document.pop(_CHECKSUM)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError("it is not the JSON that a run writes") from None
+        raise ValueError("it is not a JSON document of a run") from None
     if found != _checksum(document):
         raise ValueError("it does not match its checksum")
     return document
 
 
 def write_result(path: Path, result: StageResult, **notes: Any) -> None:
-    """Write the result of a stage, with what else it notes."""
+    """Write the result of a stage and its notes."""
     write_checked(path, {"stage": asdict(result), **notes})
 
 
 def read_result(path: Path) -> StageResult | None:
-    """The result of a stage, or None where it is not complete.
+    """The result of a stage; None if it is not complete.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     if not path.exists():
         return None
     values = read_notes(path, "stage")
     if not isinstance(values, dict) or set(values) != {field.name for field in fields(StageResult)}:
-        raise _damaged(path, "it holds no result of a stage")
+        raise _damaged(path, "it does not hold the result of a stage")
     return StageResult(**values)
 
 
 def read_notes(path: Path, key: str) -> Any:
-    """What a complete stage noted: its ``epochs``, or for the stage ``pruned`` the channels to ``keep``.
+    """A note of a complete stage: its ``epochs``, or for the stage ``pruned`` the channels to ``keep``.
 
     Raises:
         ValueError: the notes are damaged.
@@ -144,17 +144,17 @@ def read_notes(path: Path, key: str) -> Any:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays by name as ``.npz``; of several processes, the first does."""
+    """Write arrays by name as ``.npz``, atomically, on process 0."""
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **{name: np.asarray(values) for name, values in arrays.items()})
     write_on_process_zero(path, stream.getvalue())
 
 
 def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
-    """Arrays by name that a run stored: the scores of its channels, or the activity of a stage.
+    """The arrays by name that :func:`write_arrays` wrote.
 
     Raises:
-        ValueError: the file is damaged; deleting it lets one do what ``remedy`` says.
+        ValueError: the file is damaged. The message says to delete it in order to do what ``remedy`` names.
     """
     try:
         with path.open("rb") as stream, np.load(stream) as stored:

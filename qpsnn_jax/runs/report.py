@@ -1,4 +1,4 @@
-"""What a run says at its end: ``report.json``, ``report.md`` and plots."""
+"""The report of a run: ``report.json``, ``report.md`` and plots."""
 
 import dataclasses
 import json
@@ -26,9 +26,9 @@ _COLUMNS = (
     "time",
 )
 _CONTROLS = {
-    "baseline": "vanilla quantization (γ = 1) and SCA, trained and fine-tuned alike: the paper's baseline",
-    "random": "random channels removed from the same quantized network, fine-tuned alike",
-    "scratch": "the pruned widths trained from fresh weights, for as many epochs as training and fine-tuning together",
+    "baseline": "the paper's baseline: vanilla quantization (γ = 1) and SCA, with the same training and fine-tuning",
+    "random": "random channels removed from the same quantized network, with the same fine-tuning",
+    "scratch": "the pruned widths trained from scratch, for as many epochs as training and fine-tuning together",
 }
 
 
@@ -42,7 +42,7 @@ def write_report(
         directory: of the run.
         data: its data set.
         stages: results of its stages.
-        controls: results of the controls, empty where none were run.
+        controls: results of the controls; empty if there are none.
     """
     document = {
         "config": as_dict(config),
@@ -69,7 +69,7 @@ def table(stages: list[StageResult]) -> str:
 
 
 def cost_table(costs: Cost) -> str:
-    """Every node that costs anything and the totals, as lines of text; operations are those of one image."""
+    """The cost of each node that has any, and the totals, as lines of text. Operations are per image."""
     lines = [f"{'':22} {'':13} {'parameters':>12} {'kB':>12} {'dense':>15} {'MACs':>15} {'ACs':>15}"]
     for node in costs.nodes:
         if node.params or node.dense:

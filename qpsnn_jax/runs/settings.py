@@ -1,4 +1,4 @@
-"""How a run is done, as settings."""
+"""Settings of a run as a whole."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,14 +11,14 @@ class RunSettings:
     """Seed, checkpoints and devices.
 
     Raises:
-        ValueError: a field of the wrong type or out of range, naming it.
+        ValueError: a field has the wrong type or is out of range; the message names it.
     """
 
-    # Fine-tuning and the controls use the seeds after it, which must fit 32 bits too.
-    seed: int = setting(0, "of the weights, the order of the images and the augmentation", least=0, most=2**31 - 3)
+    # Fine-tuning and the controls use the next seeds, which must fit into 32 bits too.
+    seed: int = setting(0, "seed of the weights, the order of the images and the augmentation", least=0, most=2**31 - 3)
     checkpoint_epochs: int = setting(5, "epochs between checkpoints", least=1, most=1_000_000)
     checkpoint_steps: int | None = setting(
-        None, "steps between checkpoints within an epoch; none: there are none", least=1, most=2**31 - 1
+        None, "steps between checkpoints within an epoch; none: only after epochs", least=1, most=2**31 - 1
     )
     precision: Literal["exact", "auto"] = setting(
         "auto", "exact: the same program on every machine; auto: gradients may be rounded where that is faster"

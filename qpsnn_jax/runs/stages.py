@@ -1,4 +1,4 @@
-"""The stages of QP-SNN: train quantized, score, prune, fine-tune; each kept in the run's directory and never redone."""
+"""The stages of QP-SNN: train quantized, score, prune, fine-tune. Each is done once, and saved on disk."""
 
 import time
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ class Run:
     """What the stages of a run share.
 
     Attributes:
-        directory: where they are kept.
+        directory: of the run.
         graph: the network before pruning.
         data: the data set.
         prepare: normalization and augmentation in training.
         workers: processes that read and decode files.
         settings: seed, checkpoints and sharding.
-        hooks: who else is told of every training.
+        hooks: further hooks of every training.
     """
 
     directory: Path
@@ -55,17 +55,17 @@ class Run:
 
 
 def prepare_run(config: Config, directory: Path, data: DataSet, hooks: Sequence[Hooks] = ()) -> Run:
-    """What the stages of a config share; nothing is written.
+    """The :class:`Run` of a config. Writes nothing.
 
     Raises:
-        ValueError: the network cannot be built, or takes other data.
+        ValueError: the network cannot be built, or does not take the data.
     """
     prepare = make_prepare(config.data, data)
     return Run(directory, build_graph(config), data, prepare, config.data.workers, config.run, tuple(hooks))
 
 
 def run_stages(config: Config, run: Run) -> list[StageResult]:
-    """All stages in the paper's order (quantize first, then prune), going on where an earlier call was stopped."""
+    """All stages in the paper's order (quantize first, then prune), resumed if an earlier call was interrupted."""
     return [train(run, config.train), prune_channels(run, config.prune), finetune(run, config.finetune)]
 
 
@@ -78,12 +78,12 @@ def train(run: Run, training: Training) -> StageResult:
 
 
 def score_channels(run: Run, pruning: Pruning, *, source: Path | None = None) -> Scores:
-    """Stage 2a: score the channels of the trained network; kept as ``scores.npz``.
+    """Stage 2a: score the channels of the trained network. The scores are saved in ``scores.npz``.
 
     Args:
-        run: whose network.
-        pruning: the criterion and the images it takes.
-        source: the stage that holds the trained network, the run's own when left out.
+        run: the run.
+        pruning: the criterion and its number of images.
+        source: the stage that holds the trained network, by default the run's own.
     """
     path = run.directory / "pruned" / "scores.npz"
     if path.exists():
@@ -99,9 +99,9 @@ def prune_channels(run: Run, pruning: Pruning, *, source: Path | None = None) ->
     """Stage 2b: remove the channels with the lowest scores. Returns its result; a complete stage is only read.
 
     Args:
-        run: whose network.
+        run: the run.
         pruning: the ratios.
-        source: the stage that holds the trained network, the run's own when left out.
+        source: the stage that holds the trained network, by default the run's own.
     """
     if result := read_stage(run.directory, "pruned"):
         return result
@@ -109,7 +109,7 @@ def prune_channels(run: Run, pruning: Pruning, *, source: Path | None = None) ->
     variables = _trained_variables(run, source)
     keep = select(run.graph, score_channels(run, pruning, source=source), pruning.ratios)
     smaller, _ = prune(run.graph, {}, keep)
-    # Under one jit, because hundreds of small gathers would each be compiled by themselves.
+    # In one jit: otherwise hundreds of small gathers would be compiled one by one.
     variables = fast_compile_jit(lambda tree: prune(run.graph, tree, keep)[1])(variables)
     notes = {"keep": {name: channels.tolist() for name, channels in keep.items()}}
     result = evaluate(smaller, variables, run.data.test, run.data, precision=run.settings.precision)
@@ -117,7 +117,7 @@ def prune_channels(run: Run, pruning: Pruning, *, source: Path | None = None) ->
 
 
 def finetune(run: Run, training: Training) -> StageResult:
-    """Stage 3: train the pruned network on. Returns its result; a complete stage is only read."""
+    """Stage 3: fine-tune the pruned network. Returns its result; a complete stage is only read."""
     if result := read_stage(run.directory, "finetuned"):
         return result
     graph, variables = load_network(run.directory / "pruned")
@@ -127,7 +127,7 @@ def finetune(run: Run, training: Training) -> StageResult:
 def train_stage(
     run: Run, name: str, graph: Graph, variables: Variables, training: Training, settings: RunSettings
 ) -> StageResult:
-    """Train a network as a stage of a run, and keep it."""
+    """Train a network as a stage of a run, and save it."""
     directory = run.directory / name
     title = f"{run.directory.name}, {name}" if run.directory.parent.name == "controls" else name
     with write_metrics(directory) as metrics, show_progress(title) as shown:
@@ -161,7 +161,7 @@ def _trained_variables(run: Run, source: Path | None) -> Variables:
     place = source or run.directory / "quantized"
     graph, variables = load_network(place)
     if graph != run.graph:
-        raise ValueError(f"{place} holds another network than the run's config describes.")
+        raise ValueError(f"{place} holds a network that differs from the run's config; start again in a new --out.")
     return variables
 
 

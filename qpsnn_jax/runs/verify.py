@@ -1,4 +1,4 @@
-"""Runs an exported network beside the one that was trained, on test images, and says how far they agree."""
+"""Compares an exported network with the trained one, on test images."""
 
 import shlex
 import subprocess
@@ -25,7 +25,7 @@ from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.export.stablehlo import stablehlo
 from qpsnn_jax.runs.exported import Exported
 
-# Rounding can turn an image that lies between two classes; eight bits in the first and last layer turn more.
+# Rounding can change the class of an image that lies between two. 8-bit weights of first and last layer change more.
 SAME_PREDICTIONS = 0.999
 SAME_PREDICTIONS_ROUNDED = 0.9
 _BATCH = 50
@@ -45,69 +45,61 @@ int main(void) {{
 
 
 class Verdict(NamedTuple):
-    """What a comparison found: its ``text``, and the promise of the format that is ``broken``, or nothing."""
+    """The result of a comparison as ``text``, and the requirements that the export fails, as sentences, or ``""``."""
 
     text: str
-    broken: str
+    failures: str
 
 
-def verify(exported: Exported, form: str, *, cc: str = "cc -O2") -> Verdict:
-    """Run an export beside the trained network on the test set, and hold it to what its format promises.
+def verify(exported: Exported, format_: str, *, cc: str = "cc -O2") -> Verdict:
+    """Compare an export with the trained network on the test set, and check what its format guarantees.
 
-    Every format promises the predictions of the float network on at least 99.9 % of the images, or 90 % where weights
-    of the first or last layer are rounded to 8 bits; C also every logit of the integer network, bit for bit.
+    Every format must give the predictions of the float network on at least 99.9 % of the images, or on 90 % if the
+    weights of the first or last layer are rounded to 8 bits; C also every logit of the integer network, bit for bit.
 
     Args:
         exported: from :func:`qpsnn_jax.runs.exported.read_run`.
-        form: one of :data:`qpsnn_jax.export.FORMATS`. What starts from the integer network is compared with that too.
+        format_: one of :data:`qpsnn_jax.export.FORMATS`. For packed, C and ONNX the integer network is compared too.
         cc: C compiler and its options.
 
-    Returns:
-        :class:`Verdict`.
-
     Raises:
-        ValueError: as the export, the compiler fails, a package is missing, or there are no test images.
+        ValueError: the network cannot be exported, the compiler fails, a package is missing, or there are no test
+            images.
     """
-    lines, broken = [], []
+    lines, failures = [], []
     least = SAME_PREDICTIONS if exported.stem_bits == exported.readout_bits == 32 else SAME_PREDICTIONS_ROUNDED
 
-    def hold(name: str, same: float) -> None:
+    def require(name: str, same: float) -> None:
         if same < least:
-            broken.append(f"{name} should have {100 * least:g} % of the predictions, and has {100 * same:.2f} %.")
+            failures.append(f"{name} must give {100 * least:g} % of the predictions, and gives {100 * same:.2f} %.")
 
-    if form in FOLDED:
+    if format_ in FOLDED:
         agreement = verify_packed(exported)
         lines.append(report(agreement, "the integer network"))
-        hold("the integer network", agreement.predictions)
-    if form == "c":
+        require("the integer network", agreement.predictions)
+    if format_ == "c":
         equal = verify_c(exported, cc)
-        lines.append(f"the C program has the logits of the integer network on {100 * equal:.2f} %")
+        lines.append(f"the C program gives the logits of the integer network on {100 * equal:.2f} % of the images")
         if equal < 1:
-            broken.append(f"the C program should have every logit, and differs on {100 * (1 - equal):.2f} %.")
-    if form == "nir":
+            failures.append(f"the C program must give every logit, and differs on {100 * (1 - equal):.2f} %.")
+    if format_ == "nir":
         agreement = verify_nir(exported)
         lines.append(report(agreement, "the NIR graph"))
-        hold("the NIR graph", agreement.predictions)
+        require("the NIR graph", agreement.predictions)
     for name, other, run in (("onnxruntime", "onnx", verify_onnx), ("StableHLO", "stablehlo", verify_stablehlo)):
-        if form == other:
-            same, apart = run(exported)
-            share = f"{100 * same:.2f} %, currents within {apart:.1e}"
-            lines.append(f"{name} has the predictions of the float network on {share}")
-            hold(name, same)
-    return Verdict("\n".join(lines), " ".join(broken))
+        if format_ == other:
+            same, difference = run(exported)
+            share = f"{100 * same:.2f} % of the images; currents differ by at most {difference:.1e}"
+            lines.append(f"{name} gives the predictions of the float network on {share}")
+            require(name, same)
+    return Verdict("\n".join(lines), " ".join(failures))
 
 
 def verify_packed(exported: Exported) -> Agreement:
     """Write the packed file, read it back, and compare its integer network with the float network on the test set.
 
-    Args:
-        exported: from :func:`qpsnn_jax.runs.exported.read_run`.
-
-    Returns:
-        :class:`Agreement`.
-
     Raises:
-        ValueError: as the export, or there are no test images.
+        ValueError: the network cannot be exported, or there are no test images.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.qpsnn"
@@ -118,18 +110,18 @@ def verify_packed(exported: Exported) -> Agreement:
 
 
 def verify_c(exported: Exported, cc: str, *, portable: bool = False) -> float:
-    """Compile the C program and compare its logits with the interpreter's on the test set.
+    """Compile the C program and compare its logits with the integer network's on the test set.
 
     Args:
         exported: from :func:`qpsnn_jax.runs.exported.read_run`.
         cc: the compiler and its options.
-        portable: of :func:`qpsnn_jax.export.c.source.c_source`.
+        portable: as for :func:`qpsnn_jax.c_source`.
 
     Returns:
         The share of images all of whose logits are equal.
 
     Raises:
-        ValueError: ``cc`` names no compiler, the compiler is missing or fails, or the program does.
+        ValueError: ``cc`` does not name a compiler, or the compiler or the program fails.
     """
     compiler = _words(cc)
     network, pixels = IntegerNetwork.of(exported.folded), everything(exported.data.test).images
@@ -148,9 +140,6 @@ def verify_c(exported: Exported, cc: str, *, portable: bool = False) -> float:
 def verify_onnx(exported: Exported) -> tuple[float, float]:
     """Run the ONNX model in onnxruntime on the CPU and compare it with the float network on the test set.
 
-    Args:
-        exported: from :func:`qpsnn_jax.runs.exported.read_run`.
-
     Returns:
         The share of images with the same prediction, and the largest difference of a time-mean current.
 
@@ -167,10 +156,7 @@ def verify_onnx(exported: Exported) -> tuple[float, float]:
 
 
 def verify_stablehlo(exported: Exported) -> tuple[float, float]:
-    """Serialize the StableHLO, read it back, run it by XLA, and compare it with the float network on the test set.
-
-    Args:
-        exported: from :func:`qpsnn_jax.runs.exported.read_run`.
+    """Serialize the StableHLO, read it back, run it with XLA, and compare it with the float network on the test set.
 
     Returns:
         The share of images with the same prediction, and the largest difference of a time-mean current.
@@ -187,14 +173,10 @@ def verify_stablehlo(exported: Exported) -> tuple[float, float]:
 def verify_nir(exported: Exported) -> Agreement:
     """Write the NIR file, read it back as a network, and compare that with the float network on the test set.
 
-    Args:
-        exported: from :func:`qpsnn_jax.runs.exported.read_run`.
-
-    Returns:
-        :class:`Agreement`; pixels are normalized as the file's metadata say.
+    The read network normalizes pixels by the mean and std of the file's metadata.
 
     Raises:
-        ValueError: as the export, or there are no test images.
+        ValueError: the network cannot be exported, or there are no test images.
     """
     data, (images, labels) = exported.data, everything(exported.data.test)
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +190,7 @@ def verify_nir(exported: Exported) -> Agreement:
 
 
 def _beside(exported: Exported, run: Callable[[np.ndarray], Any]) -> tuple[float, float]:
-    """Share of equal predictions and largest difference of currents of the float network and of ``run``."""
+    """The share of equal predictions and the largest difference of currents between the float network and ``run``."""
     data = exported.data
 
     @jax.jit
@@ -225,17 +207,19 @@ def _beside(exported: Exported, run: Callable[[np.ndarray], Any]) -> tuple[float
 
 def report(agreement: Agreement, other: str) -> str:
     """An agreement with ``other`` as lines of text: predictions, accuracies, and differing spikes by layer."""
-    lines = [f"{agreement.images:,} test images, the same prediction on {100 * agreement.predictions:.2f} %"]
+    lines = [
+        f"{agreement.images:,} test images; {other} gives the same prediction on {100 * agreement.predictions:.2f} %"
+    ]
     if agreement.accuracy_float is not None and agreement.accuracy_other is not None:
         both = f"{100 * agreement.accuracy_float:.2f} % and {100 * agreement.accuracy_other:.2f} %"
         lines.append(f"accuracy of the float network and of {other}: {both}")
-    lines.append("spikes that differ, of all spikes and silences of a layer:")
+    lines.append("share of neurons and steps whose spikes differ, by layer:")
     lines += [f"  {name:20} {share:.2e}" for name, share in agreement.spikes.items()]
     return "\n".join(lines)
 
 
 def _words(cc: str) -> list[str]:
-    """The words of a compiler and its options."""
+    """A compiler and its options as separate words."""
     try:
         words = shlex.split(cc)
     except ValueError as error:

@@ -520,7 +520,7 @@ def test_export_and_verify_a_run(small_run, tmp_path, capsys):
     assert 0 < notes["std"] < 1
     assert main(["verify", str(small_run), "--format", "nir"]) == 0
     text = capsys.readouterr().out
-    assert "100 test images, the same prediction on 100.00 %" in text
+    assert "100 test images; the NIR graph gives the same prediction on 100.00 %" in text
     assert "accuracy of the float network and of the NIR graph" in text
     assert "lif3                 0.00e+00" in text
     for command in (["export", "--out", str(tmp_path / "new")], ["verify"]):

@@ -274,7 +274,7 @@ def test_export_and_info_of_a_run(small_run, tmp_path, capsys):
     command = ["export", str(small_run), "--format", "packed", "--out", str(file)]
     assert main(command) == 0
     packed = load_packed(file)
-    assert f"{packed.payload_bytes:,} bytes of numbers and {packed.header_bytes:,} of header" in capsys.readouterr().out
+    assert f"{packed.payload_bytes:,} bytes of weights and {packed.header_bytes:,} of header" in capsys.readouterr().out
     assert packed.notes["stage"] == "finetuned"
     assert packed.notes["config"]["data"]["name"] == "digits"
     assert "data_dir" not in packed.notes["config"]["data"]

@@ -118,12 +118,12 @@ WRONG = {
     "score nothing": (["score", "absent"], "absent is not the directory of a run: it has no config.json."),
     "prune nothing": (["prune", "foreign"], "foreign is not the directory of a run: it has no config.json."),
     "finetune nothing": (["finetune", "absent"], "absent is not the directory of a run: it has no config.json."),
-    "evaluate nothing": (["evaluate", "absent"], "absent holds no finished network"),
+    "evaluate nothing": (["evaluate", "absent"], "absent does not hold a complete network"),
     "evaluate no number": (
         ["evaluate", "absent", "--test-examples", "x"],
         "'x' is not a valid integer",
     ),
-    "cost of nothing": (["cost", "foreign"], "foreign holds no finished network; give a run"),
+    "cost of nothing": (["cost", "foreign"], "foreign does not hold a complete network; give a run"),
     "cost of no preset": (["cost", "digit"], DIGITS),
     "import nothing": (
         ["import-torch", "absent.npz", "--bits", "2", "--timesteps", "2", "--out", "new"],
@@ -139,7 +139,10 @@ WRONG = {
         "foreign exists; choose another --out.",
     ),
     "import here": (["import-nir", "a.nir", "--out", "."], ". exists; choose another --out."),
-    "export nothing": (["export", "absent", "--format", "packed", "--out", "new"], "absent holds no finished network"),
+    "export nothing": (
+        ["export", "absent", "--format", "packed", "--out", "new"],
+        "absent does not hold a complete network",
+    ),
     "export as what": (["export", "absent", "--out", "new"], "missing option '--format'. Choose from: packed, c, onnx"),
     "export over something": (
         ["export", "absent", "--format", "packed", "--out", "foreign"],
@@ -155,7 +158,7 @@ WRONG = {
         ["verify", "absent", "--format", "nir", "--stem-bits", "8"],
         "--stem-bits and --readout-bits are for packed, c and onnx; nir keeps float32.",
     ),
-    "verify nothing": (["verify", "absent", "--format", "c"], "absent holds no finished network"),
+    "verify nothing": (["verify", "absent", "--format", "c"], "absent does not hold a complete network"),
     "infer from nothing": (["infer", "absent.qpsnn", "foreign"], "absent.qpsnn"),
     "info of nothing": (["info", "absent.qpsnn"], "absent.qpsnn"),
     "info of no network": (["info", "empty.py"], "empty.py is not a packed network: it has another signature."),
@@ -321,7 +324,7 @@ def test_stopping_by_hand_says_how_to_go_on(place, capsys, monkeypatch):
 
     monkeypatch.setattr(qpsnn.commands["info"], "callback", stop)
     assert main(["info", "file"]) == 130
-    assert "a run goes on from its last checkpoint by the same command" in capsys.readouterr().err
+    assert "the same command resumes a run from its last checkpoint" in capsys.readouterr().err
 
 
 def test_too_little_memory_is_a_sentence(place, capsys, monkeypatch):

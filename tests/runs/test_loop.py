@@ -220,7 +220,7 @@ def test_what_is_missing_or_damaged_is_refused(plan, whole, tmp_path):
     graph = plan.graph
     notes = {name: value for name, value in found.notes.items() if name != "batches"}
     checkpoint.save(foreign, 30, graph, whole[0].variables, notes)
-    refused(foreign, "step_30 is not one that this training wrote")
+    refused(foreign, "step_30 was not written by this training")
 
 
 def test_the_seed_decides(small_network, tmp_path):
@@ -289,7 +289,7 @@ def test_a_batch_larger_than_the_data_is_refused(small_network, tmp_path):
 def test_a_checkpoint_of_another_network_is_refused(plan, whole, small_network, tmp_path):
     copy = shutil.copytree(whole[1], tmp_path / "copy")
     other = course(small_network, **{"network.width": 2.0})
-    with pytest.raises(ValueError, match="or it is of another network"):
+    with pytest.raises(ValueError, match="or holds another network"):
         fitted(other, copy)
     assert lines(copy) == lines(whole[1])
 
@@ -406,7 +406,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert said.splitlines()[-1] == "qpsnn: stopped; a run goes on from its last checkpoint by the same command."
+    assert said.splitlines()[-1] == "qpsnn: stopped; the same command resumes a run from its last checkpoint."
     last = max(int(name.removeprefix("step_")) for name in steps_saved(broken / "quantized"))
     assert len(lines(broken / "quantized")) == last  # nothing is lost
     if last < 20:

@@ -129,7 +129,7 @@ def test_later_stages_need_earlier_ones(small_config, tmp_path, capsys):
     make_run(tmp_path / "run", config)
     for command in ("score", "prune"):
         failed(capsys, [command, tmp_path / "run"], "has no complete stage 'quantized' yet; run `qpsnn train` first.")
-    failed(capsys, ["evaluate", tmp_path / "run"], "holds no finished network")
+    failed(capsys, ["evaluate", tmp_path / "run"], "does not hold a complete network")
 
 
 def test_evaluate_gives_the_numbers_of_the_report(small_run, capsys):
@@ -146,7 +146,7 @@ def test_evaluate_gives_the_numbers_of_the_report(small_run, capsys):
 
 def test_evaluate_takes_other_data(small_run, tmp_path, capsys):
     outside = shutil.copytree(small_run / "finetuned" / "final", tmp_path / "alone")
-    failed(capsys, ["evaluate", outside], "belongs to no run, so say which --data to evaluate on")
+    failed(capsys, ["evaluate", outside], "does not belong to a run; name a data set with --data")
     assert main(["evaluate", str(outside), "--data", "digits", "--test-examples", "7"]) == 0
     accuracy = float(cells(capsys.readouterr().out, "alone")[1].removesuffix("%"))
     assert accuracy * 7 / 100 == pytest.approx(round(accuracy * 7 / 100), abs=1e-3)
@@ -177,7 +177,7 @@ def test_cost_gives_the_numbers_of_the_report(small_config, small_run, small_rep
     lines = capsys.readouterr().out.splitlines()
     total = next(line for line in lines if line.startswith("total"))
     assert int(total.split()[1].replace(",", "")) > 2 * whole["params"]
-    failed(capsys, ["cost", small_run, "--network.width", "2"], "network as it is, so --network.width cannot be set")
+    failed(capsys, ["cost", small_run, "--network.width", "2"], "finished network, so --network.width cannot be set")
 
 
 def test_a_run_goes_on_wherever_its_data_lie(small_config, copy, capsys, lazy):
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_another_network_is_refused(small_config, copy, capsys):
     save_network(copy / "quantized" / "final", other, init_variables(other, jax.random.key(0)), {})
     before = contents(copy)
     for command in (["score", copy], ["prune", copy], ["run", small_config, "--out", copy]):
-        failed(capsys, command, "holds another network than the run's config describes")
+        failed(capsys, command, "holds a network that differs from the run's config")
     assert contents(copy) == before
 
 

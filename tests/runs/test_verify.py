@@ -24,9 +24,9 @@ def test_verify_prints_the_agreement(small_run, capsys):
     command = ["verify", str(small_run), "--format", "c", "--test-examples", "60"]
     assert main([*command, "--cc", "gcc -O1"]) == 0
     text = capsys.readouterr().out
-    assert "60 test images, the same prediction on 100.00 %" in text
+    assert "60 test images; the integer network gives the same prediction on 100.00 %" in text
     assert re.search(r"lif3 +0\.00e\+00", text)
-    assert "the C program has the logits of the integer network on 100.00 %" in text
+    assert "the C program gives the logits of the integer network on 100.00 %" in text
     assert main([*command, "--cc", "absent-cc"]) == 2
     assert "the compiler 'absent-cc' cannot be run" in capsys.readouterr().err
     assert main([*command, "--cc", "gcc -fno-such-option"]) == 2
@@ -77,11 +77,11 @@ def _spoiled_stablehlo(change):
 
 
 SPOILED = {
-    "packed": (_spoiled_packed, (), "the integer network should have 99.9 % of the predictions, and has"),
-    "c": (_spoiled_c, ("cc",), "the C program should have every logit, and differs on 100.00 %"),
-    "onnx": (_spoiled_onnx, ("onnx", "onnxruntime"), "onnxruntime should have 99.9 % of the predictions, and has"),
-    "nir": (_spoiled_nir, ("nir",), "the NIR graph should have 99.9 % of the predictions, and has"),
-    "stablehlo": (_spoiled_stablehlo, (), "StableHLO should have 99.9 % of the predictions, and has"),
+    "packed": (_spoiled_packed, (), "the integer network must give 99.9 % of the predictions, and gives"),
+    "c": (_spoiled_c, ("cc",), "the C program must give every logit, and differs on 100.00 %"),
+    "onnx": (_spoiled_onnx, ("onnx", "onnxruntime"), "onnxruntime must give 99.9 % of the predictions, and gives"),
+    "nir": (_spoiled_nir, ("nir",), "the NIR graph must give 99.9 % of the predictions, and gives"),
+    "stablehlo": (_spoiled_stablehlo, (), "StableHLO must give 99.9 % of the predictions, and gives"),
 }
 
 
@@ -98,7 +98,7 @@ def test_a_broken_promise_is_status_1(form, small_run, capsys, monkeypatch):
     spoil(monkeypatch)
     assert main(command) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"qpsnn: the two sides disagree: {message}")
+    assert captured.err.startswith(f"qpsnn: the export disagrees with the network: {message}")
     assert captured.err.count("\n") == 1
     assert "%" in captured.out
 
@@ -106,7 +106,7 @@ def test_a_broken_promise_is_status_1(form, small_run, capsys, monkeypatch):
 def test_rounded_weights_promise_less(small_run, capsys):
     command = ["verify", str(small_run), "--format", "packed", "--stem-bits", "8", "--readout-bits", "8"]
     assert main(command) == 0
-    same = float(re.search(r"the same prediction on ([0-9.]+) %", capsys.readouterr().out)[1])
+    same = float(re.search(r"gives the same prediction on ([0-9.]+) %", capsys.readouterr().out)[1])
     assert same >= 90
 
 
@@ -185,4 +185,7 @@ def test_a_network_without_a_run_has_no_statistics(small_run, tmp_path, capsys):
     shutil.copytree(small_run / "finetuned" / "final", alone)
     out = str(tmp_path / "a.qpsnn")
     assert main(["export", str(alone), "--format", "packed", "--out", out]) == 2
-    assert "belongs to no run, so the mean and std of its pixels are not known; give a run." in capsys.readouterr().err
+    assert (
+        "does not belong to a run, so the mean and std of its pixels are unknown; export a run."
+        in capsys.readouterr().err
+    )

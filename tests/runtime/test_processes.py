@@ -96,7 +96,7 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(tmp_path):
     pair[1].send_signal(signal.SIGTERM)
     for _, complaint in ended(pair, 128 + signal.SIGTERM):
         last = complaint.splitlines()[-1]
-        assert last == "qpsnn: stopped; a run goes on from its last checkpoint by the same command."
+        assert last == "qpsnn: stopped; the same command resumes a run from its last checkpoint."
     stopped = len(losses(two, "quantized"))
     assert (two / "quantized" / f"step_{stopped}" / "meta.json").exists()
     assert not (two / "quantized" / "stage.json").exists()

@@ -300,5 +300,5 @@ def test_the_last_complete_stage_of_a_run_is_taken(tmp_path):
 
 def test_a_place_without_a_network_is_refused(saved, tmp_path):
     for place in (tmp_path, tmp_path / "absent", saved):  # a training state is not a network
-        with pytest.raises(ValueError, match=re.escape(f"{place} holds no finished network")):
+        with pytest.raises(ValueError, match=re.escape(f"{place} does not hold a complete network")):
             load_network(place)

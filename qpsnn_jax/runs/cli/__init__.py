@@ -1,1 +1,1 @@
-"""The command line, ``qpsnn``. Anything heavy is imported by the command that needs it."""
+"""The command line, ``qpsnn``. A command imports what is slow to import only when it runs."""

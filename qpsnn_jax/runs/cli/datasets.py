@@ -10,7 +10,7 @@ import click
 def data(action: str, name: str, data_dir: str | None) -> None:
     """Prepare a data set, or check one: counts, class balance, mean and std."""
     if data_dir is None and name != "digits":
-        raise ValueError(f"give the --data-dir of {name}.")
+        raise ValueError(f"data set {name} needs --data-dir.")
     if action == "prepare":
         from qpsnn_jax.data.prepare import prepare
 
@@ -21,7 +21,7 @@ def data(action: str, name: str, data_dir: str | None) -> None:
     report = check(name, data_dir)
     click.echo(format_report(report))
     if report.problems:
-        raise ValueError(f"{name} is not what it should be: {report.problems[0]}")
+        raise ValueError(f"data set {name} fails its check: {report.problems[0]}")
 
 
 COMMANDS = (data,)

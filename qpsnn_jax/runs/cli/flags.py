@@ -15,9 +15,9 @@ _METAVARS = {int: "INT", float: "FLOAT", bool: "true|false", Mapping: "NAME=SHAR
 
 
 class ConfigCommand(click.Command):
-    """A command that takes a preset or a config file, and then ``--part.field value`` for what differs.
+    """A command that takes a preset or a config file, then ``--part.field value`` for each setting that differs.
 
-    Its function gets ``config``, the name that was given, and ``changes``, the settings that were, as text.
+    Its function receives ``config``, the preset or file by name, and ``changes``, the given settings as text.
     """
 
     def __init__(self, *args: Any, metavar: str = "PRESET|CONFIG.py", **options: Any) -> None:
@@ -27,22 +27,22 @@ class ConfigCommand(click.Command):
         self.params += [_option(field) for field in FIELDS.values()]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Remember which preset the help is asked for."""
+        """Remember the preset, whose values the help shows."""
         ctx.meta["preset"] = args[0] if args else ""
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """Put the preset first, as it must be given."""
+        """Show the preset first: it must precede the settings."""
         return [*self.params[0].get_usage_pieces(ctx), "[OPTIONS]", "[SETTINGS]"]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Gather the settings that were given."""
+        """Collect the given settings in ``changes``."""
         found = {name: ctx.params.pop(_identifier(name)) for name in FIELDS}
         ctx.params["changes"] = {name: text for name, text in found.items() if text is not None}
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List presets, options, and settings with the values of the preset that was named, or the usual ones."""
+        """List presets, options, and settings with the values of the named preset, or the defaults."""
         preset = PRESETS.get(ctx.meta["preset"])
         with formatter.section("Presets"):
             formatter.write_dl([(name, known.help) for name, known in PRESETS.items()])
@@ -59,10 +59,10 @@ class ConfigCommand(click.Command):
 
 
 def chosen(name: str, changes: Mapping[str, str]) -> Config:
-    """The config of a preset or a file, with the settings given after it.
+    """The config of a preset or a file, with the given settings changed.
 
     Raises:
-        ValueError: there is no such preset or file, or a setting is wrong, naming it.
+        ValueError: there is no such preset or file, or a setting is invalid; the message names it.
     """
     if name in PRESETS:
         config = PRESETS[name].config

@@ -1,4 +1,4 @@
-"""Options of commands that several processes do together."""
+"""Options of commands that several processes may run together."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,25 +9,25 @@ _OPTIONS = (
     click.option(
         "--processes",
         metavar="N|auto",
-        help="how many processes do this together; auto: as Slurm, Open MPI or a TPU pod say",
+        help="number of processes of this run; auto: ask Slurm, Open MPI or the TPU pod",
     ),
-    click.option("--process-id", type=int, metavar="I", help="which of them this one is, from 0 on"),
-    click.option("--coordinator", metavar="HOST:PORT", help="where process 0 listens for the others"),
+    click.option("--process-id", type=int, metavar="I", help="index of this process, from 0"),
+    click.option("--coordinator", metavar="HOST:PORT", help="address at which process 0 listens for the others"),
 )
 
 
 def joining(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a command take ``processes``, ``process_id`` and ``coordinator``."""
+    """Add the options ``processes``, ``process_id`` and ``coordinator`` to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def join(processes: str | None, process_id: int | None, coordinator: str | None) -> None:
-    """Join the other processes, if there are any; before a config is read, because its file may use JAX.
+    """Join the other processes, if there are any. Call it before a config file is read, because that may use JAX.
 
     Raises:
-        ValueError: options that do not go together.
+        ValueError: the options do not fit each other.
     """
     places = [place for place in (process_id, coordinator) if place is not None]
     if processes is None and not places:
@@ -41,7 +41,7 @@ def join(processes: str | None, process_id: int | None, coordinator: str | None)
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line; of several processes, the first does."""
+    """Print a line, on process 0 only."""
     from qpsnn_jax.runtime.processes import is_process_zero
 
     if is_process_zero():

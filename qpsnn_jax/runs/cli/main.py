@@ -1,4 +1,4 @@
-"""What every command shares: which there are, how they end, and where compiled programs are kept."""
+"""The program ``qpsnn``: its commands, exit statuses, error messages and compilation cache."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from qpsnn_jax.runtime.settings import no_setting
 
 
 class _Commands(click.Group):
-    """Commands in the order in which they are wanted, each with its whole line of help."""
+    """Lists the commands in their given order, each with its whole line of help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -35,7 +35,7 @@ class _Commands(click.Group):
         "max_content_width": 120,
         "token_normalize_func": lambda word: word.replace("_", "-"),
     },
-    epilog="qpsnn COMMAND --help tells more.",
+    epilog="See qpsnn COMMAND --help for the options of a command.",
     no_args_is_help=False,
     subcommand_metavar="COMMAND …",
     options_metavar="",
@@ -47,8 +47,9 @@ def qpsnn() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Its status is 0, 2 for a wrong input, 1 for a run that failed or an export that disagrees, 130 or 143 when stopped,
-    141 when nobody reads its output any more.
+    Returns:
+        The exit status: 0; 1 for a run that failed or an export that disagrees with the network; 2 for an invalid
+        input; 130 or 143 when stopped by SIGINT or SIGTERM; 141 when the reader of its output is gone.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         from qpsnn_jax.runtime.stopping import Terminated
 
-        print("qpsnn: stopped; a run goes on from its last checkpoint by the same command.", file=sys.stderr)
+        print("qpsnn: stopped; the same command resumes a run from its last checkpoint.", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except BrokenPipeError:
         _discard_output()
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _status(error: Exception) -> int | None:
-    """The exit status of an expected error, or None of one that nobody expects."""
+    """The exit status of an expected error; None for any other, which is a bug."""
     if isinstance(error, FloatingPointError) or _is_out_of_memory(error):
         return 1
     return 2 if isinstance(error, click.ClickException | ValueError | OSError) else None
@@ -91,12 +92,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """An error as one line of text."""
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         own = [word.lstrip("-") for option in error.ctx.command.params for word in option.opts]
         settings = isinstance(error.ctx.command, ConfigCommand)
-        missing = no_setting(error.option_name.lstrip("-"), own, mark="--")
-        return missing if settings else missing.replace("setting", "option", 1)
+        unknown = no_setting(error.option_name.lstrip("-"), own, mark="--")
+        return unknown if settings else unknown.replace("setting", "option", 1)
     if isinstance(error, click.UsageError):
         said = " ".join(error.format_message().split()).rstrip(".")
         place = error.ctx.command_path if error.ctx else "qpsnn"
@@ -111,15 +112,15 @@ def sentence(error: Exception) -> str:
 
 
 def _discard_output() -> None:
-    """Let what is still buffered go nowhere, so that Python does not complain about it at its end."""
+    """Discard buffered output, so that Python does not raise when it flushes it at exit."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _keep_compiled() -> None:
-    """Let JAX keep compiled programs in the user's cache, so that a second start need not compile again."""
-    with suppress(OSError, RuntimeError):  # a cache that cannot be written, or nobody's home
+    """Let JAX cache compiled programs, so that a second start need not compile them again."""
+    with suppress(OSError, RuntimeError):  # the cache cannot be written, or there is no home directory
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "qpsnn_jax" / "compiled"
         cache.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

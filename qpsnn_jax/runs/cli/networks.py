@@ -1,4 +1,4 @@
-"""Commands that look at a network, or bring one in from elsewhere."""
+"""Commands that measure a network, or import one."""
 
 import time
 from pathlib import Path
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from qpsnn_jax.training.steps import Variables
 
 _PATH = click.Path(path_type=Path)
-_NEW = click.option("--out", required=True, type=_PATH, metavar="DIR", help="where to write the network; must be new")
+_NEW = click.option("--out", required=True, type=_PATH, metavar="DIR", help="directory to write; must not exist")
 _FILE = click.argument("file", type=_PATH, metavar="FILE")
 
 
 @click.command()
 @click.argument("path", type=_PATH, metavar="PATH")
-@click.option("--data", metavar="NAME", help="data set; that of the run when left out")
-@click.option("--data-dir", metavar="DIR", help="data directory; that of the run when left out")
-@click.option("--test-examples", type=int, help="how many test images; those of the run when left out")
+@click.option("--data", metavar="NAME", help="data set (default: that of the run)")
+@click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")
+@click.option("--test-examples", type=int, help="how many test images (default: as in the run)")
 def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: int | None) -> None:
     """Measure accuracy and cost of a run, one of its stages, or an imported network."""
     from qpsnn_jax.runs.config import build_graph
@@ -35,7 +35,7 @@ def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: 
     run = run_of(path)
     config = read_config(run) if run else None
     if data is None and config is None:
-        raise ValueError(f"{path} belongs to no run, so say which --data to evaluate on.")
+        raise ValueError(f"{path} does not belong to a run; name a data set with --data.")
     found = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
     own = graph.input.shape if not graph.input.frames else (graph.timesteps, *graph.input.shape)
     if found.shape != own or found.classes != graph.classes:
@@ -52,9 +52,9 @@ def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: 
 
 
 @click.command(cls=ConfigCommand, metavar="PRESET|CONFIG.py|RUN")
-@click.option("--pruned", is_flag=True, help="at the widths that the ratios leave")
+@click.option("--pruned", is_flag=True, help="show the widths after pruning by the ratios")
 def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
-    """Show size and operations of every layer of a preset, a config, or, as measured, of a run or a stage."""
+    """Show size and operations of every layer; of a run or a stage with its measured activity."""
     from qpsnn_jax.model.costs import cost
     from qpsnn_jax.runs.config import build_graph
     from qpsnn_jax.runs.directory import load_network, read_activity
@@ -64,7 +64,7 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
     if place.is_dir():
         if pruned or changes:
             word = "pruned" if pruned else next(iter(changes))
-            raise ValueError(f"{place} holds a network as it is, so --{word} cannot be set.")
+            raise ValueError(f"{place} holds a finished network, so --{word} cannot be set.")
         graph, _ = load_network(place)
         activity = read_activity(place)
     else:
@@ -90,8 +90,8 @@ def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
 
 @click.command("import-nir")
 @_FILE
-@click.option("--timesteps", type=int, help="time steps T; what the file says when left out")
-@click.option("--dt", type=float, help="length of a step in seconds; what the file says, or 1e-4")
+@click.option("--timesteps", type=int, help="time steps T (default: those of the file)")
+@click.option("--dt", type=float, help="length of a step in seconds (default: that of the file, or 1e-4)")
 @_NEW
 def import_nir(file: Path, out: Path, timesteps: int | None, dt: float | None) -> None:
     """Convert a NIR graph, with its weights in full precision."""

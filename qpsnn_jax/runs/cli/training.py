@@ -1,4 +1,4 @@
-"""Commands that do a run: all of it, or stage by stage."""
+"""Commands that carry out a run: all of it, or stage by stage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _OUT = click.option(
-    "--out", required=True, type=_PATH, metavar="DIR", help="directory of the run, new or this run's, to go on with it"
+    "--out", required=True, type=_PATH, metavar="DIR", help="directory of the run; resumes the run that it holds"
 )
 _DIRECTORY = click.argument("directory", type=_PATH, metavar="DIR")
 
@@ -32,7 +32,7 @@ def run(config: str, changes: dict[str, str], out: Path, *, compare: bool, **pro
     from qpsnn_jax.runs.report import table, write_report
     from qpsnn_jax.runs.stages import run_stages
 
-    with _begun(settings, out) as running:
+    with _started(settings, out) as running:
         stages = run_stages(settings, running)
         if compare:
             run_controls(settings, running)
@@ -51,7 +51,7 @@ def train(config: str, changes: dict[str, str], out: Path, **processes: Any) -> 
     from qpsnn_jax.runs import stages
     from qpsnn_jax.runs.report import table
 
-    with _begun(settings, out) as running:
+    with _started(settings, out) as running:
         say(table([stages.train(running, settings.train)]))
 
 
@@ -60,11 +60,9 @@ def train(config: str, changes: dict[str, str], out: Path, **processes: Any) -> 
 @joining
 def score(directory: Path, **processes: Any) -> None:
     """Score the channels of a trained run."""
-    settings = _read(directory, processes)
-    from qpsnn_jax.runs.stages import score_channels
+    with _continued(directory, processes, "quantized") as (settings, running):
+        from qpsnn_jax.runs.stages import score_channels
 
-    _require_stage(directory, "quantized", "qpsnn train")
-    with _begun(settings, directory) as running:
         scores = score_channels(running, settings.prune)
     for name, values in scores.items():
         say(f"{name:20} {len(values):5} channels, scores {values.min():.4g} to {values.max():.4g}")
@@ -76,12 +74,10 @@ def score(directory: Path, **processes: Any) -> None:
 @joining
 def prune(directory: Path, **processes: Any) -> None:
     """Remove the channels with the lowest scores from a trained run."""
-    settings = _read(directory, processes)
-    from qpsnn_jax.runs.report import table
-    from qpsnn_jax.runs.stages import prune_channels
+    with _continued(directory, processes, "quantized") as (settings, running):
+        from qpsnn_jax.runs.report import table
+        from qpsnn_jax.runs.stages import prune_channels
 
-    _require_stage(directory, "quantized", "qpsnn train")
-    with _begun(settings, directory) as running:
         say(table([prune_channels(running, settings.prune)]))
 
 
@@ -89,20 +85,19 @@ def prune(directory: Path, **processes: Any) -> None:
 @_DIRECTORY
 @joining
 def finetune(directory: Path, **processes: Any) -> None:
-    """Train a pruned run on, and report."""
-    settings = _read(directory, processes)
-    from qpsnn_jax.runs.controls import read_controls
-    from qpsnn_jax.runs.report import table, write_report
-    from qpsnn_jax.runs.stages import run_stages
+    """Fine-tune a pruned run, and report."""
+    with _continued(directory, processes, "pruned") as (settings, running):
+        from qpsnn_jax.runs.controls import read_controls
+        from qpsnn_jax.runs.report import table, write_report
+        from qpsnn_jax.runs.stages import run_stages
 
-    _require_stage(directory, "pruned", "qpsnn prune")
-    with _begun(settings, directory) as running:
         stages = run_stages(settings, running)
         write_report(settings, directory, running.data, stages, read_controls(directory))
     say(table(stages))
 
 
 COMMANDS = (run, train, score, prune, finetune)
+_PRODUCERS = {"quantized": "qpsnn train", "pruned": "qpsnn prune"}
 
 
 def _chosen(name: str, changes: dict[str, str], processes: dict[str, Any]) -> "Config":
@@ -119,16 +114,9 @@ def _chosen(name: str, changes: dict[str, str], processes: dict[str, Any]) -> "C
     return checked()
 
 
-def _read(directory: Path, processes: dict[str, Any]) -> "Config":
-    join(**processes)
-    from qpsnn_jax.runs.directory import read_config
-
-    return read_config(directory)
-
-
 @contextmanager
-def _begun(config: "Config", directory: Path) -> "Iterator[Run]":
-    """The run of a config in a directory that is held meanwhile; nothing is written before the data are there."""
+def _started(config: "Config", directory: Path) -> "Iterator[Run]":
+    """The run of a config in a directory, which is locked meanwhile. Nothing is written before the data are loaded."""
     from qpsnn_jax.runs.directory import STAGES, check_run, open_run, read_stage
     from qpsnn_jax.runs.loading import load_data
     from qpsnn_jax.runs.stages import prepare_run
@@ -137,12 +125,18 @@ def _begun(config: "Config", directory: Path) -> "Iterator[Run]":
     data = load_data(config)
     with open_run(directory, config):
         done = [name for name in STAGES if read_stage(directory, name)]
-        say(f"run: {directory.resolve()}" + (f", has {' and '.join(done)}" if done else ""), err=True)
+        say(f"run: {directory.resolve()}" + (f", complete: {', '.join(done)}" if done else ""), err=True)
         yield prepare_run(config, directory, data)
 
 
-def _require_stage(directory: Path, stage: str, command: str) -> None:
-    from qpsnn_jax.runs.directory import read_stage
+@contextmanager
+def _continued(directory: Path, processes: dict[str, Any], after: str) -> "Iterator[tuple[Config, Run]]":
+    """The config and the run in a directory, whose stage ``after`` must be complete."""
+    join(**processes)
+    from qpsnn_jax.runs.directory import read_config, read_stage
 
-    if read_stage(directory, stage) is None:
-        raise ValueError(f"{directory} has no complete stage {stage!r} yet; run `{command}` first.")
+    config = read_config(directory)
+    if read_stage(directory, after) is None:
+        raise ValueError(f"{directory} has no complete stage {after!r} yet; run `{_PRODUCERS[after]}` first.")
+    with _started(config, directory) as running:
+        yield config, running
