@@ -67,7 +67,7 @@ class DataSet:
 
     Raises:
         ValueError: no example, images of another dtype or shape, labels beyond the classes, or statistics that do not
-            match the channels, naming the data set.
+            match the channels; the message names the data set.
     """
 
     name: str

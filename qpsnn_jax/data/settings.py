@@ -24,7 +24,7 @@ class DataSettings:
     """The data set and its augmentation in training.
 
     Raises:
-        ValueError: a field of the wrong type or out of range, naming it.
+        ValueError: a field has the wrong type or is out of range; the message names it.
     """
 
     name: str = setting("cifar10", "which data set, a DataSource", names=SOURCES)

@@ -152,7 +152,7 @@ class Folded:
             raise ValueError("a folded network needs exactly one readout, as its last layer.")
         for layer in self.layers:
             if layer.name in maps:
-                raise ValueError(f"layer {layer.name!r}: the name is used twice.")
+                raise ValueError(f"layer {layer.name!r}: another layer has the same name.")
             for name in sources(layer):
                 if name not in maps:
                     raise ValueError(f"layer {layer.name!r}: its input {name!r} is not an earlier layer.")

@@ -33,14 +33,21 @@ class Energy:
 class NodeCost:
     """Cost of one node for one image over all time steps.
 
-    ``params`` counts those of Eq. 16 and ``size_bits`` their bits; ``quantized`` those that are quantized. ``dense`` is
-    the number of multiply-accumulates a dense device makes (padding is not counted). ``macs`` and ``acs`` are those
-    with a non-zero input: ``acs`` when every input is 0 or 1, else ``macs``; None if the activity is not known.
-    Those of an :class:`~qpsnn_jax.model.nodes.Attention` are counted as
-    :func:`qpsnn_jax.model.nodes.attention.attention` computes it. ``updates`` counts neuron
-    updates, ``traffic_bits`` the bits moved: every weight once a step, a 32-bit membrane in and out for every update.
-    ``buffer_bits`` are stored besides Eq. 16: running mean and variance, and a 32-bit scale per quantized layer or
-    channel.
+    Attributes:
+        name, kind: of the node and of its class.
+        params: parameters of Eq. 16.
+        quantized: the quantized ones among them.
+        size_bits: their storage in bits.
+        buffer_bits: storage besides Eq. 16: running mean and variance, and a 32-bit scale per quantized layer or
+            channel.
+        dense: multiply-accumulates of a dense device; padding is not counted.
+        macs, acs: operations with a non-zero input: ``acs`` if every input is 0 or 1, else ``macs``; None if the
+            activity is unknown. Those of an attention are counted as
+            :func:`qpsnn_jax.model.nodes.attention.attention` computes it.
+        firing_rate: mean spikes per neuron and step, of neurons with known activity.
+        connections: weights of a convolution that does not read the image.
+        updates: membrane updates.
+        traffic_bits: bits moved: each weight once a step, a 32-bit membrane in and out at each update.
     """
 
     name: str
@@ -133,16 +140,22 @@ class Cost:
 
     @property
     def firing_rates(self) -> dict[str, float]:
-        """Mean spikes per neuron and step of every LIF layer whose activity is known."""
+        """Mean spikes per neuron and step, by layer of neurons whose activity is known."""
         return {node.name: node.firing_rate for node in self.nodes if node.firing_rate is not None}
 
 
 def activity_reducers(graph: Graph) -> dict[str, Reducer]:
     """Reducers for ``capture`` that measure what :func:`cost` needs: how often each value is not zero.
 
-    Each gives the mean over batch and time of (value ≠ 0), shape ``h w c`` or ``c``, for the inputs of the weighted
-    layers and for the neurons; for an attention the mean of its operations. Average the results over batches of
-    equal size.
+    Each returns the mean over batch and time of (value ≠ 0), shape ``h w c`` or ``c``, for the inputs of layers with
+    weights and for neurons; for an attention the mean of its operations. Average the results over batches of equal
+    size.
+
+    Args:
+        graph: the network.
+
+    Returns:
+        Reducers by the name of the node, for ``capture`` of :class:`qpsnn_jax.SpikingNetwork`.
     """
     known = set() if graph.input.frames else {graph.input.name}
     names = {name for node in graph.nodes for name in node.observed} - known
@@ -172,7 +185,7 @@ def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Ene
     """
     activity = activity or {}
     if unknown := [name for name in activity if name not in graph.by_name]:
-        raise ValueError(f"activity names {unknown[0]!r}, which is no node of the graph.")
+        raise ValueError(f"activity names {unknown[0]!r}, which is not a node of the graph.")
     nodes = [_node_cost(graph, node, activity) for node in graph.nodes]
     return Cost(tuple(node for node in nodes if node is not None), graph.timesteps, energy or Energy())
 
@@ -180,8 +193,8 @@ def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Ene
 def sops_reducers(graph: Graph) -> dict[str, Reducer]:
     r"""Reducers for ``capture`` whose sum is the number of synaptic operations per image, as a differentiable penalty.
 
-    Each gives :math:`\frac1B \sum_{b,t,h,w,c} S\, n_{h,w}` with n the synapses that a spike at a position reaches in
-    all the layers that read it, or the operations of an attention; gradients flow through the surrogate.
+    Each returns :math:`\frac1B \sum_{b,t,h,w,c} S\, n_{h,w}` with n the synapses that a spike at a position reaches in
+    all layers that read it, or the operations of an attention. Gradients pass through the surrogate.
 
     Args:
         graph: the network.
@@ -204,7 +217,7 @@ def sops_reducers(graph: Graph) -> dict[str, Reducer]:
 
 
 def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
-    """Share of the weights of all layers that are zero, after quantization.
+    """Share of the weights of all layers that are zero, after quantization: a fraction from 0 to 1.
 
     ReScaW's grid has no zero, so it is 0 for a network in which all layers are quantized. Removed
     channels are not counted.

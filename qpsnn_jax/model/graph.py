@@ -1,8 +1,8 @@
 """A network as data: a frozen, hashable graph of nodes, checked when it is built.
 
-Everything the project does (run, prune, cost, export) is a reading of a :class:`Graph` together with its variables.
-Nodes name their inputs; they stand in the order in which they are computed; the last one is the output. Shapes are
-those of one example at one time step, ``(h, w, c)`` or ``(features,)``.
+To run, prune, cost or export a network is a function of a :class:`Graph` and its variables. Nodes name their inputs and
+are listed in the order in which they are computed; the last one is the output. Shapes are those of one example at one
+time step, ``(h, w, c)`` or ``(features,)``.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ class Graph:
     """A network: nodes in order of computation and the number of time steps T.
 
     Raises:
-        ValueError: at construction, naming the node, if names repeat, an input is missing, shapes do not fit, or
-            there is not exactly one input.
+        ValueError: at construction, if names repeat, an input is missing, shapes do not match, or there is not exactly
+            one input; the message names the node.
     """
 
     nodes: tuple[Node, ...]
@@ -45,7 +45,7 @@ class Graph:
 
     @cached_property
     def values(self) -> dict[str, Value]:
-        """Shape, timing and spiking of every node's output, by name."""
+        """Shape of every node's output, whether it has a time axis, and whether it is 0 or 1, by name."""
         values: dict[str, Value] = {}
         for node in self.nodes:
             _check_names(node, values)
@@ -62,26 +62,26 @@ class Graph:
 
     @property
     def input(self) -> Input:
-        """The node that stands for the images."""
+        """The input node."""
         return next(node for node in self.nodes if isinstance(node, Input))
 
     @property
     def output(self) -> Node:
-        """The last node."""
+        """The last node, whose output is that of the network."""
         return self.nodes[-1]
 
     @property
     def classes(self) -> int:
-        """Features of the output."""
+        """The number of classes, which is that of the output's features."""
         return self.values[self.output.name].shape[-1]
 
     @property
     def neurons(self) -> tuple[str, ...]:
-        """Names of the nodes that fire, whose traces are those of neurons."""
+        """Names of the nodes that fire, that is, of the layers of neurons."""
         return tuple(node.name for node in self.nodes if node.fires)
 
     def inputs_of(self, node: Node) -> tuple[Value, ...]:
-        """What the inputs of a node yield."""
+        """The values of a node's inputs."""
         return tuple(self.values[name] for name in node.inputs)
 
 
@@ -97,11 +97,11 @@ def to_json(graph: Graph) -> str:
 def from_json(text: str) -> Graph:
     """A graph from the text written by :func:`to_json`.
 
-    Nothing is imported: node classes and functions from outside this package are found if the modules that define
-    them are imported already.
+    Nothing is imported, because the text may come from a stranger: node classes and functions from outside this package
+    are found if their module has been imported.
 
     Raises:
-        ValueError: the text is not such a graph, or names a class or a function that is not imported.
+        ValueError: the text does not describe a graph, or names a class or a function that has not been imported.
     """
     try:
         document = json.loads(text)
@@ -124,7 +124,7 @@ def _check_names(node: Node, values: Mapping[str, Value]) -> None:
     if not (isinstance(node.name, str) and node.name) or node.name in _COLLECTIONS:
         raise ValueError(f"node {node.name!r}: a name must be text and none of {', '.join(_COLLECTIONS)}.")
     if node.name in values:
-        raise ValueError(f"node {node.name!r}: the name is used twice.")
+        raise ValueError(f"node {node.name!r}: another node has the same name.")
     for name in node.inputs:
         if name not in values:
             raise ValueError(f"node {node.name!r}: its input {name!r} is not an earlier node.")
@@ -134,7 +134,7 @@ def _entry(node: Node) -> dict[str, Any]:
     def named(value: Any) -> dict[str, str]:
         try:
             if not callable(value):
-                raise ValueError(f"{value!r} is no number, text, tuple or function.")
+                raise ValueError(f"{value!r} is not a number, text, tuple or function.")
             return {"function": name_of(value)}
         except ValueError as error:
             raise ValueError(f"node {node.name!r} cannot be saved: {error}") from None

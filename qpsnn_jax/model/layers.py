@@ -1,6 +1,6 @@
-"""Layers as Flax Linen modules, for networks that are modules of one's own instead of graphs.
+"""Layers as Flax Linen modules, for use in your own Flax modules instead of graphs.
 
-They have the arrays of the nodes of the same kind and compute with the same functions::
+They have the same arrays as the nodes of the same kind and compute with the same functions::
 
     class Block(nn.Module):
         @nn.compact
@@ -8,7 +8,7 @@ They have the arrays of the nodes of the same kind and compute with the same fun
             currents = QuantConv(64, quantizer=Quantizer(4), spiking=True)(spikes)
             return LIFLayer()(BatchNorm()(currents, train=train))
 
-Under NNX a module is wrapped and then called as any other; ``mutable`` keeps the statistics that training renews::
+Under NNX, wrap a module and call it as any other; ``mutable`` lets training update the running statistics::
 
     block = nnx.bridge.ToNNX(Block(), rngs=nnx.Rngs(0)).lazy_init(spikes)
     loss, gradients = nnx.value_and_grad(lambda block: block(spikes, train=True, mutable=["batch_stats"]).mean())(block)
@@ -46,7 +46,7 @@ class QuantConv(nn.Module):
         kernel, strides, padding: height and width; padding is that many zeros on each side.
         quantizer: how the weights are quantized.
         bias: whether a bias is added.
-        spiking: whether the input is 0 and 1 throughout, which is not checked.
+        spiking: whether the input consists of 0 and 1 only, which is not checked.
         precision: of the convolution of spikes, as in :func:`qpsnn_jax.conv_spikes`.
 
     Raises:
@@ -143,7 +143,7 @@ class LIFLayer(nn.Module):
         surrogate: derivative of the firing step, by its name or as a function of U - θ.
 
     Raises:
-        ValueError: an argument is unknown or no finite number.
+        ValueError: an argument is unknown or not finite.
 
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
@@ -166,9 +166,9 @@ class LIFLayer(nn.Module):
 
 
 def run_node(module: nn.Module, node: Node, x: Array, context: Context) -> Array:
-    """Runs a node with one input in a Linen module, its leaves being variables of that module.
+    """Runs a node with one input in a Linen module, whose variables are the arrays of the node.
 
-    Any node becomes a layer so; one of your own, too.
+    This turns any node into a layer, also one of your own.
     """
     node.infer(context.inputs)  # raises what a graph would
     leaves: dict[str, Array] = {}
@@ -189,7 +189,7 @@ def run_node(module: nn.Module, node: Node, x: Array, context: Context) -> Array
 
 
 def _value(x: Array, *, spatial: int, spiking: bool = False) -> Value:
-    """What an input is: with a time axis if it has one axis more than the batch, the positions and the channels."""
+    """The value of an input. It has a time axis if it has one axis more than batch, positions and channels."""
     plain = spatial + 2
     if x.ndim not in (plain, plain + 1):
         wanted = " ".join("hw"[:spatial]) + " i" if spatial else "i"

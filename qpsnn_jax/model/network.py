@@ -1,4 +1,4 @@
-"""Runs a graph: the one Flax module, which declares the nodes' arrays and walks the nodes."""
+"""The Flax module that runs a graph: it declares the arrays of the nodes and runs them in order."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -18,7 +18,7 @@ Capture = Mapping[str, Reducer] | Iterable[str]
 
 
 class Output(NamedTuple):
-    """What a network gives: output ``currents`` ``b t classes``, and by node what was asked to be ``captured``."""
+    """The result of a network: output ``currents`` ``b t classes``, and the ``captured`` values by node."""
 
     currents: Array
     captured: dict[str, Any]
@@ -27,14 +27,16 @@ class Output(NamedTuple):
 class SpikingNetwork(nn.Module):
     """Runs ``graph`` on images.
 
-    ``SpikingNetwork(graph).init(key, images)`` gives the variables: ``params`` and ``batch_stats``, and ``scales``
-    with the constant gain on the γ of every quantized layer (1 until channels are pruned).
-    ``SpikingNetwork(graph).apply(variables, images)`` gives an :class:`Output`.
+    ``SpikingNetwork(graph).init(key, images)`` returns the variables: ``params``, ``batch_stats`` (the running mean and
+    variance), and ``scales`` (a constant gain on the γ of each quantized layer, 1 until channels are pruned).
+    ``SpikingNetwork(graph).apply(variables, images)`` returns an :class:`Output`.
 
-    With ``train=True`` batch statistics normalize, and the updated running ones come out through
-    ``mutable=["batch_stats"]``. The running variance is the unbiased one, as in the released code.
+    With ``train=True`` the statistics of the batch normalize, and ``mutable=["batch_stats"]`` returns the updated
+    running statistics. The running variance is the unbiased one, as in the released code.
 
-    ``precision`` is that of :func:`qpsnn_jax.conv_spikes`; with ``"exact"`` the program is the same on every machine.
+    Args:
+        graph: the network.
+        precision: as for :func:`qpsnn_jax.conv_spikes`; with ``"exact"`` the program is the same on every machine.
     """
 
     graph: Graph
@@ -45,18 +47,18 @@ class SpikingNetwork(nn.Module):
         """Output currents of the network.
 
         Args:
-            images: normalized images ``b h w c``, or event frames ``b t h w c`` if the graph's input has frames. Their
-                dtype is that of all values: params of another dtype are converted to it, quantized weights after they
-                are quantized, and moments are taken in float32 at least.
-            train: normalize by the batch's statistics.
-            capture: names of nodes whose outputs are returned too, or a mapping from names to functions that
-                reduce them on the fly, so that the maps themselves are never stored. The output of a LIF node is a
+            images: normalized images ``b h w c``, or event frames ``b t h w c`` if the graph's input has frames. All
+                values have their dtype: params of another dtype are converted to it, quantized weights after
+                quantization. Moments are computed in float32 at least.
+            train: normalize by the statistics of the batch.
+            capture: names of nodes whose outputs are returned too, or a mapping from names to functions that reduce
+                them, so that the maps themselves need not be stored. The captured output of a LIF node is a
                 :class:`LIFTrace` of spikes and membranes ``b t h w c``, that of an attention an
-                :class:`AttentionTrace`; of any other node an array, without time axis
-                as long as it is the same at every step.
+                :class:`AttentionTrace`, that of any other node an array, without a time axis if it is the same at
+                every step.
 
         Returns:
-            ``Output(currents, captured)``: currents ``b t classes`` and ``{name: captured}``.
+            ``Output(currents, captured)``: currents ``b t classes``, and ``captured`` by node.
 
         Raises:
             ValueError: the images do not have the graph's input shape, or ``capture`` names an unknown node.
@@ -81,7 +83,7 @@ class SpikingNetwork(nn.Module):
         return Output(currents, captured)
 
     def _run(self, node: Node, arrays: list[Array], train: bool) -> Result:
-        """Run a node and keep the leaves it renews. Its inputs get a time axis if any of them or its output has one."""
+        """Run a node and store its updated leaves. Its inputs get a time axis if any of them or its output has one."""
         graph = self.graph
         given = graph.inputs_of(node) or (graph.values[node.name],)
         leaves, variables = self._declare(node)
@@ -96,7 +98,7 @@ class SpikingNetwork(nn.Module):
         return result
 
     def _declare(self, node: Node) -> tuple[Leaves, dict[str, nn.Variable]]:
-        """The arrays of a node by name, and the variables that hold those which are no params."""
+        """The arrays of a node by name, and the Flax variables that hold those outside ``params``."""
         leaves: Leaves = {}
         variables: dict[str, nn.Variable] = {}
         table = node.leaves(self.graph.inputs_of(node))
@@ -112,7 +114,7 @@ class SpikingNetwork(nn.Module):
 
 
 def fresh_leaves(key: Array, leaves: Mapping[str, Leaf]) -> Leaves:
-    """New arrays, float32; the first draws from ``key`` itself, the others from keys derived from it."""
+    """New float32 arrays. The first draws from ``key`` itself, the others from keys derived from it."""
     keys = (jax.random.fold_in(key, i) if i else key for i in range(len(leaves)))
     return {name: leaf.init(k, leaf.shape, jnp.float32) for (name, leaf), k in zip(leaves.items(), keys, strict=True)}
 
@@ -135,5 +137,5 @@ def _check_images(graph: Graph, images: Array) -> Array:
 def _reducers(graph: Graph, capture: Capture) -> dict[str, Reducer]:
     reducers = dict(capture) if isinstance(capture, Mapping) else {name: lambda x: x for name in capture}
     if unknown := [name for name in reducers if name not in graph.by_name]:
-        raise ValueError(f"capture names {unknown[0]!r}, which is no node of the graph.")
+        raise ValueError(f"capture names {unknown[0]!r}, which is not a node of the graph.")
     return reducers

@@ -1,4 +1,4 @@
-"""Which network a run trains, as settings, and the graph that they describe. Nothing heavy is imported before that."""
+"""The settings of a network, and the graph that they describe. JAX is imported only when the graph is built."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,18 +24,18 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """The network. A name may also be that of a function of one's own; see :func:`build`.
+    """The network. A name may also be that of your own function; see :func:`build`.
 
     Raises:
-        ValueError: a field of the wrong type or out of range, naming it.
+        ValueError: a field has the wrong type or is out of range; the message names it.
     """
 
-    name: str | Callable[..., Any] = setting("resnet20", "which network, a function that builds it", names=NETWORKS)
-    width: float = setting(1.0, "multiplies the number of channels", above=0, most=100)
+    name: str | Callable[..., Any] = setting("resnet20", "network", names=NETWORKS)
+    width: float = setting(1.0, "factor on the number of channels", above=0, most=100)
     timesteps: int = setting(2, "time steps T", least=1, most=1_000_000)
     bits: int | None = setting(2, "bits of the quantized weights; none: full precision", least=1, most=8)
     gamma: str = setting("mean", "rule for the scale γ of weights", names=("none", "max", "percentile", "mean", "mse"))
-    granularity: Literal["layer", "channel"] = setting("layer", "what has a γ of its own")
+    granularity: Literal["layer", "channel"] = setting("layer", "what shares one γ: the layer, or each output channel")
     ste: str = setting("clipped", "straight-through gradient of the quantizer", names=("clipped", "plain", "scaled"))
     fire: Literal[">=", ">"] = setting(">=", "when a membrane fires at the threshold")
     surrogate: str = setting(
@@ -56,19 +56,19 @@ def build(
 ) -> "Graph":
     """The graph of a network.
 
-    A function of one's own is called as those of the zoo are, with the keywords ``bits`` (a :class:`Quantizer`, or
-    None), ``timesteps``, ``classes``, ``input_shape``, ``width``, ``ratios`` and ``lif`` (a :class:`LIF` whose options
-    all neurons take), and returns a :class:`Graph`.
+    Your own function is called as those of the zoo, with the keywords ``bits`` (a :class:`Quantizer` or None),
+    ``timesteps``, ``classes``, ``input_shape``, ``width``, ``ratios`` and ``lif`` (a :class:`LIF` with the options of
+    all neurons), and must return a :class:`Graph`.
 
     Args:
-        settings: which network.
+        settings: of the network.
         input_shape: ``(h, w, c)`` of an image or frame.
-        classes: outputs.
-        frames: whether the data are frames of events, which the network must take.
-        ratios: widths are those that pruning by these ratios leaves; None builds the whole network.
+        classes: number of classes.
+        frames: whether the data are event frames.
+        ratios: pruning ratios by label; the network then has the widths after pruning. None builds the whole network.
 
     Raises:
-        ValueError: the network cannot be built, naming the setting or the node at fault, or takes other data.
+        ValueError: the network cannot be built, or does not take such data; the message names the setting or the node.
     """
     from qpsnn_jax.model.graph import Graph, to_json
     from qpsnn_jax.model.nodes import LIF, Quantizer
@@ -96,10 +96,10 @@ def build(
     if graph.input.frames != frames:
         kind = "recordings of events" if frames else "still images"
         raise ValueError(f"network {name} does not take {kind}.")
-    to_json(graph)  # what cannot be saved is told before it is trained
+    to_json(graph)  # raises before training what would only raise when the network is saved
     return graph
 
 
 def _option(name: str) -> Any:
-    """A known name, or the function that ``module:attribute`` names."""
+    """A known name as it is, or the function that ``module:attribute`` names."""
     return find(name) if ":" in name else name

@@ -13,7 +13,7 @@ class Pruning:
     """Scoring and pruning.
 
     Raises:
-        ValueError: a field of the wrong type or out of range, naming it.
+        ValueError: a field has the wrong type or is out of range; the message names it.
     """
 
     criterion: str = setting("svs", "what scores the channels, a Criterion", names=CRITERIA)

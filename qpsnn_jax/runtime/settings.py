@@ -109,7 +109,7 @@ def check(record: Any) -> None:
     Numbers become ``int`` and ``float``, mappings are frozen, functions become their names.
 
     Raises:
-        ValueError: a value of another type or out of its bounds, naming the field and what it takes.
+        ValueError: a value has another type or is out of bounds; the message names the field and what it takes.
     """
     for field in dataclasses.fields(record):
         own = _setting(type(record), field, field.name, getattr(record, field.name))
@@ -153,7 +153,7 @@ def from_dict(record: type[Record], values: Any) -> Record:
     """A record from plain values; what is left out has its default.
 
     Raises:
-        ValueError: an unknown field or a wrong value, naming it.
+        ValueError: a field is unknown or its value is invalid; the message names it.
     """
     return updated(record(), values)
 
@@ -167,7 +167,7 @@ def updated(record: Record, values: Any, prefix: str = "") -> Record:
         prefix: stands before every name in messages.
 
     Raises:
-        ValueError: an unknown field or a wrong value, naming it.
+        ValueError: a field is unknown or its value is invalid; the message names it.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{prefix.rstrip('.') or 'a config'} must be an object of settings, got {_short(values)}.")

@@ -13,7 +13,7 @@ class Training:
     """A course of training.
 
     Raises:
-        ValueError: a field of the wrong type or out of range, naming it.
+        ValueError: a field has the wrong type or is out of range; the message names it.
     """
 
     epochs: int = setting(300, "passes over the training set", least=0, most=1_000_000)

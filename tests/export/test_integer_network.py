@@ -125,7 +125,7 @@ def test_wrong_inputs_are_named():
 BROKEN = {
     "timesteps": (lambda f: {"timesteps": 0}, "timesteps must be an integer from 1 to 1024, got 0"),
     "no readout": (lambda f: {"layers": f.layers[:-1]}, "exactly one readout, as its last layer"),
-    "a name twice": (lambda f: {"layers": (f.layers[0], *f.layers)}, "the name is used twice"),
+    "a name twice": (lambda f: {"layers": (f.layers[0], *f.layers)}, "another layer has the same name"),
     "a missing input": (lambda f: {"layers": f.layers[1:]}, "is not an earlier layer"),
     "means": (lambda f: {"image": dataclasses.replace(f.image, mean=(0.0,) * 4)}, "the image needs 1 means"),
     "codes": (lambda f: _changed(f, 1, kernel=f.layers[1].kernel + np.uint8(9)), "a code is above 3"),

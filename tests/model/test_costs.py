@@ -213,7 +213,7 @@ def test_firing_rates_stand_for_maps():
     assert cost(graph, rates).macs_total == pytest.approx(even.macs_total)
     spiking = residual_graph(Quantizer(2))
     assert cost(spiking, cost(spiking, measured(spiking)[0]).firing_rates).sops_total is None  # a pool is not a LIF
-    with pytest.raises(ValueError, match="activity names 'lif9', which is no node"):
+    with pytest.raises(ValueError, match="activity names 'lif9', which is not a node"):
         cost(graph, {"lif9": 0.1})
 
 

@@ -88,7 +88,7 @@ def test_inferred_values():
 
 INTEGER = "must be an integer from 1 to 1048576"
 MISTAKES = [
-    (LIF, ("conv", "lif"), "node 'conv': the name is used twice"),
+    (LIF, ("conv", "lif"), "node 'conv': another node has the same name"),
     (LIF, ("params", "lif"), "node 'params': a name must be text and none of params, batch_stats, scales"),
     (LIF, ("", "lif"), "node '': a name must be text"),
     (LIF, (3, "lif"), "node 3: a name must be text"),

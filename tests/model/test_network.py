@@ -266,7 +266,7 @@ def test_capture_reduces_on_the_fly(small):
 @over("capture", [["lif", "lif9"], {"lif9": jnp.max}])
 def test_unknown_capture(small, capture):
     network, variables, images = small
-    with pytest.raises(ValueError, match="capture names 'lif9', which is no node"):
+    with pytest.raises(ValueError, match="capture names 'lif9', which is not a node"):
         network.apply(variables, images, capture=capture)
 
 

@@ -1,4 +1,4 @@
-"""The kinds of nodes, one file for each family; the class of a node defines everything about it."""
+"""The kinds of nodes, one file for each family. The class of a node defines everything about it."""
 
 from qpsnn_jax.model.nodes.attention import Attention, AttentionTrace
 from qpsnn_jax.model.nodes.base import Activity, Context, Count, Leaf, Leaves, Node, Result, Unary, Value, Values

@@ -1,4 +1,4 @@
-"""Checks of a node's fields, which name the node and the field; what passes is stored as plain Python numbers."""
+"""Checks of a node's fields. Errors name the node and the field; valid numbers are stored as Python's own."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,11 +8,11 @@ from qpsnn_jax.model.nodes.base import Node, Value
 from qpsnn_jax.runtime.checks import finite, integer
 
 LARGEST = 1 << 20
-"""The largest size of anything: beyond it lie mistakes, not networks."""
+"""The largest size of any kind. A larger one is taken for a mistake."""
 
 
 def integer_fields(node: Node, *fields: str) -> None:
-    """Each field is an integer of 1 to :data:`LARGEST`.
+    """Check that each field is an integer from 1 to :data:`LARGEST`.
 
     Raises:
         ValueError: one is not.
@@ -22,7 +22,7 @@ def integer_fields(node: Node, *fields: str) -> None:
 
 
 def tuple_fields(node: Node, count: int, *fields: str, least: int = 1) -> None:
-    """Each field is a tuple of ``count`` integers of ``least`` to :data:`LARGEST`.
+    """Check that each field is a tuple of ``count`` integers from ``least`` to :data:`LARGEST`.
 
     Raises:
         ValueError: one is not.
@@ -35,7 +35,7 @@ def tuple_fields(node: Node, count: int, *fields: str, least: int = 1) -> None:
 
 
 def float_fields(node: Node, *fields: str, least: float = -1e30, most: float = 1e30) -> None:
-    """Each field is a finite number of ``least`` to ``most``.
+    """Check that each field is a finite number from ``least`` to ``most``.
 
     Raises:
         ValueError: one is not.
@@ -45,10 +45,10 @@ def float_fields(node: Node, *fields: str, least: float = -1e30, most: float = 1
 
 
 def one_of(name: str, value: object, allowed: Iterable[str], *, or_function: bool = False) -> None:
-    """``value`` is one of the names ``allowed``, or a function where one may be given.
+    """Check that ``value`` is one of the names ``allowed``, or with ``or_function`` a function.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is neither.
     """
     names = tuple(allowed)
     if not ((or_function and callable(value)) or (isinstance(value, str) and value in names)):
@@ -60,7 +60,7 @@ def image_shape(value: Value) -> tuple[int, int, int]:
     """Height, width and channels of an input.
 
     Raises:
-        ValueError: it is flat.
+        ValueError: the input is flat.
     """
     if len(value.shape) != 3:
         raise ValueError(f"needs an input of shape (h, w, c), got {value.shape}.")
@@ -69,10 +69,10 @@ def image_shape(value: Value) -> tuple[int, int, int]:
 
 
 def output_hw(value: Value, window: Pair, strides: Pair, padding: Pair) -> Pair:
-    """Rows and columns of what a window gives that slides over an input.
+    """Height and width of the output of a window that slides over an input.
 
     Raises:
-        ValueError: the input is flat or the window does not fit.
+        ValueError: the input is flat, or smaller than the window.
     """
     h, w, _ = image_shape(value)
     size = Geometry((h, w), window, strides, padding).output_hw

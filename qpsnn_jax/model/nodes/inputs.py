@@ -12,7 +12,7 @@ from qpsnn_jax.model.nodes.checks import tuple_fields
 
 @dataclass(frozen=True)
 class Input(Node):
-    """The images, or with ``frames`` event frames that carry a time axis of their own.
+    """The images; with ``frames`` event frames, which have a time axis.
 
     Args:
         shape: ``(h, w, c)`` of one image or frame.
@@ -33,5 +33,5 @@ class Input(Node):
         return Value(self.shape, self.frames, spiking=False)
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """The images, which are given as its one input."""
+        """The images, which the network passes as its one input."""
         return Result(inputs[0])

@@ -29,13 +29,13 @@ _MEMBRANE_BITS = 32
 
 @dataclass(frozen=True)
 class Neuron(Unary, ABC):
-    """Spiking neurons of any kind: a subclass adds its options as fields and writes :meth:`trace`."""
+    """Base of all spiking neurons. A subclass adds its options as fields and defines :meth:`trace`."""
 
     fires: ClassVar[bool] = True
 
     @abstractmethod
     def trace(self, leaves: Leaves, currents: Array) -> LIFTrace:
-        """Spikes and membranes ``b t …`` for its arrays by name and for currents ``b t …``."""
+        """Spikes and membranes ``b t …`` from its arrays by name and currents ``b t …``."""
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -47,19 +47,19 @@ class Neuron(Unary, ABC):
         return Value(inputs[0].shape, timed=True, spiking=True)
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """Its spikes; its membranes stand in the trace."""
+        """Its spikes; the trace holds its membranes too."""
         del context
         trace = self.trace(leaves, inputs[0])
         return Result(trace.spikes, trace)
 
     def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
-        """One update of each membrane a step, which reads and writes it."""
+        """One update of each membrane per step, which reads and writes it."""
         rate = None if activity.own is None else float(np.mean(activity.own))
         updates = timesteps * math.prod(inputs[0].shape)
         return Count(firing_rate=rate, updates=updates, traffic_bits=2 * _MEMBRANE_BITS * updates)
 
     def measure(self, value: Value, captured: Any) -> Array:
-        """How often each neuron fires."""
+        """The firing rate of each neuron: mean spikes per image and step."""
         return mean_nonzero(captured.spikes, value)
 
 
@@ -81,7 +81,7 @@ class LIF(Neuron):
         one_of("surrogate", self.surrogate, SURROGATES, or_function=True)
 
     def trace(self, leaves: Leaves, currents: Array) -> LIFTrace:
-        """What :func:`qpsnn_jax.lif_trace` gives."""
+        """:func:`qpsnn_jax.lif_trace` of the currents."""
         del leaves
         return lif_trace(
             currents,

@@ -38,9 +38,9 @@ class MaxPool(Unary):
         return inputs[0]._replace(shape=(*size, inputs[0].shape[-1]))
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """The largest value of each window; among equal ones, such as spikes, the gradient goes to the first.
+        """The largest value of each window. Among equal ones, such as spikes, the first receives the gradient.
 
-        By selection, because the gradient of ``reduce_window`` needs four integers for every element on a CPU.
+        By selection, because the gradient of ``reduce_window`` needs four integers for each element on a CPU.
         """
         (x,) = inputs
         around = (*((0, 0) for _ in x.shape[:-3]), *((p, p) for p in self.padding), (0, 0))
@@ -85,7 +85,7 @@ class GlobalAveragePool(Unary):
     """Mean over height and width, ``h w c`` to ``c``."""
 
     def infer(self, inputs: Values) -> Value:
-        """One number for each channel."""
+        """One value for each channel."""
         return Value(image_shape(inputs[0])[2:], inputs[0].timed, spiking=False)
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:

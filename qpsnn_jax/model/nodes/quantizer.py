@@ -17,11 +17,19 @@ from qpsnn_jax.runtime.checks import integer
 class Quantizer:
     """How a layer's weights are quantized: the options of :func:`qpsnn_jax.quantize`.
 
-    ``gamma`` and ``ste`` also take functions: :data:`~qpsnn_jax.numerics.gamma.GammaRule` from W, b and the axes that
-    share a γ to γ, and :data:`~qpsnn_jax.numerics.quantization.GradientRule` from dL/dŴ, W and γ to dL/dW.
+    Args:
+        bits: bits b of a weight, 1 to 8.
+        gamma: the rule for γ: its name, or a function :data:`~qpsnn_jax.numerics.gamma.GammaRule` of W, b and the axes
+            that share one γ.
+        granularity: ``"layer"`` for one γ, ``"channel"`` for one per output channel.
+        ste: the straight-through gradient: its name, or a function
+            :data:`~qpsnn_jax.numerics.quantization.GradientRule` from dL/dŴ, W and γ to dL/dW.
 
     Raises:
-        ValueError: bits outside 1 to 8 or an unknown option.
+        ValueError: ``bits`` is not an integer from 1 to 8, or an option is unknown.
+
+    References:
+        QP-SNN (ICLR 2025), Eq. 4-6 and 9-10.
     """
 
     bits: int = 2
@@ -40,7 +48,7 @@ class Quantizer:
         return gamma_of(kernel, self.bits, self.gamma, self.granularity)
 
     def integer_weights(self, kernel: Array, gain: ArrayLike = 1.0) -> tuple[Array, Array]:
-        """:func:`qpsnn_jax.integer_weights` of a kernel; ``gain`` has one number, or one for each output channel."""
+        """:func:`qpsnn_jax.integer_weights` of a kernel; ``gain`` is one number, or one for each output channel."""
         gain = _over_outputs(gain, kernel)
         return integer_weights(
             kernel, self.bits, gamma=self.gamma, granularity=self.granularity, ste=self.ste, gain=gain

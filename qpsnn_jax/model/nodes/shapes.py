@@ -47,7 +47,7 @@ class Shortcut(Unary):
         integer_fields(self, "stride")
 
     def infer(self, inputs: Values) -> Value:
-        """Smaller maps of as many channels as ``source`` names."""
+        """Smaller maps, with as many channels as ``source`` has entries."""
         h, w, c = image_shape(inputs[0])
         if max(self.source) >= c:
             raise ValueError(f"source must be a tuple of channels of its input, 0 to {c - 1}, or -1 for zeros.")
@@ -55,7 +55,7 @@ class Shortcut(Unary):
         return inputs[0]._replace(shape=size)
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """Strided slice with its channels in the places given by ``source``, zeros elsewhere."""
+        """The strided slice, with its channels at the places that ``source`` gives and zeros elsewhere."""
         x = inputs[0][..., :: self.stride, :: self.stride, :]
         if self.source == tuple(range(x.shape[-1])):
             return Result(x)

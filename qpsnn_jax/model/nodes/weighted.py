@@ -55,10 +55,10 @@ class Weighted(Unary):
         return leaves
 
     def apply_linear(self, linear: Callable[[Array, Array], Array], leaves: Leaves, x: Array, timed: bool) -> Array:
-        """``linear(x, kernel)`` on ``b [t] …``, time folded into the batch; scaled, and the bias added.
+        """``linear(x, kernel)`` on ``b [t] …`` with time folded into the batch, then scale and bias.
 
-        A quantized layer multiplies by odd integers and applies the scale to the sums, so that on spikes it computes
-        exactly what an integer device accumulates. Weights are quantized in their own dtype, then all is of that of x.
+        A quantized layer multiplies by odd integers and scales the sums, so that on spikes the sums are exactly those
+        of an integer device. Weights are quantized in their own dtype; everything after has the dtype of x.
         """
         kernel, scale = self._factors(leaves)
         y = linear(x.reshape(-1, *x.shape[2:]) if timed else x, kernel.astype(x.dtype))
@@ -127,7 +127,7 @@ class Conv(Weighted):
         return self.weighted_leaves(shape, variance_scaling(2.0, "fan_out", "normal"))
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """The convolution; of spikes with quantized weights, by a fast exact algorithm."""
+        """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
         (x,), (given,) = inputs, context.inputs
         sums = convolve
         if self.quantizer is not None and given.spiking:
@@ -143,7 +143,7 @@ class Conv(Weighted):
         return self.features * np.outer(rows, columns)
 
     def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
-        """Its synapses; each weight is a connection."""
+        """The operations of its synapses; each weight is a connection."""
         return super().count(inputs, activity, timesteps)._replace(connections=self.leaves(inputs)["kernel"].size)
 
 
@@ -164,7 +164,7 @@ class Dense(Weighted):
     label: str | None = None
 
     def infer(self, inputs: Values) -> Value:
-        """``features`` numbers."""
+        """``features`` values."""
         if len(inputs[0].shape) != 1:
             raise ValueError(f"needs a flat input, got the shape {inputs[0].shape}; put a Flatten before it.")
         return Value((self.features,), inputs[0].timed, spiking=False)

@@ -42,7 +42,7 @@ def resnet20(
         A graph whose nodes are named as in the released checkpoints, ``layer1.0.conv1`` and so on.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node concerned.
+        ValueError: an argument is out of range; the message names it or the node.
 
     References:
         QP-SNN (ICLR 2025), section 5 and table 10.
@@ -73,7 +73,7 @@ def resnet20_of_widths(
     """:func:`resnet20` with every width given: ``stem``, and (middle, output) channels of the nine ``blocks``.
 
     Raises:
-        ValueError: a width is not positive, naming the node.
+        ValueError: a width is not positive; the message names the node.
     """
     nodes: list[Node] = [
         Input("image", input_shape),

@@ -42,7 +42,7 @@ def sew_resnet18(
         A graph with nodes named as in the usual ResNet18, ``layer1.0.conv1`` and so on.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node concerned.
+        ValueError: an argument is out of range; the message names it or the node.
 
     References:
         Fang et al., Deep Residual Learning in Spiking Neural Networks, NeurIPS 2021; QP-SNN (ICLR 2025), section 5.

@@ -45,7 +45,7 @@ def spikingformer(
         A graph.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node concerned.
+        ValueError: an argument is out of range; the message names it or the node.
 
     References:
         Zhou et al., Spikingformer, 2023; QP-SNN (ICLR 2025), table 4.

@@ -12,7 +12,7 @@ LABELS = ("early", "late")
 
 @dataclass(frozen=True)
 class Plan:
-    """A VGG: by place the channels of a convolution or None for a max-pool; how many convolutions are ``early``."""
+    """A VGG: the channels of each convolution, or None for a max-pool; the first ``early`` ones are labelled early."""
 
     places: tuple[int | None, ...]
     early: int
@@ -60,7 +60,7 @@ def vgg16(
         A graph whose convolutions are named by their place in the released checkpoints, ``features.0.conv`` and so on.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node concerned.
+        ValueError: an argument is out of range; the message names it or the node.
 
     References:
         QP-SNN (ICLR 2025), section 5 and table 9.
@@ -95,7 +95,7 @@ def vggsnn(
         A graph whose nodes are named as VGG-16's.
 
     Raises:
-        ValueError: an argument is out of range, naming it or the node concerned.
+        ValueError: an argument is out of range; the message names it or the node.
 
     References:
         QP-SNN (ICLR 2025), section 5; Deng et al., ICLR 2022.
@@ -116,7 +116,7 @@ def vgg_of_widths(
     """A VGG of a plan with the channels of its convolutions given.
 
     Raises:
-        ValueError: a width is not positive, naming the node.
+        ValueError: a width is not positive; the message names the node.
     """
     nodes: list[Node] = [Input("image", input_shape, plan.frames)]
     tip, convolution = "image", 0
