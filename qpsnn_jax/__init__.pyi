@@ -72,6 +72,7 @@ from .runs.directory import save_network as save_network
 from .runs.settings import RunSettings as RunSettings
 from .training.optim import cosine_schedule as cosine_schedule
 from .training.optim import optimizer as optimizer
+from .training.recalibration import recalibrate as recalibrate
 from .training.settings import Training as Training
 from .training.steps import TrainState as TrainState
 from .training.steps import init_state as init_state

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
@@ -22,6 +23,13 @@ class Pruning:
     )
     score_batches: int = setting(5, "batches of training images that scores are computed on", least=1, most=10_000_000)
     score_batch_size: int = setting(128, "images in such a batch", least=1, most=10_000_000)
+    # The moments of a sample are noisier than those that training left. Where most inputs of a layer go, they have
+    # shifted by far more than that; where few go, by less.
+    recalibrate: Literal["auto", "always", "never"] = setting(
+        "auto",
+        "estimate the moments of batch-norm anew on the images that are scored; auto: where more than half of the "
+        "quantized weights are removed",
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -6,10 +6,20 @@ from pathlib import Path
 
 import jax
 
+from qpsnn_jax.pruning.settings import Pruning
 from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.directory import make_run, read_stage
 from qpsnn_jax.runs.records import StageResult, read_result, write_result
-from qpsnn_jax.runs.stages import Run, finetune, prepare_run, prune_channels, run_stages, train, train_stage
+from qpsnn_jax.runs.stages import (
+    Run,
+    finetune,
+    prepare_run,
+    prune_channels,
+    recalibrate_pruned,
+    run_stages,
+    train,
+    train_stage,
+)
 from qpsnn_jax.training.steps import init_variables
 
 
@@ -17,8 +27,10 @@ def run_controls(config: Config, run: Run) -> list[StageResult]:
     """Run the controls of a finished run; those that are complete are only read.
 
     ``baseline``: the paper's baseline, vanilla quantization and SCA, with the same training and fine-tuning.
-    ``random``: the run's own quantized network with random channels removed, with the same fine-tuning. ``scratch``:
-    a network of the pruned widths trained from scratch, for as many epochs as training and fine-tuning together.
+    ``random``: the run's own quantized network with random channels removed, with the same fine-tuning.
+    ``random_recalibrated``: random channels removed and batch-norm recalibrated, without training, which any criterion
+    must exceed. ``scratch``: a network of the pruned widths trained from scratch, for as many epochs as training and
+    fine-tuning together.
 
     Returns:
         One result per control, with its name.
@@ -48,11 +60,22 @@ def _baseline(config: Config, run: Run) -> list[StageResult]:
 
 
 def _random(config: Config, run: Run) -> list[StageResult]:
-    changed = replace(config, prune=replace(config.prune, criterion="random"))
-    own = _below(changed, run, "random")
-    trained = train(run, config.train)
-    pruned = prune_channels(own, changed.prune, source=run.directory / "quantized")
-    return [trained, pruned, finetune(own, config.finetune)]
+    changed = replace(config.prune, criterion="random")
+    own, stages = _random_channels(config, changed, run, "random")
+    return [*stages, finetune(own, config.finetune)]
+
+
+def _random_recalibrated(config: Config, run: Run) -> list[StageResult]:
+    changed = replace(config.prune, criterion="random", recalibrate="always")
+    return _random_channels(config, changed, run, "random_recalibrated")[1]
+
+
+def _random_channels(config: Config, pruning: Pruning, run: Run, name: str) -> tuple[Run, list[StageResult]]:
+    """A run that prunes the quantized network of another one, and its stages up to fine-tuning."""
+    own = _below(replace(config, prune=pruning), run, name)
+    pruned = prune_channels(own, pruning, source=run.directory / "quantized")
+    stages = [train(run, config.train), pruned, recalibrate_pruned(own, pruning)]
+    return own, [stage for stage in stages if stage]
 
 
 def _scratch(config: Config, run: Run) -> list[StageResult]:
@@ -69,6 +92,7 @@ def _scratch(config: Config, run: Run) -> list[StageResult]:
 CONTROLS: dict[str, Callable[[Config, Run], list[StageResult]]] = {
     "baseline": _baseline,
     "random": _random,
+    "random_recalibrated": _random_recalibrated,
     "scratch": _scratch,
 }
 

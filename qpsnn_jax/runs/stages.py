@@ -1,13 +1,18 @@
-"""The stages of QP-SNN: train quantized, score, prune, fine-tune. Each is done once, and saved on disk."""
+"""The stages of QP-SNN: train quantized, score, prune, fine-tune. Each is done once, and saved on disk.
+
+Between pruning and fine-tuning, batch-norm may be recalibrated, which the paper does not do.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
 
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.data.feed import count, sample
@@ -27,8 +32,11 @@ from qpsnn_jax.runs.records import Epoch, StageResult, measure, read_arrays, wri
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.sharding import data_mesh
+from qpsnn_jax.training.recalibration import recalibrate
 from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.steps import Prepare, Variables, init_variables
+
+_HALF = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +74,8 @@ def prepare_run(config: Config, directory: Path, data: DataSet, hooks: Sequence[
 
 def run_stages(config: Config, run: Run) -> list[StageResult]:
     """All stages in the paper's order (quantize first, then prune), resumed if an earlier call was interrupted."""
-    return [train(run, config.train), prune_channels(run, config.prune), finetune(run, config.finetune)]
+    stages = [train(run, config.train), prune_channels(run, config.prune), recalibrate_pruned(run, config.prune)]
+    return [*(stage for stage in stages if stage), finetune(run, config.finetune)]
 
 
 def train(run: Run, training: Training) -> StageResult:
@@ -116,11 +125,33 @@ def prune_channels(run: Run, pruning: Pruning, *, source: Path | None = None) ->
     return _finish(run, "pruned", smaller, variables, result, [], time.monotonic() - started, notes)
 
 
+def recalibrate_pruned(run: Run, pruning: Pruning) -> StageResult | None:
+    """Stage 2c: batch-norm of the pruned network recalibrated. Returns its result, or None where there is none to do.
+
+    Args:
+        run: whose network.
+        pruning: whether, and on how many images, which are those that are scored.
+    """
+    if result := read_stage(run.directory, "recalibrated"):
+        return result
+    pruned = read_stage(run.directory, "pruned")
+    wanted = {"always": True, "never": False, "auto": pruned is not None and pruned.connection_ratio < _HALF}
+    if not wanted[pruning.recalibrate]:
+        return None
+    started = time.monotonic()
+    graph, variables = load_network(run.directory / "pruned")
+    batches, shared = _scored_batches(run, pruning)
+    variables = recalibrate(graph, variables, batches, mesh=shared, precision=run.settings.precision)
+    result = evaluate(graph, variables, run.data.test, run.data, precision=run.settings.precision)
+    return _finish(run, "recalibrated", graph, variables, result, [], time.monotonic() - started, {})
+
+
 def finetune(run: Run, training: Training) -> StageResult:
     """Stage 3: fine-tune the pruned network. Returns its result; a complete stage is only read."""
     if result := read_stage(run.directory, "finetuned"):
         return result
-    graph, variables = load_network(run.directory / "pruned")
+    start = "recalibrated" if read_stage(run.directory, "recalibrated") else "pruned"
+    graph, variables = load_network(run.directory / start)
     return train_stage(run, "finetuned", graph, variables, training, replace(run.settings, seed=run.settings.seed + 1))
 
 
@@ -147,14 +178,19 @@ def train_stage(
 
 def score_network(run: Run, pruning: Pruning, variables: Variables) -> Scores:
     """Scores of the whole network's channels by a criterion, on images of the training set."""
+    batches, shared = _scored_batches(run, pruning)
+    key = jax.random.key(run.settings.seed)
+    options = {"mesh": shared, "precision": run.settings.precision}
+    return scores_by(pruning.criterion, run.graph, variables, batches, key, **options)
+
+
+def _scored_batches(run: Run, pruning: Pruning) -> tuple[Iterator[Array], Mesh | None]:
+    """Normalized images of the training set that pruning looks at, and the devices that can share them, if any."""
     train, size = run.data.train, pruning.score_batch_size
     images = sample(train, size, pruning.score_batches, run.settings.seed, workers=run.workers)
     mesh = data_mesh()
     shared = mesh if mesh.size > 1 and min(size, count(train)) % mesh.size == 0 else None
-    batches = map(jax.jit(normalizer(run.data)), images)
-    key = jax.random.key(run.settings.seed)
-    options = {"mesh": shared, "precision": run.settings.precision}
-    return scores_by(pruning.criterion, run.graph, variables, batches, key, **options)
+    return map(jax.jit(normalizer(run.data)), images), shared
 
 
 def _trained_variables(run: Run, source: Path | None) -> Variables:

@@ -111,7 +111,7 @@ def test_training_stops_within_an_epoch_and_goes_on(root, small_config, whole, t
 
 def test_a_whole_run_scores_prunes_and_finetunes(whole):
     report = json.loads((whole / "report.json").read_text())
-    assert [stage["name"] for stage in report["stages"]] == ["quantized", "pruned", "finetuned"]
+    assert [stage["name"] for stage in report["stages"]] == ["quantized", "pruned", "recalibrated", "finetuned"]
     assert report["stages"][-1]["connection_ratio"] < 0.5
 
 

@@ -30,7 +30,7 @@ FIELDS = {
 
 def test_report_json_has_the_promised_keys(small_report, small_config):
     assert set(small_report) == {"config", "versions", "stages"}
-    assert [stage["name"] for stage in small_report["stages"]] == ["quantized", "pruned", "finetuned"]
+    assert [stage["name"] for stage in small_report["stages"]] == list(STAGES)
     for stage in small_report["stages"]:
         assert {name: type(value) for name, value in stage.items()} == FIELDS
         assert set(stage["firing_rates"]) == {"lif1", "lif2", "lif3"}
@@ -68,9 +68,7 @@ def test_nothing_temporary_is_left(small_run):
     assert {path.name for path in small_run.iterdir()} == {
         ".lock",
         "config.json",
-        "quantized",
-        "pruned",
-        "finetuned",
+        *STAGES,
         "plots",
         "report.json",
         "report.md",

@@ -25,6 +25,8 @@ from qpsnn_jax.runs.records import StageResult
 from qpsnn_jax.runtime.settings import as_dict
 from qpsnn_jax.training.steps import init_variables
 
+CONTROL_NAMES = ["baseline", "random", "random_recalibrated", "scratch"]
+
 
 @pytest.fixture
 def copy(small_run, tmp_path):
@@ -62,6 +64,9 @@ def test_the_kept_channels_are_those_with_the_highest_scores(small_run, small_re
     whole, pruned, final = (load_network(small_run / name)[0] for name in ("quantized", "pruned", "finetuned"))
     assert whole == build_graph(read_config(small_run))
     assert pruned == final
+    kept, moved = (load_network(small_run / name)[1] for name in ("pruned", "recalibrated"))
+    jax.tree.map(np.testing.assert_array_equal, kept["params"], moved["params"])
+    assert any(not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, (kept, moved)), strict=True))
     with np.load(small_run / "pruned" / "scores.npz") as scores:
         chosen = select(whole, dict(scores), small_report["config"]["prune"]["ratios"])
     assert {name: kept.tolist() for name, kept in chosen.items()} == keep
@@ -94,7 +99,7 @@ def test_the_accuracy_of_a_stage_is_that_of_its_last_epoch(small_run, small_repo
         accuracies = [epoch["test_accuracy"] for epoch in epochs] or [stage["accuracy_last"]]
         assert stage["accuracy_last"] == accuracies[-1]
         assert stage["accuracy_best"] == max(accuracies)
-        assert len(epochs) == {"quantized": 4, "pruned": 0, "finetuned": 2}[stage["name"]]
+        assert len(epochs) == {"quantized": 4, "pruned": 0, "recalibrated": 0, "finetuned": 2}[stage["name"]]
 
 
 @pytest.mark.usefixtures("lazy")
@@ -115,7 +120,9 @@ def test_the_stages_one_by_one_are_the_run(small_config, small_run, small_report
     assert main(["score", str(directory)]) == 0
     assert "conv2                   20 channels" in capsys.readouterr().out
     assert main(["prune", str(directory)]) == 0
-    assert cells(capsys.readouterr().out, "pruned")[:-1] == cells(report, "pruned")[:-1]
+    out = capsys.readouterr().out
+    for name in ("pruned", "recalibrated"):
+        assert cells(out, name)[:-1] == cells(report, name)[:-1]
     assert main(["finetune", str(directory)]) == 0
     assert cells(capsys.readouterr().out, "finetuned")[:-1] == cells(report, "finetuned")[:-1]
     assert records(json.loads((directory / "report.json").read_text())) == records(small_report)
@@ -193,9 +200,9 @@ def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, 
     out = capsys.readouterr().out
     report = json.loads((copy / "report.json").read_text())
     assert report["stages"] == small_report["stages"]
-    assert [control["name"] for control in report["controls"]] == ["baseline", "random", "scratch"]
+    assert [control["name"] for control in report["controls"]] == CONTROL_NAMES
     assert all(set(control) == set(report["stages"][0]) for control in report["controls"])
-    for name in ("quantized", "pruned", "finetuned", "baseline", "random", "scratch"):
+    for name in (*STAGES, *CONTROL_NAMES):
         assert cells(out, name) == cells((copy / "report.md").read_text(), name)
     # Each is as small as the pruned network, and is what its name says.
     assert {control["params"] for control in report["controls"]} == {report["stages"][-1]["params"]}
@@ -207,10 +214,13 @@ def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, 
     assert configs == [own | baseline, random]
     keeps = [json.loads((d / "pruned" / "stage.json").read_text())["keep"] for d in (copy, *places)]
     assert keeps[0] != keeps[2] != keeps[1]
+    floor = copy / "controls" / "random_recalibrated"
+    assert json.loads((floor / "pruned" / "stage.json").read_text())["keep"] == keeps[2]
+    assert not (floor / "finetuned").exists()
     scratch = json.loads((copy / "controls" / "scratch" / "quantized" / "stage.json").read_text())
     assert len(scratch["epochs"]) == 4 + 2
-    assert {k: v for k, v in contents(copy).items() if k.startswith(("quantized", "pruned", "finetuned"))} == {
-        k: v for k, v in before.items() if k.startswith(("quantized", "pruned", "finetuned"))
+    assert {k: v for k, v in contents(copy).items() if k.startswith(STAGES)} == {
+        k: v for k, v in before.items() if k.startswith(STAGES)
     }
     # And the same command again only reads.
     after = contents(copy)
@@ -368,7 +378,7 @@ def test_a_run_on_cifar(small_network, small_config, tfds_dir: Path, tmp_path, c
     options = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
     assert main(["run", str(small_config), *options, "--out", str(directory)]) == 0
     report = json.loads((directory / "report.json").read_text())
-    assert [stage["name"] for stage in report["stages"]] == ["quantized", "pruned", "finetuned"]
+    assert [stage["name"] for stage in report["stages"]] == list(STAGES)
     assert load_network(directory)[0].input.shape == (32, 32, 3)
     assert StageResult(**report["stages"][0]).params > 0
     assert cells(capsys.readouterr().out, "finetuned")

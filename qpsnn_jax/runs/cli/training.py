@@ -73,12 +73,13 @@ def score(directory: Path, **processes: Any) -> None:
 @_DIRECTORY
 @joining
 def prune(directory: Path, **processes: Any) -> None:
-    """Remove the channels with the lowest scores from a trained run."""
+    """Remove the channels with the lowest scores from a trained run, and recalibrate batch-norm."""
     with _continued(directory, processes, "quantized") as (settings, running):
         from qpsnn_jax.runs.report import table
-        from qpsnn_jax.runs.stages import prune_channels
+        from qpsnn_jax.runs.stages import prune_channels, recalibrate_pruned
 
-        say(table([prune_channels(running, settings.prune)]))
+        stages = [prune_channels(running, settings.prune), recalibrate_pruned(running, settings.prune)]
+        say(table([stage for stage in stages if stage]))
 
 
 @click.command()

@@ -1,0 +1,61 @@
+"""Recalibrated batch-norm: its running moments are those of what each layer receives in evaluation mode."""
+
+import jax
+import numpy as np
+import pytest
+from small_networks import images_of, jit, random_variables, residual_graph
+
+from qpsnn_jax import Quantizer, SpikingNetwork, channel_groups, prune, recalibrate
+from qpsnn_jax.model.nodes import BatchNorm
+
+
+@pytest.fixture(scope="module")
+def pruned():
+    graph = residual_graph(Quantizer(2))
+    keep = {name: range(max(1, group.size // 2)) for name, group in channel_groups(graph).items() if group.label}
+    return prune(graph, random_variables(graph), keep)
+
+
+@pytest.fixture(scope="module")
+def batches(pruned):
+    images = images_of(pruned[0], batch=7)
+    return [images[:4], images[4:]]
+
+
+@pytest.fixture(scope="module")
+def recalibrated(pruned, batches):
+    return recalibrate(*pruned, batches)
+
+
+def test_the_moments_are_those_of_what_every_layer_receives(pruned, batches, recalibrated):
+    graph, given = pruned
+    norms = [node for node in graph.nodes if isinstance(node, BatchNorm)]
+    network = jit(lambda v, x: SpikingNetwork(graph).apply(v, x, capture=[node.input for node in norms]).captured)
+    parts = [network(recalibrated, batch) for batch in batches]
+    for node in norms:
+        values = np.concatenate([np.asarray(part[node.input], np.float64) for part in parts])
+        if not graph.values[node.input].timed:
+            values = np.repeat(values[None], graph.timesteps, 0)
+        values = values.reshape(-1, values.shape[-1])
+        stats = recalibrated["batch_stats"][node.name]
+        np.testing.assert_allclose(stats["mean"], values.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(stats["var"], values.var(0, ddof=1), rtol=1e-4, atol=1e-5)
+        assert not np.allclose(stats["mean"], given["batch_stats"][node.name]["mean"], atol=0.05)
+
+
+def test_nothing_else_changes(pruned, recalibrated):
+    _, given = pruned
+    for name in ("params", "scales"):
+        jax.tree.map(np.testing.assert_array_equal, recalibrated[name], given[name])
+    assert jax.tree.map(np.shape, recalibrated) == jax.tree.map(np.shape, given)
+
+
+def test_one_batch_or_several_and_what_was_there_before_do_not_matter(pruned, batches, recalibrated):
+    graph, _ = pruned
+    again = recalibrate(graph, recalibrated, [np.concatenate(batches)])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, recalibrated)
+
+
+def test_without_images_there_is_nothing_to_estimate(pruned):
+    with pytest.raises(ValueError, match="recalibrate needs at least one batch of images"):
+        recalibrate(*pruned, [])
