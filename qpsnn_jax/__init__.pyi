@@ -51,8 +51,8 @@ from .numerics.surrogate import rectangular as rectangular
 from .numerics.surrogate import sigmoid as sigmoid
 from .numerics.surrogate import triangular as triangular
 from .pruning.channels import channel_groups as channel_groups
-from .pruning.channels import prune as prune
 from .pruning.rank import matrix_ranks as matrix_ranks
+from .pruning.removal import prune as prune
 from .pruning.scores import magnitude_scores as magnitude_scores
 from .pruning.scores import random_scores as random_scores
 from .pruning.scores import sca_scores as sca_scores

@@ -1,7 +1,7 @@
 from .channels import Group as Group
 from .channels import channel_groups as channel_groups
-from .channels import prune as prune
 from .rank import matrix_ranks as matrix_ranks
+from .removal import prune as prune
 from .scores import magnitude_scores as magnitude_scores
 from .scores import random_scores as random_scores
 from .scores import sca_scores as sca_scores

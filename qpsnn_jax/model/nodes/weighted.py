@@ -17,8 +17,12 @@ from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.model.nodes.base import Activity, Channels, Context, Count, Leaf, Leaves, Result, Unary, Value, Values
 from qpsnn_jax.model.nodes.checks import image_shape, integer_fields, output_hw, tuple_fields
 from qpsnn_jax.model.nodes.quantizer import Quantizer
+from qpsnn_jax.numerics.gamma import gamma_of
+from qpsnn_jax.numerics.quantization import quantize
 
 _FULL_PRECISION_BITS = 32
+# Weights so much smaller than γ have no effect, and the quotient of γ and theirs may be too large for float32.
+_SILENT = 1e-30
 
 
 class Weighted(Unary):
@@ -80,11 +84,11 @@ class Weighted(Unary):
         return self if outputs is None else dataclasses.replace(self, features=len(outputs))
 
     def rescale(self, before: Leaves, after: Leaves, outputs: np.ndarray | None) -> Leaves:
-        """The gain that preserves γ, and so every remaining quantized weight."""
+        """The gain that preserves γ, and so every remaining quantized weight; weights of which none has a γ, set so."""
         if self.quantizer is None or before["kernel"].shape == after["kernel"].shape:
             return {}
         outputs = np.arange(self.features) if outputs is None else outputs
-        return {"gain": _kept_gain(self.quantizer, after["gain"], before["kernel"], after["kernel"], outputs)}
+        return _same_levels(self.quantizer, after["gain"], before["kernel"], after["kernel"], outputs)
 
     def weights(self, leaves: Leaves) -> Array:
         """The kernel, or the odd integers that it is quantized to."""
@@ -190,7 +194,15 @@ def _reads(size: int, kernel: int, stride: int, padding: int, outputs: int) -> n
 
 
 @partial(jax.jit, static_argnames="quantizer")
-def _kept_gain(quantizer: Quantizer, gain: Array, before: Array, after: Array, outputs: np.ndarray) -> Array:
-    old, new = (quantizer.gamma_of(kernel).ravel() for kernel in (before, after))
+def _same_levels(quantizer: Quantizer, gain: Array, before: Array, after: Array, outputs: np.ndarray) -> Leaves:
+    """The gain, and the kernel, with which the remaining weights have the levels that they had among all."""
+    old = quantizer.gamma_of(before).ravel()
     old = old[outputs] if quantizer.granularity == "channel" else old
-    return gain * jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)
+    # No gain makes the old γ of weights that are zero, so they become what they were quantized to.
+    largest = gamma_of(after, quantizer.bits, "max", quantizer.granularity).ravel()
+    silent = (old > 0) & (largest <= _SILENT * old)
+    levels = quantize(after, quantizer.bits, gamma=jnp.where(old > 0, gain.astype(old.dtype) * old, 1))
+    kernel = jnp.where(silent, levels, after)
+    new = quantizer.gamma_of(kernel).ravel()
+    ratio = jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)
+    return {"kernel": kernel, "gain": gain * ratio.astype(gain.dtype)}
