@@ -41,8 +41,8 @@ class NodeCost:
         buffer_bits: storage besides Eq. 16: running mean and variance, and a 32-bit scale per quantized layer or
             channel.
         dense: multiply-accumulates of a dense device; padding is not counted.
-        macs, acs: operations with a non-zero input: ``acs`` if every input is 0 or 1, else ``macs``; None if the
-            activity is unknown. Those of an attention are counted as
+        macs, acs: operations with a non-zero input: ``acs`` if every input is 0 or 1 (spikes, and data of an
+            :class:`~qpsnn_jax.model.nodes.Input` that is ``binary``), else ``macs``; None if the activity is unknown. Those of an attention are counted as
             :func:`qpsnn_jax.model.nodes.attention.attention` computes it.
         firing_rate: mean spikes per neuron and step, of neurons with known activity.
         connections: weights of a convolution that does not read the image.
@@ -157,8 +157,7 @@ def activity_reducers(graph: Graph) -> dict[str, Reducer]:
     Returns:
         Reducers by the name of the node, for ``capture`` of :class:`qpsnn_jax.SpikingNetwork`.
     """
-    known = set() if graph.input.frames else {graph.input.name}
-    names = {name for node in graph.nodes for name in node.observed} - known
+    names = {name for node in graph.nodes for name in node.observed} - _always_active(graph)
     return {name: partial(graph.by_name[name].measure, graph.values[name]) for name in sorted(names)}
 
 
@@ -255,10 +254,10 @@ def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any]) -> NodeCos
 
 
 def _activity(graph: Graph, node: Node, activity: Mapping[str, Any]) -> Activity:
-    """The measured activity of the inputs and of the node; a static image counts as non-zero everywhere."""
+    """The measured activity of the inputs and of the node; a static grey image counts as non-zero everywhere."""
 
     def rate(name: str) -> np.ndarray | None:
-        if name == graph.input.name and not graph.input.frames:
+        if name in _always_active(graph):
             return np.ones(graph.input.shape)
         if graph.by_name[name].counts_operations:
             return None
@@ -268,6 +267,10 @@ def _activity(graph: Graph, node: Node, activity: Mapping[str, Any]) -> Activity
     observed = set(node.observed)
     inputs = tuple(rate(name) if name in observed else None for name in node.inputs)
     return Activity(inputs, _measured(activity, node.name, shape) if node.name in observed else None)
+
+
+def _always_active(graph: Graph) -> set[str]:
+    return set() if graph.input.frames or graph.input.binary else {graph.input.name}
 
 
 def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray | None:

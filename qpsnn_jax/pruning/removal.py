@@ -145,7 +145,7 @@ def _cut(path: tuple, leaf: Any, cuts: Mapping[tuple[str, str], _Cut], total: in
 
 def _place(path: tuple, cuts: Mapping[tuple[str, str], _Cut]) -> tuple[tuple[str, str] | None, bool]:
     """The array that a path names, and whether it ends there; attributes that follow are boxes around it."""
-    names = [key.key if isinstance(key, DictKey) else None for key in path]
+    names: list[Any] = [key.key if isinstance(key, DictKey) else None for key in path]
     for i in reversed(range(len(path) - 1)):
         if (names[i], names[i + 1]) in cuts:
             return (names[i], names[i + 1]), all(isinstance(key, GetAttrKey) for key in path[i + 2 :])

@@ -1,5 +1,7 @@
 """Costs against counting by convolution, and the sizes that the paper prints."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ from qpsnn_jax.model.nodes import (
     MaxPool,
     Quantizer,
 )
-from qpsnn_jax.model.zoo import resnet20, vgg16
+from qpsnn_jax.model.zoo import resnet20, vgg16, vggsnn
 
 # Table 1: data set, network, T, ratios (by the order of labels below), parameters, MB at 8, 4 and 2 bits.
 PUBLISHED = [
@@ -318,3 +320,29 @@ def test_the_gradient_of_the_penalty_is_that_of_direct_counting():
     found = jit(jax.grad(by_reducers))(variables["params"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected)
     assert float(jnp.abs(found["stem"]["kernel"]).max()) > 1
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_binary_data_are_accumulated(frames):
+    """The same operations as of data that are not said to be binary, as additions."""
+    graph = pooled_graph(frames=frames)
+    binary = Graph((dataclasses.replace(graph.input, binary=True), *graph.nodes[1:]), graph.timesteps)
+    network, variables = SpikingNetwork(binary), random_variables(graph)
+    images = (images_of(graph) > 0.5).astype(jnp.float32)
+    _, activity = network.apply(variables, images, capture=activity_reducers(binary))
+    found, real = (cost(each, activity) for each in (binary, graph))
+    stem, before = found.nodes[0], real.nodes[0]
+    assert (stem.name, stem.macs, before.acs) == ("stem", 0, 0)
+    assert stem.acs == pytest.approx(counted(binary, binary.by_name["stem"], (images != 0).astype(jnp.float32)))
+    if frames:
+        assert stem.acs == before.macs
+        assert found.sops_total == pytest.approx(real.sops_total + before.macs)
+    _, penalties = network.apply(variables, images, capture=sops_reducers(binary))
+    assert float(sum(penalties.values())) == pytest.approx(found.sops_total, rel=1e-5)
+
+
+def test_flags_of_the_input():
+    for name in ("frames", "binary"):
+        with pytest.raises(ValueError, match=f"{name} must be True or False, got 2"):
+            Input("x", (2, 2, 1), **{name: 2})
+    assert vggsnn(binary=True, width=1 / 16).input == Input("image", (48, 48, 2), frames=True, binary=True)

@@ -23,8 +23,8 @@ from qpsnn_jax.runtime.checks import finite, integer
 class Reader:
     """A NIR graph, and the nodes, values and weights that have been built from it so far."""
 
-    def __init__(self, document: Any, frames: bool, dt: float) -> None:
-        self.nodes_of, self.frames, self.dt = dict(document.nodes), frames, dt
+    def __init__(self, document: Any, frames: bool, binary: bool, dt: float) -> None:
+        self.nodes_of, self.frames, self.binary, self.dt = dict(document.nodes), frames, binary, dt
         self.sources: dict[str, list[str]] = {name: [] for name in self.nodes_of}
         self.readers: dict[str, list[str]] = {name: [] for name in self.nodes_of}
         for source, target in document.edges:
@@ -93,7 +93,8 @@ def import_nir(
     timesteps = integer("timesteps of the NIR graph", timesteps, 1, LARGEST)
     frames = _flag("frames of the NIR graph", notes.get("frames", False) if frames is None else frames)
     dt = finite("dt of the NIR graph", notes.get("dt", DT) if dt is None else dt, 1e-12, 1e6)
-    reader = Reader(document, frames, dt)
+    binary = _flag("binary of the NIR graph", notes.get("binary", False))
+    reader = Reader(document, frames, binary, dt)
     names: dict[str, str] = {}
     for name in _sorted(reader):
         source = _summed(reader, tuple(names[other] for other in reader.sources[name]))
@@ -152,7 +153,7 @@ def _input(reader: Reader, found: Found) -> str:
     if len(shape) == 2:
         raise ValueError(f"node {found.name!r}: an input of shape {shape} is neither c h w nor flat.")
     c, h, w = shape if len(shape) == 3 else (*shape, 1, 1)
-    return reader.add(Input(found.name, (h, w, c), reader.frames))
+    return reader.add(Input(found.name, (h, w, c), reader.frames, reader.binary))
 
 
 def _conv(reader: Reader, found: Found) -> str:

@@ -88,8 +88,8 @@ def nir_graph(
     Returns:
         A ``nir.NIRGraph``. It reads normalized images ``c h w``, the same one at every step, or with frames one frame
         for each step; it gives currents ``classes 1 1`` at every step, whose mean over the steps is the result.
-        ``metadata`` holds ``timesteps``, ``frames``, ``dt`` and, where given, ``mean`` and ``std``. Neurons have our
-        nodes' names, a layer that is followed by a batch-norm has its own.
+        ``metadata`` holds ``timesteps``, ``frames``, ``binary``, ``dt`` and, where given, ``mean`` and ``std``. Neurons
+        have our nodes' names, a layer that is followed by a batch-norm has its own.
 
     Raises:
         ValueError: the package ``nir`` is not installed, mean and std do not fit the input, or something that NIR
@@ -104,7 +104,8 @@ def nir_graph(
     nir = nir_package()
     if not isinstance(graph.output, Dense):
         raise ValueError(f"node {graph.output.name!r}: the last node must be a dense readout.")
-    notes = {"timesteps": graph.timesteps, "frames": graph.input.frames, "dt": DT, **_statistics(graph, mean, std)}
+    notes = {"timesteps": graph.timesteps, "frames": graph.input.frames, "binary": graph.input.binary, "dt": DT}
+    notes |= _statistics(graph, mean, std)
     build = Builder(nir, graph, weights_of(graph, variables))
     values: dict[str, Translated] = {}
     for node in needed_nodes(graph):

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.model.nodes.base import Node, Value
 from qpsnn_jax.runtime.checks import finite, integer
@@ -42,6 +44,19 @@ def float_fields(node: Node, *fields: str, least: float = -1e30, most: float = 1
     """
     for name in fields:
         _store(node, name, finite(_where(node, name), getattr(node, name), least, most))
+
+
+def flag_fields(node: Node, *fields: str) -> None:
+    """Each field is True or False.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in fields:
+        value = getattr(node, name)
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{_where(node, name)} must be True or False, got {value!r}.")
+        _store(node, name, bool(value))
 
 
 def one_of(name: str, value: object, allowed: Iterable[str], *, or_function: bool = False) -> None:

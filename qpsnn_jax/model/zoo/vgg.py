@@ -1,7 +1,7 @@
 """The paper's spiking VGG-16, and VGGSNN for event frames."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, AveragePool, Dense, Flatten, Input, MaxPool, Node, Quantizer
@@ -78,6 +78,7 @@ def vggsnn(
     width: float = 1.0,
     ratios: Mapping[str, float] | None = None,
     lif: LIF = LIF("", ""),  # noqa: B008 (frozen)
+    binary: bool = False,
 ) -> Graph:
     """VGGSNN: eight convolutions with batch-norm and LIF on event frames ``b t h w 2``, average-pool and one readout.
 
@@ -90,6 +91,7 @@ def vggsnn(
         ratios: pruning ratio by label: ``early`` (the first three convolutions), ``late`` (the next four); kept =
             int(width·(1 - ratio)). The last convolution feeds the readout and is never pruned.
         lif: the options of every neuron (its names are ignored).
+        binary: whether the frames are of 0 and 1 (:class:`~qpsnn_jax.model.nodes.Input`).
 
     Returns:
         A graph whose nodes are named as VGG-16's.
@@ -101,7 +103,8 @@ def vggsnn(
         QP-SNN (ICLR 2025), section 5; Deng et al., ICLR 2022.
     """
     widths = _kept(VGGSNN, width, ratios)
-    return vgg_of_widths(VGGSNN, widths, quantizer_of(bits), timesteps, classes, input_shape, lif)
+    graph = vgg_of_widths(VGGSNN, widths, quantizer_of(bits), timesteps, classes, input_shape, lif)
+    return Graph((replace(graph.input, binary=binary), *graph.nodes[1:]), timesteps)
 
 
 def vgg_of_widths(
