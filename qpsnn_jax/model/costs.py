@@ -42,8 +42,8 @@ class NodeCost:
             channel.
         dense: multiply-accumulates of a dense device; padding is not counted.
         macs, acs: operations with a non-zero input: ``acs`` if every input is 0 or 1 (spikes, and data of an
-            :class:`~qpsnn_jax.model.nodes.Input` that is ``binary``), else ``macs``; None if the activity is unknown. Those of an attention are counted as
-            :func:`qpsnn_jax.model.nodes.attention.attention` computes it.
+            :class:`~qpsnn_jax.model.nodes.Input` that is ``binary``), else ``macs``; None if the activity is unknown.
+            Those of an attention are counted as :func:`qpsnn_jax.model.nodes.attention.attention` computes it.
         firing_rate: mean spikes per neuron and step, of neurons with known activity.
         connections: weights of a convolution that does not read the image.
         updates: membrane updates.
