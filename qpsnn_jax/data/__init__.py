@@ -1,7 +1,7 @@
 """Data sets as arrays or files, and augmentation inside jit.
 
-``load("digits")`` needs nothing; ``load("cifar10", data_dir=…)`` reads a folder that TensorFlow Datasets prepared.
-Every loader gives a :class:`DataSet` of uint8 images; normalization (:mod:`qpsnn_jax.numerics.normalization`) and
+``load("digits")`` needs no files; ``load("cifar10", data_dir=…)`` reads a folder that TensorFlow Datasets prepared.
+Every loader returns a :class:`DataSet` of uint8 images; normalization (:mod:`qpsnn_jax.numerics.normalization`) and
 augmentation (:mod:`qpsnn_jax.data.augment`) run inside the training step.
 """
 

@@ -1,4 +1,4 @@
-"""Data sets by name, and their shapes and classes before anything is read; nothing heavy is imported here."""
+"""Data sets by name, and their shapes and classes before anything is read. JAX is not imported here."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -22,7 +22,7 @@ class DataRequest(NamedTuple):
         train_examples: number of training examples, None for all.
         test_examples: number of test examples, None for all.
         timesteps: frames T per recording of events; for recordings only, which need it.
-        size: height and width of event frames or of crops, None for the usual ones.
+        size: height and width of event frames or of crops, None for the usual size.
         frame_binning: frames of equal numbers of events (``count``) or of equal duration (``time``).
     """
 
@@ -36,7 +36,7 @@ class DataRequest(NamedTuple):
 
 
 class DataInfo(NamedTuple):
-    """What a network must know of a data set.
+    """The facts of a data set that a network is built for.
 
     Attributes:
         shape: ``(h, w, c)`` of an image or of one event frame.
@@ -52,7 +52,7 @@ class DataInfo(NamedTuple):
 
 
 class DataSource(NamedTuple):
-    """A data set that can be loaded, as two functions; define one for a data set of your own.
+    """A data set that can be loaded, as two functions. Define one for your own data set.
 
     Attributes:
         describe: returns shape and classes without reading the examples.

@@ -22,7 +22,7 @@ class Arrays(NamedTuple):
 
 
 class Source(Protocol):
-    """A random-access sequence of examples, such as :func:`qpsnn_jax.data.sources.tfds.source` gives."""
+    """A random-access sequence of examples, such as that of :func:`qpsnn_jax.data.sources.tfds.source`."""
 
     def __len__(self) -> int: ...
 
@@ -37,7 +37,7 @@ class Files:
     """Labelled images on disk, for data sets that do not fit into memory.
 
     Attributes:
-        source: the examples, in the format that ``crop`` and ``centre`` take.
+        source: the examples, as ``crop`` and ``centre`` take them.
         shape: ``(h, w, c)`` of an image once it is cropped.
         crop: from an example and its own random generator to ``image`` (uint8, of that shape) and ``label`` (int32),
             for training.
@@ -134,7 +134,7 @@ def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
         versions of NumPy and does not depend on JAX.
 
     Raises:
-        ValueError: a seed that is no integer, 0 or more.
+        ValueError: ``seed`` is not an integer of 0 or more.
     """
     seed = integer("seed", seed, 0)
     shuffled = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
@@ -162,6 +162,6 @@ def example_count(what: str, wanted: int | None, available: int) -> int:
         A number from 1 to ``available``.
 
     Raises:
-        ValueError: ``wanted`` is no integer from 1 to ``available``.
+        ValueError: ``wanted`` is not an integer from 1 to ``available``.
     """
     return available if wanted is None else integer(what, wanted, 1, available)

@@ -148,7 +148,7 @@ class _OnDevice:
         self._given = int(state["batches"])
 
     def close(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there are no worker processes."""
 
 
 class _Streamed:

@@ -1,4 +1,4 @@
-"""Pictures from files and bytes: named formats alone, sizes checked before decoding, any damage as one sentence."""
+"""Pictures from files and bytes, in a few formats. Sizes are checked before decoding; damage raises one sentence."""
 
 import io
 import threading
@@ -13,14 +13,14 @@ import numpy as np
 
 from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable
 
-# What is read, of a named file as within a folder. Pillow knows more, some of which start other programs.
+# Pillow knows more formats, some of which start other programs.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
-# As many as Pillow decodes without a warning; the largest of ImageNet has 61 million.
+# Pillow's own limit for decoding without a warning; the largest picture of ImageNet has 61 million.
 MOST_PIXELS = 2**26
 
 _MODES = {1: "L", 3: "RGB"}
-# EXIF's orientations, and what turns each upright.
+# EXIF's orientations, and the operation that turns each upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
@@ -37,7 +37,7 @@ def read_picture(path: str | PathLike[str], channels: int, size: tuple[int, int]
     """Decode a picture file as :func:`open_picture` does.
 
     Args:
-        path: of the file.
+        path: the file.
         channels: 1 for grey, 3 for RGB; pictures are converted.
         size: height and width that it must have, None for any.
 
@@ -45,7 +45,8 @@ def read_picture(path: str | PathLike[str], channels: int, size: tuple[int, int]
         Pixels, uint8 ``h w c``.
 
     Raises:
-        ValueError: no picture in one of :data:`FORMATS`, damage, transparent pixels, an animation, or another size.
+        ValueError: the picture is in none of :data:`FORMATS`, is damaged, is an animation, has transparent pixels, or
+            has another size.
         OSError: the file is missing or cannot be read.
     """
     with open_regular(path) as file:
@@ -54,7 +55,7 @@ def read_picture(path: str | PathLike[str], channels: int, size: tuple[int, int]
 
 
 def decode_picture(data: bytes, channels: int, size: tuple[int, int] | None = None) -> Any:
-    """A picture from its encoded bytes, as a Pillow image in grey or RGB; see :func:`read_picture`.
+    """A Pillow image in grey or RGB from encoded bytes; see :func:`read_picture`.
 
     Raises:
         ValueError: as :func:`read_picture`.
@@ -63,15 +64,15 @@ def decode_picture(data: bytes, channels: int, size: tuple[int, int] | None = No
 
 
 def find_pictures(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """The picture files of a folder by name: regular files with one of the suffixes that are not hidden."""
+    """The picture files of a folder, sorted: regular files with one of the suffixes that are not hidden."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
     return sorted(path for path in found if path.is_file())
 
 
 def _opened(file: BinaryIO, path: str | PathLike[str] | None, channels: int, size: tuple[int, int] | None) -> Any:
-    """The picture upright, 8 bits a sample; of 16 bits the upper 8.
+    """The picture with EXIF's orientation applied, 8 bits a sample (the upper 8 of 16).
 
-    EXIF's orientation is applied. Grey from colours is ITU-R 601's luma, as Pillow computes it.
+    Grey from colours is ITU-R 601's luma, as Pillow computes it.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -79,26 +80,26 @@ def _opened(file: BinaryIO, path: str | PathLike[str] | None, channels: int, siz
         with _without_warnings(), Image.open(file, formats=FORMATS) as picture:
             _check_size(picture.size, size, turned=True)  # before anything is decoded
             if picture.format != "MPO" and getattr(picture, "is_animated", False):
-                raise _UnsuitableError("is an animation; take one picture out of it")
+                raise _UnsuitableError("is an animation; save one of its pictures as a file")
             upright = _upright(picture)
             _check_size(upright.size, size, turned=False)
             return _converted(upright, channels)
     except _UnsuitableError as error:
         raise _error(path, str(error)) from None
     except Image.DecompressionBombError:
-        raise _error(path, f"has more than the {MOST_PIXELS:,} pixels that are read at most") from None
+        raise _error(path, f"has more than {MOST_PIXELS:,} pixels, the largest size that is read") from None
     except UnidentifiedImageError:
-        raise _error(path, f"is no picture in one of the formats {', '.join(FORMATS)}") from None
-    except Exception as error:  # decoders raise many kinds for damaged bytes, SyntaxError and struct.error among them
+        raise _error(path, f"is not a picture in one of the formats {', '.join(FORMATS)}") from None
+    except Exception as error:  # decoders raise many types for damaged bytes, for example SyntaxError and struct.error
         raise _error(path, f"is a damaged picture ({reason_of(error)})") from None
 
 
 class _UnsuitableError(ValueError):
-    """A picture that is whole, and not to be used."""
+    """A picture that is intact but cannot be used."""
 
 
 def _check_size(found: tuple[int, int], size: tuple[int, int] | None, *, turned: bool) -> None:
-    """With ``turned``, rows and columns may yet be exchanged."""
+    """Check a picture's width and height; with ``turned``, rows and columns may still be exchanged."""
     width, height = found
     if size is not None and (height, width) != size and not (turned and (width, height) == size):
         wanted = f"must have {size[0]} and {size[1]}; bring it to that size"
@@ -113,7 +114,7 @@ def _upright(picture: Any) -> Any:
     picture.load()
     try:
         orientation = picture.getexif().get(_ORIENTATION)
-    except Exception:  # a damaged EXIF block says nothing, and the picture is whole
+    except Exception:  # the EXIF block is damaged, the picture need not be
         orientation = None
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return picture if turn is None else picture.transpose(Image.Transpose[turn])
@@ -140,7 +141,7 @@ def _error(path: str | PathLike[str] | None, reason: str) -> ValueError:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Without Pillow's warnings beside a right answer; the filters are the process's, hence in its main thread."""
+    """Silence Pillow's warnings, in the main thread only, because warning filters are global to the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,6 @@
-"""Which data a run trains on and how they are augmented, as settings.
+"""Settings of the data set of a run and of its augmentation.
 
-Nothing heavy is imported before data are read, so that the command line starts at once.
+JAX is imported only when data are read, so that the command line starts quickly.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from qpsnn_jax.data.dataset import DataSet
 
-_PIXELS = 4096  # what a side of an image or an augmentation can sensibly be
+_PIXELS = 4096  # largest side of an image, and largest extent of an augmentation, in pixels
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class DataSettings:
         ValueError: a field has the wrong type or is out of range; the message names it.
     """
 
-    name: str = setting("cifar10", "which data set, a DataSource", names=SOURCES)
+    name: str = setting("cifar10", "data set", names=SOURCES)
     data_dir: str | None = setting(None, "directory of TFDS or of the recordings")
     train_examples: int | None = setting(None, "training examples; none: all", least=1, most=2**31 - 1)
     test_examples: int | None = setting(None, "test examples; none: all", least=1, most=2**31 - 1)
     size: int | None = setting(
-        None, "height and width of event frames or of ImageNet's crops; none: the usual", least=1, most=_PIXELS
+        None, "height and width of event frames or of ImageNet's crops; none: the usual size", least=1, most=_PIXELS
     )
     frame_binning: FrameBinning = setting("count", "frames of equal numbers of events, or of equal time")
     workers: int = setting(0, "processes that read and decode files; 0: none", least=0, most=1024)
@@ -50,10 +50,10 @@ class DataSettings:
 
 
 def request(settings: DataSettings, *, seed: int, timesteps: int) -> DataRequest:
-    """What the settings ask of the data set.
+    """The request to the data set.
 
     Args:
-        settings: which data.
+        settings: of the data.
         seed: chooses the order, hence the subsets.
         timesteps: frames T of a recording of events.
     """
@@ -69,10 +69,10 @@ def request(settings: DataSettings, *, seed: int, timesteps: int) -> DataRequest
 
 
 def augmentation(settings: DataSettings, *, frames: bool) -> Augmentation | EventAugmentation:
-    """The augmentation of the settings, of images or of frames of events.
+    """The augmentation of the settings, for images or for event frames.
 
     Raises:
-        ValueError: one that there is only for the others.
+        ValueError: the settings use an augmentation of the other kind of data.
     """
     kind, others = (EventAugmentation, Augmentation) if frames else (Augmentation, EventAugmentation)
     own, foreign = ({field.name for field in fields(record)} for record in (kind, others))
@@ -86,7 +86,7 @@ def make_prepare(settings: DataSettings, data: "DataSet") -> "Callable[[Array, A
     """Normalization and augmentation in training: from a key and uint8 images or frames to floating ones.
 
     Raises:
-        ValueError: an augmentation that there is only for other data.
+        ValueError: the settings use an augmentation of the other kind of data.
     """
     from qpsnn_jax.data.augment.frames import augment_frames
     from qpsnn_jax.data.augment.images import normalize_and_augment

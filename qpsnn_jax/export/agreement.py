@@ -21,7 +21,7 @@ _BATCH = 50
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of a float network and its export on the same images.
+    """Agreement of a float network and its export on the same images.
 
     Attributes:
         images: how many.

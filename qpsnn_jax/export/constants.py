@@ -57,7 +57,7 @@ def neuron_constants(folded: Folded, layer: Neurons) -> Constants:
     """The integers of a layer of neurons.
 
     Raises:
-        ValueError: a membrane could exceed 32 bits, naming the layer.
+        ValueError: a membrane could exceed 32 bits; the message names the layer.
     """
     stem = layer.source == folded.image.name
     weights, fine, scale = _integer_weights(layer)
@@ -161,7 +161,7 @@ def readout_constants(folded: Folded) -> ReadoutConstants:
     """The integers of the readout.
 
     Raises:
-        ValueError: a logit could exceed 32 bits, naming the layer.
+        ValueError: a logit could exceed 32 bits; the message names the layer.
     """
     layer = folded.readout
     bound, reads = 0, folded.timesteps * layer.window[0] * layer.window[1] * folded.maps[layer.source].largest

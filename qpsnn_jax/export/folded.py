@@ -127,7 +127,7 @@ class Folded:
     """A folded network: its input, its layers in order, the :class:`Readout` last, and the number of steps T.
 
     Raises:
-        ValueError: at construction, naming the layer, if anything is inconsistent.
+        ValueError: at construction, if anything is inconsistent; the message names the layer.
     """
 
     image: Image

@@ -100,7 +100,7 @@ def fold_node(node: Node, folding: Folding) -> Layer | None:
         folding: what has been folded so far.
 
     Raises:
-        ValueError: integers cannot express it, naming the node.
+        ValueError: integers cannot express it; the message names the node.
     """
     raise ValueError(
         f"node {node.name!r}: {type(node).__name__} cannot be exported as integers; register what it becomes with "
@@ -169,7 +169,7 @@ def current_of(node: Node, folding: Folding) -> Current:
     """The terms of the current that a node yields.
 
     Raises:
-        ValueError: it is no sum of layers and spikes, naming the node.
+        ValueError: it is not a sum of layers and spikes; the message names the node.
     """
     if node.name in folding.spikes:
         channels = folding.graph.values[node.name].shape[-1]

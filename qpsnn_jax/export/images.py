@@ -42,7 +42,7 @@ def classify(folded: Folded, path: str | PathLike[str]) -> Iterator[Classified |
         An iterator over :class:`Classified`, or :class:`Unclassified` where a file of a folder cannot be read.
 
     Raises:
-        ValueError: a folder without images; of a single file, that it is no image or one of another size than the
+        ValueError: a folder without images; of a single file, that it is not an image or not of the size of the
             network's.
         OSError: of a single file, that it cannot be read.
     """
@@ -67,7 +67,7 @@ def read_pixels(folded: Folded, path: str | PathLike[str]) -> np.ndarray:
     """Pixels of a file in the shape that a network takes, uint8 ``h w c`` or ``t h w c``.
 
     Raises:
-        ValueError: the file is no image, is damaged, or of another size.
+        ValueError: the file is not an image, is damaged, or of another size.
         OSError: the file cannot be read.
     """
     path, (h, w, c) = Path(path), folded.image.shape
@@ -78,7 +78,7 @@ def read_pixels(folded: Folded, path: str | PathLike[str]) -> np.ndarray:
     if suffix in SUFFIXES:
         raise ValueError(f"{path}: this network takes uint8 arrays of shape {shape}, in .npy files.")
     if suffix != ".npy":
-        raise ValueError(f"{path} is no image: its name must end in one of {', '.join(_SUFFIXES)}.")
+        raise ValueError(f"{path} is not an image: its name must end in one of {', '.join(_SUFFIXES)}.")
     pixels = read_npy(path)
     if pixels.shape != shape or pixels.dtype != np.uint8:
         found = f"{pixels.dtype} {pixels.shape}"

@@ -44,7 +44,7 @@ class IntegerNetwork:
         """The integers of a folded network.
 
         Raises:
-            ValueError: a membrane or a logit could exceed 32 bits, naming the layer.
+            ValueError: a membrane or a logit could exceed 32 bits; the message names the layer.
         """
         neurons = {layer.name: neuron_constants(folded, layer) for layer in folded.neurons}
         return cls(folded, neurons, readout_constants(folded))
@@ -69,7 +69,7 @@ class IntegerNetwork:
         if capture is None:
             return logits
         if unknown := [name for name in capture if name not in maps]:
-            raise ValueError(f"capture names {unknown[0]!r}, which is no layer of the network.")
+            raise ValueError(f"capture names {unknown[0]!r}, which is not a layer of the network.")
         return logits, {name: maps[name] for name in capture}
 
 

@@ -1,4 +1,4 @@
-"""What exports read of a graph and its variables: the nodes that its output needs, and weights in float64."""
+"""The parts of a graph and its variables that exports use: the nodes that its output needs, and weights in float64."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,15 +20,15 @@ class Weights(NamedTuple):
 
 
 def registered(reading: Any, node: Node) -> Callable[..., Any]:
-    """What a ``functools.singledispatch`` function does with a node, by its very class.
+    """The implementation of a ``functools.singledispatch`` function for exactly the class of a node.
 
-    What a class derived from another does, only its own registration can say.
+    A derived class may compute something else, so it needs its own registration.
     """
     return reading.registry.get(type(node), reading.dispatch(object))
 
 
 def needed_nodes(graph: Graph) -> tuple[Node, ...]:
-    """The nodes that the output is computed from, in order, and the input; what nothing reads is left out."""
+    """The input and the nodes that the output is computed from, in order; others are left out."""
     needed = {graph.output.name, graph.input.name}
     for node in reversed(graph.nodes):
         if node.name in needed:
@@ -37,7 +37,7 @@ def needed_nodes(graph: Graph) -> tuple[Node, ...]:
 
 
 def weights_of(graph: Graph, variables: Mapping[str, Any]) -> Weights:
-    """The variables of a graph as an export reads them."""
+    """The variables of a graph in float64, with the codes of its quantized layers."""
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
     return Weights(arrays, _codes(graph, variables))
 

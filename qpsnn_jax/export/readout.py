@@ -23,7 +23,7 @@ def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) ->
         bits: of the weights, 8 or 32.
 
     Raises:
-        ValueError: it is no dense layer on spikes, naming the node.
+        ValueError: it is not a dense layer on spikes; the message names the node.
     """
     node = graph.output
     if not isinstance(node, Dense):
@@ -75,6 +75,6 @@ def on_map(graph: Graph, source: str, kernel: np.ndarray) -> np.ndarray:
 
 
 def _flattened(graph: Graph, layer: Weighted) -> str:
-    """What a layer reads, behind a Flatten."""
+    """The input of a layer, before a Flatten."""
     node = graph.by_name[layer.input]
     return node.input if isinstance(node, Flatten) else node.name

@@ -7,7 +7,7 @@ from qpsnn_jax.export.packed.file import Packed
 
 
 def summary(packed: Packed) -> str:
-    """A line for every layer, the sizes, and where the network comes from.
+    """A line for every layer, the sizes, and the origin of the network.
 
     Args:
         packed: from :func:`qpsnn_jax.export.packed.file.load_packed`.
@@ -23,7 +23,7 @@ def summary(packed: Packed) -> str:
         size = "×".join(str(n) for n in folded.maps[layer.name].shape)
         lines.append(f"{layer.name:20} {size:>12}  {_kind(layer)} of {' and '.join(sources(layer))}")
     total = packed.header_bytes + packed.payload_bytes
-    lines.append(f"{total:,} bytes: {packed.payload_bytes:,} of numbers and {packed.header_bytes:,} of header")
+    lines.append(f"{total:,} bytes: {packed.payload_bytes:,} of weights and {packed.header_bytes:,} of header")
     notes = packed.notes
     if isinstance(accuracy := notes.get("accuracy"), float) and math.isfinite(accuracy):
         lines.append(f"accuracy {100 * accuracy:.2f} %, stage {_text(notes.get('stage'))}, as trained")

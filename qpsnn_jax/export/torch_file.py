@@ -1,4 +1,4 @@
-"""Files of PyTorch tensors, and tensors as float32 arrays; PyTorch is needed only for its own files."""
+"""Files of PyTorch tensors, and tensors as float32 arrays. Only PyTorch's own files need PyTorch."""
 
 import warnings
 from collections.abc import Mapping

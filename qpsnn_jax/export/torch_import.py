@@ -62,7 +62,7 @@ def import_torch(
         graph, names = _vgg16(tensors, quantizer, timesteps)
     else:
         known = "layer1.0.conv1.weight (ResNet20) or features.convbn0.layer.module.weight (VGG-16)"
-        raise ValueError(f"state_dict is of no known network: it has neither {known}.")
+        raise ValueError(f"state_dict does not belong to a known network: it has neither {known}.")
     variables = _variables(graph, tensors, names)
     tensors.check_all_used()
     return graph, variables

@@ -5,8 +5,8 @@ With x the spikes and c_q the q-th bit of the code (w + s) / 2 of a weight w of 
 .. math:: \sum x\,w = \sum_{q=0}^{b-1} 2^{q+1} \sum x\,c_q - s \sum x .
 
 The products on the right are of bits, so that 32 channels are multiplied by one "and" of two words and summed by
-counting the bits of the result. Output channels whose weights are 0, which is no odd integer, are set to 0. For CPUs
-with instructions that count the bits of vectors.
+counting the bits of the result. Output channels whose weights are 0, which is not an odd integer, are set to 0. For
+CPUs with instructions that count the bits of vectors.
 
 References:
     Zhou et al., DoReFa-Net, arXiv:1606.06160, Section 2.1.

@@ -89,7 +89,7 @@ def to_json(graph: Graph) -> str:
     """The graph as JSON text; :func:`from_json` restores an equal graph.
 
     Raises:
-        ValueError: a node holds a function without a name by which it could be found again, as a lambda does.
+        ValueError: a node holds a function that cannot be imported by name, such as a lambda.
     """
     return json.dumps({"timesteps": graph.timesteps, "nodes": [_entry(node) for node in graph.nodes]})
 

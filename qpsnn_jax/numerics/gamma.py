@@ -1,4 +1,4 @@
-"""The scaling coefficient γ of ReScaW, and the grid of 2^b levels that it stretches over [-γ, γ]."""
+"""The scaling coefficient γ of ReScaW, and the grid of 2^b levels on [-γ, γ]."""
 
 import math
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from qpsnn_jax.runtime.sharding import with_auto_axes
 Gamma = Literal["none", "max", "percentile", "mean", "mse"]
 Granularity = Literal["layer", "channel"]
 GammaRule = Callable[[Array, ArrayLike, tuple[int, ...]], Array]
-"""From W, b and the axes that share a γ to γ, those axes kept with size 1."""
+"""A function of W, b and the axes that share one γ, which returns γ with those axes kept at size 1."""
 
 _PERCENTILE = 99.0
 _MSE_GRID = 64
 _MSE_ROUNDS = 8
-# Up to so many weights, and so many places where a weight changes its level, every assignment of levels is tried.
+# Up to this many weights, and places where a weight changes its level, every assignment of levels is tried.
 _FEW_WEIGHTS, _FEW_PLACES = 64, 4096
 
 
@@ -32,19 +32,19 @@ def gamma_of(
     r"""The scaling coefficient γ of ReScaW, chosen from the weights.
 
     ``none``: 1 (vanilla quantizer); ``max``: max|W|; ``percentile``: max(|P₁(W)|, |P₉₉(W)|); ``mean``: mean|W|, the
-    paper's default; ``mse``: the γ that minimizes :math:`\|W - Ŵ\|^2`, exact for few weights and else the best of a
-    grid, improved by least squares. Where a rule gives 0 although weights are not, γ is max|W|.
+    paper's default; ``mse``: the γ that minimizes :math:`\|W - Ŵ\|^2`, exact for few weights, otherwise the best of a
+    grid, improved by least squares. Where a rule returns 0 for weights that are not all 0, γ is max|W|.
 
     Args:
-        weights: W, shape ``… o``, floating; the arithmetic is float32 at least.
+        weights: W, shape ``… o``, floating; computed in float32 at least.
         bits: b, 1 to 8 (only ``mse`` depends on it); may be a traced array.
-        gamma: the rule; a function of W (in float32 at least), b and the axes that share a γ gives γ with these axes
-            kept.
+        gamma: the rule: its name, or a function :data:`~qpsnn_jax.numerics.gamma.GammaRule` of W (in float32 at least),
+            b and the axes that share one γ.
         granularity: one γ for the ``layer`` (paper) or for each output ``channel`` (released code).
 
     Returns:
         γ of shape ``1 … 1`` (layer) or ``1 … 1 o`` (channel) and the dtype of ``weights``; NaN where it covers a NaN.
-        Zero only where all the weights it covers are.
+        Zero only if all weights that share it are zero.
 
     Raises:
         ValueError: unknown rule or ``granularity``, bits outside 1 to 8, weights that are not floating, or a function
@@ -87,7 +87,7 @@ def top_level(bits: ArrayLike, like: Array) -> Array:
     """The top level s = 2^b - 1 in the dtype of ``like``, by an integer shift: exp2 need not be exact.
 
     Raises:
-        ValueError: bits that are no integers from 1 to 8.
+        ValueError: bits are not integers from 1 to 8.
     """
     if not isinstance(bits, Tracer):
         given = np.asarray(bits)
@@ -152,9 +152,9 @@ def _mse(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
 def _least_squares(weights: Array, top: Array, axes: tuple[int, ...], most: int) -> Array:
     """The γ of the least squared error; ``most`` bounds the top level s.
 
-    For codes that stay, the best γ is a quotient of sums. It is found for the codes at every place where a weight
-    changes its level, if those are few, else from the best of a grid over (0, 2·max|W|] and a finer one about it; and
-    from there for γ and the codes in turn (Lloyd). One candidate at a time, so that memory stays that of the weights.
+    For fixed codes, the best γ is a quotient of sums. If there are few places where a weight changes its level, the
+    codes at each of them are tried; otherwise the search starts at the best of a grid over (0, 2·max|W|] and of a finer
+    one around it. Then γ and codes are improved in turn (Lloyd). One candidate at a time, to save memory.
     """
 
     def total(x: Array) -> Array:
@@ -194,7 +194,7 @@ def _least_squares(weights: Array, top: Array, axes: tuple[int, ...], most: int)
 def _best_place(
     weights: Array, top: Array, axes: tuple[int, ...], places: int, error: Callable[[Array], Array]
 ) -> Array:
-    """A γ with the codes of the least error: just above where a weight changes its level, or so low that none does."""
+    """A γ with the codes of least error: just above a place where a weight changes its level, or below all of them."""
     rest = tuple(i for i in range(weights.ndim) if i not in axes)
     kept = tuple(1 if i in axes else n for i, n in enumerate(weights.shape))
     magnitudes = jnp.transpose(jnp.abs(weights), (*axes, *rest)).reshape(-1, *kept)

@@ -69,7 +69,7 @@ def _targets(labels: Array, currents: Array, label_smoothing: float) -> Array:
 
 
 def _nan_where_unknown(labels: Array, currents: Array) -> Array:
-    """NaN for a label that is not the number of a class, whose target would be no class, and 0 for others."""
+    """NaN for a label that is not the number of a class, whose target would not be a class, and 0 for others."""
     numbers = jnp.asarray(labels).astype(jnp.int32)
     known = (numbers >= 0) & (numbers < currents.shape[-1])
     return jnp.where(known, 0, jnp.nan).astype(currents.dtype)

@@ -39,9 +39,9 @@ def integer_weights(
 ) -> tuple[Array, Array]:
     r"""The two factors of the quantized weights: odd integers ``2·code - s`` and ``scale`` = γ/s.
 
-    A layer that multiplies by the integers and applies the scale afterwards computes exactly what an integer device
-    accumulates. Gradients flow to the weights by the straight-through rule (see :func:`quantize`) when the product
-    ``integers · scale``, in whatever order it is computed, is differentiated.
+    A layer that multiplies by the integers and applies the scale afterwards computes exactly the sums of an integer
+    device. When the product ``integers · scale`` is differentiated, in whatever order it is computed, the weights
+    receive the straight-through gradient (see :func:`quantize`).
 
     Args:
         weights: W, shape ``… o``, floating.

@@ -150,7 +150,7 @@ def save_network(path: Path, graph: Graph, variables: Variables, notes: dict[str
         notes: anything JSON can hold, kept beside the network.
 
     Raises:
-        ValueError: a node holds a function without a name by which it could be found again.
+        ValueError: a node holds a function that cannot be imported by name, such as a lambda.
         OSError: the directory cannot be written.
     """
     checkpoint.save(path, 0, graph, variables, notes | {"variables": True})

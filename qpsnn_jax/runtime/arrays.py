@@ -1,4 +1,4 @@
-"""NumPy's files, read so that any damage is one sentence that names the file."""
+"""Reading NumPy's files. Any damage raises one sentence that names the file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable
 
 
 def read_npy(path: str | PathLike[str]) -> np.ndarray:
-    """The array of an ``.npy`` file, mapped into memory: nothing is allocated for what its header declares.
+    """The array of an ``.npy`` file, memory-mapped: nothing is allocated for the size that its header declares.
 
     Raises:
-        ValueError: it holds no array, an array of Python objects, or is damaged.
+        ValueError: the file does not hold an array, holds Python objects, or is damaged.
         OSError: it is missing or cannot be opened.
     """
     with open_regular(path), _damage(path):
@@ -25,13 +25,13 @@ def read_npz(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz`` file by name.
 
     Raises:
-        ValueError: it is no such file, holds Python objects, or is damaged.
+        ValueError: the file is not an archive of arrays, holds Python objects, or is damaged.
         OSError: it is missing or cannot be opened.
     """
     with open_regular(path) as file, _damage(path):
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
-            raise ValueError("a single array and no archive of them")
+            raise ValueError("a single array, not an archive")
         with archive:
             return {name: archive[name] for name in archive.files}
 
@@ -41,4 +41,4 @@ def _damage(path: str | PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged header raises what the parsers of Python, zip and zlib raise
-        raise unreadable(path, f"is no readable file of arrays ({reason_of(error)})") from None
+        raise unreadable(path, f"is not a readable file of arrays ({reason_of(error)})") from None

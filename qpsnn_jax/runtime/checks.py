@@ -57,12 +57,12 @@ def finite(name: str, value: Any, least: float, most: float) -> float:
 
 
 def _is_scalar(value: Any) -> bool:
-    """Not text, truth or a complex number, nor an array that has axes or other values than real numbers."""
+    """Whether it is a real number: not text, a bool or a complex number, nor an array with axes or other values."""
     kind, axes = getattr(getattr(value, "dtype", None), "kind", "f"), getattr(value, "ndim", 0)
     return not isinstance(value, bool | str | bytes | complex) and not axes and kind in "fiu"
 
 
 def _shown(value: Any) -> str:
-    """What was given, on one line and not at any length."""
+    """The ``repr`` of a value, on one line and shortened."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -50,10 +50,10 @@ def _write_flushed(path: Path, temporary: Path, data: bytes) -> None:
 
 
 def open_regular(path: str | PathLike[str]) -> BinaryIO:
-    """Open a file for reading; a pipe or a device, which could keep a reader waiting, is refused.
+    """Open a regular file for reading. A pipe or a device could block the reader for ever.
 
     Raises:
-        ValueError: it is neither a file nor a folder.
+        ValueError: it is a pipe or a device.
         OSError: it is missing, a folder, or cannot be read.
     """
     kind = os.stat(path).st_mode
@@ -63,7 +63,7 @@ def open_regular(path: str | PathLike[str]) -> BinaryIO:
 
 
 def unreadable(path: str | PathLike[str], reason: str) -> ValueError:
-    """The error of a file that is not what it should be: ``reason``, unless a Git LFS pointer stands in its place."""
+    """The error of an invalid file: ``reason``, or that it is a Git LFS pointer."""
     try:
         with open_regular(path) as file:
             pointer = file.read(len(_LFS)) == _LFS
@@ -75,14 +75,14 @@ def unreadable(path: str | PathLike[str], reason: str) -> ValueError:
 
 
 def reason_of(error: Exception) -> str:
-    """What a library says of a file: the first line, short, without what a terminal would obey, without a full stop."""
+    """The first line of a library's error, shortened, without control characters and without a full stop."""
     line = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in line[:_LONGEST_REASON]).strip(" .:")
 
 
 @contextmanager
 def naming(path: str | PathLike[str]) -> Iterator[None]:
-    """Add ``path`` to an ``OSError`` raised inside; that of a full disk names no file."""
+    """Add ``path`` to an ``OSError`` raised inside, because that of a full disk does not name the file."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What other libraries log, held back for a while."""
+"""The logs of other libraries, silenced for a while."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def log_level(name: str, level: int) -> Iterator[None]:
-    """Within it the logger ``name`` passes on records of ``level`` and above only."""
+    """Within it, the logger ``name`` emits only records of ``level`` and above."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)

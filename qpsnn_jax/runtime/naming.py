@@ -1,4 +1,4 @@
-"""Objects by name, ``module:attribute`` or ``file.py:attribute``, so that settings in text can refer to code."""
+"""Objects by name, ``module:attribute`` or ``file.py:attribute``, for settings that refer to code."""
 
 import importlib
 import os
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Objects named in this process, found again without importing their file, which may be the running program.
+# Objects named in this process. They are found again without importing their file, which may be the running program.
 _named: dict[str, Any] = {}
-# What the files define that were run, by their paths.
+# The variables of the files that have been run, by their paths.
 _run: dict[str, dict[str, Any]] = {}
 
 
@@ -37,10 +37,12 @@ def find(name: str) -> Any:
 
 
 def find_imported(name: str) -> Any:
-    """The object of such a name, if its module is imported or its file was run; nothing is run, as data may name it.
+    """The object of such a name, if its module is imported or its file has been run.
+
+    Nothing is imported or run here, because the name may come from untrusted data.
 
     Raises:
-        ValueError: it is not known yet.
+        ValueError: it is not imported yet.
     """
     place, _, attribute = str(name).rpartition(":")
     known = vars(sys.modules[place]) if place in sys.modules else _run.get(place, {})
@@ -58,7 +60,7 @@ def name_of(value: Callable[..., Any]) -> str:
     attribute = getattr(value, "__qualname__", "")
     module = getattr(value, "__module__", None)
     if not module or not attribute.isidentifier():
-        raise ValueError(f"{value!r} has no name by which it can be found; define it at the top level of a file.")
+        raise ValueError(f"{value!r} cannot be imported by name; define it at the top level of a module or file.")
     # A file that is run as a program or as a configuration cannot be imported as a module.
     file = getattr(value, "__globals__", {}).get("__file__") if module in ("__main__", "<run_path>") else None
     name = f"{Path(file).resolve() if file else module}:{attribute}"
@@ -68,7 +70,7 @@ def name_of(value: Callable[..., Any]) -> str:
 
 @contextmanager
 def search_path(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Let modules in ``folder`` be imported."""
+    """Within it, modules in ``folder`` can be imported."""
     sys.path.insert(0, os.fspath(folder))
     try:
         yield

@@ -1,4 +1,4 @@
-"""Several JAX processes that do one run together: they start, wait for each other, and process 0 writes the files.
+"""Several JAX processes that carry out one run: they start together, wait for each other, and process 0 writes files.
 
 All of them run the same program on the same inputs and see the same directory. In a single process, none of this
 has an effect.

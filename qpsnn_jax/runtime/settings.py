@@ -1,7 +1,7 @@
-"""Records of settings: what each field means and takes, checked where a record is made.
+"""Records of settings, whose fields have one line of help and bounds, and are checked when a record is created.
 
-A record is a frozen dataclass whose fields are made by :func:`setting` and whose ``__post_init__`` calls :func:`check`.
-The command line, JSON and Python files are readings of the same fields.
+A record is a frozen dataclass with fields made by :func:`setting`, whose ``__post_init__`` calls :func:`check`. The
+command line, JSON and Python files all derive from these fields.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Record = TypeVar("Record")
 
 
 class FrozenMapping(Mapping[str, float]):
-    """Numbers by name that never change, so that they can be hashed; equal to every mapping with the same items."""
+    """An immutable, hashable mapping from names to numbers, equal to any mapping with the same items."""
 
     def __init__(self, items: Mapping[str, float] | Iterable[tuple[str, float]] = ()) -> None:
         self._items = dict(items)
@@ -67,10 +67,10 @@ def setting(
     """A field of a record of settings.
 
     Args:
-        default: its value when left out.
+        default: its default value.
         help: one line that says what it means.
         least, most, above, below: bounds of a number, or of every number in a mapping.
-        names: the known names of a field that also takes ``module:attribute``.
+        names: the known names, of a field that also accepts ``module:attribute``.
     """
     bounds = {"above": above, "at least": least, "below": below, "at most": most}
     given = {word: bound for word, bound in bounds.items() if bound is not None}
@@ -78,11 +78,11 @@ def setting(
 
 
 def settings(record: Any, prefix: str = "") -> Iterator[Setting]:
-    """The fields of a record, and of the records that it is composed of, with their values.
+    """The fields of a record and of the records within it, with their values.
 
     Args:
         record: an instance.
-        prefix: stands before every name.
+        prefix: prepended to every name.
     """
     for field in dataclasses.fields(record):
         name, value = f"{prefix}{field.name}", getattr(record, field.name)
@@ -93,7 +93,7 @@ def settings(record: Any, prefix: str = "") -> Iterator[Setting]:
 
 
 def kind_of(field: Setting) -> Any:
-    """The type of a field but for None and functions: a class, ``Mapping`` or a ``Literal``."""
+    """The type of a field apart from None and functions: a class, ``Mapping`` or a ``Literal``."""
     kinds = (Mapping if get_origin(kind) is Mapping else kind for kind in _kinds(field.hint))
     return next(kind for kind in kinds if kind is not NoneType and get_origin(kind) is not Callable)
 
@@ -104,12 +104,12 @@ def is_optional(field: Setting) -> bool:
 
 
 def check(record: Any) -> None:
-    """Bring the fields of a new record to their types.
+    """Check the fields of a new record and convert them to their types.
 
-    Numbers become ``int`` and ``float``, mappings are frozen, functions become their names.
+    Numbers become ``int`` or ``float``, mappings are frozen, functions become their names.
 
     Raises:
-        ValueError: a value has another type or is out of bounds; the message names the field and what it takes.
+        ValueError: a value has the wrong type or is out of bounds; the message names the field and its valid values.
     """
     for field in dataclasses.fields(record):
         own = _setting(type(record), field, field.name, getattr(record, field.name))
@@ -117,7 +117,7 @@ def check(record: Any) -> None:
 
 
 def takes(field: Setting) -> str:
-    """What a field takes, in words: ``an integer at least 1, or none``."""
+    """The valid values of a field in words, such as ``an integer at least 1, or none``."""
     bounds = " and ".join(f"{word} {bound}" for word, bound in field.bounds.items())
     if field.bounds.keys() == {"at least", "at most"}:
         bounds = f"from {field.bounds['at least']} to {field.bounds['at most']}"
@@ -126,7 +126,7 @@ def takes(field: Setting) -> str:
 
 
 def parse(field: Setting, text: str) -> Any:
-    """The value that a text on the command line means; text that means none is returned as it is, for :func:`check`."""
+    """The value of a text on the command line. Invalid text is returned unchanged, and :func:`check` raises."""
     if is_optional(field) and text.lower() == "none":
         return None
     kind = kind_of(field)
@@ -144,13 +144,13 @@ def parse(field: Setting, text: str) -> Any:
 
 
 def as_dict(record: Any) -> dict[str, Any]:
-    """A record as plain values for JSON, nested as it is composed."""
+    """A record as plain values for JSON; records within it become nested dictionaries."""
     values = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
     return {name: _plain(value) for name, value in values}
 
 
 def from_dict(record: type[Record], values: Any) -> Record:
-    """A record from plain values; what is left out has its default.
+    """A record from plain values; missing fields have their defaults.
 
     Raises:
         ValueError: a field is unknown or its value is invalid; the message names it.
@@ -159,12 +159,12 @@ def from_dict(record: type[Record], values: Any) -> Record:
 
 
 def updated(record: Record, values: Any, prefix: str = "") -> Record:
-    """A record with some of its fields replaced by plain values, nested as it is composed.
+    """A record with some of its fields replaced.
 
     Args:
-        record: what the other fields are taken from.
-        values: the new values by name.
-        prefix: stands before every name in messages.
+        record: with the values of all other fields.
+        values: the new values by name, nested as in :func:`as_dict`.
+        prefix: prepended to every name in messages.
 
     Raises:
         ValueError: a field is unknown or its value is invalid; the message names it.
@@ -188,7 +188,7 @@ def updated(record: Record, values: Any, prefix: str = "") -> Record:
 
 
 def no_setting(name: str, known: Iterable[str], *, mark: str = "") -> str:
-    """The sentence for a name that no setting has, with those that were probably meant, each after a ``mark``."""
+    """The error message for an unknown setting, with the closest known names, each after ``mark``."""
     last = name.rpartition(".")[2]
     by_last: dict[str, list[str]] = {}
     for other in known:
@@ -212,7 +212,7 @@ def _hints(record: type) -> dict[str, Any]:
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The types that a field takes, None among them."""
+    """The types of a field, including None."""
     return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
 
 
@@ -224,7 +224,7 @@ def _checked(field: Setting) -> Any:
         try:
             return name_of(value)
         except ValueError as error:
-            raise ValueError(f"{field.name} must be a function that a later process finds too: {error}") from None
+            raise ValueError(f"{field.name} must be a function that can be imported by name: {error}") from None
     try:
         return _converted(kind_of(field), field, value)
     except (AttributeError, TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""A witness of this process, which outlives it and speaks for it when it dies without a word of its own."""
+"""A witness: a process that prints a sentence when this one dies without a message of its own."""
 
 import os
 import subprocess
@@ -6,46 +6,46 @@ import sys
 import tempfile
 from contextlib import suppress
 
-# Every line it reads is what it has to say; an empty one means that all is well. The end of its input, before that,
-# means that the process has died, however that came.
+# Each line of its input replaces the sentence; an empty line dismisses it. If the input ends before that, the process
+# has died, for whatever reason.
 _WITNESS = """
 while read -r line; do
   [ -n "$line" ] || { rm -f "$1"; exit; }
   said=$line
 done
-if [ -s "$1" ]; then said="$said (What its libraries said: $1)"; else rm -f "$1"; fi
+if [ -s "$1" ]; then said="$said (Output of its libraries: $1)"; else rm -f "$1"; fi
 printf '%s\\n' "$said" >&2
 """
 
 
 class Witness:
-    """Prints a sentence on stderr if this process ends before it is dismissed: a crash within a library is one too.
+    """Prints a sentence on stderr if this process ends before :meth:`dismiss`, even by a crash within a library.
 
-    What libraries themselves write to the file descriptor of stderr meanwhile goes to a file, which the sentence names
-    and which is deleted when all is well. Python's ``sys.stderr`` still writes where it did.
+    Until then, what libraries write to the file descriptor of stderr goes to a file, which the sentence names and which
+    :meth:`dismiss` deletes. Python's ``sys.stderr`` writes to the terminal as before.
     """
 
     def __init__(self, sentence: str) -> None:
-        """Start it with what it has to say."""
+        """Start the witness with its sentence."""
         with tempfile.NamedTemporaryFile(prefix="qpsnn-", suffix=".log", delete=False) as log:
             self._process = subprocess.Popen(
                 ["sh", "-c", _WITNESS, "sh", log.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is not for it.
+                start_new_session=True,  # Ctrl-C must not reach it
             )
             sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
             os.dup2(log.fileno(), 2)
         self.instruct(sentence)
 
     def instruct(self, sentence: str) -> None:
-        """Tell it what to say from now on."""
+        """Replace its sentence."""
         assert self._process.stdin is not None
-        with suppress(OSError):  # Somebody has killed it.
+        with suppress(OSError):  # it may have been killed
             self._process.stdin.write(sentence.encode() + b"\n")
             self._process.stdin.flush()
 
     def dismiss(self) -> None:
-        """Tell it that all is well."""
+        """End the witness without printing."""
         self.instruct("")
         self._process.wait()

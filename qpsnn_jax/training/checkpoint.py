@@ -1,4 +1,4 @@
-"""Checkpoints: arrays by Orbax, together with the graph and everything else that is needed to restore them.
+"""Checkpoints: arrays by Orbax, with the graph and everything else that is needed to restore them.
 
 A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax, one array for each leaf, under its path in the tree) and
 ``meta.json``: the graph, the caller's notes, the dtype and shape of every array, and the CRC-32 of every file. It is
@@ -79,7 +79,7 @@ def save(directory: Path, step: int, graph: Graph, state: Any, notes: dict[str, 
 
 
 def latest(directory: Path) -> Checkpoint | None:
-    """The checkpoint with the highest step in a directory, or None where there is none.
+    """The checkpoint with the highest step in a directory; None if there is none.
 
     Raises:
         ValueError: its description is damaged.
@@ -100,7 +100,7 @@ def read(path: Path) -> Checkpoint:
             raise ValueError("it does not match its checksum")
         for name, kind in (("step", int), ("notes", dict), ("arrays", dict), ("files", dict)):
             if not isinstance(meta[name], kind):
-                raise ValueError(f"{name} is no {kind.__name__}")
+                raise ValueError(f"{name} is not of the type {kind.__name__}")
         graph = from_json(json.dumps(meta["graph"]))
         return Checkpoint(path, meta["step"], graph, meta["notes"], meta["arrays"], meta["files"])
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""How a network is trained, as settings; fine-tuning is the same record."""
+"""Settings of training; fine-tuning has the same."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ _LARGEST = 1e38  # about the largest float32
 
 @dataclass(frozen=True)
 class Training:
-    """A course of training.
+    """Settings of a training: its length, optimizer and loss.
 
     Raises:
         ValueError: a field has the wrong type or is out of range; the message names it.

@@ -128,7 +128,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
 @pytest.mark.parametrize("content", [b"", b"abc", POSTSCRIPT, b"II*\0" + bytes(60), b"DDS " + bytes(20)])
 def test_other_formats_are_refused_whatever_the_name_says(file, content, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", None)  # no reader may start a program
-    assert f"is no picture in one of the formats {', '.join(FORMATS)}" in refusal(file("digit.png", content))
+    assert f"is not a picture in one of the formats {', '.join(FORMATS)}" in refusal(file("digit.png", content))
 
 
 def test_damage_is_named(file):
@@ -143,7 +143,7 @@ def test_damage_is_named(file):
 def test_animations_are_refused(file):
     frames = [Image.fromarray(GREY + i) for i in range(3)]
     path = file("a.gif", (frames[0], {"save_all": True, "append_images": frames[1:]}))
-    assert "is an animation; take one picture out of it" in refusal(path)
+    assert "is an animation; save one of its pictures as a file" in refusal(path)
 
 
 def test_sizes_are_looked_at_before_anything_is_decoded(file, monkeypatch):
@@ -154,7 +154,7 @@ def test_sizes_are_looked_at_before_anything_is_decoded(file, monkeypatch):
     monkeypatch.setattr(Image.Image, "load", None)
     assert "has 10000 rows and 10000 columns, and must have 6 and 5" in refusal(declared(10_000), size=(6, 5))
     assert "has 100,000,000 pixels, and at most 67,108,864 are read" in refusal(declared(10_000))
-    assert "has more than the 67,108,864 pixels" in refusal(declared(20_000))
+    assert "has more than 67,108,864 pixels" in refusal(declared(20_000))
 
 
 def test_pointers_and_missing_files(file, tmp_path):

@@ -72,7 +72,7 @@ def test_packed_data_are_checked(tmp_path):
     assert prepare("cifar10", tmp_path) == tmp_path / "cifar10" / "3.0.2"
     shard = tmp_path / "cifar10" / "3.0.2" / "cifar10-test.array_record-00000-of-00002"
     shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is no readable cifar10"):
+    with pytest.raises(ValueError, match="is not a readable cifar10"):
         check("cifar10", tmp_path)
 
 

@@ -142,7 +142,7 @@ def test_counts_beyond_255_show_255(bare):
 def test_a_damaged_recording_is_refused_by_name(bare):
     path = bare / "Train" / "7" / "00001.bin"
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ValueError, match=r"00001\.bin is no readable ATIS file: it is cut off.* at byte 95\."):
+    with pytest.raises(ValueError, match=r"00001\.bin is not a readable ATIS file: it is cut off.* at byte 95\."):
         load("nmnist", data_dir=bare, timesteps=2)
 
 

@@ -270,7 +270,7 @@ def test_grey_jpeg_becomes_rgb():
 
 
 def test_unreadable_bytes_and_impossible_crops_are_refused():
-    with pytest.raises(ValueError, match="an image is no picture in one of the formats PNG"):
+    with pytest.raises(ValueError, match="an image is not a picture in one of the formats PNG"):
         CenterCrop(8, 8)({"image": b"abc", "label": 0})
     with pytest.raises(ValueError, match="size must be"):
         TrainCrop(0)

@@ -154,13 +154,13 @@ def test_folder_without_the_data_set_is_refused(tmp_path):
 def test_truncated_shard_is_refused(broken, keep):
     root, shard = broken
     shard.write_bytes(shard.read_bytes()[:keep])
-    assert "is no readable cifar10" in refusal(root)
+    assert "is not a readable cifar10" in refusal(root)
 
 
 def test_missing_shard_is_refused(broken):
     root, shard = broken
     shard.unlink()
-    assert "is no readable cifar10" in refusal(root)
+    assert "is not a readable cifar10" in refusal(root)
 
 
 def test_changed_bytes_are_refused(broken):
@@ -168,14 +168,14 @@ def test_changed_bytes_are_refused(broken):
     content = bytearray(shard.read_bytes())
     content[1000:1100] = bytes(100)
     shard.write_bytes(content)
-    assert "is no readable cifar10" in refusal(root)
+    assert "is not a readable cifar10" in refusal(root)
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
 def test_damaged_description_is_refused(broken, file):
     root, shard = broken
     (shard.parent / file).write_text("{")
-    assert "is no readable cifar10" in refusal(root)
+    assert "is not a readable cifar10" in refusal(root)
 
 
 def test_other_file_format_is_refused(tmp_path):
@@ -211,4 +211,4 @@ def test_a_truncated_shard_of_the_real_cifar10_is_refused(tfds_dir, tmp_path):
     content = shard.read_bytes()[:4_000_000]
     shard.unlink()
     shard.write_bytes(content)
-    assert "is no readable cifar10" in refusal(tmp_path)
+    assert "is not a readable cifar10" in refusal(tmp_path)

@@ -105,7 +105,7 @@ def test_builder_leaves_nothing_behind_when_an_image_is_damaged(broken, tmp_path
     from qpsnn_jax.data.sources.tiny_imagenet_builder import build
 
     (broken / "val" / "images" / "val_7.JPEG").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"val_7\.JPEG is no picture in one of the formats"):
+    with pytest.raises(ValueError, match=r"val_7\.JPEG is not a picture in one of the formats"):
         build(broken, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("dataset_info.json"))
 

@@ -119,7 +119,7 @@ REFUSED = {
         _graph(*STEM, Conv("conv2", "conv1", 2, quantizer=Quantizer(2)), LIF("lif2", "conv2")),
         "node 'conv2' reads 'conv1', which is not spikes",
     ),
-    "neurons on what is no current": (
+    "neurons on what is not a current": (
         _graph(*STEM, AveragePool("pool", "lif1"), LIF("lif2", "pool")),
         "node 'pool': a current that is neither",
     ),

@@ -490,11 +490,11 @@ def test_what_a_graph_cannot_say_is_refused(name):
 
 def test_files_that_are_none(tmp_path):
     (tmp_path / "text.nir").write_text("no network")
-    with pytest.raises(ValueError, match=r"text.nir is no NIR file, which is HDF5"):
+    with pytest.raises(ValueError, match=r"text.nir is not a NIR file, which is HDF5"):
         read_nir(tmp_path / "text.nir")
     nir.write(tmp_path / "node.nir", nir.Linear(np.ones((2, 2))))
     with pytest.raises(
-        ValueError, match=r"node.nir (is HDF5 that nir \S+ cannot read|holds a NIR Linear and no graph)"
+        ValueError, match=r"node.nir (is HDF5 that nir \S+ cannot read|holds a NIR Linear, not a graph)"
     ):
         read_nir(tmp_path / "node.nir")
     import h5py

@@ -161,7 +161,7 @@ def test_files_of_state_dicts(tmp_path):
     np.savez(tmp_path / "a.npz", **tensors)
     same(import_torch(read_state_dict(str(tmp_path / "a.npz")), **SETTINGS), graph, variables)
     (tmp_path / "b.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-99])
-    with pytest.raises(ValueError, match=r"b\.npz is no readable file of arrays"):
+    with pytest.raises(ValueError, match=r"b\.npz is not a readable file of arrays"):
         read_state_dict(tmp_path / "b.npz")
     (tmp_path / "c.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match=r"c\.pt is a Git LFS pointer"):
@@ -263,7 +263,7 @@ def test_tensor_of_another_shape(name: str, tensor: str, shape: tuple):
 
 @over("tensors", [{}, {"fc.weight": np.zeros((10, 5))}, {"state_dict": {"layer1.0.conv1.weight": np.zeros(1)}}])
 def test_no_known_network(tensors: dict):
-    with pytest.raises(ValueError, match="of no known network: it has neither"):
+    with pytest.raises(ValueError, match="does not belong to a known network: it has neither"):
         import_torch(tensors, **SETTINGS)
 
 

@@ -79,7 +79,7 @@ def counted(graph: Graph, variables: Any, run: reference.Run, found: Any) -> Non
         spiking = all(graph.values[name].spiking for name in node.inputs)
         told = by_name[node.name]
         assert told.dense == whole / images / steps
-        # An image is not measured, and attention of what is no spikes neither: all of it counts.
+        # An image is not measured, and neither is attention of anything but spikes: all of it counts.
         if not spiking and (isinstance(node, Attention) or (node.inputs[0] == graph.input.name and static)):
             operations = whole
         np.testing.assert_allclose(told.acs if spiking else told.macs, operations / images / steps, rtol=1e-5)

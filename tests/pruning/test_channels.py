@@ -515,9 +515,9 @@ def test_sizes_and_order(keep, random):
 @over(
     ("keep", "message"),
     [
-        ({"conv9": [0]}, "keep names 'conv9', which is no group"),
-        ({"conv4": [0]}, "keep names 'conv4', which is no group"),
-        ({"fc": [0]}, "keep names 'fc', which is no group"),
+        ({"conv9": [0]}, "keep names 'conv9', which is not a group"),
+        ({"conv4": [0]}, "keep names 'conv4', which is not a group"),
+        ({"fc": [0]}, "keep names 'fc', which is not a group"),
         ({"stem": []}, r"keep\['stem'\] must be a non-empty list"),
         ({"stem": [0.0, 1.0]}, r"keep\['stem'\] must be a non-empty list of channel numbers"),
         ({"stem": np.ones(6, bool)}, r"keep\['stem'\] must be a non-empty list of channel numbers"),

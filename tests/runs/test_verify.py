@@ -140,11 +140,11 @@ def test_infer_refuses_what_does_not_fit(exported, tmp_path, capsys):
     np.save(floating, np.zeros((8, 8, 1)))
     for path, message in (
         (empty, "holds no images"),
-        (text, "is no picture in one of the formats PNG, JPEG, BMP, GIF, WEBP."),
+        (text, "is not a picture in one of the formats PNG, JPEG, BMP, GIF, WEBP."),
         (large, "has 8 rows and 9 columns, and must have 8 and 8"),
         (floating, "holds float64 (8, 8, 1)"),
         (tmp_path / "absent.png", "absent.png: No such file or directory"),
-        (tmp_path / "picture.tiff", "picture.tiff is no image: its name must end in one of .png, "),
+        (tmp_path / "picture.tiff", "picture.tiff is not an image: its name must end in one of .png, "),
     ):
         assert main(["infer", str(exported), str(path)]) == 2
         error = capsys.readouterr().err

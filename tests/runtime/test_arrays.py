@@ -79,8 +79,8 @@ def test_damage_is_one_sentence(file, content):
 
 def test_one_is_not_the_other(file, tmp_path):
     np.savez(tmp_path / "b.npz", x=ARRAY)
-    assert "is no readable file of arrays" in refusal(read_npy, tmp_path / "b.npz")
-    assert "(a single array and no archive of them)" in refusal(read_npz, file(saved(arr=ARRAY)))
+    assert "is not a readable file of arrays" in refusal(read_npy, tmp_path / "b.npz")
+    assert "(a single array, not an archive)" in refusal(read_npz, file(saved(arr=ARRAY)))
     assert "is a Git LFS pointer" in refusal(read_npz, file(b"version https://git-lfs.github.com/spec/v1\n"))
 
 

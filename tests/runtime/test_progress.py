@@ -14,7 +14,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_pipe_gets_whole_lines(capsys):
-    pytest.importorskip("ipykernel")  # imported, but this is no notebook
+    pytest.importorskip("ipykernel")  # imported, but this is not a notebook
     with progress("training", total=10) as shown:
         shown.advance(3, "loss 1.0")
         shown.line("epoch 1/2")

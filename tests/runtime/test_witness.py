@@ -38,7 +38,7 @@ def test_a_death_is_one_sentence(tmp_path, end):
 
 def test_what_libraries_said_is_kept_beside_it(tmp_path):
     _, lines, (log,) = last_words(tmp_path, "os.abort()", noise=b"F1128 many lines\n")
-    assert lines == ["python speaks", f"it died: ü (What its libraries said: {log})"]
+    assert lines == ["python speaks", f"it died: ü (Output of its libraries: {log})"]
     assert log.read_bytes() == b"F1128 many lines\n"
 
 

@@ -54,7 +54,7 @@ def random_roll(key: Array, frames: Array, pixels: int) -> Array:
         Frames of the same shape and dtype, and with the same sum for each step and channel.
 
     Raises:
-        ValueError: ``pixels`` negative or no integer, or frames that are not floating ``b t h w c``.
+        ValueError: ``pixels`` is negative or not an integer, or frames that are not floating ``b t h w c``.
     """
     _check_frames(frames)
     pixels = integer("pixels", pixels, 0)

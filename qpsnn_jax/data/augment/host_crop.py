@@ -1,7 +1,7 @@
-"""Decoding and cropping on the host, by Pillow: what a :func:`~qpsnn_jax.data.stream.stream` does to each example.
+"""Decoding and cropping on the host with Pillow: transforms for :func:`~qpsnn_jax.data.stream.stream`.
 
 ImageNet's pictures differ in shape until they are cropped, so this part cannot run inside jit. Both crops are small
-frozen objects, which travel to worker processes.
+frozen records, which are pickled to worker processes.
 """
 
 import math
@@ -19,16 +19,16 @@ _TRIES = 10  # boxes drawn for each image before the fallback, as is customary
 
 @dataclass(frozen=True)
 class TrainCrop:
-    """Random-resized crop, and the mirror image half of the time.
+    """Random-resized crop, mirrored with probability one half.
 
     Attributes:
         size: side of the result in pixels.
-        scale: smallest and largest share of the image's area that the box takes.
+        scale: smallest and largest area of the box, as a fraction of the image's area.
         ratio: smallest and largest width over height.
         flip: whether to mirror.
 
     Raises:
-        ValueError: a size or a range that makes no sense.
+        ValueError: ``size`` is below 1, or a range is not increasing or out of bounds.
     """
 
     size: int
@@ -44,7 +44,7 @@ class TrainCrop:
             raise ValueError(f"ratio must be two finite numbers with 0 < first <= second, got {self.ratio!r}.")
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Crop one example; ``image`` holds encoded bytes or uint8 ``h w 3``. The result has int32 ``label`` too."""
+        """Crop one example, whose ``image`` holds encoded bytes or uint8 ``h w 3``; its ``label`` becomes int32."""
         image = open_image(example["image"])
         box = draw_box(rng, image.height, image.width, self.scale, self.ratio)
         pixels = _resize(image, box, self.size, self.size)
@@ -55,7 +55,7 @@ class TrainCrop:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The middle square after the shorter side is resized; for evaluation.
+    """The central square after the shorter side is resized; for evaluation.
 
     Attributes:
         size: side of the result in pixels.
@@ -73,7 +73,7 @@ class CenterCrop:
         integer("resize", self.resize, self.size)
 
     def __call__(self, example: Mapping[str, Any], rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """Crop one example, as :class:`TrainCrop` does; nothing is random."""
+        """Crop one example, as :class:`TrainCrop` does, without randomness."""
         image = open_image(example["image"])
         shorter = min(image.height, image.width)
         height, width = (side * self.resize // shorter for side in (image.height, image.width))
@@ -86,7 +86,7 @@ def open_image(image: Any) -> Any:
     """Open encoded bytes or wrap uint8 ``h w 3``, as a Pillow image in RGB.
 
     Raises:
-        ValueError: bytes that are no readable image.
+        ValueError: the bytes are not a readable image.
     """
     from PIL import Image
 

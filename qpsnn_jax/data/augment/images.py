@@ -81,7 +81,7 @@ def random_crop(key: Array, images: Array, padding: int) -> Array:
         Cropped images of the same shape and dtype.
 
     Raises:
-        ValueError: ``padding`` negative or no integer, or images that are not floating ``b h w c``.
+        ValueError: ``padding`` is negative or not an integer, or images that are not floating ``b h w c``.
     """
     _check_images(images)
     padding = integer("padding", padding, 0)
@@ -127,7 +127,7 @@ def cutout(key: Array, images: Array, size: int) -> Array:
         Images of the same shape and dtype.
 
     Raises:
-        ValueError: ``size`` negative or no integer, or images that are not floating ``b h w c``.
+        ValueError: ``size`` is negative or not an integer, or images that are not floating ``b h w c``.
 
     References:
         DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017.

@@ -1,1 +1,1 @@
-"""Where data sets come from, one source a file."""
+"""The sources of data sets, one file each."""

@@ -1,4 +1,4 @@
-"""Real handwritten digits inside the package: 1,797 scans of 8×8 pixels, for tests and first steps without a download.
+"""Real handwritten digits within the package: 1,797 scans of 8×8 pixels, for tests and first steps without a download.
 
 The data are the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine
 Learning Repository, 1998, https://doi.org/10.24432/C50P49), licensed under CC BY 4.0, in the order of scikit-learn's
@@ -55,7 +55,7 @@ def digits(request: DataRequest) -> DataSet:
 
 
 def read() -> Arrays:
-    """All digits as they are in the file.
+    """All digits of the file, in its order.
 
     Returns:
         Counts of dark points, uint8 in ``{0, …, 16}``, shape ``1797 8 8 1``, and labels, int32.

@@ -36,14 +36,14 @@ class Events(NamedTuple):
 
 
 class _File(NamedTuple):
-    """The content of a file, with the name and kind for its errors."""
+    """The content of a file, with its name and kind for error messages."""
 
     path: str | PathLike[str]
     kind: str
     content: bytes
 
     def refusal(self, offset: int, what: str) -> ValueError:
-        return ValueError(f"{self.path} is no readable {self.kind} file: it {what} at byte {offset}.")
+        return ValueError(f"{self.path} is not a readable {self.kind} file: it {what} at byte {offset}.")
 
 
 def read_atis(path: str | PathLike[str], size: tuple[int, int] = (34, 34)) -> Events:

@@ -21,7 +21,7 @@ from qpsnn_jax.runtime.logs import log_level
 
 
 class Facts(NamedTuple):
-    """What is known of a data set: image shape, number of classes, mean and std of the training set on [0, 1]."""
+    """Facts of a data set: image shape, number of classes, mean and std of the training set on [0, 1]."""
 
     shape: tuple[int, int, int]
     classes: int
@@ -74,8 +74,8 @@ def prepared(name: str, request: DataRequest) -> DataSet:
         Images uint8 ``n h w c``; mean and std are those of the whole training set.
 
     Raises:
-        ValueError: no prepared data in the folder or damaged data, or a number of examples that is not there. The
-            message tells how to prepare the data.
+        ValueError: the folder has no prepared data, they are damaged, or they have fewer examples. The message says how
+            to prepare the data.
     """
     facts = FACTS[name]
     with log_level("absl", logging.ERROR):  # without its advice to install OpenCV
@@ -102,10 +102,10 @@ def source(name: str, split: str, data_dir: str | PathLike[str] | None = None) -
         data_dir: the TFDS data directory; None for TFDS's own.
 
     Returns:
-        A sequence of dictionaries with ``image`` (encoded bytes), ``label``, and what else there is.
+        A sequence of dictionaries with ``image`` (encoded bytes), ``label`` and the other features.
 
     Raises:
-        ValueError: no prepared data in the folder, damaged data, or an unknown split.
+        ValueError: the folder has no prepared data, they are damaged, or the split is unknown.
     """
     with log_level("absl", logging.ERROR):  # without its advice to install OpenCV
         folder = find(name, data_dir)
@@ -118,10 +118,10 @@ def source(name: str, split: str, data_dir: str | PathLike[str] | None = None) -
 def read_chunks(
     name: str, split: str, data_dir: str | PathLike[str] | None, size: int = 256
 ) -> Iterator[list[tuple[bytes, int]]]:
-    """Read a whole split in lists of encoded images and labels, so that it need not fit in memory.
+    """Read a whole split as chunks of encoded images and labels, so that it need not fit in memory.
 
     Raises:
-        ValueError: no prepared data in the folder, or damaged data.
+        ValueError: the folder has no prepared data, or they are damaged.
     """
     examples = source(name, split, data_dir)
     for first in range(0, len(examples), size):
@@ -138,10 +138,10 @@ def is_prepared(name: str, data_dir: str | PathLike[str] | None) -> bool:
 
 
 def find(name: str, data_dir: str | PathLike[str] | None) -> Path:
-    """Find the folder of the newest prepared version; done here, so that no builder can turn to the network.
+    """Find the folder of the newest prepared version, without TFDS's own search, which might download.
 
     Raises:
-        ValueError: nothing is prepared there; the message tells how to prepare it.
+        ValueError: there is no prepared version; the message says how to prepare one.
     """
     root = Path(_tfds().core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
     versions = [path.parent for path in (root / name).glob("*.*.*/dataset_info.json")]
@@ -157,7 +157,7 @@ def _read(name: str, folder: Path, split: str) -> _Encoded:
         examples = sorted(source.__getitems__(range(len(source))), key=lambda example: example["id"])
         labels = np.asarray([example["label"] for example in examples], np.int32)
         return _Encoded([example["image"] for example in examples], labels)
-    except Exception as error:  # the readers below TFDS raise many kinds, RuntimeError and KeyError among them
+    except Exception as error:  # the readers below TFDS raise many types, for example RuntimeError and KeyError
         raise _damaged(name, folder, error) from None
 
 
@@ -181,7 +181,7 @@ def _decode(name: str, folder: Path, encoded: _Encoded, indices: np.ndarray) -> 
 def _damaged(name: str, folder: Path, error: Exception) -> ValueError:
     reason = reason_of(error)
     remedy = f"remove that folder, or choose another data_dir, and {_recipe(name, folder.parents[1])}"
-    return ValueError(f"{folder} is no readable {name} in array_record format ({reason}); {remedy}.")
+    return ValueError(f"{folder} is not a readable {name} in array_record format ({reason}); {remedy}.")
 
 
 def _recipe(name: str, root: Path) -> str:
@@ -193,7 +193,7 @@ def _recipe(name: str, root: Path) -> str:
 
 
 def _tfds() -> Any:
-    """Import TFDS late, since it takes a while, and untyped, since its annotations contradict its decorators."""
+    """Import TFDS late, because that is slow, and untyped, because its annotations contradict its decorators."""
     import tensorflow_datasets
 
     return tensorflow_datasets

@@ -39,8 +39,7 @@ def tiny_imagenet(request: DataRequest) -> DataSet:
         Images uint8 ``n 64 64 3``; mean and std are those of the whole training set.
 
     Raises:
-        ValueError: a folder that is missing or incomplete, an image that cannot be read, or a number of examples that
-            is not there.
+        ValueError: the folder is missing or incomplete, an image cannot be read, or there are fewer examples.
 
     References:
         Le and Yang, Tiny ImageNet Visual Recognition Challenge, Stanford CS 231N, 2015.
@@ -66,7 +65,7 @@ def find_folder(data_dir: str | PathLike[str]) -> Path:
     """Find the official folder.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: there is none.
     """
     folder = Path(data_dir).expanduser() / _FOLDER
     if not folder.is_dir():
@@ -75,7 +74,7 @@ def find_folder(data_dir: str | PathLike[str]) -> Path:
 
 
 def list_folder(folder: Path) -> tuple[Listing, Listing]:
-    """List the training and the validation files and check that they are complete; no image is read.
+    """List the training and the validation files, and check that they are complete. No image is read.
 
     Args:
         folder: the official folder.
@@ -84,7 +83,7 @@ def list_folder(folder: Path) -> tuple[Listing, Listing]:
         Training and validation files, sorted by class and name, and by name.
 
     Raises:
-        ValueError: a list or an image that is missing, or classes of unequal size. The message names the file.
+        ValueError: a list or an image is missing, or classes differ in size. The message names the file.
     """
     classes = sorted(line.strip() for line in _lines(folder / "wnids.txt") if line.strip())
     label = {wnid: i for i, wnid in enumerate(classes)}

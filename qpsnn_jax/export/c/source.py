@@ -48,7 +48,7 @@ def c_source(network: IntegerNetwork, name: str = "qpsnn", *, portable: bool = F
         :class:`CSource`. The file includes ``NAME.h``.
 
     Raises:
-        ValueError: a name that is no C identifier, or a network that the program cannot express, naming the layer.
+        ValueError: the name is not a C identifier, or C cannot express the network; the message names the layer.
     """
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,60}", name):
         raise ValueError(f"the file's name must be a C identifier (letters, digits and _), got {name!r}.")
@@ -82,7 +82,7 @@ def write_c(path: str | PathLike[str], network: IntegerNetwork, *, portable: boo
     """Write the C file ``path`` and its header beside it: both or none.
 
     Args:
-        path: of the C file, ``NAME.c``, whose base name is the prefix of the function.
+        path: the C file, ``NAME.c``, whose base name is the prefix of the function.
         network, portable: as in :func:`c_source`.
 
     Returns:

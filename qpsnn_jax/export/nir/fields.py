@@ -1,4 +1,4 @@
-"""Fields of NIR nodes, checked as numbers of the command line are: another program wrote them."""
+"""Fields of NIR nodes, checked, because another program wrote them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def array_field(name: str, field: str, value: Any, ndim: int | None = None) -> n
     """An array of finite numbers, in the floating dtype that it has or float64.
 
     Raises:
-        ValueError: it is none, naming the node and the field.
+        ValueError: it is not; the message names the node and the field.
     """
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" or not array.size or (ndim is not None and array.ndim != ndim):
@@ -38,7 +38,7 @@ def uniform_field(name: str, field: str, value: Any) -> Any:
     """The number that all entries are, as a NumPy scalar in their dtype.
 
     Raises:
-        ValueError: entries differ or are no finite numbers.
+        ValueError: entries differ or are not finite.
     """
     array = array_field(name, field, value).ravel()
     if (array != array[0]).any():

@@ -12,7 +12,7 @@ def read_nir(path: str | PathLike[str]) -> Any:
     """The ``nir.NIRGraph`` of a file.
 
     Raises:
-        ValueError: the package ``nir`` is not installed, the file is no HDF5, the installed ``nir`` cannot read it, or
+        ValueError: the package ``nir`` is not installed, the file is not HDF5, the installed ``nir`` cannot read it, or
             it holds no graph.
         OSError: the file is missing or cannot be opened.
     """
@@ -22,7 +22,7 @@ def read_nir(path: str | PathLike[str]) -> Any:
     with open_regular(path):
         pass
     if not h5py.is_hdf5(fspath(path)):
-        raise unreadable(path, "is no NIR file, which is HDF5")
+        raise unreadable(path, "is not a NIR file, which is HDF5")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -31,7 +31,7 @@ def read_nir(path: str | PathLike[str]) -> Any:
         reason = f"{type(error).__name__}: {reason_of(error)}"
         raise unreadable(path, f"is HDF5 that nir {nir.__version__} cannot read as a graph ({reason})") from None
     if not isinstance(document, nir.NIRGraph):
-        raise unreadable(path, f"holds a NIR {type(document).__name__} and no graph")
+        raise unreadable(path, f"holds a NIR {type(document).__name__}, not a graph")
     return document
 
 

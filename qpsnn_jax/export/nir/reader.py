@@ -40,7 +40,7 @@ class Reader:
         self.sums: dict[tuple[str, ...], str] = {}
 
     def add(self, node: Node) -> str:
-        """Add a node of ours; returns its name."""
+        """Add a node to the graph; returns its name."""
         try:
             self.yields[node.name] = node.infer([self.yields[name] for name in node.inputs])
         except ValueError as error:
@@ -49,13 +49,13 @@ class Reader:
         return node.name
 
     def fresh(self, name: str) -> str:
-        """A name like this one that neither the file nor a node of ours has."""
+        """A name like this one that neither the file nor the graph uses."""
         while name in self.nodes_of or name in self.nodes:
             name += "_"
         return name
 
     def hwc(self, name: str) -> tuple[int, int, int]:
-        """Shape of the map that a node of ours yields."""
+        """Shape of the output of a node of the graph."""
         h, w, c = self.yields[name].shape
         return h, w, c
 
@@ -108,7 +108,7 @@ def import_nir(
 
 
 class Found(NamedTuple):
-    """A NIR node, its name, and the name of the node of ours that stands for its input, "" for none."""
+    """A NIR node, its name, and the name of the graph's node that is its input, "" for none."""
 
     name: str
     node: Any

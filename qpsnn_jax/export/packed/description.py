@@ -61,7 +61,7 @@ def arrays_of(entry: Mapping[str, Any]) -> Iterator[StoredArray]:
     if len(shape) != 4 or not all(type(n) is int and 0 < n < 2**24 for n in shape):
         raise ValueError(f"a kernel cannot have the shape {str(shape)[:80]}")
     if kernel["kind"] not in DTYPES or type(kernel["bits"]) is not int or not 1 <= kernel["bits"] <= 32:
-        raise ValueError("a kernel is of no known kind")
+        raise ValueError("a kernel is of an unknown kind")
     bits = kernel["bits"] if kernel["kind"] == "codes" else 8 * np.dtype(DTYPES[kernel["kind"]]).itemsize
     if bits != kernel["bits"]:
         raise ValueError("a kernel has a wrong number of bits")
@@ -97,7 +97,7 @@ def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
         scale = float(next(numbers)[0]) if kernel.dtype == np.int8 else 1.0
         return Readout(name, source, _pair(entry["window"]), strides, kernel, scale, next(numbers))
     if kind != "neurons":
-        raise ValueError("a layer is of no known kind")
+        raise ValueError("a layer is of an unknown kind")
     scale, bias, residual = next(numbers), next(numbers), entry["residual"]
     if type(entry["strict"]) is not bool:
         raise ValueError("strict must be true or false")

@@ -27,8 +27,8 @@ _MALFORMED = (ValueError, TypeError, KeyError, IndexError, RecursionError, Overf
 class Packed(NamedTuple):
     """The content of a packed file.
 
-    ``notes`` say where the network comes from. The file has ``header_bytes`` of description and ``payload_bytes`` of
-    weights, and nothing else.
+    ``notes`` name the origin of the network. The file consists of ``header_bytes`` of description and ``payload_bytes``
+    of weights.
     """
 
     folded: Folded
@@ -50,9 +50,9 @@ def write_packed(path: str | PathLike[str], folded: Folded, notes: Mapping[str, 
     """Write a packed file, under a temporary name first.
 
     Args:
-        path: of the file; an existing one is replaced.
+        path: the file; an existing one is replaced.
         folded: the network.
-        notes: where it comes from: plain values for JSON.
+        notes: its origin, as plain values for JSON.
 
     Returns:
         The written content.
@@ -89,13 +89,13 @@ def load_packed(path: str | PathLike[str]) -> Packed:
     """Read a packed file.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Returns:
         :class:`Packed`; ``IntegerNetwork.of(packed.folded)`` runs it.
 
     Raises:
-        ValueError: it is no packed file, of another version, damaged, or describes no network.
+        ValueError: it is not a packed file, has another version, is damaged, or does not describe a network.
         OSError: it cannot be read.
     """
     with open_regular(path) as stream:
@@ -112,7 +112,7 @@ def load_packed(path: str | PathLike[str]) -> Packed:
     try:
         folded, notes = _parse(start, header, payload)
     except _MALFORMED as error:
-        raise ValueError(f"{path} is damaged or no network: {_reason(error)}.") from None
+        raise ValueError(f"{path} is damaged or does not describe a network: {_reason(error)}.") from None
     return Packed(folded, notes, _FIXED.size + header_length, payload_length)
 
 
@@ -142,4 +142,4 @@ def _reason(error: Exception) -> str:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
