@@ -1,0 +1,109 @@
+"""Calls of native kernels as a JAX primitive: on a CPU the C++ function, everywhere else what it stands for in JAX."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from qpsnn_jax.kernels.native import library
+
+_call_p = Primitive("native_call")
+_call_p.multiple_results = True
+
+
+def native_call(name: str, plain: Callable[..., Any], *operands: Array, **attributes: Any) -> Any:
+    """``plain(*operands, **attributes)``, computed on a CPU by the C++ function ``name`` if there is a compiler.
+
+    ``plain`` is the definition: its shapes and its derivatives are those of the call, and it runs on every other
+    platform, in exports, on arrays that are sharded over several devices, and where the kernels cannot be compiled.
+    Under ``vmap`` one call follows another.
+
+    Args:
+        name: a handler of XLA's foreign function interface, in a ``.cc`` file of this folder. Its arguments are
+            ``operands`` in their order, row-major, its results those of ``plain``, its attributes ``attributes``.
+        plain: a function of a module, from arrays to an array or a tuple of arrays.
+        operands: arrays of the dtypes that the C++ function takes.
+        attributes: integers, floats, booleans, and tuples of integers, which arrive as int64, float64 (a double),
+            bool and spans of int64.
+
+    Returns:
+        What ``plain`` returns.
+    """
+    if shardings_are_types(*operands):
+        return plain(*operands, **attributes)
+    return _call(*operands, name=name, plain=plain, attributes=tuple(sorted(attributes.items())))
+
+
+def shardings_are_types(*operands: Array) -> bool:
+    """Whether a mesh has explicit or manual axes, whose shardings only JAX's own operations and gradients keep."""
+    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in operands)]
+    return any(kind != jax.sharding.AxisType.Auto for mesh in meshes for kind in mesh.axis_types)
+
+
+# Compiled once for each kernel and shapes, also if it is called outside of jit.
+@partial(jax.jit, static_argnames=("name", "plain", "attributes"))
+def _call(*operands: Array, name: str, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...]) -> Any:
+    shapes = jax.eval_shape(partial(plain, **dict(attributes)), *operands)
+    results = _call_p.bind(*operands, name=name, plain=plain, attributes=attributes)
+    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+
+def _plain(*operands: Array, name: str, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...]) -> list:
+    del name
+    return jax.tree.leaves(plain(*operands, **dict(attributes)))
+
+
+def _shapes(*operands: Any, **options: Any) -> list:
+    shapes = jax.eval_shape(partial(_plain, **options), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands))
+    return [ShapedArray(x.shape, x.dtype) for x in shapes]
+
+
+def _derivative(operands: Any, tangents: Any, **options: Any) -> Any:
+    tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
+    return jax.jvp(partial(_plain, **options), list(operands), tangents)
+
+
+def _in_turns(operands: Any, axes: Any, **options: Any) -> Any:
+    """The calls for every index of a vmap, one after another."""
+    mapped = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(operands, axes, strict=True)]
+    over = [x for x, axis in zip(mapped, axes, strict=True) if axis is not None]
+
+    def one(each: list[Array]) -> list[Array]:
+        rest = iter(each)
+        given = [x if axis is None else next(rest) for x, axis in zip(mapped, axes, strict=True)]
+        return _call_p.bind(*given, **options)
+
+    results = jax.lax.map(one, over)
+    return results, [0] * len(results)
+
+
+def _lower(context: Any, *operands: Any, name: str, plain: Callable[..., Any], attributes: Any) -> Any:
+    """On a CPU: the call of the library, unless the program leaves this process or is spread over devices."""
+    loaded = library.load()
+    if loaded is None or context.module_context.lowering_parameters.for_export or _devices(context) > 1:
+        return _lower_plain(context, *operands, name=name, plain=plain, attributes=attributes)
+    target = f"qpsnn_jax.{name}"
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
+    given = {key: np.asarray(value, np.int64) if isinstance(value, tuple) else value for key, value in attributes}
+    return jax.ffi.ffi_lowering(target)(context, *operands, **given)
+
+
+def _devices(context: Any) -> int:
+    spread = context.module_context.axis_context
+    return spread.num_devices if hasattr(spread, "num_devices") else spread.mesh.size
+
+
+_lower_plain = mlir.lower_fun(_plain)
+_call_p.def_impl(_plain)  # of jax.disable_jit
+_call_p.def_abstract_eval(_shapes)
+ad.primitive_jvps[_call_p] = _derivative
+batching.primitive_batchers[_call_p] = _in_turns
+mlir.register_lowering(_call_p, _lower, platform="cpu")
+mlir.register_lowering(_call_p, _lower_plain)

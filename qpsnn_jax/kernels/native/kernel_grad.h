@@ -1,0 +1,206 @@
+// The gradient of a convolution by its kernel: every input that is not 0 adds its multiple of rows of the cotangent.
+//
+// For one input channel the windows that see a position are neighbours, so their rows of the cotangent are contiguous:
+// a few rows of vectors, whose sums over all positions of the channel stay in registers.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "geometry.h"
+#include "parallel.h"
+#include "vectors.h"
+
+namespace qpsnn {
+
+// An input that is not 0: where the first of its windows is in the cotangent, in pixels, and its value.
+struct Entry {
+  int32_t pixel;
+  float value;
+};
+
+constexpr int kSums = kRegisters * 3 / 4, kMostRows = 3;
+
+// sums[r][v] += value * cotangent[pixel][r][v] over the entries.
+template <int R, int V>
+void add_rows(const Entry* entry, const Entry* end, const float* cotangent, int64_t pixel, int64_t row, float* sums,
+              int64_t sums_row) {
+  Vector sum[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) sum[r][v] = load(sums + r * sums_row + v * kLanes);
+  for (; entry < end; ++entry) {
+    const float* from = cotangent + entry->pixel * pixel;
+    const float value = entry->value;
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) sum[r][v] += value * load(from + r * row + v * kLanes);
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(sums + r * sums_row + v * kLanes, sum[r][v]);
+}
+
+using AddRows = void (*)(const Entry*, const Entry*, const float*, int64_t, int64_t, float*, int64_t);
+
+template <int R, int V = kSums / R>
+void fill_table(AddRows (&table)[kSums + 1]) {
+  if constexpr (V > 0) {
+    table[V] = add_rows<R, V>;
+    fill_table<R, V - 1>(table);
+  }
+}
+
+struct Table {
+  AddRows of[kMostRows + 1][kSums + 1] = {};
+  Table() {
+    fill_table<1>(of[1]);
+    fill_table<2>(of[2]);
+    fill_table<3>(of[3]);
+  }
+};
+
+// add_rows for any number of rows and vectors, in pieces whose sums fit into the registers.
+inline void add_entries(const Entry* entry, const Entry* end, const float* cotangent, int64_t pixel, int64_t row,
+                        float* sums, int64_t sums_row, int64_t rows, int64_t vectors) {
+  static const Table table;
+  const int64_t row_pieces = ceil_div(rows, kMostRows);
+  for (int64_t i = 0; i < row_pieces; ++i) {
+    const int64_t first = rows * i / row_pieces, some = rows * (i + 1) / row_pieces - first;
+    const int64_t pieces = ceil_div(vectors, kSums / some);
+    for (int64_t j = 0; j < pieces; ++j) {
+      const int64_t start = vectors * j / pieces, width = vectors * (j + 1) / pieces - start;
+      table.of[some][width](entry, end, cotangent + first * row + start * kLanes, pixel, row,
+                            sums + first * sums_row + start * kLanes, sums_row);
+    }
+  }
+}
+
+// The work on a range of images for a range of outputs.
+class KernelGrad {
+ public:
+  KernelGrad(const Conv& conv, int64_t most_outputs)
+      : conv_(conv), down_(phases_of(conv.kh, conv.sy)), right_(phases_of(conv.kw, conv.sx)) {
+    top_ = down_[0].count - 1, left_ = right_[0].count - 1;
+    rows_ = top_ + std::max(conv.oh, (conv.h - 1 + conv.py) / conv.sy + 1);
+    columns_ = left_ + std::max(conv.ow, (conv.w - 1 + conv.px) / conv.sx + 1);
+    slab_.resize(rows_ * columns_ * most_outputs + columns_ * most_outputs + 2 * kLanes);
+    lists_ = conv.sy * conv.sx * conv.channels;
+    // The rows of maps whose part of the cotangent stays in the first level of the cache.
+    const int64_t row_bytes = columns_ * most_outputs * sizeof(float);
+    band_ = std::max<int64_t>(1, kBandBytes / row_bytes - top_) * conv.sy;
+    bands_ = ceil_div(conv.h, band_);
+    capacity_ = ceil_div(conv.h, conv.sy) * ceil_div(conv.w, conv.sx);
+    entries_.resize(lists_ * capacity_);
+    bounds_.resize(lists_ * (bands_ + 1));
+    for (const Phase& y : down_)
+      for (const Phase& x : right_) {
+        starts_.push_back(size_);
+        size_ += conv.channels * y.count * ceil_div(x.count * most_outputs, kLanes) * kLanes;
+      }
+    sums_.resize(size_);
+  }
+
+  // Adds up images [begin, end) for the outputs [first, first + count) into the kernel's gradient `result`.
+  void run(const float* maps, const float* cotangent, int64_t begin, int64_t end, int64_t first, int64_t count,
+           float* result) {
+    std::fill(sums_.begin(), sums_.end(), 0.0f);
+    std::fill(slab_.begin(), slab_.end(), 0.0f);
+    for (int64_t image = begin; image < end; ++image) {
+      list(maps + image * conv_.h * conv_.w * conv_.channels);
+      copy(cotangent + image * conv_.oh * conv_.ow * conv_.outputs + first, count);
+      for (int64_t band = 0; band < bands_; ++band) add(band, count);
+    }
+    write(first, count, result);
+  }
+
+ private:
+  static constexpr int64_t kBandBytes = 24 << 10;
+
+  // Sorts the inputs that are not 0 by phase and channel, in raster order.
+  void list(const float* maps) {
+    std::vector<Entry*>& next = next_;
+    next.resize(lists_);
+    for (int64_t i = 0; i < lists_; ++i) next[i] = &entries_[i * capacity_];
+    for (int64_t y = 0; y < conv_.h; ++y) {
+      if (y % band_ == 0) mark(y / band_);
+      const int64_t row = (y + conv_.py) / conv_.sy, phase = (y + conv_.py) % conv_.sy * conv_.sx;
+      const int64_t top = row - (down_[phase / conv_.sx].count - 1) + top_;
+      for (int64_t x = 0; x < conv_.w; ++x, maps += conv_.channels) {
+        const int64_t column = (x + conv_.px) / conv_.sx, turn = (x + conv_.px) % conv_.sx;
+        const int32_t pixel = top * columns_ + column - (right_[turn].count - 1) + left_;
+        Entry** to = &next[(phase + turn) * conv_.channels];
+        for (int64_t c = 0; c < conv_.channels; ++c) {
+          *to[c] = {pixel, maps[c]};
+          to[c] += maps[c] != 0;
+        }
+      }
+    }
+    mark(bands_);
+  }
+
+  void mark(int64_t band) {
+    for (int64_t i = 0; i < lists_; ++i) bounds_[band * lists_ + i] = next_[i];
+  }
+
+  // The cotangent with zeros around it; those are there already.
+  void copy(const float* cotangent, int64_t count) {
+    for (int64_t y = 0; y < conv_.oh; ++y)
+      for (int64_t x = 0; x < conv_.ow; ++x)
+        std::copy_n(cotangent + (y * conv_.ow + x) * conv_.outputs, count,
+                    &slab_[((y + top_) * columns_ + x + left_) * count]);
+  }
+
+  void add(int64_t band, int64_t count) {
+    for (size_t phase = 0; phase < starts_.size(); ++phase) {
+      const int64_t rows = down_[phase / conv_.sx].count, columns = right_[phase % conv_.sx].count;
+      const int64_t vectors = ceil_div(columns * count, kLanes);
+      if (rows * columns == 0) continue;
+      for (int64_t c = 0; c < conv_.channels; ++c) {
+        const int64_t i = phase * conv_.channels + c;
+        const Entry *entry = bounds_[band * lists_ + i], *end = bounds_[(band + 1) * lists_ + i];
+        if (entry < end)
+          add_entries(entry, end, slab_.data(), count, columns_ * count,
+                      &sums_[starts_[phase] + c * rows * vectors * kLanes], vectors * kLanes, rows, vectors);
+      }
+    }
+  }
+
+  void write(int64_t first, int64_t count, float* result) const {
+    for (size_t phase = 0; phase < starts_.size(); ++phase) {
+      const Phase &y = down_[phase / conv_.sx], &x = right_[phase % conv_.sx];
+      const int64_t row = ceil_div(x.count * count, kLanes) * kLanes;
+      for (int64_t c = 0; c < conv_.channels; ++c)
+        for (int64_t i = 0; i < y.count; ++i)
+          for (int64_t j = 0; j < x.count; ++j)
+            std::copy_n(&sums_[starts_[phase] + (c * y.count + i) * row + j * count], count,
+                        result + ((y.tap_of(i) * conv_.kw + x.tap_of(j)) * conv_.channels + c) * conv_.outputs + first);
+    }
+  }
+
+  const Conv conv_;
+  const std::vector<Phase> down_, right_;
+  int64_t top_, left_, rows_, columns_, lists_, band_, bands_, capacity_, size_ = 0;
+  std::vector<int64_t> starts_;
+  std::vector<float> slab_, sums_;
+  std::vector<Entry> entries_;
+  std::vector<Entry*> next_, bounds_;
+};
+
+inline void kernel_grad(const Pool& pool, const Conv& conv, const float* maps, const float* cotangent, float* result) {
+  constexpr int64_t kMostOutputs = 64, kTasks = 2;
+  const int64_t most = std::min(conv.outputs, kMostOutputs), blocks = ceil_div(conv.outputs, most);
+  const int64_t size = conv.kh * conv.kw * conv.channels * conv.outputs;
+  const int64_t parts = std::clamp<int64_t>(ceil_div(kTasks * pool.threads, blocks), 1, std::max<int64_t>(1, conv.images));
+  std::vector<float> partial(parts > 1 ? parts * size : 0);
+  std::vector<std::unique_ptr<KernelGrad>> workers(pool.threads);
+  parallel_for(pool, parts * blocks, [&](int64_t item, int worker) {
+    if (!workers[worker]) workers[worker] = std::make_unique<KernelGrad>(conv, most);
+    const int64_t part = item / blocks, first = item % blocks * most;
+    workers[worker]->run(maps, cotangent, conv.images * part / parts, conv.images * (part + 1) / parts, first,
+                         std::min(most, conv.outputs - first), parts > 1 ? &partial[part * size] : result);
+  });
+  if (parts == 1) return;
+  std::copy_n(partial.begin(), size, result);
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < size; ++i) result[i] += partial[part * size + i];
+}
+
+}  // namespace qpsnn

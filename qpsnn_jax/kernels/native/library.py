@@ -1,0 +1,131 @@
+"""The library of the native kernels, compiled for this processor at first use, then cached.
+
+Every ``.cc`` file of this folder is part of it. It is compiled by ``$CXX``, or by c++, g++ or clang++, whichever is
+installed. Without a compiler, or with ``QPSNN_NATIVE=0``, there is no library, and XLA computes everything.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import jax
+import jaxlib.version
+
+from qpsnn_jax.kernels.hardware import cpu_flags
+
+_SOURCES = Path(__file__).parent
+_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w"]
+# The names of XLA for the instruction sets that its flag can restrict it to.
+_LEVELS = {"SSE4_2": "x86-64-v2", "AVX2": "x86-64-v3"}
+_LONGEST_SECONDS = 300
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The library, or None if it is switched off or cannot be compiled, which is logged once."""
+    if os.environ.get("QPSNN_NATIVE") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(find_or_compile(cache_directory(), compiler())))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(error).strip().splitlines()[0]
+        logging.getLogger("qpsnn_jax").warning(
+            f"qpsnn: the native kernels cannot be compiled, so XLA computes everything, more slowly: {reason}"
+            " (QPSNN_NATIVE=0 hides this)."
+        )
+        return None
+
+
+def cache_directory() -> Path:
+    """The folder of compiled libraries, in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "qpsnn_jax" / "native"
+
+
+def compiler() -> list[str]:
+    """The command of the C++ compiler.
+
+    Raises:
+        FileNotFoundError: none is installed.
+    """
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if found is None:
+        raise FileNotFoundError("no C++ compiler is installed; install g++ or clang++, or set CXX")
+    return [found]
+
+
+def find_or_compile(directory: Path, command: list[str]) -> Path:
+    """The path of the library in ``directory``, compiled if it is not there or damaged.
+
+    Its name holds a hash of all that it depends on, and one of its content. Only files and folders of this user that
+    nobody else can write are used.
+
+    Raises:
+        OSError: the compiler cannot be started, or the directory not be written, or others can write it.
+        subprocess.SubprocessError: the compiler fails.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_private(directory):
+        raise PermissionError(f"other users can write {directory}; delete it, or set XDG_CACHE_HOME")
+    command = [*command, *_FLAGS, *_target(), f"-I{_SOURCES}", f"-I{jax.ffi.include_dir()}"]
+    key = _key(command)
+    for path in directory.glob(f"{key}-*.so"):
+        if _is_private(path) and path.stem == f"{key}-{_digest(path.read_bytes())}":
+            return path
+        with suppress(OSError):
+            path.unlink()
+    with tempfile.TemporaryDirectory(dir=directory) as temporary:
+        built = Path(temporary) / "kernels.so"
+        _run([*command, "-x", "c++", "-", "-o", str(built)], _unit())
+        built.chmod(0o700)
+        return built.replace(directory / f"{key}-{_digest(built.read_bytes())}.so")
+
+
+def _unit() -> str:
+    """One source that includes all, so that XLA's headers are compiled once."""
+    return "".join(f'#include "{path.name}"\n' for path in sorted(_SOURCES.glob("*.cc")))
+
+
+def _target() -> list[str]:
+    """The flag that selects the processor: this one, restricted as XLA is."""
+    limit = re.search(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
+    if limit and limit[1].upper() in _LEVELS:
+        return [f"-march={_LEVELS[limit[1].upper()]}"]
+    return ["-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"]
+
+
+def _key(command: list[str]) -> str:
+    sources = [path.read_text() for pattern in ("*.cc", "*.h") for path in sorted(_SOURCES.glob(pattern))]
+    version = _run([command[0], "--version"], "")
+    machine = (platform.machine(), *sorted(cpu_flags()))
+    return _digest(repr((sources, command, version, jaxlib.version.__version__, machine)).encode())
+
+
+def _run(command: list[str], text: str) -> str:
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_LONGEST_SECONDS)
+    if done.returncode != 0:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), "it said nothing").strip()
+        raise subprocess.SubprocessError(f"{command[0]} failed: {said}")
+    return done.stdout
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _is_private(path: Path) -> bool:
+    """Whether it is this user's, and only this user can write it."""
+    found = path.lstat()
+    owned = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return owned and not found.st_mode & 0o022

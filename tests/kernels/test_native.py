@@ -1,0 +1,191 @@
+"""The native kernels against the JAX functions that define them, and how they are called and compiled."""
+
+import logging
+import re
+import subprocess
+import sys
+import threading
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from integer_sums import CASES
+
+from qpsnn_jax.kernels import plain
+from qpsnn_jax.kernels.algorithm import ConvSpec
+from qpsnn_jax.kernels.geometry import Geometry
+from qpsnn_jax.kernels.native import library
+from qpsnn_jax.kernels.skipping import kernel_grad
+
+CASES = [*CASES, ((7, 6), (1, 1), (2, 3), (0, 0)), ((9, 9), (2, 2), (3, 3), (0, 1))]
+SPEC = ConvSpec(Geometry((5, 4), (3, 3), (1, 1), (1, 1)), 2, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """The library, where there is a compiler."""
+    try:
+        library.compiler()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert library.load() is not None
+
+
+def operands(spec, images):
+    rng = np.random.default_rng(0)
+    shapes = (images, *spec.geometry.input_hw, spec.inputs), (images, *spec.geometry.output_hw, spec.outputs)
+    return [jnp.asarray(rng.integers(-2, 3, shape) * (rng.random(shape) < 0.5), jnp.float32) for shape in shapes]
+
+
+def by_jax(x, cotangent, spec):
+    return plain.kernel_grad(x, cotangent, spec.geometry)
+
+
+@pytest.mark.parametrize(("shape", "kernel", "strides", "padding"), CASES)
+def test_gradients_by_the_kernel(shape, kernel, strides, padding):
+    for images, inputs, outputs in ((5, 3, 6), (0, 2, 3), (3, 9, 130)):
+        spec = ConvSpec(Geometry(shape, kernel, strides, padding), inputs, outputs)
+        x, cotangent = operands(spec, images)
+        np.testing.assert_array_equal(kernel_grad(x, cotangent, spec), by_jax(x, cotangent, spec))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda run, x, y: jax.vmap(run, (0, None))(jnp.stack([x, 2 * x]), y),
+        lambda run, x, y: jax.jvp(run, (x, y), (y[..., :2], x[..., :1] + y))[1],
+        lambda run, x, y: jax.grad(lambda x: jnp.sum(run(x, y) ** 2))(x),
+    ],
+    ids=["vmap", "jvp", "grad"],
+)
+def test_transformations_are_those_of_the_definition(transform):
+    x, cotangent = operands(SPEC, 4)
+    native, wanted = (transform(partial(run, spec=SPEC), x, cotangent) for run in (kernel_grad, by_jax))
+    np.testing.assert_allclose(native, wanted, rtol=1e-6)
+
+
+def test_a_program_calls_the_library_unless_it_is_exported_or_spread():
+    run, shapes = jax.jit(partial(kernel_grad, spec=SPEC)), [jax.typeof(x) for x in operands(SPEC, 4)]
+    assert "custom_call" in run.lower(*shapes).as_text()
+    for platform in ("cpu", "tpu", "cuda"):
+        assert "custom_call" not in jax.export.export(run, platforms=[platform])(*shapes).mlir_module()
+    (b,) = jax.export.symbolic_shape("b")
+    symbolic = [jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype) for x in shapes]
+    exported = jax.export.export(run)(*symbolic).call
+    np.testing.assert_array_equal(exported(*operands(SPEC, 3)), run(*operands(SPEC, 3)))
+
+
+def test_threads_call_at_once():
+    spec = SPEC._replace(inputs=8, outputs=16)
+    x, cotangent = operands(spec, 64)
+    run, results = jax.jit(partial(kernel_grad, spec=spec)), []
+    threads = [threading.Thread(target=lambda: results.append(np.asarray(run(x, cotangent)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 8
+    for result in results:
+        np.testing.assert_array_equal(result, by_jax(x, cotangent, spec))
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """A compiler that copies what was compiled already, and counts how often."""
+    script = tmp_path / "compiler.py"
+    known = library.find_or_compile(library.cache_directory(), library.compiler())
+    script.write_text(
+        "import sys, shutil\n"
+        f"open({str(tmp_path / 'count')!r}, 'a').write('x')\n"
+        f"shutil.copyfile({str(known)!r}, sys.argv[sys.argv.index('-o') + 1])\n"
+    )
+    return [sys.executable, str(script)]
+
+
+def compilations(tmp_path):
+    return len((tmp_path / "count").read_text())
+
+
+def test_the_library_is_compiled_once(quick, tmp_path):
+    found = [library.find_or_compile(tmp_path / "cache", quick) for _ in range(3)]
+    assert found[0] == found[1] == found[2]
+    assert compilations(tmp_path) == 1
+    library.find_or_compile(tmp_path / "cache", [*quick, "-DOTHER"])
+    assert compilations(tmp_path) == 2
+
+
+def test_a_damaged_library_is_compiled_again(quick, tmp_path):
+    good = library.find_or_compile(tmp_path / "cache", quick)
+    content = good.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", content[:-1] + bytes([content[-1] ^ 1])):
+        good.write_bytes(damaged)
+        assert library.find_or_compile(tmp_path / "cache", quick).read_bytes() == content
+    assert compilations(tmp_path) == 4
+    assert list((tmp_path / "cache").iterdir()) == [good]  # nothing half-written is left
+
+
+def test_what_others_can_write_is_not_loaded(quick, tmp_path):
+    good = library.find_or_compile(tmp_path / "cache", quick)
+    good.chmod(0o777)
+    library.find_or_compile(tmp_path / "cache", quick)
+    assert compilations(tmp_path) == 2
+    assert not good.stat().st_mode & 0o022
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(PermissionError, match="other users can write .*cache"):
+        library.find_or_compile(tmp_path / "cache", quick)
+
+
+def test_processes_compile_at_once(quick, tmp_path):
+    code = (
+        "from pathlib import Path\n"
+        "from qpsnn_jax.kernels.native import library\n"
+        f"print(library.find_or_compile(Path({str(tmp_path / 'cache')!r}), {quick!r}))"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = {process.communicate(timeout=120)[0].strip() for process in started}
+    assert [process.returncode for process in started] == [0, 0]
+    assert printed == {str(library.find_or_compile(tmp_path / "cache", quick))}
+
+
+def unreachable(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+
+def failing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", f"{sys.executable} {tmp_path / 'missing.py'}")
+
+
+def without_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (unreachable, "Not a directory"),
+        (failing, "python.* failed"),
+        (without_compiler, "no C\\+\\+ compiler is installed; install g\\+\\+ or clang\\+\\+, or set CXX"),
+    ],
+)
+def test_without_the_library_jax_computes_and_one_sentence_says_so(spoil, reason, tmp_path, monkeypatch, caplog):
+    spoil(tmp_path, monkeypatch)
+    monkeypatch.setattr(library, "load", library.load.__wrapped__)
+    with caplog.at_level(logging.WARNING):
+        assert library.load() is None
+    (record,) = caplog.records
+    assert re.search(f"XLA computes everything, more slowly: .*{reason}", record.message)
+    monkeypatch.setattr(library, "load", lambda: None)
+    x, cotangent = operands(SPEC, 6)
+    assert "custom_call" not in jax.jit(partial(kernel_grad, spec=SPEC)).lower(x, cotangent).as_text()
+
+
+def test_it_can_be_switched_off(monkeypatch, caplog):
+    monkeypatch.setenv("QPSNN_NATIVE", "0")
+    assert library.load.__wrapped__() is None
+    assert not caplog.records
