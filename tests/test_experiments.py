@@ -93,5 +93,5 @@ def test_tables_print():
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("vgg16") == {"table1_sizes": 6, "table6_energy": 2}[name]
-        refused = subprocess.run([*command, "--foo"], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert refused.returncode == 2
+        failed = subprocess.run([*command, "--foo"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert failed.returncode == 2

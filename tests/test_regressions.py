@@ -79,12 +79,12 @@ def test_a_step_holds_less_than_every_layers_output(network, share):
 
 
 def test_an_option_that_this_xla_does_not_know_is_left_out(monkeypatch):
-    def refused(*arguments, **options):
+    def fail(*arguments, **options):
         raise jax.errors.JaxRuntimeError("No such compile option")
 
     compiling._low_memory_options.cache_clear()
     with monkeypatch.context() as patched:
-        patched.setattr(jax, "jit", refused)
+        patched.setattr(jax, "jit", fail)
         assert compiling._low_memory_options() == {}
     compiling._low_memory_options.cache_clear()
     assert compiling._low_memory_options() != {}

@@ -32,7 +32,7 @@ class Algorithm(NamedTuple):
     """One way to compute the sums of a convolution, the gradient by its input, or the gradient by its kernel.
 
     ``run`` takes two arrays and the :class:`ConvSpec`: spikes and integers; or the cotangent of the sums and the
-    kernel; or the maps and the cotangent. ``supports`` tells for which specs its result is right, and ``limits`` says
+    kernel; or the maps and the cotangent. ``supports`` says for which specs its result is exact, and ``limits`` says
     it in words. ``preference`` is its rank on a processor with the given flags: the algorithm of the highest rank runs,
     XLA's own (rank 0) if none is higher.
     """

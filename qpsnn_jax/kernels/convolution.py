@@ -45,7 +45,7 @@ def conv_spikes(
 ) -> Array:
     """:func:`convolve` of spikes with the odd integers of quantized weights, exact in every algorithm.
 
-    The sums are those that an integer device accumulates, as long as they are below 2^24, rounded at the end to the
+    The sums are those of an integer device, as long as they are below 2^24, rounded at the end to the
     dtype of ``spikes``. Spikes other than 0 or 1, and integers that are not odd, give different sums in each
     algorithm without a warning; ``checked`` detects such spikes. A NaN gives NaN at least in its own sums.
 

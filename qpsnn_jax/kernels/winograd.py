@@ -108,7 +108,7 @@ def _padded(x: Array, padding: Pair) -> Array:
     return materialize(bits_of(x), [(0, 0), *around, (0, 0)], 1)
 
 
-# Of the four places along an axis, the outer two (0 and 3) and the inner two (1 and 2) are computed alike. A
+# Of the four places along an axis, the outer two (0 and 3) and the inner two (1 and 2) are computed in the same way. A
 # transformation of an axis puts each two in front, so that after both axes the columns' come first, then the rows'.
 
 

@@ -53,7 +53,7 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
     """
     kept = {name: _checked(name, group, keep) for name, group in channel_groups(graph).items() if name in keep}
     if unknown := [name for name in keep if name not in kept]:
-        raise ValueError(f"keep names {unknown[0]!r}, which is no group of the graph; see channel_groups.")
+        raise ValueError(f"keep names {unknown[0]!r}, which is not a group of the graph; see channel_groups.")
     left = _left(graph, kept)
     if all(channels is None for channels in left.values()):
         return graph, tree

@@ -209,11 +209,11 @@ def _observe(criterion: Criterion, channels: int, trace: LIFTrace) -> Array:
 
 def _score_maps(criterion: Criterion, maps: dict[str, Array]) -> dict[str, Array]:
     """Scores by layer."""
-    alike: dict[Any, list[str]] = {}
+    batched: dict[Any, list[str]] = {}
     for layer, own in maps.items():
-        alike.setdefault(own.shape[:3] if criterion.channelwise else layer, []).append(layer)
+        batched.setdefault(own.shape[:3] if criterion.channelwise else layer, []).append(layer)
     scores: dict[str, Array] = {}
-    for layers in alike.values():
+    for layers in batched.values():
         widths = [maps[layer].shape[-1] for layer in layers]
         found = criterion.score(jnp.concatenate([maps[layer] for layer in layers], axis=-1))
         if found.shape != (sum(widths),):

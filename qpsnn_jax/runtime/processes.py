@@ -129,7 +129,7 @@ def _check_port(port: int) -> None:
 def exit_if_peer_died(error: Exception) -> None:
     """End this process at once if an error of JAX means that another process has died.
 
-    The :class:`~qpsnn_jax.runtime.witness.Witness` tells this. A normal exit would wait for the dead process.
+    The :class:`~qpsnn_jax.runtime.witness.Witness` prints the sentence. A normal exit would wait for the dead process.
     """
     if jax.distributed.is_initialized() and _PEER_DIED.search(str(error)):
         sys.stdout.flush()

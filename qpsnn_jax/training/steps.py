@@ -113,7 +113,7 @@ def make_train_step(
     """One update of spatio-temporal back-propagation, as a pure function.
 
     Under :func:`optax.apply_if_finite` and :class:`optax.MultiSteps`, which let some batches change no parameter, these
-    leave the moving average as it was too, and a batch whose statistics are not finite leaves the running ones.
+    leave the moving average unchanged too, and a batch whose statistics are not finite leaves the running ones.
 
     Args:
         graph: the network.

@@ -75,7 +75,7 @@ def test_images_of_a_batch_draw_independently(function):
 
 @EVERY
 @pytest.mark.parametrize("images", [jnp.zeros(SHAPE, jnp.uint8), jnp.zeros(SHAPE[1:])], ids=["uint8", "3d"])
-def test_other_images_are_refused(function, images):
+def test_other_images_raise(function, images):
     with pytest.raises(ValueError, match="images must be floating b h w c"):
         function(KEY, images)
 
@@ -198,7 +198,7 @@ def test_augmentation_is_a_static_argument():
         ({"flip": 0.5}, "flip must be True or False"),
     ],
 )
-def test_impossible_values_are_refused(values, words):
+def test_impossible_values_raise(values, words):
     with pytest.raises(ValueError, match=words):
         Augmentation(**values)
 
@@ -211,6 +211,6 @@ def test_impossible_values_are_refused(values, words):
         lambda images: random_affine(KEY, images, -1.0, 0.0, 0.0),
     ],
 )
-def test_functions_refuse_what_the_description_refuses(call):
+def test_functions_raise_where_their_description_does(call):
     with pytest.raises(ValueError, match="must be"):
         call(batch())

@@ -140,7 +140,7 @@ def test_tiny_images_survive():
 @pytest.mark.parametrize(
     "images", [jnp.zeros((2, 8, 8, 3)), jnp.zeros((2, 8, 8, 1), jnp.uint8), jnp.zeros((8, 8, 3), jnp.uint8)]
 )
-def test_other_images_are_refused(images):
+def test_other_images_raise(images):
     with pytest.raises(ValueError, match="images must be uint8 b h w 3"):
         autoaugment(KEY, images)
 

@@ -37,7 +37,7 @@ def test_a_source_from_outside_is_loaded_like_any_other(source):
         (f"{__name__}:read", "must be a qpsnn_jax.data.DataSource, got function"),
     ],
 )
-def test_other_names_are_refused(source, words):
+def test_other_names_raise(source, words):
     with pytest.raises(ValueError, match=words):
         load(source)
 

@@ -38,7 +38,7 @@ def test_normalize_takes_host_arrays():
     np.testing.assert_array_equal(normalize(images, MEAN, STD), normalize(jnp.asarray(images), MEAN, STD))
 
 
-def test_normalizing_twice_is_refused():
+def test_normalizing_twice_raises():
     images = jnp.asarray(pixels((2, 5, 6, 3)))
     with pytest.raises(ValueError, match="normalize only once"):
         normalize(normalize(images, MEAN, STD), MEAN, STD)
@@ -47,7 +47,7 @@ def test_normalizing_twice_is_refused():
 @pytest.mark.parametrize(
     ("mean", "std"), [((0.5,), STD), (MEAN, (0.2,)), (MEAN, (0.2, 0.0, 0.1)), ((0.1, float("nan"), 0.1), STD), ((), ())]
 )
-def test_statistics_that_do_not_fit_are_refused(mean, std):
+def test_statistics_that_do_not_fit_raise(mean, std):
     with pytest.raises(ValueError, match="mean and std need 3 finite numbers"):
         normalize(jnp.asarray(pixels((2, 5, 6, 3))), mean, std)
 
@@ -95,6 +95,6 @@ def arrays(images=(6, 4, 5, 1), labels=(0, 1, 2, 0, 1, 2), dtype=np.uint8):
         (arrays(images=(6, 4, 5, 3)), arrays(images=(6, 4, 5, 3)), "mean and std need 3 finite numbers"),
     ],
 )
-def test_a_data_set_whose_parts_do_not_fit_is_refused_by_name(train, test, words):
+def test_a_data_set_whose_parts_do_not_fit_raises_by_name(train, test, words):
     with pytest.raises(ValueError, match=f"^spots: {words}"):
         DataSet("spots", train, test, 3, (0.5,), (0.25,))

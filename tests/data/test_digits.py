@@ -86,11 +86,11 @@ def test_load_takes_subsets_from_the_front():
         ({"seed": 0.5}, "seed must be an integer, 0 or more"),
     ],
 )
-def test_impossible_requests_are_refused(arguments, words):
+def test_impossible_requests_raise(arguments, words):
     with pytest.raises(ValueError, match=words):
         load("digits", **arguments)
 
 
-def test_unknown_name_is_refused():
+def test_unknown_name_raises():
     with pytest.raises(ValueError, match="there is no data set 'mnist'; choose one of digits, cifar10, "):
         load("mnist")

@@ -74,7 +74,7 @@ def test_recordings_draw_independently(function):
 
 @EVERY
 @pytest.mark.parametrize("frames", [jnp.zeros(SHAPE, jnp.uint8), jnp.zeros(SHAPE[1:])], ids=["uint8", "4d"])
-def test_other_frames_are_refused(function, frames):
+def test_other_frames_raise(function, frames):
     with pytest.raises(ValueError, match="frames must be floating b t h w c"):
         function(KEY, frames)
 
@@ -155,11 +155,11 @@ def test_description_is_static_under_jit():
         ({"flip": 1}, "flip must be True or False"),
     ],
 )
-def test_impossible_values_are_refused(values, words):
+def test_impossible_values_raise(values, words):
     with pytest.raises(ValueError, match=words):
         EventAugmentation(**values)
 
 
-def test_random_roll_refuses_what_the_description_refuses():
+def test_random_roll_raises_where_its_description_does():
     with pytest.raises(ValueError, match="pixels must be an integer"):
         random_roll(KEY, batch(), -1)

@@ -28,7 +28,7 @@ def file(tmp_path):
     return write
 
 
-def refusal(read, path):
+def error_of(read, path):
     with pytest.raises(ValueError) as caught:
         read(path)
     message = str(caught.value)
@@ -102,14 +102,14 @@ def test_aedat2_clock_goes_on_where_it_wraps(file):
 
 
 def test_missing_file_and_folder(tmp_path):
-    assert "cannot be read" in refusal(read_atis, tmp_path / "none.bin")
-    assert "cannot be read" in refusal(read_aedat, tmp_path)
+    assert "cannot be read" in error_of(read_atis, tmp_path / "none.bin")
+    assert "cannot be read" in error_of(read_aedat, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("read", "content", "offset", "words"),
     [
-        (read_atis, b"", 0, "holds nothing"),
+        (read_atis, b"", 0, "is empty"),
         (read_atis, bytes(13), 10, "cut off, with 3 of the 5 bytes"),
         (read_atis, bytes(10) + bytes([34, 0, 0, 0, 0]), 10, "not of this sensor"),
         (read_atis, bytes(5) + bytes([0, 34, 0, 0, 0]), 5, "not of this sensor"),
@@ -122,14 +122,14 @@ def test_missing_file_and_folder(tmp_path):
         (read_aedat, AEDAT2_HEADER + bytes(8) + b"\0\1" + bytes(6), len(AEDAT2_HEADER) + 8, "not of this sensor"),
     ],
 )
-def test_damage_is_refused_at_its_byte(file, read, content, offset, words):
-    message = refusal(read, file(content))
+def test_damage_raises_at_its_byte(file, read, content, offset, words):
+    message = error_of(read, file(content))
     assert words in message
     assert message.endswith(f"at byte {offset}.")
 
 
 def outcome(read, path):
-    """Give the events or the refusal; any other error fails the test."""
+    """The events or the error; any other error fails the test."""
     try:
         return read(path)
     except ValueError as error:
@@ -137,7 +137,7 @@ def outcome(read, path):
 
 
 @EACH
-def test_every_truncation_is_refused_or_a_beginning(file, read, write, side):
+def test_every_truncation_raises_or_is_a_beginning(file, read, write, side):
     """No event but those whose bytes are all there."""
     written = draw(2, 40, side, side)
     content = write(written)
@@ -154,7 +154,7 @@ def test_every_truncation_is_refused_or_a_beginning(file, read, write, side):
 
 
 @EACH
-def test_flipped_bits_raise_nothing_but_refusals(file, read, write, side):
+def test_flipped_bits_raise_nothing_else(file, read, write, side):
     content = write(draw(3, 50, side, side))
     rng = np.random.default_rng(0)
     for _ in range(1500):
@@ -171,7 +171,7 @@ def test_flipped_bits_raise_nothing_but_refusals(file, read, write, side):
 
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.binary(max_size=300), st.sampled_from([b"", b"#!AER-DAT2.0\r\n"]))
-def test_any_bytes_are_read_or_refused(tmp_path_factory, content, header):
+def test_any_bytes_are_read_or_raise(tmp_path_factory, content, header):
     path = tmp_path_factory.getbasetemp() / "any.dat"
     path.write_bytes(header + content)
     for got in (outcome(read_atis, path), outcome(read_aedat, path)):

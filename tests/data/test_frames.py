@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpsnn_jax.data.sources.events import Events, read_atis
-from qpsnn_jax.data.sources.frames import accumulate, frames_by_count, frames_by_time
+from qpsnn_jax.data.sources.frames import count_events, frames_by_count, frames_by_time
 
 BOTH = pytest.mark.parametrize("make", [frames_by_count, frames_by_time])
 
@@ -113,19 +113,19 @@ def test_borders_in_time_are_exact(start):
 
 
 def test_one_compilation_for_each_padded_length():
-    accumulate.clear_cache()
+    count_events.clear_cache()
     for number in (0, 5, 900, 1024, 1500, 2000, 2048):
         frames_by_count(draw(2, number, (34, 34)), 5, (34, 34))
         frames_by_time(draw(2, number, (34, 34)), 5, (34, 34))
-    assert accumulate._cache_size() == 2
+    assert count_events._cache_size() == 2
 
 
-def test_accumulate_maps_over_a_batch():
+def test_count_events_maps_over_a_batch():
     many = [draw(seed, 300, (10, 12)) for seed in range(3)]
     steps = np.stack([np.arange(300, dtype=np.int32) * 2 // 300] * 3)
     steps[:, -7:] = 2
     fields = [np.stack([getattr(events, name) for events in many]) for name in ("y", "x", "polarity")]
-    count = jax.vmap(lambda *a: accumulate(*a, timesteps=2, sensor=(10, 12), size=(5, 4)))
+    count = jax.vmap(lambda *a: count_events(*a, timesteps=2, sensor=(10, 12), size=(5, 4)))
     frames = np.asarray(count(steps, *fields))
     assert frames.shape == (3, 2, 5, 4, 2)
     np.testing.assert_array_equal(frames.sum((1, 2, 3, 4)), [293] * 3)
@@ -155,7 +155,7 @@ GOOD = draw(3, 200, (8, 8))
     ],
 )
 @BOTH
-def test_contradictions_are_refused(make, events, timesteps, size, words):
+def test_contradictions_raise(make, events, timesteps, size, words):
     with pytest.raises(ValueError, match=words):
         make(events, timesteps, size)
 

@@ -60,7 +60,7 @@ def test_subsets_are_drawn_by_seed(root):
         load("imagenet2012", data_dir=root, train_examples=49)
 
 
-def test_a_missing_folder_is_refused(tmp_path):
+def test_a_missing_folder_raises(tmp_path):
     with pytest.raises(ValueError, match="holds no prepared imagenet2012"):
         load("imagenet2012", data_dir=tmp_path)
 

@@ -43,7 +43,7 @@ def file(tmp_path):
     return write
 
 
-def refusal(path, channels=1, size=None):
+def error_of(path, channels=1, size=None):
     with pytest.raises(ValueError) as caught:
         read_picture(path, channels, size)
     message = str(caught.value)
@@ -92,7 +92,7 @@ def test_exif_orientation_is_applied(file, orientation):
     exif[0x0112] = orientation
     path = file("a.png", (Image.fromarray(np.ascontiguousarray(stored)), {"exif": exif}))
     np.testing.assert_array_equal(read_picture(path, 1, (6, 5))[..., 0], GREY)
-    assert "has 6 rows and 5 columns, and must have 5 and 6" in refusal(path, size=(5, 6))
+    assert "has 6 rows and 5 columns, and must have 5 and 6" in error_of(path, size=(5, 6))
 
 
 def test_a_damaged_exif_block_says_nothing(file):
@@ -101,7 +101,7 @@ def test_a_damaged_exif_block_says_nothing(file):
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "16 bits", "tRNS"])
-def test_transparent_pixels_are_refused_and_an_opaque_alpha_is_not(file, mode):
+def test_transparent_pixels_raise_and_an_opaque_alpha_is_not(file, mode):
     alpha = np.full_like(GREY, 255)
     if mode in ("LA", "RGBA"):
         layers = (GREY, alpha) if mode == "LA" else (*COLOUR.transpose(2, 0, 1), alpha)
@@ -119,31 +119,31 @@ def test_transparent_pixels_are_refused_and_an_opaque_alpha_is_not(file, mode):
         chunks = [[(b"tRNS", struct.pack(">H", level))] for level in (3, samples[1, 1])]
         opaque, transparent = (file(f"{i}.png", grey_png(samples, bits, chunk)) for i, chunk in enumerate(chunks))
     assert read_picture(opaque, 1).shape == (6, 5, 1)
-    assert "has transparent pixels; put it on a background first" in refusal(transparent)
+    assert "has transparent pixels; put it on a background first" in error_of(transparent)
 
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", POSTSCRIPT, b"II*\0" + bytes(60), b"DDS " + bytes(20)])
-def test_other_formats_are_refused_whatever_the_name_says(file, content, monkeypatch):
+def test_other_formats_raise_whatever_the_name_says(file, content, monkeypatch):
     monkeypatch.setattr("subprocess.Popen", None)  # no reader may start a program
-    assert f"is not a picture in one of the formats {', '.join(FORMATS)}" in refusal(file("digit.png", content))
+    assert f"is not a picture in one of the formats {', '.join(FORMATS)}" in error_of(file("digit.png", content))
 
 
 def test_damage_is_named(file):
     whole = grey_png(GREY, 8)
     decoded = len(whole) - 12 - 4 - 4  # before the chunk of the end and two checksums
     for cut in range(10, decoded - 2):
-        refusal(file("cut.png", whole[:cut]))
+        error_of(file("cut.png", whole[:cut]))
     control = [(b"acTL", struct.pack(">II", 2, 0))]
-    assert "is " in refusal(file("apng.png", grey_png(GREY, 8, control)[:-12] + png((b"fdAT", bytes(8)))[8:]))
+    assert "is " in error_of(file("apng.png", grey_png(GREY, 8, control)[:-12] + png((b"fdAT", bytes(8)))[8:]))
 
 
-def test_animations_are_refused(file):
+def test_animations_raise(file):
     frames = [Image.fromarray(GREY + i) for i in range(3)]
     path = file("a.gif", (frames[0], {"save_all": True, "append_images": frames[1:]}))
-    assert "is an animation; save one of its pictures as a file" in refusal(path)
+    assert "is an animation; save one of its pictures as a file" in error_of(path)
 
 
 def test_sizes_are_looked_at_before_anything_is_decoded(file, monkeypatch):
@@ -152,14 +152,14 @@ def test_sizes_are_looked_at_before_anything_is_decoded(file, monkeypatch):
         return file("large.png", png((b"IHDR", header), (b"IDAT", b"never read"), (b"IEND", b"")))
 
     monkeypatch.setattr(Image.Image, "load", None)
-    assert "has 10000 rows and 10000 columns, and must have 6 and 5" in refusal(declared(10_000), size=(6, 5))
-    assert "has 100,000,000 pixels, and at most 67,108,864 are read" in refusal(declared(10_000))
-    assert "has more than 67,108,864 pixels" in refusal(declared(20_000))
+    assert "has 10000 rows and 10000 columns, and must have 6 and 5" in error_of(declared(10_000), size=(6, 5))
+    assert "has 100,000,000 pixels, and at most 67,108,864 are read" in error_of(declared(10_000))
+    assert "has more than 67,108,864 pixels" in error_of(declared(20_000))
 
 
 def test_pointers_and_missing_files(file, tmp_path):
     pointer = file("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
-    assert "is a Git LFS pointer in place of the file" in refusal(pointer)
+    assert "is a Git LFS pointer in place of the file" in error_of(pointer)
     with pytest.raises(FileNotFoundError, match=r"b\.png"):
         read_picture(tmp_path / "b.png", 1)
 

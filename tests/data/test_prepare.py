@@ -34,7 +34,7 @@ def test_constant_images_have_no_spread():
     assert measure("train", [([np.full((4, 4, 1), 77, np.uint8)], [0])]).std == (0.0,)
 
 
-def test_nothing_is_refused():
+def test_nothing_raises():
     with pytest.raises(ValueError, match="train holds no images"):
         measure("train", [])
 
@@ -101,7 +101,7 @@ def test_missing_archives_are_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("call", [prepare, check])
-def test_missing_data_and_unknown_names_are_refused(call, tmp_path):
+def test_missing_data_and_unknown_names_raise(call, tmp_path):
     with pytest.raises(ValueError, match="name must be one of digits, cifar10"):
         call("mnist", tmp_path)
     with pytest.raises(ValueError, match="tiny-imagenet-200 does not exist"):

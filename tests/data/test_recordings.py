@@ -139,7 +139,7 @@ def test_counts_beyond_255_show_255(bare):
     assert (image[1, 1, 1], image[2, 2, 0], image.sum()) == (255, 1, 256)
 
 
-def test_a_damaged_recording_is_refused_by_name(bare):
+def test_a_damaged_recording_raises_by_name(bare):
     path = bare / "Train" / "7" / "00001.bin"
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(ValueError, match=r"00001\.bin is not a readable ATIS file: it is cut off.* at byte 95\."):
@@ -159,7 +159,7 @@ def test_only_what_is_asked_for_is_read(small_cifar, tmp_path):
     assert (data.train.images.sum(), data.test.images.sum()) == (9, 9)
 
 
-def refusal(name, data_dir):
+def error_of(name, data_dir):
     with pytest.raises(ValueError) as caught:
         load(name, data_dir=data_dir, timesteps=T, size=SIZE)
     message = str(caught.value)
@@ -174,17 +174,17 @@ def refusal(name, data_dir):
 )
 def test_missing_data_say_where_they_were_sought_and_are_found(name, place, source, tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        message = refusal(name, folder)
+        message = error_of(name, folder)
         assert f"{folder / place} holds no" in message
         assert source in message
-    message = refusal(name, None)
+    message = error_of(name, None)
     assert "data_dir must be given" in message
     assert source in message
 
 
 def test_a_missing_class_is_named(bare):
     (bare / "Test" / "6" / "00001.bin").unlink()
-    assert f"{bare / 'Test' / '6'} holds no .bin recordings" in refusal("nmnist", bare)
+    assert f"{bare / 'Test' / '6'} holds no .bin recordings" in error_of("nmnist", bare)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_missing_class_is_named(bare):
         ({"train_examples": 11}, "train_examples must be an integer from 1 to 10"),
     ],
 )
-def test_impossible_values_are_refused(bare, options, words):
+def test_impossible_values_raise(bare, options, words):
     with pytest.raises(ValueError, match=words):
         load("nmnist", data_dir=bare, **{"timesteps": T, "size": SIZE, **options})
 

@@ -206,7 +206,7 @@ def test_what_ends_a_read_reaches_who_waits(error):
         ({"batch_size": 5, "epochs": 0}, "epochs"),
     ],
 )
-def test_impossible_streams_are_refused(arguments, name):
+def test_impossible_streams_raise(arguments, name):
     with pytest.raises(ValueError, match=f"{name} must be"):
         stream(Numbers(), **{"seed": 0, **arguments})
 
@@ -269,7 +269,7 @@ def test_grey_jpeg_becomes_rgb():
     assert result["image"].shape == (8, 8, 3)
 
 
-def test_unreadable_bytes_and_impossible_crops_are_refused():
+def test_unreadable_bytes_and_impossible_crops_raise():
     with pytest.raises(ValueError, match="an image is not a picture in one of the formats PNG"):
         CenterCrop(8, 8)({"image": b"abc", "label": 0})
     with pytest.raises(ValueError, match="size must be"):

@@ -118,21 +118,21 @@ def test_newest_version_is_taken(small, broken):
     assert len(load("cifar10", data_dir=root).train.images) == 60
 
 
-def test_leaves_the_log_level_as_it_was(small, caplog):
+def test_leaves_the_log_level_unchanged(small, caplog):
     with caplog.at_level(logging.INFO, logger="absl"):
         load("cifar10", data_dir=str(small[0]))
         assert logging.getLogger("absl").level == logging.INFO
     assert not caplog.records
 
 
-def test_too_many_examples_are_refused(small):
+def test_too_many_examples_raise(small):
     with pytest.raises(ValueError, match="train_examples must be an integer from 1 to 60"):
         load("cifar10", data_dir=small[0], train_examples=61)
     with pytest.raises(ValueError, match="test_examples must be an integer from 1 to 20"):
         load("cifar10", data_dir=small[0], test_examples=0)
 
 
-def refusal(root, name="cifar10"):
+def error_of(root, name="cifar10"):
     with pytest.raises(ValueError) as caught:
         load(name, data_dir=root)
     message = str(caught.value)
@@ -142,45 +142,45 @@ def refusal(root, name="cifar10"):
     return message
 
 
-def test_missing_folder_is_refused(tmp_path):
-    assert f"{tmp_path / 'nowhere'} does not exist" in refusal(tmp_path / "nowhere")
+def test_missing_folder_raises(tmp_path):
+    assert f"{tmp_path / 'nowhere'} does not exist" in error_of(tmp_path / "nowhere")
 
 
-def test_folder_without_the_data_set_is_refused(tmp_path):
-    assert f"{tmp_path} holds no prepared cifar100" in refusal(tmp_path, "cifar100")
+def test_folder_without_the_data_set_raises(tmp_path):
+    assert f"{tmp_path} holds no prepared cifar100" in error_of(tmp_path, "cifar100")
 
 
 @pytest.mark.parametrize("keep", [0, 1000, 65536])
-def test_truncated_shard_is_refused(broken, keep):
+def test_truncated_shard_raises(broken, keep):
     root, shard = broken
     shard.write_bytes(shard.read_bytes()[:keep])
-    assert "is not a readable cifar10" in refusal(root)
+    assert "is not a readable cifar10" in error_of(root)
 
 
-def test_missing_shard_is_refused(broken):
+def test_missing_shard_raises(broken):
     root, shard = broken
     shard.unlink()
-    assert "is not a readable cifar10" in refusal(root)
+    assert "is not a readable cifar10" in error_of(root)
 
 
-def test_changed_bytes_are_refused(broken):
+def test_changed_bytes_raise(broken):
     root, shard = broken
     content = bytearray(shard.read_bytes())
     content[1000:1100] = bytes(100)
     shard.write_bytes(content)
-    assert "is not a readable cifar10" in refusal(root)
+    assert "is not a readable cifar10" in error_of(root)
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
-def test_damaged_description_is_refused(broken, file):
+def test_damaged_description_raises(broken, file):
     root, shard = broken
     (shard.parent / file).write_text("{")
-    assert "is not a readable cifar10" in refusal(root)
+    assert "is not a readable cifar10" in error_of(root)
 
 
-def test_other_file_format_is_refused(tmp_path):
+def test_other_file_format_raises(tmp_path):
     prepare(tmp_path / "cifar10" / "3.0.2", "cifar10", 10, "tfrecord")
-    assert "array_record" in refusal(tmp_path)
+    assert "array_record" in error_of(tmp_path)
 
 
 def test_the_real_cifar10(tfds_dir):
@@ -201,7 +201,7 @@ def test_the_real_cifar10_is_complete(tfds_dir):
         load("cifar10", data_dir=tfds_dir, test_examples=10001)
 
 
-def test_a_truncated_shard_of_the_real_cifar10_is_refused(tfds_dir, tmp_path):
+def test_a_truncated_shard_of_the_real_cifar10_raises(tfds_dir, tmp_path):
     source = tfds_dir / "cifar10" / "3.0.2"
     copy = tmp_path / "cifar10" / "3.0.2"
     copy.mkdir(parents=True)
@@ -211,4 +211,4 @@ def test_a_truncated_shard_of_the_real_cifar10_is_refused(tfds_dir, tmp_path):
     content = shard.read_bytes()[:4_000_000]
     shard.unlink()
     shard.write_bytes(content)
-    assert "is not a readable cifar10" in refusal(tmp_path)
+    assert "is not a readable cifar10" in error_of(tmp_path)

@@ -110,7 +110,7 @@ def test_builder_leaves_nothing_behind_when_an_image_is_damaged(broken, tmp_path
     assert not list((tmp_path / "out").rglob("dataset_info.json"))
 
 
-def refusal(folder):
+def error_of(folder):
     with pytest.raises(ValueError) as caught:
         load("tiny_imagenet", data_dir=folder.parent)
     message = str(caught.value)
@@ -118,8 +118,8 @@ def refusal(folder):
     return message
 
 
-def test_missing_folder_is_refused(tmp_path):
-    assert "tiny-imagenet-200 does not exist; unpack http" in refusal(tmp_path / "tiny-imagenet-200")
+def test_missing_folder_raises(tmp_path):
+    assert "tiny-imagenet-200 does not exist; unpack http" in error_of(tmp_path / "tiny-imagenet-200")
     with pytest.raises(ValueError, match="data_dir must be given: unpack http"):
         load("tiny_imagenet", data_dir=None)
 
@@ -127,35 +127,35 @@ def test_missing_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("file", ["wnids.txt", "val/val_annotations.txt", "val/images/val_3.JPEG"])
 def test_missing_file_is_named(broken, file):
     (broken / file).unlink()
-    assert f"{broken / file} is missing" in refusal(broken)
+    assert f"{broken / file} is missing" in error_of(broken)
 
 
 def test_class_that_is_gone_or_short_is_named(broken):
     images = broken / "train" / CLASSES[3] / "images"
     next(images.iterdir()).unlink()
-    assert f"{images} holds 1 images where another class has 2" in refusal(broken)
+    assert f"{images} holds 1 images where another class has 2" in error_of(broken)
     shutil.rmtree(images.parent)
-    assert f"{images} holds 0 images where another class has 2" in refusal(broken)
+    assert f"{images} holds 0 images where another class has 2" in error_of(broken)
 
 
-def test_wrong_number_of_classes_is_refused(broken):
+def test_wrong_number_of_classes_raises(broken):
     (broken / "wnids.txt").write_text("\n".join(CLASSES[:199]))
-    assert "wnids.txt must name 200 classes, got 199" in refusal(broken)
+    assert "wnids.txt must name 200 classes, got 199" in error_of(broken)
 
 
 @pytest.mark.parametrize("line", ["val_0.JPEG", "val_0.JPEG\tn1\t0\t0\t1\t1"])
-def test_damaged_annotations_are_refused(broken, line):
+def test_damaged_annotations_raise(broken, line):
     file = broken / "val" / "val_annotations.txt"
     rows = file.read_text().splitlines()
     file.write_text("\n".join([line, *rows[1:]]))
-    assert "val_annotations.txt must hold a file name and a known class" in refusal(broken)
+    assert "val_annotations.txt must hold a file name and a known class" in error_of(broken)
     file.write_text("\n".join(rows[:-1]))
-    assert "must name each image in" in refusal(broken)
+    assert "must name each image in" in error_of(broken)
     file.write_bytes(b"\xff\xfe")
-    assert "val_annotations.txt is missing or unreadable" in refusal(broken)
+    assert "val_annotations.txt is missing or unreadable" in error_of(broken)
 
 
-def spoil(path, kind):
+def corrupt(path, kind):
     content = path.read_bytes()
     if kind == "size":
         Image.new("RGB", (32, 64)).save(path)
@@ -166,5 +166,5 @@ def spoil(path, kind):
 @pytest.mark.parametrize("kind", ["empty", "truncated", "foreign", "size"])
 def test_damaged_image_is_named(broken, kind):
     path = Path(broken / "train" / CLASSES[0] / "images" / f"{CLASSES[0]}_1.JPEG")
-    spoil(path, kind)
-    assert refusal(broken).startswith(f"{path} ")
+    corrupt(path, kind)
+    assert error_of(broken).startswith(f"{path} ")

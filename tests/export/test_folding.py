@@ -1,4 +1,4 @@
-"""Folding: the affine map of every channel, on an oracle written in floating point, and what is refused."""
+"""Folding: the affine map of every channel, on an oracle written in floating point, and the networks that raise."""
 
 import dataclasses
 
@@ -95,7 +95,7 @@ def _graph(*nodes, timesteps=2):
 
 
 STEM = (Conv("conv1", "image", 2), LIF("lif1", "conv1"))
-REFUSED = {
+INVALID = {
     "leak": (resnet20(width=1 / 8, lif=LIF("", "", tau=0.25)), "only a leak of 0.5 and a hard reset"),
     "soft reset": (resnet20(width=1 / 8, lif=LIF("", "", reset="soft")), "only a leak of 0.5 and a hard reset"),
     "full precision": (resnet20(bits=None, width=1 / 8), "node 'layer1.0.conv1' reads spikes with full-precision"),
@@ -128,9 +128,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused(name):
-    graph, message = REFUSED[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_what_integers_cannot_express_raises(name):
+    graph, message = INVALID[name]
     channels = graph.input.shape[2]
     with pytest.raises(ValueError, match=message):
         fold(graph, random_variables(graph), (0.5,) * channels, (0.25,) * channels)
@@ -156,7 +156,7 @@ class Latch(Unary):
         return Result(inputs[0])
 
 
-def test_a_node_from_outside_is_refused_with_the_line_to_write_and_folds_once_it_is_written(monkeypatch):
+def test_a_node_from_outside_raises_with_the_line_to_write_and_folds_once_it_is_written(monkeypatch):
     graph = _graph(*STEM, Latch("latch", "lif1"), Flatten("flat", "latch"), Dense("fc", "flat", 3))
     arguments = (graph, random_variables(graph), (0.5,), (0.25,))
     line = "@qpsnn_jax.export.folding.fold_node.register."

@@ -103,7 +103,7 @@ def test_big_maps_are_multiplied_in_pieces(monkeypatch):
     np.testing.assert_array_equal(network(pixels), whole)
 
 
-def test_overflow_is_refused():
+def test_overflow_raises():
     with pytest.raises(ValueError, match="layer 'lif': a membrane could reach .* which exceeds 32 bits"):
         IntegerNetwork.of(_tiny(threshold=1.0, timesteps=2, bias=1e12))
     with pytest.raises(ValueError, match="layer 'fc': a logit could reach"):

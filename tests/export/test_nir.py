@@ -1,4 +1,4 @@
-"""NIR: its equations give our spikes, it comes back as it went, and what it cannot say is refused by name."""
+"""NIR: its equations give our spikes, it is read back unchanged, and what it cannot express raises by name."""
 
 import dataclasses
 import sys
@@ -185,7 +185,7 @@ def _graph(*nodes):
 
 STEM = (Conv("conv1", "image", 2), LIF("lif1", "conv1"))
 READOUT = (Flatten("flatten", "lif1"), Dense("fc", "flatten", 3))
-REFUSED = {
+INVALID = {
     "leak": (resnet20(width=1 / 8, lif=LIF("", "", tau=0.25)), "node 'lif1': only a leak of 0.5 and a hard reset"),
     "soft reset": (resnet20(width=1 / 8, lif=LIF("", "", reset="soft")), "node 'lif1': only a leak of 0.5 and a hard"),
     "threshold": (
@@ -231,9 +231,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_nir_cannot_say_is_refused(name):
-    graph, message = REFUSED[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_what_nir_cannot_say_raises(name):
+    graph, message = INVALID[name]
     with pytest.raises(ValueError, match=message):
         nir_graph(graph, random_variables(graph))
 
@@ -442,7 +442,7 @@ class Wire(Unary):
         return Result(inputs[0])
 
 
-def test_a_node_from_outside_is_refused_with_the_line_to_write_and_written_once_it_is_there():
+def test_a_node_from_outside_raises_with_the_line_to_write_and_written_once_it_is_there():
     graph = _graph(*STEM, Wire("wire", "lif1"), Flatten("flatten", "wire"), READOUT[1])
     variables = random_variables(graph)
     line = "@qpsnn_jax.export.nir.writer.translate.register."
@@ -480,7 +480,7 @@ def _spikes_out():
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_a_graph_cannot_say_is_refused(name):
+def test_what_a_graph_cannot_say_raises(name):
     make, message = FOREIGN[name]
     made = make()
     document, options = made if isinstance(made, tuple) else (made, {"timesteps": 2})

@@ -92,24 +92,24 @@ def test_what_begins_otherwise_is_no_packed_file(tmp_path):
         load_packed(tmp_path / "absent")
 
 
-def refused(path, data: bytes) -> None:
+def assert_raises(path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(ValueError, match=str(path)) as caught:
         load_packed(path)
     assert "\n" not in str(caught.value)
 
 
-def test_thousands_of_damaged_files_are_refused(network, tmp_path):
+def test_thousands_of_damaged_files_raise(network, tmp_path):
     draw, whole, path = random.Random(0), network.read_bytes(), tmp_path / "fuzzed.qpsnn"
     for _ in range(600):
         data = bytearray(whole)
         place = draw.randrange(len(data))
         data[place] ^= 1 << draw.randrange(8)
-        refused(path, bytes(data))
-        refused(path, whole[: draw.randrange(len(whole))])
-        refused(path, whole + draw.randbytes(draw.randrange(1, 50)))
+        assert_raises(path, bytes(data))
+        assert_raises(path, whole[: draw.randrange(len(whole))])
+        assert_raises(path, whole + draw.randbytes(draw.randrange(1, 50)))
         start = draw.randrange(len(data))
-        refused(path, whole[:start] + draw.randbytes(draw.randrange(2, 40)) + whole[start:])
+        assert_raises(path, whole[:start] + draw.randbytes(draw.randrange(2, 40)) + whole[start:])
 
 
 def complaint(path) -> str:
@@ -201,16 +201,16 @@ def test_hostile_numbers_and_sizes_take_no_memory(network, tmp_path):
     assert peak < 2**21
 
 
-def test_hostile_lengths_and_texts_are_refused(network, tmp_path):
+def test_hostile_lengths_and_texts_raise(network, tmp_path):
     document, payload = parts(network.read_bytes())
     path = tmp_path / "hostile.qpsnn"
     for text in (b"", b"[" * 100_000, b"1" * 10_000, b'{"timesteps": NaN}', b"\xff\xfe", b"null", b'"\\ud800"'):
-        refused(path, sealed(text, payload))
+        assert_raises(path, sealed(text, payload))
     start = struct.pack("<8sIIQI", b"QPSNN\r\n\x1a", 1, 2**32 - 1, 2**63, 0)
     tracemalloc.start()
-    refused(path, start + bytes(1000))
+    assert_raises(path, start + bytes(1000))
     huge = changed(document, ("layers", 1, "kernel", "shape"), [2**20, 2**20, 2**20, 2**20])
-    refused(path, sealed(huge, payload))
+    assert_raises(path, sealed(huge, payload))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**23

@@ -138,7 +138,7 @@ def as_bfloat16(variables):
 
 
 @over("name", ["conv1.bias", "layer2.1.conv1.bias", "layer1.0.thresholds", "bn1.weight"])
-def test_a_tensor_without_a_place_is_refused(name: str):
+def test_a_tensor_without_a_place_raises(name: str):
     with pytest.raises(ValueError, match=f"state_dict has the tensor '{name}', which does not belong to the"):
         import_torch(altered("resnet20", **{name: np.ones(1, np.float32)}), **SETTINGS)
 

@@ -90,9 +90,9 @@ def test_winograd_is_exact(shape, padding, bits):
 
 
 def test_winograd_is_exact_up_to_its_bound():
-    channels, top = 5592, 15  # the most channels whose products of 4 bits are told to stay exact
+    channels, top = 5592, 15  # the most channels whose products of 4 bits stay exact by the documentation
     assert 200 * top * channels < 2**24 <= 200 * top * (channels + 1)
-    # All channels alike, with every pattern along either axis, so that the sums of every place are at their largest.
+    # All channels are the same, with every pattern along either axis, so that all sums are at their largest.
     on = np.array(list(product([0, 1], repeat=4)))
     signs = np.array(list(product([-1, 1], repeat=3)))
     spikes = np.einsum("ih,jw->ijhw", on, on).reshape(-1, 4, 4, 1)

@@ -1,4 +1,4 @@
-"""Which algorithm runs where, on machines that are told to be there."""
+"""Which algorithm runs where, on simulated machines."""
 
 from functools import partial
 
@@ -60,7 +60,7 @@ def test_exact_programs_are_the_same_on_every_machine(monkeypatch):
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_processes_trace_alike(monkeypatch):
+def test_processes_trace_the_same_program(monkeypatch):
     """Whatever their machines are; and where XLA's own is the fastest, no choice is left to the platform."""
     texts = []
     for flags in (ZEN, set()):

@@ -166,15 +166,15 @@ def without_compiler(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("corrupt", "reason"),
     [
         (unreachable, "Not a directory"),
         (failing, "python.* failed"),
         (without_compiler, "no C\\+\\+ compiler is installed; install g\\+\\+ or clang\\+\\+, or set CXX"),
     ],
 )
-def test_without_the_library_jax_computes_and_one_sentence_says_so(spoil, reason, tmp_path, monkeypatch, caplog):
-    spoil(tmp_path, monkeypatch)
+def test_without_the_library_jax_computes_and_one_sentence_says_so(corrupt, reason, tmp_path, monkeypatch, caplog):
+    corrupt(tmp_path, monkeypatch)
     monkeypatch.setattr(library, "load", library.load.__wrapped__)
     with caplog.at_level(logging.WARNING):
         assert library.load() is None

@@ -161,7 +161,7 @@ def test_counting_by_loops_agrees_at_the_borders():
     assert cost(graph).nodes[0].dense == reads * 2 * 4
 
 
-def test_a_static_image_meets_the_first_layer_once():
+def test_a_static_image_enters_the_first_layer_once():
     static, frames = (cost(pooled_graph(frames=frames)).nodes for frames in (False, True))
     assert frames[0].dense == 3 * static[0].dense
     assert static[0].macs == static[0].dense
@@ -226,7 +226,7 @@ def test_the_footprint_adds_what_eq_16_leaves_out():
 
 
 @pytest.mark.parametrize("name", ["lif0", "average", "flatten"])
-def test_activity_of_another_shape_is_refused(name):
+def test_activity_of_another_shape_raises(name):
     graph = pooled_graph()
     activity, _ = measured(graph)
     with pytest.raises(ValueError, match=f"activity of node '{name}' has the shape"):

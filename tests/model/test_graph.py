@@ -167,7 +167,7 @@ def test_integers_and_numbers_of_numpy():
 
 
 @over("kind", [MaxPool, AveragePool, GlobalAveragePool, Flatten, lambda *a: Conv(*a, 3), lambda *a: Shortcut(*a, (0,))])
-def test_flat_inputs_are_refused_where_an_image_is_needed(kind):
+def test_flat_inputs_raise_where_an_image_is_needed(kind):
     with pytest.raises(ValueError, match=r"node 'x': needs an input of shape \(h, w, c\), got \(288,\)"):
         graph(Flatten("flat", "lif"), kind("x", "flat"))
 
@@ -269,7 +269,7 @@ GARBAGE = {
 
 
 @over("name", GARBAGE)
-def test_text_that_is_no_graph(name: str):
+def test_text_that_is_not_a_graph(name: str):
     with pytest.raises(ValueError, match="the text does not describe a graph: ") as caught:
         from_json(GARBAGE[name])
     assert type(caught.value) is ValueError

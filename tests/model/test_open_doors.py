@@ -292,7 +292,7 @@ def test_functions_without_a_name_run_but_are_not_saved(function):
         to_json(graph)
 
 
-def test_a_gamma_of_another_shape_is_told():
+def test_a_gamma_of_another_shape_raises():
     wrong = Quantizer(2, gamma=lambda weights, bits, axes: jnp.mean(weights, axis=0))
     graph = Graph((Input("image", (4, 4, 2)), Conv("conv", "image", 3, quantizer=wrong)))
     with pytest.raises(ValueError, match=r"gamma must give γ of shape \(1, 1, 1, 1\) for weights \(3, 3, 2, 3\), gave"):
@@ -312,7 +312,7 @@ class Unnamed(PerChannelGain):
 
 
 @pytest.mark.parametrize(("kind", "fields"), [(Forgetful, (6,)), (Unnamed, ())])
-def test_nodes_that_do_not_shrink_are_told(kind, fields):
+def test_nodes_that_do_not_shrink_raise(kind, fields):
     nodes = (Input("image", (4, 4, 2)), Conv("conv", "image", 6), kind("own", "conv", *fields), LIF("lif", "own"))
     graph = Graph((*nodes, Conv("next", "lif", 2)))
     group = "own" if kind is Forgetful else "conv"

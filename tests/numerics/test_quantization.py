@@ -302,7 +302,7 @@ def test_bits_out_of_range(function, bits):
 
 
 @over("bits", [True, np.float32(2), jnp.float32(2), np.True_], ids=repr)
-def test_bits_that_are_no_integers(bits):
+def test_bits_that_are_not_integers(bits):
     with pytest.raises(ValueError, match="bits must be an integer between 1 and 8, got"):
         quantize(jnp.ones((2, 2)), bits)
 
@@ -337,7 +337,7 @@ def test_mse_gamma_has_the_least_error_beyond_the_largest_weight_too(count: int,
     for seed in range(4):
         w = normal(count, 1, seed=seed).astype(np.float64)
         largest, top = np.abs(w).max(), 2**bits - 1
-        # Even in 1/γ, in which the levels change alike everywhere.
+        # Even in 1/γ, in which the levels change equally everywhere.
         grid = 1 / np.linspace(1 / (largest * top), 4 / largest, 20_000)
         fitted = 2 * np.round(top / 2 * (np.clip(w / grid, -1, 1) + 1)) / top - 1
         best = np.min(np.sum(w**2) - np.sum(w * fitted, 0) ** 2 / np.sum(fitted**2, 0))

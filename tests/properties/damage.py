@@ -34,7 +34,7 @@ def limits(seconds: float = 20, memory: int = 2**30) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def read_or_refused(read: Callable[[], Any]) -> tuple[Any, str]:
+def result_or_error(read: Callable[[], Any]) -> tuple[Any, str]:
     """What is read, or None and the one sentence that says why not."""
     with limits():
         try:

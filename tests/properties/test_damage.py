@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from damage import damaged, hostile, read_or_refused, strange_array, text_of
+from damage import damaged, hostile, result_or_error, strange_array, text_of
 from event_files import aedat2, atis
 from event_files import draw as draw_events
 from exported import moments
@@ -137,7 +137,7 @@ def test_damaged_bytes(kind, seed, tmp_path):
         file = files[draw.integers(len(files))]
         whole = file.read_bytes()
         file.write_bytes(damaged(draw, whole))
-        read, said = read_or_refused(lambda: kind.read(path))
+        read, said = result_or_error(lambda: kind.read(path))
         if said:
             assert names_its_place(said, path), said
         elif kind.sure:
@@ -202,7 +202,7 @@ def test_hostile_values(kind, seed, tmp_path):
     whole = {file: file.read_bytes() for file in files_of(path)}
     for _ in range(40):
         HOSTILE[kind.name](draw, path)
-        _, said = read_or_refused(lambda: kind.read(path))
+        _, said = result_or_error(lambda: kind.read(path))
         assert not said or names_its_place(said, path), said
         for file, data in whole.items():
             file.write_bytes(data)
@@ -214,5 +214,5 @@ def test_hostile_graphs(seed):
     for _ in range(200):
         graph = graph_of(int(draw.integers(10_000)))
         text = text_of(draw, hostile(draw, json.loads(to_json(graph))))
-        read, _ = read_or_refused(lambda text=text: from_json(text.decode("latin-1")))
+        read, _ = result_or_error(lambda text=text: from_json(text.decode("latin-1")))
         assert read is None or from_json(to_json(read)) == read

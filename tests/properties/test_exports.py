@@ -43,7 +43,7 @@ def normalized(graph: Graph, pixels: np.ndarray) -> np.ndarray:
     return (pixels / 255.0 - mean) / std
 
 
-def refused(export: Callable[[], Any], graph: Graph) -> tuple[Any, str]:
+def result_or_error(export: Callable[[], Any], graph: Graph) -> tuple[Any, str]:
     """What an export gives, or None and its sentence, which names a node."""
     try:
         return export(), ""
@@ -65,7 +65,7 @@ def spikes_agree(found: Any, membranes: Any, node: LIF, tolerance: Any) -> None:
 def test_whole_numbers_spike_as_the_float_network_does(seed):
     graph = integer_graph_of(seed) if seed % 4 else graph_of(seed)
     variables, pixels = variables_of(graph, seed), pixels_of(graph, seed)
-    network, said = refused(lambda: IntegerNetwork.of(fold(graph, variables, *moments(graph))), graph)
+    network, said = result_or_error(lambda: IntegerNetwork.of(fold(graph, variables, *moments(graph))), graph)
     if network is None:
         assert seed % 4 == 0 or "exceeds 32 bits" in said
         return
@@ -183,7 +183,7 @@ def test_nir_comes_back_with_the_same_spikes(seed, tmp_path):
     # A layer that nobody reads makes the file unreadable.
     graph = integer_graph_of(seed, nir=True) if seed % 2 else live(graph_of(seed, nir=True))
     variables, images = variables_of(graph, seed), normalized(graph, pixels_of(graph, seed))
-    document, _ = refused(lambda: nir_graph(graph, variables, *moments(graph)), graph)
+    document, _ = result_or_error(lambda: nir_graph(graph, variables, *moments(graph)), graph)
     if document is None:
         return
     write_nir(tmp_path / "a.nir", document)

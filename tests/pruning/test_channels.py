@@ -423,7 +423,7 @@ OPTIMIZERS = {
 
 @pytest.fixture
 def optax_promotion():
-    """Optax multiplies numbers by step counts, which strict promotion refuses."""
+    """Optax multiplies numbers by step counts, for which strict promotion raises."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 

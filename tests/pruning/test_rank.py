@@ -107,7 +107,7 @@ def test_a_pivot_is_looked_for_in_two_columns(first: int, found: bool, row: int)
 
 
 @over("prime", _PRIMES)
-def test_inverses_are_whole_although_quotients_are_not(prime: int):
+def test_inverses_are_integers_although_quotients_are_not(prime: int):
     values = np.arange(-(2**15), 2**15 + 1)
     found = np.asarray(_inverse(jnp.asarray(values, jnp.float32), field_of(prime)))
     np.testing.assert_array_equal(found, np.round(found))

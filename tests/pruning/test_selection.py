@@ -109,7 +109,7 @@ def test_channelwise_scores_are_compiled_once_for_each_size_of_map(recorded, cha
         (Criterion(RATE.observe, lambda maps: maps.mean()), "score of the criterion must give one number"),
     ],
 )
-def test_a_criterion_of_another_form_is_refused(recorded, criterion, message):
+def test_a_criterion_of_another_type_raises(recorded, criterion, message):
     with pytest.raises(ValueError, match=message):
         score(GRAPH, recorded[0], recorded[1], criterion)
 

@@ -82,7 +82,7 @@ def test_every_setting_has_a_wrong_value_here():
 
 
 @pytest.mark.parametrize("name", BEYOND)
-def test_a_wrong_value_is_refused_by_name(name):
+def test_a_wrong_value_raises_by_name(name):
     with pytest.raises(ValueError) as caught:
         from_dict(Config, nested(name, BEYOND[name]))
     assert str(caught.value).startswith(f"{name} must be ")
@@ -122,7 +122,7 @@ def test_a_config_survives_json_and_hashes_alike(config):
     assert {found: 1}[config] == 1
 
 
-def test_a_part_of_another_kind_is_refused():
+def test_a_part_of_another_kind_raises():
     with pytest.raises(ValueError, match=r"train must be Training\(…\), got \{'epochs': 3\}"):
         Config(train={"epochs": 3})
 
@@ -142,7 +142,7 @@ def test_a_part_of_another_kind_is_refused():
         (Config(NetworkSettings("json:dumps")), "network json:dumps"),
     ],
 )
-def test_parts_that_do_not_go_together_are_refused(config, message):
+def test_parts_that_do_not_go_together_raise(config, message):
     with pytest.raises(ValueError) as caught:
         check_config(config)
     assert message in str(caught.value)
@@ -232,7 +232,7 @@ IMPORT = "from qpsnn_jax import Config, NetworkSettings\n"
         ("config = {'bits': 2}\n", "must define `config = qpsnn_jax.Config(…)`."),
     ],
 )
-def test_a_wrong_config_file_is_refused(tmp_path, text, message):
+def test_a_wrong_config_file_raises(tmp_path, text, message):
     path = tmp_path / "wrong.py"
     path.write_text(text)
     with pytest.raises(ValueError) as caught:
@@ -241,7 +241,7 @@ def test_a_wrong_config_file_is_refused(tmp_path, text, message):
     assert str(caught.value).endswith(message)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path):
+def test_a_file_that_is_not_text_raises(tmp_path):
     path = tmp_path / "wrong.py"
     path.write_bytes(bytes(range(256)))
     with pytest.raises(ValueError, match=r"wrong\.py") as caught:
@@ -249,6 +249,6 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     assert "None" not in str(caught.value)
 
 
-def test_a_missing_config_file_is_refused(tmp_path):
+def test_a_missing_config_file_raises(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.py does not exist"):
         load_config(tmp_path / "absent.py")

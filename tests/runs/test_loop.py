@@ -202,8 +202,8 @@ def test_checkpoints_within_epochs_are_so_many_steps_apart(plan, whole, tmp_path
     same(trained.variables, whole[0].variables)
 
 
-def test_what_is_missing_or_damaged_is_refused(plan, whole, tmp_path):
-    def refused(place, match):
+def test_what_is_missing_or_damaged_raises(plan, whole, tmp_path):
+    def assert_raises(place, match):
         before = sorted(path.name for path in place.iterdir())
         with pytest.raises(ValueError, match=match):
             fitted(plan, place)
@@ -211,16 +211,16 @@ def test_what_is_missing_or_damaged_is_refused(plan, whole, tmp_path):
 
     missing, damaged, shorter, foreign = (shutil.copytree(whole[1], tmp_path / name) for name in "abcd")
     (missing / "metrics.jsonl").unlink()
-    refused(missing, "metrics.jsonl is missing")
+    assert_raises(missing, "metrics.jsonl is missing")
     for place, lines in ((damaged, ['{"step": 1}', "x"]), (shorter, ['{"step": 1}'])):
         (place / "metrics.jsonl").write_text("\n".join(lines))
-        refused(place, "metrics.jsonl is damaged: it does not hold the steps 1 to 25")
+        assert_raises(place, "metrics.jsonl is damaged: it does not hold the steps 1 to 25")
     found = checkpoint.latest(foreign)
     assert found is not None
     graph = plan.graph
     notes = {name: value for name, value in found.notes.items() if name != "batches"}
     checkpoint.save(foreign, 30, graph, whole[0].variables, notes)
-    refused(foreign, "step_30 was not written by this training")
+    assert_raises(foreign, "step_30 was not written by this training")
 
 
 def test_the_seed_decides(small_network, tmp_path):
@@ -259,7 +259,7 @@ def test_an_average_is_kept_evaluated_and_returned(small_network, tmp_path):
     assert averaged.epochs[-1].test_accuracy == averaged.result.accuracy
 
 
-def test_a_price_on_operations_makes_them_fewer(small_network, tmp_path):
+def test_a_penalty_on_operations_reduces_them(small_network, tmp_path):
     totals = []
     for price in (0.0, 40.0):
         settings = {"train.epochs": 4, "train.learning_rate": 0.02, "network.ste": "plain", "train.sops_penalty": price}
@@ -274,7 +274,7 @@ def test_a_price_on_operations_makes_them_fewer(small_network, tmp_path):
     assert logged[-1]["penalty"] < 0.8 * logged[0]["penalty"]
 
 
-def test_a_batch_larger_than_the_data_is_refused(small_network, tmp_path):
+def test_a_batch_larger_than_the_data_raises(small_network, tmp_path):
     config = Config(NetworkSettings(small_network), DataSettings("digits", train_examples=160))
     for part in ("train", "finetune"):
         others = {name: {"batch_size": 161 if name == part else 32} for name in ("train", "finetune")}
@@ -286,7 +286,7 @@ def test_a_batch_larger_than_the_data_is_refused(small_network, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_checkpoint_of_another_network_is_refused(plan, whole, small_network, tmp_path):
+def test_a_checkpoint_of_another_network_raises(plan, whole, small_network, tmp_path):
     copy = shutil.copytree(whole[1], tmp_path / "copy")
     other = course(small_network, **{"network.width": 2.0})
     with pytest.raises(ValueError, match="or holds another network"):

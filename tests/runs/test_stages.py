@@ -1,4 +1,4 @@
-"""Whole runs of a small network: the stages, their commands, and what is kept, refused and never overwritten."""
+"""Whole runs of a small network: stages, commands, what they save, what raises, and what is never overwritten."""
 
 import dataclasses
 import json
@@ -37,11 +37,11 @@ def copy(small_run, tmp_path):
 def lazy(monkeypatch):
     """Training is over: whoever trains again fails."""
 
-    def refuse(*_, **__):
+    def fail(*_, **__):
         raise AssertionError("a complete stage was computed again")
 
     for name in ("fit", "evaluate", "score_network", "_trained_variables"):
-        monkeypatch.setattr(stages, name, refuse)
+        monkeypatch.setattr(stages, name, fail)
 
 
 def failed(capsys, arguments, match, status=2):
@@ -229,7 +229,7 @@ def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, 
     assert contents(copy) == after
 
 
-def test_the_directory_of_another_run_is_refused(small_config, copy, capsys):
+def test_the_directory_of_another_run_raises(small_config, copy, capsys):
     before = contents(copy)
     for command in ("run", "train"):
         failed(
@@ -266,7 +266,7 @@ def test_an_empty_directory_and_one_killed_at_its_start_are_taken(small_config, 
     "text",
     ["", "[]", "{}", '{"config": 3}', '{"config": {"bitz": 2}}', '{"config": {"network": {"bits": 9}}}', "[" * 100_000],
 )
-def test_a_damaged_config_is_refused(small_config, copy, capsys, text):
+def test_a_damaged_config_raises(small_config, copy, capsys, text):
     (copy / "config.json").write_text(text)
     for command in (["run", small_config, "--out", copy], ["prune", copy], ["evaluate", copy]):
         failed(capsys, command, "config.json is damaged")
@@ -283,7 +283,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_record_is_refused(small_config, copy, capsys, damage):
+def test_a_damaged_record_raises(small_config, copy, capsys, damage):
     path = copy / "pruned" / "stage.json"
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     before = contents(copy)
@@ -291,7 +291,7 @@ def test_a_damaged_record_is_refused(small_config, copy, capsys, damage):
     assert contents(copy) == before
 
 
-def test_a_changed_setting_in_a_run_is_refused(small_config, copy, capsys):
+def test_a_changed_setting_in_a_run_raises(small_config, copy, capsys):
     path = copy / "config.json"
     text = path.read_text()
     path.write_text(text.replace('"seed": 0', '"seed": 1'))
@@ -307,7 +307,7 @@ def test_a_damaged_record_of_a_control_costs_no_more_than_itself(copy):
 
 
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
-def test_damaged_scores_are_refused(small_config, copy, capsys, kept):
+def test_damaged_scores_raise(small_config, copy, capsys, kept):
     shutil.rmtree(copy / "finetuned")
     (copy / "pruned" / "stage.json").unlink()
     scores = copy / "pruned" / "scores.npz"
@@ -316,7 +316,7 @@ def test_damaged_scores_are_refused(small_config, copy, capsys, kept):
     assert not (copy / "pruned" / "stage.json").exists()
 
 
-def test_a_checkpoint_of_another_network_is_refused(small_config, copy, capsys):
+def test_a_checkpoint_of_another_network_raises(small_config, copy, capsys):
     other = build_graph(load_config(small_config), ratios={"middle": 0.5})
     shutil.rmtree(copy / "pruned")
     shutil.rmtree(copy / "quantized" / "final")
@@ -327,7 +327,7 @@ def test_a_checkpoint_of_another_network_is_refused(small_config, copy, capsys):
     assert contents(copy) == before
 
 
-def test_a_corrupted_checkpoint_is_refused(small_config, copy, capsys):
+def test_a_corrupted_checkpoint_raises(small_config, copy, capsys):
     arrays = (p for p in (copy / "quantized" / "final").rglob("d/*") if p.is_file())
     path = max(arrays, key=lambda p: p.stat().st_size)
     data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""`qpsnn verify` runs both sides, `qpsnn infer` classifies files; what does not fit is refused in a sentence."""
+"""`qpsnn verify` compares both networks, `qpsnn infer` classifies files; invalid input is one sentence."""
 
 import dataclasses
 import os
@@ -41,53 +41,53 @@ def _other_classes(folded):
     return dataclasses.replace(folded, layers=(*layers, dataclasses.replace(readout, kernel=-readout.kernel)))
 
 
-def _spoiled_packed(change):
+def _corrupted_packed(change):
     load = verify.load_packed
     change.setattr(verify, "load_packed", lambda path: load(path)._replace(folded=_other_classes(load(path).folded)))
 
 
-def _spoiled_c(change):
+def _corrupted_c(change):
     change.setattr(verify, "_DRIVER", verify._DRIVER.replace("(long)logits[k]", "(long)logits[k] + 1"))
 
 
-def _spoiled_onnx(change):
+def _corrupted_onnx(change):
     make = verify.onnx_model
     change.setattr(verify, "onnx_model", lambda folded: make(_other_classes(folded)))
 
 
-def _spoiled_nir(change):
+def _corrupted_nir(change):
     read = verify.read_nir
 
-    def spoiled(path):
+    def corrupted(path):
         document = read(path)
         document.nodes["fc"].weight = -document.nodes["fc"].weight
         return document
 
-    change.setattr(verify, "read_nir", spoiled)
+    change.setattr(verify, "read_nir", corrupted)
 
 
-def _spoiled_stablehlo(change):
+def _corrupted_stablehlo(change):
     make = verify.stablehlo
 
-    def spoiled(graph, variables, mean, std):
+    def corrupted(graph, variables, mean, std):
         fc = {name: -leaf for name, leaf in variables["params"]["fc"].items()}
         return make(graph, {**variables, "params": {**variables["params"], "fc": fc}}, mean, std)
 
-    change.setattr(verify, "stablehlo", spoiled)
+    change.setattr(verify, "stablehlo", corrupted)
 
 
-SPOILED = {
-    "packed": (_spoiled_packed, (), "the integer network must give 99.9 % of the predictions, and gives"),
-    "c": (_spoiled_c, ("cc",), "the C program must give every logit, and differs on 100.00 %"),
-    "onnx": (_spoiled_onnx, ("onnx", "onnxruntime"), "onnxruntime must give 99.9 % of the predictions, and gives"),
-    "nir": (_spoiled_nir, ("nir",), "the NIR graph must give 99.9 % of the predictions, and gives"),
-    "stablehlo": (_spoiled_stablehlo, (), "StableHLO must give 99.9 % of the predictions, and gives"),
+CORRUPTED = {
+    "packed": (_corrupted_packed, (), "the integer network must give 99.9 % of the predictions, and gives"),
+    "c": (_corrupted_c, ("cc",), "the C program must give every logit, and differs on 100.00 %"),
+    "onnx": (_corrupted_onnx, ("onnx", "onnxruntime"), "onnxruntime must give 99.9 % of the predictions, and gives"),
+    "nir": (_corrupted_nir, ("nir",), "the NIR graph must give 99.9 % of the predictions, and gives"),
+    "stablehlo": (_corrupted_stablehlo, (), "StableHLO must give 99.9 % of the predictions, and gives"),
 }
 
 
-@pytest.mark.parametrize("form", SPOILED)
-def test_a_broken_promise_is_status_1(form, small_run, capsys, monkeypatch):
-    spoil, needed, message = SPOILED[form]
+@pytest.mark.parametrize("form", CORRUPTED)
+def test_an_export_that_disagrees_is_status_1(form, small_run, capsys, monkeypatch):
+    corrupt, needed, message = CORRUPTED[form]
     for name in needed:
         _ = compiler("gcc") if name == "cc" else pytest.importorskip(name, reason=f"{name} is not installed")
     command = ["verify", str(small_run), "--format", form, "--test-examples", "20", "--cc", "gcc -O1"]
@@ -95,7 +95,7 @@ def test_a_broken_promise_is_status_1(form, small_run, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert " on 100.00 %" in captured.out
     assert captured.err == ""
-    spoil(monkeypatch)
+    corrupt(monkeypatch)
     assert main(command) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(f"qpsnn: the export disagrees with the network: {message}")
@@ -103,7 +103,7 @@ def test_a_broken_promise_is_status_1(form, small_run, capsys, monkeypatch):
     assert "%" in captured.out
 
 
-def test_rounded_weights_promise_less(small_run, capsys):
+def test_rounded_weights_may_disagree_more(small_run, capsys):
     command = ["verify", str(small_run), "--format", "packed", "--stem-bits", "8", "--readout-bits", "8"]
     assert main(command) == 0
     same = float(re.search(r"gives the same prediction on ([0-9.]+) %", capsys.readouterr().out)[1])
@@ -132,7 +132,7 @@ def test_infer_classifies_a_folder(exported, tmp_path, capsys):
     np.testing.assert_allclose(currents, expected.max(-1) * network.readout.unit, atol=1e-3)
 
 
-def test_infer_refuses_what_does_not_fit(exported, tmp_path, capsys):
+def test_infer_raises_for_what_does_not_fit(exported, tmp_path, capsys):
     empty, text, large, floating = (tmp_path / name for name in ("empty", "text.png", "large.png", "floating.npy"))
     empty.mkdir()
     text.write_text("no image")

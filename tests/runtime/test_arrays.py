@@ -32,7 +32,7 @@ def file(tmp_path):
     return write
 
 
-def refusal(read, path):
+def error_of(read, path):
     with pytest.raises(ValueError) as caught:
         read(path)
     message = str(caught.value)
@@ -70,18 +70,18 @@ def test_arrays_come_out_as_they_went_in(file, tmp_path):
 def test_damage_is_one_sentence(file, content):
     tracemalloc.start()
     try:
-        refusal(read_npy, file(content))
+        error_of(read_npy, file(content))
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()
-    refusal(read_npz, file(content, "a.npz"))
+    error_of(read_npz, file(content, "a.npz"))
 
 
 def test_one_is_not_the_other(file, tmp_path):
     np.savez(tmp_path / "b.npz", x=ARRAY)
-    assert "is not a readable file of arrays" in refusal(read_npy, tmp_path / "b.npz")
-    assert "(a single array, not an archive)" in refusal(read_npz, file(saved(arr=ARRAY)))
-    assert "is a Git LFS pointer" in refusal(read_npz, file(b"version https://git-lfs.github.com/spec/v1\n"))
+    assert "is not a readable file of arrays" in error_of(read_npy, tmp_path / "b.npz")
+    assert "(a single array, not an archive)" in error_of(read_npz, file(saved(arr=ARRAY)))
+    assert "is a Git LFS pointer" in error_of(read_npz, file(b"version https://git-lfs.github.com/spec/v1\n"))
 
 
 def test_random_damage_to_an_archive_raises_nothing_else(file, tmp_path):

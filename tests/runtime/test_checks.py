@@ -13,7 +13,7 @@ def test_integers_of_any_kind_are_plain(value):
 
 
 @pytest.mark.parametrize("value", [True, np.True_, 3.0, "3", None, np.float32(3), np.array([3]), 2, 5, 10**40, b"3"])
-def test_other_integers_are_refused(value):
+def test_other_integers_raise(value):
     with pytest.raises(ValueError, match="^n must be an integer from 3 to 4, got .*") as caught:
         integer("n", value, 3, 4)
     assert len(str(caught.value)) < 150
@@ -31,7 +31,7 @@ OTHERS = [True, "0.5", None, float("nan"), float("inf"), -0.1, 2, 10**400, 0.5j,
 
 
 @pytest.mark.parametrize("value", [*OTHERS, np.full((99, 99), 0.5), np.array("0.5"), np.zeros((), "V3"), [0.5]])
-def test_other_numbers_are_refused(value):
+def test_other_numbers_raise(value):
     with pytest.raises(ValueError, match="^x must be a number from 0 to 1, got .*") as caught:
         finite("x", value, 0, 1)
     assert len(str(caught.value)) < 150

@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path, monkeypa
 
 
 def test_a_file_beyond_the_limit_is_not_left_half_written(tmp_path):
-    """A real refusal by the kernel in the midst of writing."""
+    """A real error of the operating system in the midst of writing."""
     path = tmp_path / "large"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))

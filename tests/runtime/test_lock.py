@@ -24,7 +24,7 @@ time.sleep(60)
 """
 
 
-def test_a_second_run_is_refused_until_the_owner_dies(tmp_path):
+def test_a_second_run_raises_until_the_owner_dies(tmp_path):
     directory = tmp_path / "new" / "run"
     with directory_lock(directory):  # makes it
         assert int((directory / lock.LOCK_FILE).read_text()) == os.getpid()

@@ -56,7 +56,7 @@ def test_a_function_of_a_program_is_found_in_its_file_by_others(tmp_path):
 
 
 @pytest.mark.parametrize("value", [lambda: 0, (lambda: lambda: 0)(), Path.exists])
-def test_what_has_no_name_of_its_own_is_refused(value):
+def test_what_has_no_name_of_its_own_raises(value):
     with pytest.raises(ValueError, match="cannot be imported by name; define it at the top level"):
         name_of(value)
 

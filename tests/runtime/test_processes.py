@@ -35,7 +35,7 @@ def free_port() -> int:
 
 def started(directory: Path, *options: str, count: int = 1, devices: int = 1, odd: tuple[str, ...] = ()) -> list:
     """The run in so many processes that join, each with so many CPU devices; the last has the ``odd`` options too."""
-    # Unoptimized code compiles in half the time, and rounds alike in both.
+    # Unoptimized code compiles in half the time, and rounds equally in both.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), *sys.path])
@@ -101,9 +101,9 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(tmp_path):
     assert (two / "quantized" / f"step_{stopped}" / "meta.json").exists()
     assert not (two / "quantized" / "stage.json").exists()
 
-    (said, told), (other, silence) = ended(started(two, "--run.fsdp", "true", count=2), 0)
+    (said, shown), (other, silence) = ended(started(two, "--run.fsdp", "true", count=2), 0)
     (alone, _) = ended(reference, 0)[0]
-    assert "finetuned: epoch 1/1" in told
+    assert "finetuned: epoch 1/1" in shown
     assert "epoch" not in silence
     assert "report.md" in said
     assert "report.md" not in other
@@ -154,7 +154,7 @@ def test_a_process_alone_waits_for_nobody(tmp_path):
 ADDRESS = "coordinator must be HOST:PORT with a port of 1 to 65535, the same for all processes"
 
 
-def test_a_port_that_is_taken_is_refused():
+def test_a_port_that_is_taken_raises():
     with socket.create_server(("localhost", 0)) as taken:
         port = taken.getsockname()[1]
         message = f"process 0 cannot listen at port {port} .Address already in use.; choose another"
@@ -175,7 +175,7 @@ def test_a_port_that_is_taken_is_refused():
         ((2, 1, "no.host.invalid:80"), "coordinator 'no.host.invalid:80' names a host that cannot be resolved."),
     ],
 )
-def test_what_cannot_be_joined_is_refused(arguments, message):
+def test_what_cannot_be_joined_raises(arguments, message):
     with pytest.raises(ValueError) as caught:
         processes.initialize(*arguments)
     assert str(caught.value) == message

@@ -72,7 +72,7 @@ def test_what_a_field_takes_is_said(name):
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]])
-def test_a_wrong_value_is_refused_in_one_sentence(name, value):
+def test_a_wrong_value_raises_in_one_sentence(name, value):
     with pytest.raises(ValueError) as caught:
         Part(**{name: value})
     assert str(caught.value).startswith(f"{name} must be {TAKES[name]}, got ")
@@ -118,7 +118,7 @@ def test_plain_values_there_and_back():
         ([], "a config must be an object of settings, got []."),
     ],
 )
-def test_wrong_plain_values_are_refused_by_their_whole_name(values, message):
+def test_wrong_plain_values_raise_by_their_whole_name(values, message):
     with pytest.raises(ValueError) as caught:
         from_dict(Whole, values)
     assert str(caught.value) == message

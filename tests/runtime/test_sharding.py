@@ -40,7 +40,7 @@ def test_eight_devices_do_what_one_does(tmp_path):
     assert found["fits"]["accuracy"] == 0
 
 
-def test_devices_that_cannot_share_a_batch_are_refused(monkeypatch):
+def test_devices_that_cannot_share_a_batch_raise(monkeypatch):
     class Mesh:
         size = 3
 

@@ -124,7 +124,7 @@ def flip(path, places):
     path.write_bytes(bytes(data))
 
 
-def refused(directory, match, like=None):
+def assert_raises(directory, match, like=None):
     before = contents(directory)
     with pytest.raises(ValueError, match=match) as caught:
         found = checkpoint.latest(directory)
@@ -139,19 +139,19 @@ def refused(directory, match, like=None):
 def test_a_flipped_byte_in_the_arrays_is_found(copy, place):
     path = largest(copy)
     flip(path, [int(place * path.stat().st_size)])
-    refused(copy, "damaged")
+    assert_raises(copy, "damaged")
 
 
 @pytest.mark.parametrize("left", [0, 0.5, 0.99])
 def test_truncated_arrays_are_found(copy, left):
     path = largest(copy)
     path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
-    refused(copy, "damaged")
+    assert_raises(copy, "damaged")
 
 
 def test_absent_arrays_are_found(copy):
     shutil.rmtree(copy / "step_12" / "arrays")
-    refused(copy, "damaged")
+    assert_raises(copy, "damaged")
 
 
 @pytest.mark.parametrize(
@@ -159,17 +159,17 @@ def test_absent_arrays_are_found(copy):
 )
 def test_a_damaged_description_is_found(copy, text):
     (copy / "step_12" / "meta.json").write_text(text)
-    refused(copy, "meta.json does not describe a network")
+    assert_raises(copy, "meta.json does not describe a network")
 
 
-def test_a_description_that_is_no_text_is_found(copy):
+def test_a_description_that_is_not_text_is_found(copy):
     (copy / "step_12" / "meta.json").write_bytes(b"\xff\xfe\x00")
-    refused(copy, "meta.json does not describe a network")
+    assert_raises(copy, "meta.json does not describe a network")
 
 
 def test_a_missing_description_is_found(copy):
     (copy / "step_12" / "meta.json").unlink()
-    refused(copy, "is not a checkpoint: it has no meta.json")
+    assert_raises(copy, "is not a checkpoint: it has no meta.json")
 
 
 def test_changed_checksums_are_found(copy):
@@ -177,10 +177,10 @@ def test_changed_checksums_are_found(copy):
     meta = json.loads(path.read_text())
     meta["files"][next(iter(meta["files"]))] += 1
     path.write_text(json.dumps(meta))
-    refused(copy, "its meta.json does not describe a network .it does not match its checksum")
+    assert_raises(copy, "its meta.json does not describe a network .it does not match its checksum")
     del meta["crc32_meta"]
     path.write_text(json.dumps(meta | {"crc32_meta": checkpoint._checksum(meta)}))
-    refused(copy, "its files do not match their checksums")
+    assert_raises(copy, "its files do not match their checksums")
 
 
 def test_files_that_others_leave_in_a_checkpoint_do_no_harm(copy):
@@ -214,7 +214,7 @@ def test_a_path_that_is_a_link_is_taken_as_it_is(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(tmp_path, capfd):
-    """Arrays larger than a file may be, which the kernel refuses as it does on a full disk."""
+    """Arrays larger than a file may be, so that writing fails as on a full disk."""
     state = {"x": jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)), jnp.float32)}
     checkpoint.save(tmp_path, 1, GRAPH, state, NOTES)
     before, limit = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -269,13 +269,13 @@ def test_some_arrays_are_read_by_name(saved):
         checkpoint.restore(found, {"absent": kernel}, partial=True)
 
 
-def test_a_checkpoint_of_another_network_or_optimizer_is_refused(copy):
+def test_a_checkpoint_of_another_network_or_optimizer_raises(copy):
     variables = random_variables(GRAPH)
     variables["params"]["conv1"]["kernel"] = variables["params"]["conv1"]["kernel"][..., :-1]
     wider = init_state(variables, optimizer("adam", 0.1), jax.random.key_data(jax.random.key(0)))
-    refused(copy, "another network or optimizer", wider)
-    refused(copy, "another network or optimizer", state_of(name="sgd"))
-    refused(copy, "another network or optimizer", state_of(ema=True))
+    assert_raises(copy, "another network or optimizer", wider)
+    assert_raises(copy, "another network or optimizer", state_of(name="sgd"))
+    assert_raises(copy, "another network or optimizer", state_of(ema=True))
 
 
 def test_networks_are_found_in_every_place(tmp_path):
@@ -298,7 +298,7 @@ def test_the_last_complete_stage_of_a_run_is_taken(tmp_path):
         same(load_network(tmp_path)[1], jax.tree.map(jnp.asarray, random_variables(GRAPH, seed)))
 
 
-def test_a_place_without_a_network_is_refused(saved, tmp_path):
+def test_a_place_without_a_network_raises(saved, tmp_path):
     for place in (tmp_path, tmp_path / "absent", saved):  # a training state is not a network
         with pytest.raises(ValueError, match=re.escape(f"{place} does not hold a complete network")):
             load_network(place)

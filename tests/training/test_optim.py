@@ -124,7 +124,7 @@ def test_the_schedule_drives_the_optimizer():
         {"warmup_epochs": -1.0},
     ],
 )
-def test_wrong_schedules_are_refused(wrong):
+def test_wrong_schedules_raise(wrong):
     with pytest.raises(ValueError, match="must be positive"):
         cosine_schedule(**{"learning_rate": 0.1, "epochs": 2, "steps_per_epoch": 2} | wrong)
 
@@ -137,7 +137,7 @@ def test_wrong_schedules_are_refused(wrong):
         ("adam", {"clip_norm": 0.0}, "clip_norm positive"),
     ],
 )
-def test_wrong_optimizers_are_refused(name, wrong, message):
+def test_wrong_optimizers_raise(name, wrong, message):
     with pytest.raises(ValueError, match=message):
         optimizer(name, 0.1, **wrong)
 

@@ -200,7 +200,7 @@ def test_a_raw_key_is_one_of_the_default_implementation(variables):
     assert init_state(variables, TX, jax.random.key_data(KEY)).key == KEY
 
 
-def test_a_label_that_is_no_class_makes_the_loss_nan(variables, images):
+def test_a_label_that_is_not_a_class_makes_the_loss_nan(variables, images):
     step = jax.jit(make_train_step(GRAPH, TX))
     for wrong in (3, -1):
         _, metrics = step(init_state(variables, TX, KEY), images, LABELS.at[1].set(wrong))

@@ -42,7 +42,7 @@ class _File(NamedTuple):
     kind: str
     content: bytes
 
-    def refusal(self, offset: int, what: str) -> ValueError:
+    def error(self, offset: int, what: str) -> ValueError:
         return ValueError(f"{self.path} is not a readable {self.kind} file: it {what} at byte {offset}.")
 
 
@@ -67,7 +67,7 @@ def read_atis(path: str | PathLike[str], size: tuple[int, int] = (34, 34)) -> Ev
     """
     file = _open(path, "ATIS")
     if not file.content:
-        raise file.refusal(0, "holds nothing")
+        raise file.error(0, "is empty")
     records = _records(file, 0, len(file.content), np.uint8, _ATIS_BYTES).astype(np.int64)
     event = records[:, 1] != _ATIS_OVERFLOW_ROW
     x, y = records[:, 0], records[:, 1]
@@ -98,10 +98,10 @@ def read_aedat(path: str | PathLike[str]) -> Events:
     """
     file = _open(path, "AEDAT")
     if not file.content.startswith(_VERSION):
-        raise file.refusal(0, f"does not begin with {_VERSION.decode()}")
+        raise file.error(0, f"does not begin with {_VERSION.decode()}")
     line, start = _header_line(file, 0)
     if line[len(_VERSION) :] != b"2.0":
-        raise file.refusal(len(_VERSION), "is of another version than 2.0")
+        raise file.error(len(_VERSION), "is of another version than 2.0")
     while file.content.startswith(b"#", start):
         _, start = _header_line(file, start)
     address, clock = _records(file, start, len(file.content), ">u4", _AEDAT_BYTES).T
@@ -128,7 +128,7 @@ def _open(path: str | PathLike[str], kind: str) -> _File:
 def _header_line(file: _File, start: int) -> tuple[bytes, int]:
     end = file.content.find(b"\n", start)
     if not file.content.startswith(b"#", start) or end < 0:
-        raise file.refusal(start, "has no complete header line")
+        raise file.error(start, "has no complete header line")
     return file.content[start:end].rstrip(), end + 1
 
 
@@ -136,11 +136,11 @@ def _records(file: _File, start: int, end: int, dtype: str | type, record: int) 
     """The bytes from start to end as rows, one for each record, in this machine's byte order."""
     rest = (end - start) % record
     if rest:
-        raise file.refusal(end - rest, f"is cut off, with {rest} of the {record} bytes of a record,")
+        raise file.error(end - rest, f"is cut off, with {rest} of the {record} bytes of a record,")
     data = np.frombuffer(file.content[start:end], dtype)
     return data.astype(data.dtype.newbyteorder("=")).reshape(-1, record // data.itemsize)
 
 
 def _check_pixels(file: _File, outside: np.ndarray, start: int, record: int) -> None:
     if outside.any():
-        raise file.refusal(start + int(outside.argmax()) * record, "has an event that is not of this sensor")
+        raise file.error(start + int(outside.argmax()) * record, "has an event that is not of this sensor")

@@ -68,7 +68,7 @@ def frames_by_time(events: Events, timesteps: int, size: tuple[int, int]) -> Arr
 
 
 @partial(jax.jit, static_argnames=("timesteps", "sensor", "size"))
-def accumulate(
+def count_events(
     steps: Array,
     y: Array,
     x: Array,
@@ -107,7 +107,7 @@ def _frames(events: Events, steps: np.ndarray, timesteps: int, size: tuple[int, 
         result[: len(array)] = array
         return result
 
-    return accumulate(
+    return count_events(
         padded(steps, timesteps, np.int32),
         padded(events.y, 0, np.uint16),
         padded(events.x, 0, np.uint16),
