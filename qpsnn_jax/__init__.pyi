@@ -34,6 +34,8 @@ from .model.nodes import AttentionTrace as AttentionTrace
 from .model.nodes import Quantizer as Quantizer
 from .model.settings import NetworkSettings as NetworkSettings
 from .numerics.gamma import gamma_of as gamma_of
+from .numerics.learned import lsq_gamma as lsq_gamma
+from .numerics.learned import scale_gradient as scale_gradient
 from .numerics.losses import cross_entropy as cross_entropy
 from .numerics.losses import temporal_cross_entropy as temporal_cross_entropy
 from .numerics.neurons import LIFTrace as LIFTrace

@@ -26,7 +26,7 @@ def random_variables(graph: Graph, seed: int = 0) -> dict:
         match path[-1].key:
             case "kernel":
                 values = draw.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
-            case "scale" | "gain":
+            case "scale" | "gain" | "gamma":
                 values = draw.uniform(0.8, 1.6, leaf.shape)
             case "var":
                 values = draw.uniform(0.1, 0.4, leaf.shape)

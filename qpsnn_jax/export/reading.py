@@ -9,7 +9,7 @@ import numpy as np
 
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import BatchNorm, Node, Quantizer, Weighted
-from qpsnn_jax.numerics.quantization import Codes, codes
+from qpsnn_jax.numerics.quantization import Codes
 
 
 class Weights(NamedTuple):
@@ -86,8 +86,6 @@ def _codes(graph: Graph, variables: Mapping[str, Any]) -> dict[str, tuple[np.nda
 def _all_codes(quantizers: tuple[tuple[str, Quantizer], ...], params: Any, scales: Any) -> dict[str, Codes]:
     found = {}
     for name, quantizer in quantizers:
-        kernel, gain = params[name]["kernel"], scales[name]["gain"]
-        gain = gain.reshape((1,) * (kernel.ndim - 1) + (-1,))
-        options = {"gamma": quantizer.gamma, "granularity": quantizer.granularity, "gain": gain}
-        found[name] = codes(kernel, quantizer.bits, **options)
+        scale = (params[name] | scales.get(name, {}))[quantizer.scale_leaf]
+        found[name] = quantizer.codes(params[name]["kernel"], scale)
     return found

@@ -18,7 +18,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from qpsnn_jax.kernels.dispatch import Precision, check_precision
@@ -175,10 +174,10 @@ def run_node(module: nn.Module, node: Node, x: Array, context: Context) -> Array
     others: dict[str, nn.Variable[Any]] = {}
     for name, leaf in node.leaves(context.inputs).items():
         if leaf.collection == "params":
-            leaves[name] = module.param(name, leaf.init, leaf.shape, jnp.float32)
+            leaves[name] = module.param(name, lambda key, leaf=leaf: leaf.start(key, leaves))
         else:
             others[name] = module.variable(
-                leaf.collection, name, lambda leaf=leaf: leaf.init(jax.random.key(0), leaf.shape, jnp.float32)
+                leaf.collection, name, lambda leaf=leaf: leaf.start(jax.random.key(0), leaves)
             )
             leaves[name] = others[name].value
     result = node.run(leaves, [x], context)

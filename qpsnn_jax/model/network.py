@@ -115,8 +115,10 @@ class SpikingNetwork(nn.Module):
 
 def fresh_leaves(key: Array, leaves: Mapping[str, Leaf]) -> Leaves:
     """New float32 arrays. The first draws from ``key`` itself, the others from keys derived from it."""
-    keys = (jax.random.fold_in(key, i) if i else key for i in range(len(leaves)))
-    return {name: leaf.init(k, leaf.shape, jnp.float32) for (name, leaf), k in zip(leaves.items(), keys, strict=True)}
+    arrays: Leaves = {}
+    for i, (name, leaf) in enumerate(leaves.items()):
+        arrays[name] = leaf.start(jax.random.fold_in(key, i) if i else key, arrays)
+    return arrays
 
 
 def _repeat(x: Array, timesteps: int) -> Array:

@@ -34,7 +34,9 @@ class NetworkSettings:
     width: float = setting(1.0, "factor on the number of channels", above=0, most=100)
     timesteps: int = setting(2, "time steps T", least=1, most=1_000_000)
     bits: int | None = setting(2, "bits of the quantized weights; none: full precision", least=1, most=8)
-    gamma: str = setting("mean", "rule for the scale γ of weights", names=("none", "max", "percentile", "mean", "mse"))
+    gamma: str = setting(
+        "mean", "rule for the scale γ of weights", names=("none", "max", "percentile", "mean", "mse", "learned")
+    )
     granularity: Literal["layer", "channel"] = setting("layer", "what shares one γ: the layer, or each output channel")
     ste: str = setting("clipped", "straight-through gradient of the quantizer", names=("clipped", "plain", "scaled"))
     fire: Literal[">=", ">"] = setting(">=", "when a membrane fires at the threshold")

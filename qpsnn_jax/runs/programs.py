@@ -48,6 +48,7 @@ def make_optimizer(training: Training, steps_per_epoch: int) -> Any:
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         clip_norm=training.clip_norm,
+        scale_lr=training.scale_lr,
     )
 
 

@@ -9,6 +9,8 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
+from qpsnn_jax.numerics.learned import LEARNED
+
 Number = float | Array
 OptimizerName = Literal["sgd", "adam"]
 
@@ -57,6 +59,7 @@ def optimizer(
     nesterov: bool = True,
     weight_decay: Number = 0.0,
     clip_norm: Number | None = None,
+    scale_lr: Number = 1.0,
 ) -> optax.GradientTransformation:
     """SGD with momentum or Adam, L2 weight decay on convolution weights only, optional clipping by global norm.
 
@@ -68,6 +71,8 @@ def optimizer(
         momentum, nesterov: of SGD.
         weight_decay: λ of the term λ·W added to the gradient of convolution kernels ``h w i o``.
         clip_norm: largest global norm of the gradient, applied before the decay; None for no clipping.
+        scale_lr: factor on the learning rate of learned scales
+            (:data:`qpsnn_jax.numerics.learned.LEARNED`), which are never decayed.
 
     Returns:
         An Optax transformation.
@@ -75,8 +80,8 @@ def optimizer(
     Raises:
         ValueError: unknown name, or a number out of range.
     """
-    if not _not_negative(weight_decay) or not (clip_norm is None or _positive(clip_norm)):
-        raise ValueError("weight_decay must not be negative, and clip_norm positive.")
+    if not _not_negative(weight_decay) or not all(n is None or _positive(n) for n in (clip_norm, scale_lr)):
+        raise ValueError("weight_decay must not be negative, and clip_norm and scale_lr positive.")
     if name == "sgd":
         update = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
     elif name == "adam":
@@ -87,6 +92,7 @@ def optimizer(
         optax.clip_by_global_norm(clip_norm) if clip_norm is not None else optax.identity(),
         optax.add_decayed_weights(weight_decay, mask=_convolution_kernels),
         update,
+        optax.masked(optax.scale(scale_lr), _learned_scales),
     )
 
 
@@ -111,3 +117,11 @@ def _unstrict(inner: optax.GradientTransformation) -> optax.GradientTransformati
 
 def _convolution_kernels(params: optax.Params) -> optax.Params:
     return jax.tree.map(lambda leaf: leaf.ndim == 4, params)
+
+
+def _learned_scales(params: optax.Params) -> optax.Params:
+    def learned(path: tuple, leaf: Any) -> bool:
+        del leaf
+        return isinstance(path[-1], jax.tree_util.DictKey) and path[-1].key in LEARNED
+
+    return jax.tree_util.tree_map_with_path(learned, params)

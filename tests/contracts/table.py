@@ -11,7 +11,7 @@ import numpy as np
 from qpsnn_jax.kernels import plain
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry
-from qpsnn_jax.numerics import gamma, losses, neurons, quantization, surrogate
+from qpsnn_jax.numerics import gamma, learned, losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import rank, scores
 
 DRAW = np.random.default_rng(0)
@@ -94,6 +94,8 @@ def quantizer_table() -> list[Contract]:
         Contract(
             "integer_weights", lambda w: q.integer_weights(w, 3, gamma="max", **per_channel), WEIGHTS, forward=False
         ),
+        Contract("scale_gradient", lambda g: learned.scale_gradient(g, 0.5), GAMMAS),
+        Contract("lsq_gamma", lambda g: learned.lsq_gamma(-g, count=20, bits=3), GAMMAS),
         Contract("gamma_of-none", lambda w: gamma.gamma_of(w, 3, "none"), WEIGHTS, grad=False),
         Contract("gamma_of-max", lambda w: gamma.gamma_of(w, 3, "max"), WEIGHTS),
         Contract("gamma_of-percentile", lambda w: gamma.gamma_of(w, 3, "percentile", "channel"), WEIGHTS),

@@ -134,7 +134,7 @@ def test_wrong_schedules_raise(wrong):
     [
         ("rmsprop", {}, "must be sgd or adam"),
         ("sgd", {"weight_decay": -1e-3}, "weight_decay must not be negative"),
-        ("adam", {"clip_norm": 0.0}, "clip_norm positive"),
+        ("adam", {"clip_norm": 0.0}, "clip_norm and scale_lr positive"),
     ],
 )
 def test_wrong_optimizers_raise(name, wrong, message):

@@ -42,6 +42,7 @@ class Leaf(NamedTuple):
     ``init`` is one of :mod:`jax.nn.initializers`, or any function of a key, a shape and a dtype. ``axes`` names for
     each axis the node whose channels it holds (the node itself or one of its inputs), or None. ``collection`` is
     ``params``, ``batch_stats`` or ``scales``; only params are random. ``bits`` is the storage of each number.
+    ``derive`` takes the place of ``init`` for an array that starts from those listed before it.
     """
 
     shape: tuple[int, ...]
@@ -49,11 +50,16 @@ class Leaf(NamedTuple):
     axes: tuple[str | None, ...]
     collection: str = "params"
     bits: int = 32
+    derive: Callable[[Leaves], Array] | None = None
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def start(self, key: Array, before: Leaves) -> Array:
+        """Its first value, float32, where ``before`` are the node's leaves that stand before it."""
+        return self.init(key, self.shape, jnp.float32) if self.derive is None else self.derive(before)
 
 
 class Context(NamedTuple):

@@ -1,7 +1,7 @@
 """How the weights of a layer are quantized."""
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jax import Array
@@ -9,8 +9,11 @@ from jax.typing import ArrayLike
 
 from qpsnn_jax.model.nodes.checks import one_of
 from qpsnn_jax.numerics.gamma import Gamma, GammaRule, Granularity, gamma_of
+from qpsnn_jax.numerics.learned import lsq_gamma
 from qpsnn_jax.numerics.quantization import STE, Codes, GradientRule, codes, integer_weights
 from qpsnn_jax.runtime.checks import integer
+
+_LEARNED = "learned"
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Quantizer:
     Args:
         bits: bits b of a weight, 1 to 8.
         gamma: the rule for γ: its name, or a function :data:`~qpsnn_jax.numerics.gamma.GammaRule` of W, b and the axes
-            that share one γ.
+            that share one γ. With ``"learned"``, γ is a parameter that starts as by the rule ``"mse"`` and is trained
+            by LSQ (:func:`qpsnn_jax.lsq_gamma`).
         granularity: ``"layer"`` for one γ, ``"channel"`` for one per output channel.
         ste: the straight-through gradient: its name, or a function
             :data:`~qpsnn_jax.numerics.quantization.GradientRule` from dL/dŴ, W and γ to dL/dW.
@@ -29,36 +33,44 @@ class Quantizer:
         ValueError: ``bits`` is not an integer from 1 to 8, or an option is unknown.
 
     References:
-        QP-SNN (ICLR 2025), Eq. 4-6 and 9-10.
+        QP-SNN (ICLR 2025), Eq. 4-6 and 9-10; learned γ: Esser et al., ICLR 2020.
     """
 
     bits: int = 2
-    gamma: Gamma | GammaRule = "mean"
+    gamma: Gamma | Literal["learned"] | GammaRule = "mean"
     granularity: Granularity = "layer"
     ste: STE | GradientRule = "clipped"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", integer("bits", self.bits, 1, 8))
-        one_of("gamma", self.gamma, get_args(Gamma), or_function=True)
+        one_of("gamma", self.gamma, (*get_args(Gamma), _LEARNED), or_function=True)
         one_of("granularity", self.granularity, get_args(Granularity))
         one_of("ste", self.ste, get_args(STE), or_function=True)
 
+    @property
+    def scale_leaf(self) -> Literal["gain", "gamma"]:
+        """The array of a layer that its γ depends on besides the weights: the gain on that of a rule, or γ itself."""
+        return "gamma" if self.gamma == _LEARNED else "gain"
+
     def gamma_of(self, kernel: Array) -> Array:
-        """:func:`qpsnn_jax.gamma_of` of a kernel."""
-        return gamma_of(kernel, self.bits, self.gamma, self.granularity)
+        """:func:`qpsnn_jax.gamma_of` of a kernel; of a learned γ, its first value."""
+        return gamma_of(kernel, self.bits, "mse" if self.gamma == _LEARNED else self.gamma, self.granularity)
 
-    def integer_weights(self, kernel: Array, gain: ArrayLike = 1.0) -> tuple[Array, Array]:
-        """:func:`qpsnn_jax.integer_weights` of a kernel; ``gain`` is one number, or one for each output channel."""
-        gain = _over_outputs(gain, kernel)
-        return integer_weights(
-            kernel, self.bits, gamma=self.gamma, granularity=self.granularity, ste=self.ste, gain=gain
-        )
+    def integer_weights(self, kernel: Array, scale: ArrayLike = 1.0) -> tuple[Array, Array]:
+        """:func:`qpsnn_jax.integer_weights` of a kernel.
 
-    def codes(self, kernel: Array, gain: ArrayLike = 1.0) -> Codes:
-        """:func:`qpsnn_jax.codes` of a kernel; ``gain`` as for :meth:`integer_weights`."""
-        gain = _over_outputs(gain, kernel)
-        return codes(kernel, self.bits, gamma=self.gamma, granularity=self.granularity, gain=gain)
+        Args:
+            kernel: W, shape ``… o``.
+            scale: the layer's :attr:`scale_leaf`, one number, or one for each output channel.
+        """
+        return integer_weights(kernel, self.bits, ste=self.ste, **self._gamma(kernel, scale))
 
+    def codes(self, kernel: Array, scale: ArrayLike = 1.0) -> Codes:
+        """:func:`qpsnn_jax.codes` of a kernel; ``scale`` as for :meth:`integer_weights`."""
+        return codes(kernel, self.bits, **self._gamma(kernel, scale))
 
-def _over_outputs(gain: ArrayLike, kernel: Array) -> Array:
-    return jnp.reshape(gain, (1,) * (kernel.ndim - 1) + (-1,))
+    def _gamma(self, kernel: Array, scale: ArrayLike) -> dict[str, Any]:
+        over_outputs = jnp.reshape(scale, (1,) * (kernel.ndim - 1) + (-1,))
+        if self.gamma == _LEARNED:
+            return {"gamma": lsq_gamma(over_outputs, count=kernel.size // over_outputs.size, bits=self.bits)}
+        return {"gamma": self.gamma, "granularity": self.granularity, "gain": over_outputs}

@@ -46,16 +46,18 @@ class Weighted(Unary):
         return self.inputs
 
     def weighted_leaves(self, shape: tuple[int, ...], init: Initializer) -> dict[str, Leaf]:
-        """``kernel`` … i o, ``bias`` o and, if quantized, ``gain``, the constant factor on γ."""
+        """``kernel`` … i o, ``bias`` o and, if quantized, ``gain``, a constant factor on γ, or a learned ``gamma``."""
         own, quantizer = (self.name,), self.quantizer
         axes = (*(None for _ in shape[:-2]), self.input, self.name)
         leaves = {"kernel": Leaf(shape, init, axes, bits=quantizer.bits if quantizer else _FULL_PRECISION_BITS)}
         if self.bias:
             leaves["bias"] = Leaf((self.features,), zeros, own)
         if quantizer is not None:
-            channelwise = quantizer.granularity == "channel"
-            gain = ((self.features,), own) if channelwise else ((1,), (None,))
-            leaves["gain"] = Leaf(gain[0], ones, gain[1], "scales")
+            shape, axes = ((self.features,), own) if quantizer.granularity == "channel" else ((1,), (None,))
+            if quantizer.scale_leaf == "gamma":
+                leaves["gamma"] = Leaf(shape, ones, axes, derive=partial(_first_gamma, quantizer))
+            else:
+                leaves["gain"] = Leaf(shape, ones, axes, "scales")
         return leaves
 
     def apply_linear(self, linear: Callable[[Array, Array], Array], leaves: Leaves, x: Array, timed: bool) -> Array:
@@ -76,7 +78,9 @@ class Weighted(Unary):
     def _factors(self, leaves: Leaves) -> tuple[Array, Array | None]:
         """The kernel, or the odd integers that it is quantized to and their scale."""
         kernel = leaves["kernel"]
-        return (kernel, None) if self.quantizer is None else self.quantizer.integer_weights(kernel, leaves["gain"])
+        if self.quantizer is None:
+            return kernel, None
+        return self.quantizer.integer_weights(kernel, leaves[self.quantizer.scale_leaf])
 
     def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> "Weighted":
         """The layer with the remaining number of features."""
@@ -191,6 +195,10 @@ def _reads(size: int, kernel: int, stride: int, padding: int, outputs: int) -> n
     """Number of (output position, kernel tap) pairs that read each input position along one axis."""
     reads = np.arange(outputs)[:, None] * stride + np.arange(kernel) - padding
     return np.bincount(reads[(reads >= 0) & (reads < size)], minlength=size)
+
+
+def _first_gamma(quantizer: Quantizer, leaves: Leaves) -> Array:
+    return quantizer.gamma_of(leaves["kernel"]).ravel()
 
 
 @partial(jax.jit, static_argnames="quantizer")

@@ -1,0 +1,52 @@
+"""Scales that are trained as parameters."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+LEARNED = ("gamma",)
+"""Names of the parameters of nodes that are such scales."""
+
+
+def scale_gradient(x: Array, factor: ArrayLike) -> Array:
+    r"""``x`` itself, whose gradient is multiplied by a factor.
+
+    Args:
+        x: any shape, floating.
+        factor: a number, or an array that broadcasts against ``x``.
+
+    Returns:
+        An array equal to ``x``, bit for bit.
+    """
+    return x + (jnp.asarray(factor, x.dtype) - 1) * (x - jax.lax.stop_gradient(x))
+
+
+def lsq_gamma(gamma: Array, *, count: int, bits: int) -> Array:
+    r"""A learned scaling coefficient, \|γ\|, whose gradient has the scale of LSQ.
+
+    .. math:: \frac{∂L}{∂γ} ← \frac{1}{\sqrt{N \, 2^{b-1}}} \frac{∂L}{∂γ}
+
+    The gradient of γ sums over the N weights that share it, so it is far larger beside γ than that of a weight is
+    beside the weight. :math:`2^{b-1}` is the number of positive levels of the grid, which has no zero. The magnitude
+    keeps the grid as it is when a step of training would make γ negative.
+
+    Args:
+        gamma: the parameter γ, any shape, floating.
+        count: N, the number of weights that share each γ.
+        bits: b, 1 to 8.
+
+    Returns:
+        \|γ\|, for the ``gamma`` of :func:`qpsnn_jax.quantize`, which has LSQ's rule for its gradient.
+
+    Raises:
+        ValueError: ``count`` is not positive.
+
+    References:
+        Esser et al., Learned Step Size Quantization, ICLR 2020.
+    """
+    if count < 1:
+        raise ValueError(f"count must be the positive number of weights that share a γ, got {count}.")
+    return jnp.abs(scale_gradient(gamma, 1 / math.sqrt(count * 2 ** (bits - 1))))

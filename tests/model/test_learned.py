@@ -1,0 +1,156 @@
+"""Scales that are trained: a learned γ starts at the least squared error, follows LSQ, and reaches every export."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_networks import images_of, jit, random_variables, residual_graph
+
+from qpsnn_jax import (
+    Graph,
+    Quantizer,
+    channel_groups,
+    cost,
+    fold,
+    init_state,
+    init_variables,
+    lsq_gamma,
+    make_train_step,
+    nir_graph,
+    optimizer,
+    prune,
+    quantize,
+)
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, GlobalAveragePool, Input
+
+LAYER, CHANNEL = Quantizer(2, "learned"), Quantizer(3, "learned", "channel")
+
+
+def chain(quantizer: Quantizer | None) -> Graph:
+    nodes = (
+        Input("image", (4, 4, 1)),
+        Conv("stem", "image", 3),
+        BatchNorm("bn0", "stem"),
+        LIF("lif0", "bn0"),
+        Conv("conv", "lif0", 5, quantizer=quantizer),
+        BatchNorm("bn1", "conv"),
+        LIF("lif1", "bn1"),
+        GlobalAveragePool("pool", "lif1"),
+        Dense("fc", "pool", 2),
+    )
+    return Graph(nodes, timesteps=2)
+
+
+@pytest.mark.parametrize(("quantizer", "shape"), [(LAYER, (1,)), (CHANNEL, (5,))])
+def test_gamma_starts_at_the_least_squared_error(quantizer, shape):
+    variables = init_variables(chain(quantizer), jax.random.key(0))
+    leaves = variables["params"]["conv"]
+    assert leaves["gamma"].shape == shape
+    assert variables["scales"] == {}
+    kernel = np.asarray(leaves["kernel"])
+
+    def error(gamma: np.ndarray) -> np.ndarray:
+        axes = (0, 1, 2) if len(shape := leaves["gamma"].shape) and shape[0] > 1 else None
+        return np.square(kernel - np.asarray(quantize(kernel, quantizer.bits, gamma=jnp.asarray(gamma)))).sum(axes)
+
+    best = error(np.asarray(leaves["gamma"]))
+    for factor in np.linspace(0.5, 1.5, 21):
+        assert (best <= error(np.asarray(leaves["gamma"] * factor, np.float32)) + 1e-5).all()
+
+
+def test_the_rule_of_lsq_by_hand():
+    """Esser et al., Eq. 3 and section 2.2, on the grid of odd levels, element by element."""
+    draw = np.random.default_rng(0)
+    weights, upstream, gamma, top = draw.normal(size=40), draw.normal(size=40), 0.8, 7
+    levels = np.arange(-top, top + 1, 2) * gamma / top
+    total = 0.0
+    for w, g in zip(weights, upstream, strict=True):
+        nearest = levels[np.argmin(np.abs(levels - np.clip(w, -gamma, gamma)))]
+        total += g * (nearest / gamma - (w / gamma if abs(w) <= gamma else 0))
+    expected = total / np.sqrt(40 * 4)
+
+    def loss(raw):
+        scale = lsq_gamma(raw, count=40, bits=3)
+        return jnp.vdot(jnp.asarray(upstream, jnp.float32), quantize(jnp.asarray(weights, jnp.float32), 3, gamma=scale))
+
+    np.testing.assert_allclose(jax.grad(loss)(jnp.float32(gamma)), expected, rtol=1e-4)
+    # A step across 0 leaves the grid as it was, mirrored.
+    np.testing.assert_allclose(jax.grad(loss)(jnp.float32(-gamma)), -expected, rtol=1e-4)
+    assert lsq_gamma(jnp.float32(0.3), count=7, bits=1) == np.float32(0.3)
+    with pytest.raises(ValueError, match="count must be the positive number of weights"):
+        lsq_gamma(jnp.ones(1), count=0, bits=1)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_equal_weights_and_weights_of_zero_train_to_finite_numbers(bits):
+    graph = chain(Quantizer(bits, "learned"))
+    for value in (0.5, 0.0):
+        variables = jax.tree.map(jnp.asarray, random_variables(graph))
+        kernel = jnp.full_like(variables["params"]["conv"]["kernel"], value)
+        start = Quantizer(bits, "learned").gamma_of(kernel).ravel()
+        np.testing.assert_allclose(start, value, rtol=1e-6)
+        variables["params"]["conv"] = {"kernel": kernel, "gamma": start}
+        tx = optimizer("sgd", 0.1)
+        state, metrics = jit(make_train_step(graph, tx))(
+            init_state(variables, tx, jax.random.key(0)), images_of(graph), jnp.zeros(2, jnp.int32)
+        )
+        assert np.isfinite(metrics["loss"])
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.variables))
+
+
+def test_gamma_has_a_learning_rate_of_its_own_and_no_decay():
+    params = {"conv": {"kernel": jnp.ones((1, 1, 2, 2)), "gamma": jnp.ones(1)}, "bn": {"scale": jnp.ones(2)}}
+    gradients = jax.tree.map(jnp.ones_like, params)
+    changes = {}
+    for factor in (1.0, 0.25):
+        tx = optimizer("sgd", 0.1, momentum=0.0, nesterov=False, weight_decay=0.5, scale_lr=factor)
+        changes[factor] = tx.update(gradients, tx.init(params), params)[0]
+    np.testing.assert_allclose(changes[1.0]["conv"]["gamma"], -0.1)
+    np.testing.assert_allclose(changes[0.25]["conv"]["gamma"], -0.025)
+    for found in changes.values():
+        np.testing.assert_allclose(found["conv"]["kernel"], -0.15)
+        np.testing.assert_allclose(found["bn"]["scale"], -0.1)
+    with pytest.raises(ValueError, match="scale_lr positive"):
+        optimizer("sgd", 0.1, scale_lr=0.0)
+
+
+@pytest.mark.parametrize("quantizer", [LAYER, CHANNEL], ids=["layer", "channel"])
+def test_pruning_carries_gamma_and_the_integers_stay(quantizer):
+    graph = residual_graph(quantizer)
+    variables = random_variables(graph)
+    keep = {name: range(0, group.size, 2) for name, group in channel_groups(graph).items() if group.label}
+    smaller, pruned = prune(graph, variables, keep)
+    before, after = (v["params"]["conv3"] for v in (variables, pruned))
+    channelwise = quantizer.granularity == "channel"
+    np.testing.assert_array_equal(after["gamma"], before["gamma"][::2] if channelwise else before["gamma"])
+    whole, _ = quantizer.integer_weights(before["kernel"], before["gamma"])
+    left, _ = quantizer.integer_weights(after["kernel"], after["gamma"])
+    np.testing.assert_array_equal(left, whole[:, :, ::2, ::2])
+    gammas = sum(leaf.size for name, leaf in _leaves(smaller) if name == "gamma")
+    rule = prune(residual_graph(Quantizer(quantizer.bits, "mean", quantizer.granularity)), {}, keep)[0]
+    assert cost(smaller).params == cost(rule).params + gammas
+    assert cost(smaller).footprint_bytes == cost(rule).footprint_bytes
+
+
+def _leaves(graph: Graph):
+    for node in graph.nodes:
+        yield from node.leaves(graph.inputs_of(node)).items()
+
+
+@pytest.mark.parametrize("quantizer", [LAYER, CHANNEL], ids=["layer", "channel"])
+def test_exports_write_the_learned_gamma(quantizer):
+    graph = chain(quantizer)
+    variables = random_variables(graph)
+    variables["params"]["conv"]["gamma"] *= -1  # as a step of training may leave it
+    kernel, gamma = (np.asarray(variables["params"]["conv"][name], np.float64) for name in ("kernel", "gamma"))
+    top = 2**quantizer.bits - 1
+    levels = np.arange(-top, top + 1, 2)
+    scaled = np.clip(kernel / np.abs(gamma), -1, 1) * top
+    expected = levels[np.abs(scaled[..., None] - levels).argmin(-1)]
+    neurons = next(layer for layer in fold(graph, variables, (0.5,), (0.5,)).layers if layer.name == "lif1")
+    norm, stats = variables["params"]["bn1"], variables["batch_stats"]["bn1"]
+    factor = norm["scale"] / np.sqrt(stats["var"] + 1e-5)
+    np.testing.assert_array_equal(2 * neurons.kernel.astype(int) - top, expected * np.sign(factor).astype(int))
+    np.testing.assert_allclose(neurons.scale, np.abs(factor) * np.abs(gamma) / top, rtol=1e-5)
+    written = nir_graph(graph, variables, (0.5,), (0.5,)).nodes["conv"].weight
+    np.testing.assert_allclose(written, np.moveaxis(expected * np.abs(gamma) / top * factor, (3, 2), (0, 1)), rtol=1e-5)
