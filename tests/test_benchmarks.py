@@ -10,7 +10,7 @@ import optax
 import pytest
 from small_networks import images_of, random_variables, residual_graph
 
-from experiments.benchmarks import edge, gpu, memory, networks, speed, svs
+from experiments.benchmarks import edge, events, gpu, isa, memory, networks, speed, svs
 from qpsnn_jax import init_state, make_train_step
 from qpsnn_jax.kernels import dispatch, int8
 from qpsnn_jax.model.nodes import LIF, Quantizer
@@ -191,3 +191,45 @@ def test_the_gpu_script_measures_on_any_device(monkeypatch):
     told = "\n".join(gpu._report(given, rows | {"scoring": "OutOfMemory: it is"}))
     assert told.count("| 8 | ") == len(gpu.WAYS)
     assert "scoring: OutOfMemory: it is" in told
+
+
+def test_training_on_events_is_timed(tmp_path, capsys):
+    arguments = ["--timesteps", "2", "--batch", "2", "--size", "8", "--repeats", "1"]
+    with jax.numpy_dtype_promotion("standard"):  # for Adam
+        assert events.main([*arguments, "--sides", "qpsnn_jax", "--json", str(tmp_path / "events.json")]) == 0
+    (row,) = json.loads((tmp_path / "events.json").read_text())
+    assert row["side"] == "qpsnn_jax"
+    assert 0 < row["seconds"][0] < row["first"]
+    assert "Firing rates at the start: lif1 0." in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # of other people's packages
+@pytest.mark.parametrize(("side", "module"), [("snnTorch", "snntorch"), ("SpikingJelly", "spikingjelly")])
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_others_train_the_same_network_on_events(side, module, norm):
+    pytest.importorskip(module, reason=f"{side} is not installed")
+    case = events.make_case(3, 8, 8, None, norm=norm)
+    assert 0.02 < events.firing_rates(case)["lif2"] < 0.5
+    if norm and side == "snnTorch":
+        pytest.skip("its batch-norm sees one step at a time")
+    with jax.numpy_dtype_promotion("standard"):  # for Adam
+        ours, theirs = (events.SIDES[name](case) for name in ("qpsnn_jax", side))
+    losses, their_losses = ([step() for _ in range(3)] for step in (ours, theirs))
+    np.testing.assert_allclose(losses[0], their_losses[0], rtol=1e-4)
+    np.testing.assert_allclose(losses, their_losses, rtol=0.05)
+    assert losses[-1] < losses[0]
+
+
+def test_a_benchmark_restarts_for_fewer_instructions(monkeypatch):
+    began = []
+    monkeypatch.setattr(isa.os, "execve", lambda *given: began.append(given[-1]))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    isa.restart_with("native")
+    assert not began
+    isa.restart_with("avx2")
+    assert began[0]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=2 --xla_cpu_max_isa=AVX2"
+    for name in ("XLA_FLAGS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.setenv(name, began[0][name])
+    isa.restart_with("avx2")
+    assert len(began) == 1
+    assert "avx2" in isa.described()

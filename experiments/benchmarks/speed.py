@@ -49,15 +49,19 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a side took: seconds of each turn, and how far its first loss is from ours, relatively."""
+    """What a side took: seconds of each turn, and how far its first loss is from ours, relatively.
+
+    ``first`` are the seconds from nothing to that loss, compilation included.
+    """
 
     side: str
     seconds: list[float]
     apart: float
+    first: float
 
 
 # What a side's name says that it needs.
-_NEEDS = {"PyTorch": "torch", "SpikingJelly": "spikingjelly"}
+_NEEDS = {"PyTorch": "torch", "SpikingJelly": "spikingjelly", "snnTorch": "snntorch", "Spyx": "spyx"}
 
 # From a case, what does the work once, waits for it, and returns the loss.
 Side = Callable[[Case], Callable[[], float]]
@@ -102,13 +106,16 @@ def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
     """The sides in turns; those of other packages where these are installed."""
     ready: dict[str, Callable[[], float]] = {}
     losses: dict[str, float] = {}
+    first: dict[str, float] = {}
     for name, side in sides.items():
         needed = [package for package, module in _NEEDS.items() if package in name and not find_spec(module)]
         if needed:
             print(f"{name}: {needed[0]} is not installed, skipped.", file=sys.stderr)
             continue
+        started = time.perf_counter()
         ready[name] = side(case)
         losses[name] = ready[name]()
+        first[name] = time.perf_counter() - started
         ready[name]()
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(repeats):
@@ -119,7 +126,7 @@ def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
             seconds[name].append(time.perf_counter() - started)
     ours = next(iter(losses.values()))
     for name, loss in losses.items():
-        yield Row(name, seconds[name], abs(loss - ours) / abs(ours))
+        yield Row(name, seconds[name], abs(loss - ours) / abs(ours), first[name])
 
 
 def table(title: str, rows: list[Row], case: Case, work: str) -> str:
@@ -177,9 +184,9 @@ class Step(NamedTuple):
         return self.run()
 
 
-def step_in_jax(case: Case) -> Step:
-    """Training with SGD, compiled."""
-    tx = optax.sgd(_LEARNING_RATE, momentum=_MOMENTUM)
+def step_in_jax(case: Case, tx: optax.GradientTransformation | None = None) -> Step:
+    """Training with SGD, or another optimizer, compiled."""
+    tx = tx or optax.sgd(_LEARNING_RATE, momentum=_MOMENTUM)
     state = jax.jit(partial(init_state, tx=tx))(case.variables, key=jax.random.key(0))
     images, labels = jax.device_put((case.images, case.labels))
     step = low_memory_jit(make_train_step(case.graph, tx), donate_argnums=0).lower(state, images, labels).compile()

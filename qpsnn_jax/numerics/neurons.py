@@ -1,8 +1,8 @@
-"""Leaky integrate-and-fire neurons: one step as a cell, and its scan over time."""
+"""Leaky integrate-and-fire neurons: one step as a cell, and a layer of them over time."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from qpsnn_jax.numerics.closures import hoist
+from qpsnn_jax.numerics.recurrence import recurrence
 from qpsnn_jax.numerics.surrogate import Fire, Surrogate, fire_step, triangular
 
 Reset = Literal["hard", "soft"]
-
-# A short scan is several times faster fully unrolled; a long one is not, and compiles slowly.
-_LONGEST_UNROLLED = 16
 
 
 class LIFTrace(NamedTuple):
@@ -80,22 +78,15 @@ def lif_step(
     current = jnp.asarray(current)
     _check_floating("current", current)
     tau, threshold = (jnp.asarray(x, current.dtype) for x in (tau, threshold))
+    _check_reset(reset)
     charged = tau * membrane + current
     spikes = fire_step(charged - threshold, surrogate, fire)
-    gate = jax.lax.stop_gradient(spikes) if detach_reset else spikes
-    if reset == "hard":
-        left = charged * (1 - gate)
-    elif reset == "soft":
-        left = charged - threshold * gate
-    else:
-        raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}.")
+    left = _after_reset(charged, spikes, threshold, reset=reset, detach_reset=detach_reset)
     return left, LIFTrace(spikes, charged)
 
 
-def lif_trace(
-    currents: Array, *, initial: Array | None = None, unroll: int | None = None, **cell: Unpack[Cell]
-) -> LIFTrace:
-    """Spikes and membranes of a layer of LIF neurons over time: :func:`lif_step` under ``lax.scan``.
+def lif_trace(currents: Array, *, initial: Array | None = None, **cell: Unpack[Cell]) -> LIFTrace:
+    """Spikes and membranes of a layer of LIF neurons over time: :func:`lif_step` at every step.
 
     Called outside ``jit`` it is compiled once for each shape, dtype and set of options; a surrogate that is made anew
     at each call is compiled anew.
@@ -103,7 +94,6 @@ def lif_trace(
     Args:
         currents: X, shape ``b t …`` (axis 1 is time), floating.
         initial: U[0], shape ``b …``; zeros when left out.
-        unroll: steps unrolled in the scan; all of them up to 16 steps, else one, when left out.
         **cell: the options of :func:`lif_step`. Arrays among them broadcast against one step, shape ``b …``.
 
     Returns:
@@ -121,49 +111,64 @@ def lif_trace(
     if currents.ndim < 2:
         raise ValueError(f"currents must have the shape b t …, got {currents.shape}.")
     _check_floating("currents", currents)
-    batch, steps, *rest = currents.shape
+    batch, _, *rest = currents.shape
     step = jax.ShapeDtypeStruct((batch, *rest), currents.dtype)
     options: dict[str, Any] = {**(lif_step.__kwdefaults__ or {}), **cell}
     for name in ("tau", "threshold"):
         if not _broadcasts(jnp.shape(options[name]), step.shape):
             raise ValueError(f"{name} of shape {jnp.shape(options[name])} does not fit one step, {step.shape}.")
+        options[name] = jnp.asarray(options[name], currents.dtype)
     if initial is not None and jnp.shape(initial) != step.shape:
         raise ValueError(f"initial must have the shape {step.shape} of one step, got {jnp.shape(initial)}.")
-    if unroll is None:
-        unroll = max(1, steps) if steps <= _LONGEST_UNROLLED else 1
+    _check_reset(options["reset"])
     options["surrogate"], constants = hoist(options["surrogate"], step)
-    return _scan(currents, initial, constants, unroll=unroll, **options)
+    return _trace(currents, initial, constants, **options)
 
 
-@partial(jax.jit, static_argnames=("unroll", "surrogate", "fire", "reset", "detach_reset"))
-def _scan(
+@partial(jax.jit, static_argnames=("surrogate", "fire", "reset", "detach_reset"))
+def _trace(
     currents: Array,
     initial: Array | None,
     constants: tuple[Array, ...],
     *,
-    unroll: int,
+    tau: Array,
+    threshold: Array,
     surrogate: Callable[..., Array],
-    **cell: Any,
+    fire: Fire,
+    **reset: Any,
 ) -> LIFTrace:
-    def slope(distance: Array) -> Array:
-        return surrogate(distance, *constants)
-
-    def body(membrane: Array, current: Array) -> tuple[Array, LIFTrace]:
-        return lif_step(membrane, current, surrogate=slope if constants else surrogate, **cell)
-
-    # Of a step, not of a shape: zeros that are sharded, and vary over a mesh, as the currents do.
-    start = jnp.zeros_like(jnp.sum(currents, 1)) if initial is None else jnp.asarray(initial, currents.dtype)
-    _, trace = jax.lax.scan(body, start, jnp.moveaxis(currents, 1, 0), unroll=unroll)
-    return LIFTrace(*(jnp.moveaxis(x, 0, 1) for x in trace))
+    if initial is not None and currents.shape[1]:
+        first = currents[:, 0] + tau * jnp.asarray(initial, currents.dtype)
+        currents = jax.lax.dynamic_update_index_in_dim(currents, first, 0, 1)
+    leak = partial(_leak, surrogate=surrogate, fire=fire, **reset)
+    membranes: Array = recurrence(leak, False, currents, (), (tau, threshold, *constants))
+    # The surrogate, and what it closes over, are of one step.
+    slope = jax.vmap(lambda x: surrogate(x, *constants), in_axes=1, out_axes=1)
+    return LIFTrace(fire_step(membranes - _over_time(threshold, membranes), slope, fire), membranes)
 
 
-def lif(currents: Array, *, initial: Array | None = None, unroll: int | None = None, **cell: Unpack[Cell]) -> Array:
+def _leak(charged: Array, tau: Array, threshold: Array, *constants: Array, surrogate: Any, fire: Fire, **reset: Any):
+    """What is left of a step's membrane potential at the next one, τ U[t]."""
+    spikes = fire_step(charged - threshold, lambda x: surrogate(x, *constants), fire)
+    return tau * _after_reset(charged, spikes, threshold, **reset)
+
+
+def _after_reset(charged: Array, spikes: Array, threshold: Array, *, reset: Reset, detach_reset: bool) -> Array:
+    gate = jax.lax.stop_gradient(spikes) if detach_reset else spikes
+    return charged * (1 - gate) if reset == "hard" else charged - threshold * gate
+
+
+def _over_time(x: Array, trace: Array) -> Array:
+    """An array that broadcasts against one step, with the axis of time if it has one for the batch."""
+    return jnp.expand_dims(x, 1) if x.ndim == trace.ndim - 1 and x.ndim else x
+
+
+def lif(currents: Array, *, initial: Array | None = None, **cell: Unpack[Cell]) -> Array:
     """Spikes of a layer of LIF neurons over time; :func:`lif_trace` without the membranes.
 
     Args:
         currents: X, shape ``b t …`` (axis 1 is time), floating.
         initial: U[0], shape ``b …``; zeros when left out.
-        unroll: steps unrolled in the scan; all of them up to 16 steps, else one, when left out.
         **cell: the options of :func:`lif_step`: ``tau=0.5``, ``threshold=1.0``, ``surrogate=triangular``,
             ``fire=">="``, ``reset="hard"``, ``detach_reset=False``.
 
@@ -176,12 +181,17 @@ def lif(currents: Array, *, initial: Array | None = None, unroll: int | None = N
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
     """
-    return lif_trace(currents, initial=initial, unroll=unroll, **cell).spikes
+    return lif_trace(currents, initial=initial, **cell).spikes
 
 
 def _check_floating(name: str, x: Array) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name} must be floating, got {x.dtype}; convert with {name}.astype(jnp.float32).")
+
+
+def _check_reset(reset: str) -> None:
+    if reset not in get_args(Reset):
+        raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}.")
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

@@ -113,12 +113,6 @@ def test_a_run_continues_from_its_last_potential():
     np.testing.assert_array_equal(lif(CURRENTS)[:, 2:], lif(CURRENTS[:, 2:], initial=left))
 
 
-@over("unroll", [1, 2, 18])
-def test_unroll_changes_nothing(unroll: int):
-    x = np.random.default_rng(2).normal(size=(2, 18, 3)).astype(np.float32)
-    np.testing.assert_array_equal(lif(x, unroll=unroll), lif(x))
-
-
 def test_detached_reset_changes_only_the_gradient():
     def gradient(detach: bool):
         return jax.grad(lambda x: jnp.sum(lif(x, detach_reset=detach) * COTANGENT))(CURRENTS)
