@@ -22,7 +22,7 @@ from qpsnn_jax.runs.records import Epoch
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.processes import any_process
 from qpsnn_jax.runtime.sharding import data_mesh, device_put, replicated
-from qpsnn_jax.runtime.stopping import Terminated, termination
+from qpsnn_jax.runtime.stopping import Terminated, finished_programs, termination
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.steps import Prepare, TrainState, Variables, all_finite, evaluation_variables
@@ -78,7 +78,7 @@ def fit(
     tx = make_optimizer(training, steps_per_epoch)
     initial, shardings = initial_state(variables, tx, mesh, ema=training.ema_decay is not None, run=run)
     batches = feed(data.train, training.batch_size, run.seed, workers=workers, mesh=mesh)
-    with closing(batches), termination() as terminated:
+    with closing(batches), termination() as terminated, finished_programs():
         state, notes = _resume(initial, graph, directory, batches)
         log = _Log(directory, training.epochs, int(state.step), notes, hooks)
         advance = make_advance(graph, tx, training, prepare, mesh, shardings, run)

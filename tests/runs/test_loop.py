@@ -23,8 +23,10 @@ from qpsnn_jax.data import DataSet, feed, load
 from qpsnn_jax.data.settings import DataSettings, make_prepare, request
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import Dense, Flatten
 from qpsnn_jax.model.settings import NetworkSettings
 from qpsnn_jax.model.zoo import resnet20
+from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs import loop, programs
 from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.evaluation import evaluate
@@ -178,6 +180,37 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(plan, whole, tmp_pa
     same(fitted(plan, tmp_path / "new").variables, trained.variables)
     assert lines(tmp_path / "new") == lines(directory)
     assert checksums(tmp_path / "new") == checksums(directory)
+
+
+def test_the_device_is_idle_after_an_interrupt_and_training_goes_on(tmp_path):
+    """In one process again and again, as in a notebook; each step takes the device a while."""
+    digits = course("resnet20", **{"train.epochs": 2, "run.checkpoint_steps": 2})
+    graph = Graph((digits.graph.input, Flatten("flat", "image"), Dense("fc", "flat", 10)), 2)
+
+    def prepare(key, images):
+        images = normalize(images, digits.data.mean, digits.data.std)
+        long = jax.lax.fori_loop(0, 100, lambda _, x: x @ x, jnp.eye(300))
+        return images + 0 * long[0, 0]
+
+    plan, told = digits._replace(graph=graph, prepare=prepare), []
+
+    def interrupt(step, values):
+        told.append(step)
+        if len(told) % 3 == 0:  # the next step runs
+            raise KeyboardInterrupt
+
+    def train(name, *hooks):
+        options = {"prepare": plan.prepare, "run": plan.run, "hooks": hooks}
+        variables = init_variables(graph, jax.random.key(0))
+        return fit(graph, variables, plan.data, plan.training, tmp_path / name, **options).variables
+
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt) as held:
+            train("interrupted", Hooks(metrics=interrupt))
+        assert held.tb  # with the state of the step that ran, which would otherwise be deleted unseen
+        assert all(array.is_ready() for array in jax.live_arrays())
+    assert told == [1, 2, 3, 3, 4, 5, 5, 6, 7, 7, 8, 9]
+    same(train("interrupted"), train("whole"))
 
 
 def test_several_steps_in_one_program(plan, whole, tmp_path, monkeypatch):
