@@ -52,6 +52,7 @@ from .numerics.surrogate import fire_step as fire_step
 from .numerics.surrogate import rectangular as rectangular
 from .numerics.surrogate import sigmoid as sigmoid
 from .numerics.surrogate import triangular as triangular
+from .pruning.budget import allocate as allocate
 from .pruning.channels import channel_groups as channel_groups
 from .pruning.rank import matrix_ranks as matrix_ranks
 from .pruning.removal import prune as prune

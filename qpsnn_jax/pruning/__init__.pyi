@@ -1,3 +1,4 @@
+from .budget import allocate as allocate
 from .channels import Group as Group
 from .channels import channel_groups as channel_groups
 from .rank import matrix_ranks as matrix_ranks

@@ -10,8 +10,8 @@ class Group(NamedTuple):
     """Channels that are kept or removed together.
 
     ``name`` is that of the first convolution or dense layer that makes them, ``size`` their number, ``label`` the
-    name of their pruning ratio (None: never pruned), ``members`` all the nodes that produce them, in graph order.
-    Channels are removed ``unit`` at a time: one by one, or by heads if they feed an attention.
+    name of their pruning ratio (None: no ratio removes any, but a budget may), ``members`` all the nodes that produce
+    them, in graph order. Channels are removed ``unit`` at a time: one by one, or by heads if they feed an attention.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """Settings of scoring and pruning."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -7,6 +8,8 @@ from typing import Literal
 from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
 CRITERIA = ("svs", "sca", "magnitude", "random")
+_UNITS = {"B": "bytes", "params": "params", "SOPs": "sops"}
+_PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,13 @@ class Pruning:
     ratios: Mapping[str, float] = setting(
         FrozenMapping(), "share of channels removed, by the labels of the network", least=0, below=1
     )
+    budget: str | None = setting(
+        None, "what the pruned network may use, in place of ratios: 98kB, 0.2MSOPs or 60kparams"
+    )
+    floor: float = setting(0.1, "share of every group of channels that a budget leaves", least=0, most=1)
+    comparison: Literal["share", "mean", "max", "rank", "none"] = setting(
+        "share", "how scores of different layers are compared under a budget"
+    )
     score_batches: int = setting(5, "batches of training images that scores are computed on", least=1, most=10_000_000)
     score_batch_size: int = setting(128, "images in such a batch", least=1, most=10_000_000)
     # The moments of a sample are noisier than those that training left. Where most inputs of a layer go, they have
@@ -33,3 +43,18 @@ class Pruning:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.budget is not None:
+            parse_budget(self.budget)
+
+
+def parse_budget(text: str) -> dict[str, float]:
+    """A budget as the keyword of :func:`qpsnn_jax.allocate`: ``"98kB"`` is ``{"bytes": 98_000}``.
+
+    Raises:
+        ValueError: the text is not a positive number with k, M or G (powers of 1000) or none, and a unit.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)(B|params|SOPs)", text.strip())
+    amount = float(found[1]) * _PREFIXES[found[2]] if found else 0.0
+    if not found or amount <= 0:
+        raise ValueError(f"budget must be a size or a number of operations such as 98kB or 0.2MSOPs, got {text!r}.")
+    return {_UNITS[found[3]]: amount}

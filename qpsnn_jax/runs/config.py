@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from qpsnn_jax.data.catalogue import describe
 from qpsnn_jax.data.settings import DataSettings, augmentation, request
 from qpsnn_jax.model.settings import NetworkSettings, build
-from qpsnn_jax.pruning.settings import Pruning
+from qpsnn_jax.pruning.settings import Pruning, parse_budget
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.naming import search_path
 from qpsnn_jax.training.settings import Training
@@ -63,7 +63,7 @@ def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) ->
 
 
 def check_config(config: Config) -> None:
-    """Check that network, data, augmentation and ratios fit each other, which no part of a config can check alone.
+    """Check that network, data, augmentation and ratios or budget fit each other, which no part can check alone.
 
     Raises:
         ValueError: they do not; the message names the setting or the node at fault.
@@ -71,6 +71,12 @@ def check_config(config: Config) -> None:
     graph = build_graph(config)
     build_graph(config, ratios=config.prune.ratios)
     augmentation(config.data, frames=graph.input.frames)
+    if config.prune.budget is not None:
+        from qpsnn_jax.pruning.budget import check_budget
+
+        budget = parse_budget(config.prune.budget)
+        if "sops" not in budget:  # these are known once the network fires
+            check_budget(graph, floor=config.prune.floor, **budget)
 
 
 def load_config(path: Path) -> Config:

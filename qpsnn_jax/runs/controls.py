@@ -8,7 +8,7 @@ import jax
 
 from qpsnn_jax.pruning.settings import Pruning
 from qpsnn_jax.runs.config import Config, build_graph
-from qpsnn_jax.runs.directory import make_run, read_stage
+from qpsnn_jax.runs.directory import load_network, make_run, read_stage
 from qpsnn_jax.runs.records import StageResult, read_result, write_result
 from qpsnn_jax.runs.stages import (
     Run,
@@ -82,7 +82,10 @@ def _scratch(config: Config, run: Run) -> list[StageResult]:
     own = replace(run, directory=run.directory / "controls" / "scratch")
     result = read_stage(own.directory, "quantized")
     if result is None:
-        graph = build_graph(config, ratios=config.prune.ratios)
+        if config.prune.budget is None:
+            graph = build_graph(config, ratios=config.prune.ratios)
+        else:
+            graph, _ = load_network(run.directory / "pruned")
         variables = init_variables(graph, jax.random.key(run.settings.seed + 2))
         training = replace(config.train, epochs=config.train.epochs + config.finetune.epochs)
         result = train_stage(own, "quantized", graph, variables, training, run.settings)

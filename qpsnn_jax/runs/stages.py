@@ -11,17 +11,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.data.feed import count, sample
 from qpsnn_jax.data.settings import make_prepare
+from qpsnn_jax.model.costs import activity_reducers
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.pruning import prune, select
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.pruning import allocate, prune, select
 from qpsnn_jax.pruning.criteria import scores_by
 from qpsnn_jax.pruning.selection import Scores
-from qpsnn_jax.pruning.settings import Pruning
+from qpsnn_jax.pruning.settings import Pruning, parse_budget
 from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.directory import ACTIVITY, load_network, read_stage, save_network
 from qpsnn_jax.runs.evaluation import Evaluation, evaluate, normalizer
@@ -109,14 +112,14 @@ def prune_channels(run: Run, pruning: Pruning, *, source: Path | None = None) ->
 
     Args:
         run: the run.
-        pruning: the ratios.
+        pruning: the ratios, or a budget in their place.
         source: the stage that holds the trained network, by default the run's own.
     """
     if result := read_stage(run.directory, "pruned"):
         return result
     started = time.monotonic()
     variables = _trained_variables(run, source)
-    keep = select(run.graph, score_channels(run, pruning, source=source), pruning.ratios)
+    keep = _channels_to_keep(run, pruning, variables, score_channels(run, pruning, source=source))
     smaller, _ = prune(run.graph, {}, keep)
     # In one jit: otherwise hundreds of small gathers would be compiled one by one.
     variables = fast_compile_jit(lambda tree: prune(run.graph, tree, keep)[1])(variables)
@@ -182,6 +185,28 @@ def score_network(run: Run, pruning: Pruning, variables: Variables) -> Scores:
     key = jax.random.key(run.settings.seed)
     options = {"mesh": shared, "precision": run.settings.precision}
     return scores_by(pruning.criterion, run.graph, variables, batches, key, **options)
+
+
+def _channels_to_keep(run: Run, pruning: Pruning, variables: Variables, scores: Scores) -> dict[str, np.ndarray]:
+    if pruning.budget is None:
+        return select(run.graph, scores, pruning.ratios)
+    budget = parse_budget(pruning.budget)
+    activity = _mean_activity(run, pruning, variables) if "sops" in budget else None
+    options = {"activity": activity, "floor": pruning.floor, "comparison": pruning.comparison}
+    return allocate(run.graph, scores, **budget, **options)
+
+
+def _mean_activity(run: Run, pruning: Pruning, variables: Variables) -> dict[str, np.ndarray]:
+    """The activity on the images that are scored, which are of the training set."""
+
+    def measured(images: Array) -> dict[str, Array]:
+        network = SpikingNetwork(run.graph, run.settings.precision)
+        output: Any = network.apply(variables, images, capture=activity_reducers(run.graph))
+        return output.captured
+
+    step = jax.jit(measured)
+    found = [jax.device_get(step(batch)) for batch in _scored_batches(run, pruning)[0]]
+    return {name: np.mean([batch[name] for batch in found], axis=0) for name in found[0]}
 
 
 def _scored_batches(run: Run, pruning: Pruning) -> tuple[Iterator[Array], Mesh | None]:

@@ -56,7 +56,7 @@ WRONG = {
     ),
     "wrong choice": (
         [*RUN, "--network.gamma", "median"],
-        "network.gamma must be one of none, max, percentile, mean, mse, or MODULE:NAME, got 'median'.",
+        "network.gamma must be one of none, max, percentile, mean, mse, learned, or MODULE:NAME, got 'median'.",
     ),
     "bits 0": ([*RUN, "--network.bits", "0"], "network.bits must be an integer from 1 to 8, or none, got 0."),
     "bits 9": ([*RUN, "--network.bits", "9"], "network.bits must be an integer from 1 to 8, or none, got 9."),

@@ -422,3 +422,25 @@ def test_one_process_at_a_time_works_in_a_directory(small_config, copy, capsys):
     holder.kill()
     holder.communicate()
     assert main(["score", str(copy)]) == 0
+
+
+def test_a_budget_decides_the_widths(small_run, small_report, tmp_path):
+    config = read_config(small_run)
+    run = stages.prepare_run(config, tmp_path, load_data(config))
+    whole = small_report["stages"][0]
+    pruning = dataclasses.replace(config.prune, budget=f"{0.5 * whole['sops_total']:.0f}SOPs")
+    result = stages.prune_channels(run, pruning, source=small_run / "quantized")
+    # The budget is met on training images; the test images fire almost alike.
+    assert 0.4 < result.sops_total / whole["sops_total"] < 0.55
+    keep = json.loads((tmp_path / "pruned" / "stage.json").read_text())["keep"]
+    assert set(keep) == {"conv1", "conv2", "conv3"}  # no ratio removes the last ones
+    assert len(keep["conv1"]) < 10
+    assert len(keep["conv2"]) < 20
+
+
+def test_a_budget_that_cannot_be_met_is_told_before_training(small_config, tmp_path, capsys):
+    out = ["--out", tmp_path / "none"]
+    failed(capsys, ["run", small_config, "--prune.budget", "200B", *out], "a budget of 200 bytes cannot be met")
+    failed(capsys, ["run", small_config, "--prune.budget", "small", *out], "prune.budget must be a size or a number of")
+    failed(capsys, ["cost", small_config, "--pruned", "--prune.budget", "4kB"], "--pruned needs ratios")
+    assert not (tmp_path / "none").exists()

@@ -108,7 +108,7 @@ class Conv(Weighted):
         kernel, strides, padding: height and width; padding is that many zeros on each side.
         quantizer: None keeps full precision.
         bias: whether a bias is added, initially zero.
-        label: name of the pruning ratio of the output channels; None never removes any.
+        label: name of the pruning ratio of the output channels; with None no ratio removes any.
     """
 
     features: int
@@ -163,7 +163,7 @@ class Dense(Weighted):
         features: outputs.
         quantizer: None keeps full precision.
         bias: whether a bias is added, initially zero.
-        label: name of the pruning ratio of the outputs; None never removes any.
+        label: name of the pruning ratio of the outputs; with None no ratio removes any.
     """
 
     features: int

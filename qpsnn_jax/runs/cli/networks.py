@@ -69,6 +69,8 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
         activity = read_activity(place)
     else:
         settings = chosen(config, changes)
+        if pruned and settings.prune.budget is not None:
+            raise ValueError("--pruned needs ratios: the widths under a budget follow from the scores.")
         graph = build_graph(settings, ratios=settings.prune.ratios if pruned else None)
     click.echo(cost_table(cost(graph, activity)))
 

@@ -1,0 +1,276 @@
+"""Selection of channels by a budget of bytes, operations or parameters in place of ratios."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from qpsnn_jax.model.costs import cost
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes.base import Node
+from qpsnn_jax.pruning.channels import Group, channel_groups, spiking_members
+
+Resource = Literal["bytes", "params", "sops"]
+Comparison = Literal["share", "mean", "max", "rank", "none"]
+
+_COMPARED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "share": lambda scores: scores,
+    "mean": lambda scores: scores / max(float(np.mean(scores)), 1e-30),
+    "max": lambda scores: scores / max(float(np.max(scores)), 1e-30),
+    "rank": lambda scores: (1 + np.argsort(np.argsort(scores, kind="stable"))) / len(scores),
+    "none": lambda scores: scores,
+}
+
+
+def allocate(
+    graph: Graph,
+    scores: Mapping[str, Any],
+    *,
+    bytes: float | None = None,
+    params: float | None = None,
+    sops: float | None = None,
+    activity: Mapping[str, Any] | None = None,
+    floor: float = 0.1,
+    comparison: Comparison = "share",
+) -> dict[str, np.ndarray]:
+    r"""The channels to keep so that the network meets a budget, by one ranking of the channels of all groups.
+
+    While the network exceeds the budget, the channel (or attention head) with the lowest worth for what its removal
+    saves is removed, at the widths that are left. Then those that still fit return. So the result is within the budget,
+    and no further channel fits. Every group with scores takes part, those without a label too, such as the last stage
+    of a residual network.
+
+    The worth of a channel with the score q makes groups comparable:
+
+    - ``share``: :math:`q / \sum q` over the channels that are left in its group. It rises while a group is emptied,
+      so that what all groups lose stays in proportion;
+    - ``mean``, ``max``: q divided by the mean or the largest score of the group;
+    - ``rank``: the place of q in its group, from 1/n to 1;
+    - ``none``: q itself.
+
+    Args:
+        graph: the network.
+        scores: ``{group: scores}``, not negative, as :func:`qpsnn_jax.score` returns them. Groups without scores keep
+            all channels.
+        bytes: the largest size of Eq. 16, as :attr:`qpsnn_jax.Cost.size_bytes`.
+        params: the largest number of parameters, as :attr:`qpsnn_jax.Cost.params`.
+        sops: the most synaptic operations of an image over all steps, as :attr:`qpsnn_jax.Cost.sops_total`, if the
+            channels that are left fire as before. Operations of attentions are taken as constant.
+        activity: for ``sops``, as measured with :func:`qpsnn_jax.activity_reducers`.
+        floor: share of every group that is always kept, in [0, 1]; at least one channel is.
+        comparison: how the worth of a channel follows from its score.
+
+    Returns:
+        ``{group: kept channel numbers}`` for :func:`qpsnn_jax.prune`, for every group that has scores.
+
+    Raises:
+        ValueError: not exactly one budget, a budget below what the floor leaves, ``sops`` without activity, an unknown
+            comparison, or scores that are not finite and non-negative numbers, one for each channel.
+    """
+    resource, limit = _only_budget({"bytes": bytes, "params": params, "sops": sops})
+    if comparison not in get_args(Comparison) or not 0 <= floor <= 1:
+        raise ValueError(
+            f"comparison must be one of {', '.join(get_args(Comparison))} and floor from 0 to 1, "
+            f"got {comparison!r} and {floor}."
+        )
+    groups = {name: group for name, group in channel_groups(graph).items() if name in scores}
+    worths = {name: _worths(group, scores[name], comparison) for name, group in groups.items()}
+    model = _model(graph, groups, resource, activity)
+    kept = {name: np.ones(len(worth), bool) for name, worth in worths.items()}
+    least = _least(groups, floor)
+    while model.total(kept) > limit:
+        found = _cheapest(model, kept, worths, least, share=comparison == "share")
+        if found is None:
+            raise _unmet(resource, limit, floor, model.total(kept))
+        kept[found[0]][found[1]] = False
+    _refill(model, kept, worths, limit, share=comparison == "share")
+    return {name: _channels(group, kept[name]) for name, group in groups.items()}
+
+
+def check_budget(graph: Graph, *, floor: float = 0.1, bytes: float | None = None, params: float | None = None) -> None:
+    """Check that a budget can be met before any channel is scored; arguments as for :func:`allocate`.
+
+    Raises:
+        ValueError: the floor leaves more than the budget.
+    """
+    resource, limit = _only_budget({"bytes": bytes, "params": params})
+    groups = {name: group for name, group in channel_groups(graph).items() if spiking_members(graph, group)}
+    least = _least(groups, floor)
+    model = _model(graph, groups, resource, None)
+    total = model.total({name: np.arange(g.size // g.unit) < least[name] for name, g in groups.items()})
+    if total > limit:
+        raise _unmet(resource, limit, floor, total)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """An amount that is ``coefficient`` times the widths of ``axes``, and times the part of the input that is left.
+
+    ``shares`` are those of the units of the group ``source`` in that input, whose sum is 1.
+    """
+
+    coefficient: float
+    axes: tuple[str, ...]
+    source: str | None = None
+    shares: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What a network uses of a resource, as a sum of terms, by the units that are kept in every group."""
+
+    terms: tuple[_Term, ...]
+    units: Mapping[str, int]
+
+    def amounts(self, kept: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The value of every term."""
+        widths = {name: float(self.units[name] * mask.sum()) for name, mask in kept.items()}
+        values = np.array([term.coefficient for term in self.terms])
+        for i, term in enumerate(self.terms):
+            for axis in term.axes:
+                values[i] *= widths[axis]
+            if term.source is not None and term.shares is not None:
+                values[i] *= term.shares[kept[term.source]].sum()
+        return values
+
+    def total(self, kept: Mapping[str, np.ndarray]) -> float:
+        """Their sum."""
+        return float(self.amounts(kept).sum())
+
+    def savings(self, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the removal of each unit of each group saves; only that of kept units counts."""
+        saved = {name: np.zeros(len(mask)) for name, mask in kept.items()}
+        for term, amount in zip(self.terms, self.amounts(kept), strict=True):
+            for axis in set(term.axes):
+                left = 1 - 1 / kept[axis].sum()
+                saved[axis] += amount * (1 - left ** term.axes.count(axis))
+            if term.source is not None and term.shares is not None:
+                saved[term.source] += amount * term.shares / max(term.shares[kept[term.source]].sum(), 1e-30)
+        return saved
+
+
+def _only_budget(given: Mapping[str, float | None]) -> tuple[Resource, float]:
+    budgets: list[Any] = [(name, limit) for name, limit in given.items() if limit is not None]
+    if len(budgets) != 1 or not 0 < budgets[0][1] < np.inf:
+        raise ValueError("allocate needs one budget, a positive number of bytes, params or sops.")
+    name, limit = budgets[0]
+    return name, limit if name == "sops" else float(np.floor(limit))
+
+
+def _least(groups: Mapping[str, Group], floor: float) -> dict[str, int]:
+    """The fewest units that every group keeps."""
+    return {name: max(1, int(np.ceil(floor * (g.size // g.unit) - 1e-9))) for name, g in groups.items()}
+
+
+def _unmet(resource: str, limit: float, floor: float, total: float) -> ValueError:
+    return ValueError(
+        f"a budget of {limit:,.0f} {resource} cannot be met: with a floor of {floor:g} the network keeps {total:,.0f}; "
+        "lower the floor or raise the budget."
+    )
+
+
+def _worths(group: Group, scores: Any, comparison: str) -> np.ndarray:
+    """Worth of every unit, the mean of its channels."""
+    values = np.asarray(scores, np.float64)
+    if values.shape != (group.size,) or not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError(f"scores of group {group.name!r} must be {group.size} finite numbers, none negative.")
+    return _COMPARED[comparison](values.reshape(-1, group.unit).mean(axis=1))
+
+
+def _model(graph: Graph, groups: Mapping[str, Group], resource: Resource, activity: Mapping[str, Any] | None) -> _Model:
+    owner = {member: name for name, group in groups.items() for member in group.members}
+    if resource == "sops":
+        terms = _operations(graph, groups, owner, activity or {})
+    else:
+        terms = [
+            _term(leaf.size * (leaf.bits / 8 if resource == "bytes" else 1), leaf.axes, groups, owner)
+            for node in graph.nodes
+            for leaf in node.leaves(graph.inputs_of(node)).values()
+            if leaf.collection == "params"
+        ]
+    return _Model(tuple(terms), {name: group.unit for name, group in groups.items()})
+
+
+def _term(amount: float, nodes: tuple[str | None, ...], groups: Mapping[str, Group], owner: Mapping[str, str]) -> _Term:
+    axes = tuple(owner[node] for node in nodes if node is not None and node in owner)
+    return _Term(amount / float(np.prod([groups[axis].size for axis in axes])), axes)
+
+
+def _operations(
+    graph: Graph, groups: Mapping[str, Group], owner: Mapping[str, str], activity: Mapping[str, Any]
+) -> list[_Term]:
+    terms = []
+    for spent in cost(graph, activity).nodes:
+        node = graph.by_name[spent.name]
+        if spent.acs is None:
+            raise ValueError(f"a budget of sops needs the activity of the inputs of node {node.name!r}.")
+        if not spent.acs:
+            continue
+        synaptic = node.channels == "made" and node.synapses(graph.inputs_of(node)) is not None
+        term = _term(spent.acs, (node.name,) if synaptic else (), groups, owner)
+        if synaptic and (source := owner.get(node.inputs[0])):
+            shares = _shares(graph, node, groups[source], activity)
+            term = _Term(term.coefficient, term.axes, source, shares)
+        terms.append(term)
+    return terms
+
+
+def _shares(graph: Graph, node: Node, group: Group, activity: Mapping[str, Any]) -> np.ndarray:
+    """The share of a layer's operations that the spikes of each unit of its input cause."""
+    (given,) = graph.inputs_of(node)
+    rates = np.broadcast_to(np.asarray(activity[node.inputs[0]], np.float64), given.shape)
+    synapses = np.asarray(node.synapses([given]))
+    per_channel = (rates * (synapses[..., None] if synapses.ndim else synapses)).reshape(-1, given.shape[-1]).sum(0)
+    per_unit = per_channel.reshape(-1, group.size // group.unit, group.unit).sum((0, 2))
+    return per_unit / per_unit.sum()
+
+
+def _cheapest(
+    model: _Model,
+    kept: Mapping[str, np.ndarray],
+    worths: Mapping[str, np.ndarray],
+    least: Mapping[str, int],
+    *,
+    share: bool,
+) -> tuple[str, int] | None:
+    """The unit with the lowest worth for what it saves; of equal ones, the last; None where all are at the floor."""
+    best, found = np.inf, None
+    for name, saved in model.savings(kept).items():
+        mask = kept[name]
+        if mask.sum() <= least[name]:
+            continue
+        worth = _worth(worths[name], mask, share=share)
+        ratio = np.where(mask & (saved > 0), worth / np.where(saved > 0, saved, 1), np.inf)
+        unit = len(ratio) - 1 - int(np.argmin(ratio[::-1]))
+        if ratio[unit] < best:
+            best, found = ratio[unit], (name, unit)
+    return found
+
+
+def _worth(worths: np.ndarray, mask: np.ndarray, *, share: bool) -> np.ndarray:
+    return worths / max(float(worths[mask].sum()), 1e-30) if share else worths
+
+
+def _refill(
+    model: _Model, kept: dict[str, np.ndarray], worths: Mapping[str, np.ndarray], limit: float, *, share: bool
+) -> None:
+    """Take back the units that still fit, the best of each group first, where they cost least for their worth."""
+    while True:
+        total, candidates = model.total(kept), []
+        for name, mask in kept.items():
+            if mask.all():
+                continue
+            unit = int(np.argmax(np.where(mask, -np.inf, worths[name])))
+            added = model.total(kept | {name: mask | (np.arange(len(mask)) == unit)}) - total
+            if total + added <= limit:
+                worth = _worth(worths[name], mask, share=share)[unit]
+                candidates.append((added / max(worth, 1e-30), name, unit))
+        if not candidates:
+            return
+        _, name, unit = min(candidates)
+        kept[name][unit] = True
+
+
+def _channels(group: Group, mask: np.ndarray) -> np.ndarray:
+    return (np.flatnonzero(mask)[:, None] * group.unit + np.arange(group.unit)).ravel()

@@ -1,0 +1,159 @@
+"""Budgets: met, used up, by one ranking; against costs of the pruned network and against exhaustive search."""
+
+import itertools
+
+import numpy as np
+import pytest
+from small_networks import residual_graph
+
+from qpsnn_jax import Graph, Quantizer, activity_reducers, allocate, channel_groups, cost, prune
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, GlobalAveragePool, Input
+from qpsnn_jax.model.zoo import resnet20, spikingformer
+from qpsnn_jax.pruning.budget import check_budget
+from qpsnn_jax.pruning.settings import Pruning, parse_budget
+
+GRAPH = residual_graph(Quantizer(2))
+GROUPS = channel_groups(GRAPH)
+
+
+def random_scores(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    return {name: draw.uniform(0.5, 2, group.size) for name, group in channel_groups(graph).items()}
+
+
+def random_activity(graph: Graph, seed: int = 0) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    values = {name: graph.values[name].shape for name in activity_reducers(graph)}
+    return {name: draw.uniform(0, 0.5, shape) for name, shape in values.items()}
+
+
+def pruned_activity(graph: Graph, activity: dict, keep: dict) -> dict[str, np.ndarray]:
+    """The channels that are left of every map, as the arrays of a batch-norm in its place would have them."""
+    member = {name: group for group in channel_groups(graph).values() for name in group.members}
+    found = {}
+    for name, values in activity.items():
+        size = member[name].size if name in member else 0
+        if size and member[name].name in keep:
+            values = values.reshape(*values.shape[:-1], -1, size)[..., keep[member[name].name]]
+            values = values.reshape(*values.shape[:-2], -1)
+        found[name] = values
+    return found
+
+
+def used(graph: Graph, keep: dict, resource: str, activity: dict) -> float:
+    smaller, _ = prune(graph, {}, keep)
+    found = cost(smaller, pruned_activity(graph, activity, keep))
+    return {"bytes": found.size_bytes, "params": found.params, "sops": found.sops_total}[resource]
+
+
+@pytest.mark.parametrize("comparison", ["share", "mean", "max", "rank", "none"])
+@pytest.mark.parametrize("resource", ["bytes", "params", "sops"])
+def test_the_budget_is_met_and_no_further_channel_fits(resource, comparison):
+    scores, activity = random_scores(GRAPH), random_activity(GRAPH)
+    whole = {name: np.arange(group.size) for name, group in GROUPS.items()}
+    full = used(GRAPH, whole, resource, activity)
+    for part in (0.9, 0.6, 0.45):
+        budget = {resource: part * full}
+        keep = allocate(GRAPH, scores, **budget, activity=activity, floor=0.2, comparison=comparison)
+        assert used(GRAPH, keep, resource, activity) <= part * full
+        assert set(keep) == set(GROUPS)
+        for name, group in GROUPS.items():
+            assert len(keep[name]) >= np.ceil(0.2 * group.size)
+            left_out = np.setdiff1d(np.arange(group.size), keep[name])
+            if len(left_out):
+                more = keep | {name: np.sort([*keep[name], left_out[np.argmax(scores[name][left_out])]])}
+                assert used(GRAPH, more, resource, activity) > part * full
+            if resource != "sops" and len(left_out):
+                assert scores[name][keep[name]].min() >= scores[name][left_out].max()
+
+
+def test_with_scores_as_they_are_it_is_near_the_best_of_all_selections():
+    nodes = (
+        Input("image", (4, 4, 1)),
+        Conv("stem", "image", 5),
+        BatchNorm("bn0", "stem"),
+        LIF("lif0", "bn0"),
+        Conv("conv", "lif0", 6, quantizer=Quantizer(2)),
+        BatchNorm("bn1", "conv"),
+        LIF("lif1", "bn1"),
+        GlobalAveragePool("pool", "lif1"),
+        Dense("fc", "pool", 2),
+    )
+    graph = Graph(nodes, timesteps=1)
+    scores = random_scores(graph, 3)
+    limit = 0.6 * cost(graph).size_bytes
+    best = 0.0
+    for a, b in itertools.product(range(1, 6), range(1, 7)):  # the best channels of each width
+        keep = {"stem": np.argsort(-scores["stem"])[:a], "conv": np.argsort(-scores["conv"])[:b]}
+        if used(graph, keep, "bytes", {}) <= limit:
+            best = max(best, sum(scores[name][kept].sum() for name, kept in keep.items()))
+    keep = allocate(graph, scores, bytes=limit, comparison="none")
+    assert sum(scores[name][kept].sum() for name, kept in keep.items()) >= 0.9 * best
+
+
+def test_the_last_stage_of_a_residual_network_takes_part_and_shares_stay_in_proportion():
+    graph = resnet20(bits=2, width=1 / 8)
+    groups = channel_groups(graph)
+    unlabelled = [name for name, group in groups.items() if group.label is None]
+    scores = {name: np.ones(group.size) for name, group in groups.items()}
+    limit = 0.4 * cost(graph).size_bytes
+    keep = allocate(graph, scores, bytes=limit)
+    assert used(graph, keep, "bytes", {}) <= limit
+    assert all(len(keep[name]) < groups[name].size for name in unlabelled)
+    assert all(len(kept) >= 0.2 * groups[name].size for name, kept in keep.items())
+    flat = allocate(graph, scores, bytes=limit, comparison="mean")
+    assert any(len(kept) <= 0.15 * groups[name].size for name, kept in flat.items())
+
+
+def test_heads_are_removed_whole():
+    graph = spikingformer(bits=2, width=1 / 6, blocks=1)
+    scores = random_scores(graph)
+    limit = 0.7 * cost(graph).params
+    keep = allocate(graph, scores, params=limit)
+    assert used(graph, keep, "params", {}) <= limit
+    units = {name: group.unit for name, group in channel_groups(graph).items()}
+    assert max(units.values()) > 1
+    assert all(np.bincount(kept // units[name]).max() == units[name] for name, kept in keep.items())
+
+
+def test_a_budget_that_is_met_already_removes_nothing():
+    keep = allocate(GRAPH, random_scores(GRAPH), params=cost(GRAPH).params)
+    assert {name: len(kept) for name, kept in keep.items()} == {name: group.size for name, group in GROUPS.items()}
+
+
+def test_what_cannot_be_met_is_named():
+    scores = random_scores(GRAPH)
+    with pytest.raises(ValueError, match=r"a budget of 50 bytes cannot be met: with a floor of 0.5 the network keeps"):
+        allocate(GRAPH, scores, bytes=50, floor=0.5)
+    with pytest.raises(ValueError, match=r"a budget of 50 params cannot be met"):
+        check_budget(GRAPH, params=50, floor=0.5)
+    check_budget(GRAPH, bytes=cost(GRAPH).size_bytes)
+    with pytest.raises(ValueError, match="sops needs the activity of the inputs of node 'conv1'"):
+        allocate(GRAPH, scores, sops=1e4)
+    for wrong in ({}, {"bytes": 1.0, "params": 2}, {"sops": -1}, {"bytes": float("nan")}):
+        with pytest.raises(ValueError, match="allocate needs one budget, a positive number"):
+            allocate(GRAPH, scores, **wrong)
+    with pytest.raises(ValueError, match="scores of group 'conv1' must be 8 finite numbers, none negative"):
+        allocate(GRAPH, scores | {"conv1": -np.ones(8)}, bytes=100)
+    with pytest.raises(ValueError, match="comparison must be one of share"):
+        allocate(GRAPH, scores, bytes=100, comparison="best")
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("98kB", {"bytes": 98_000}),
+        ("98496 B", {"bytes": 98_496}),
+        ("0.2MSOPs", {"sops": 200_000}),
+        ("60kparams", {"params": 60_000}),
+    ],
+)
+def test_budgets_as_text(text, budget):
+    assert parse_budget(text) == pytest.approx(budget)
+    assert Pruning(budget=text).budget == text
+
+
+@pytest.mark.parametrize("text", ["", "98", "kB", "-1kB", "0B", "98 KiB", "1e3B", "nanB"])
+def test_other_texts_are_no_budgets(text):
+    with pytest.raises(ValueError, match="budget must be a size or a number of operations such as 98kB"):
+        Pruning(budget=text)
