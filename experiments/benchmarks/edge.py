@@ -135,7 +135,8 @@ def _time_float(kind: str, pruned: bool, width: float, repeats: int) -> dict[str
         run()
         times.append(time.process_time() - start)
     weights = 4 * sum(leaf.size for leaves in variables["params"].values() for leaf in leaves.values())
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    peak = next(line for line in status if line.startswith("VmHWM"))
     return {"latency": 1e3 * min(times), "memory": int(peak.split()[1]) / 1e3, "bytes": weights}
 
 
@@ -167,7 +168,7 @@ def program(cc: str, repeats: int, width: float, name: str, bits: int, pruned: b
         place = Path(folder)
         packed = write_packed(place / "net.qpsnn", integers.folded, {})
         for file, content in (("net.c", text.source), ("net.h", text.header), ("main.c", DRIVER)):
-            (place / file).write_text(content)
+            (place / file).write_text(content, encoding="utf-8")
         subprocess.run([*shlex.split(cc), "net.c", "main.c", "-o", "net"], cwd=place, check=True)
         ran = subprocess.run([place / "net", str(repeats)], input=pixels.tobytes(), capture_output=True, check=True)
     latency, *logits, peak = ran.stdout.split()

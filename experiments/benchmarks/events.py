@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Firing rates at the start: {rates}.\n", flush=True)
         found += [{"timesteps": timesteps, "batch": given.batch, **row._asdict()} for row in rows]
     if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

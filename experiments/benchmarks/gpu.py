@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [f"{network} {batch} {name}" for network in given.networks for batch in given.batches for name in WAYS]
     complete = all(isinstance(found.get(row), dict) for row in rows)
     if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0 if complete else 1
 
 

@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(table(f"{name}, {work}, batch {batch}", rows, case, work), flush=True)
                 found += [{"network": name, "batch": batch, "work": work, **row._asdict()} for row in rows]
     if given.json:
-        given.json.write_text(json.dumps(found, indent=2) + "\n")
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

@@ -57,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if given.json:
         document = {"seconds_a_map": {str(size): row for size, row in rows.items()}, "seconds_an_image": whole}
-        given.json.write_text(json.dumps(document | {"maps_an_image": share, "wrong": wrong}, indent=2) + "\n")
+        text = json.dumps(document | {"maps_an_image": share, "wrong": wrong}, indent=2) + "\n"
+        given.json.write_text(text, encoding="utf-8")
     return int(wrong > 0)
 
 

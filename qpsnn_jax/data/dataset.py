@@ -5,7 +5,7 @@ size; :func:`qpsnn_jax.numerics.normalization.normalize` runs inside the jitted 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -83,6 +83,8 @@ class DataSet:
             for part, examples in (("training", self.train), ("test", self.test)):
                 if isinstance(examples, Arrays):
                     _check_arrays(part, examples, self.classes)
+            for part in ("train", "test"):
+                object.__setattr__(self, part, _with_checked_labels(getattr(self, part), self.classes))
             shapes = [shape_of(examples) for examples in (self.train, self.test)]
             if shapes[0] != shapes[1]:
                 raise ValueError(f"training images have the shape {shapes[0]} and test images {shapes[1]}.")
@@ -111,6 +113,33 @@ def _check_arrays(part: str, arrays: Arrays, classes: int) -> None:
     if beyond.any():
         row = int(beyond.argmax())
         raise ValueError(f"{part} labels must be from 0 to {classes - 1}, got {labels[row]} at example {row}.")
+
+
+def _with_checked_labels(examples: Examples, classes: int) -> Examples:
+    """Arrays as they are; files whose labels are checked when they are read."""
+    if isinstance(examples, Arrays):
+        return examples
+    crops = {name: LabelCheck(getattr(examples, name), classes) for name in ("crop", "centre")}
+    return replace(examples, **crops)
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """A transform of files that raises an error where a label is beyond the classes; picklable for workers."""
+
+    transform: Transform
+    classes: int
+
+    def __call__(self, example: Any, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+        """The transformed example.
+
+        Raises:
+            ValueError: its label is none of the classes.
+        """
+        transformed = self.transform(example, rng)
+        if not 0 <= transformed["label"] < self.classes:
+            raise ValueError(f"labels must be from 0 to {self.classes - 1}, an example has {transformed['label']}.")
+        return transformed
 
 
 def _kind(array: np.ndarray) -> str:

@@ -84,10 +84,11 @@ def compare(
 
 
 def compare_networks(first: Side, second: Side, pixels: np.ndarray, labels: np.ndarray | None = None) -> Agreement:
-    """Run two float networks, whose neurons have the same names, on the same images, and compare.
+    """Run two float networks on the same images, and compare.
 
     Args:
-        first, second: the trained network and the one to compare with it.
+        first, second: the trained network and the one to compare with it. Spikes are compared where neurons have the
+            same name, shape and number of steps in both.
         pixels: uint8 images ``b h w c`` or frames ``b t h w c``.
         labels: integers ``b``, for the accuracies.
 
@@ -97,7 +98,9 @@ def compare_networks(first: Side, second: Side, pixels: np.ndarray, labels: np.n
     Raises:
         ValueError: no images, or images of a shape other than the networks'.
     """
-    names = first.graph.neurons
+    one, other = first.graph, second.graph
+    both = [name for name in one.neurons if name in other.neurons] if one.timesteps == other.timesteps else []
+    names = [name for name in both if one.values[name].shape == other.values[name].shape]
     return _compared(_runner(first, names), _runner(second, names), names, pixels, labels)
 
 

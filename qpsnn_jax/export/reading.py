@@ -9,6 +9,7 @@ import numpy as np
 
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import BatchNorm, Node, Quantizer, Weighted
+from qpsnn_jax.model.variables import check_variables
 from qpsnn_jax.numerics.quantization import Codes
 
 
@@ -37,7 +38,12 @@ def needed_nodes(graph: Graph) -> tuple[Node, ...]:
 
 
 def weights_of(graph: Graph, variables: Mapping[str, Any]) -> Weights:
-    """The variables of a graph in float64, with the codes of its quantized layers."""
+    """The variables of a graph in float64, with the codes of its quantized layers.
+
+    Raises:
+        ValueError: they are not the graph's.
+    """
+    check_variables(graph, variables)
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
     return Weights(arrays, _codes(graph, variables))
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.variables import check_variables
 from qpsnn_jax.runs.config import Config, check_config
 from qpsnn_jax.runs.records import StageResult, read_arrays, read_checked, read_result, versions, write_checked
 from qpsnn_jax.runtime.lock import LOCK_FILE, directory_lock
@@ -150,9 +151,11 @@ def save_network(path: Path, graph: Graph, variables: Variables, notes: dict[str
         notes: anything JSON can hold, kept beside the network.
 
     Raises:
-        ValueError: a node holds a function that cannot be imported by name, such as a lambda.
+        ValueError: a node holds a function that cannot be imported by name, such as a lambda, or the variables are not
+            the graph's, naming the first that is not.
         OSError: the directory cannot be written.
     """
+    check_variables(graph, variables)
     checkpoint.save(path, 0, graph, variables, notes | {"variables": True})
 
 

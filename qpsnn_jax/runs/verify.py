@@ -129,7 +129,7 @@ def verify_c(exported: Exported, cc: str, *, portable: bool = False) -> float:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         write_c(place / "net.c", network, portable=portable)
-        (place / "main.c").write_text(_DRIVER.format(pixels=pixels[0].size, function=function))
+        (place / "main.c").write_text(_DRIVER.format(pixels=pixels[0].size, function=function), encoding="utf-8")
         _checked([*compiler, "net.c", "main.c", "-o", "net"], place, b"")
         printed = _checked([str(place / "net")], place, pixels.tobytes())
     logits = np.array(printed.split(), np.int64).reshape(len(pixels), -1)

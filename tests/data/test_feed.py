@@ -1,13 +1,14 @@
 """Feeds: what an epoch holds, going on within it, and evaluation batches, the same for arrays and for files."""
 
 import json
+from contextlib import closing
 
 import jax
 import numpy as np
 import pytest
 
 from qpsnn_jax.data import feed as feeds
-from qpsnn_jax.data.dataset import Arrays, Files
+from qpsnn_jax.data.dataset import Arrays, DataSet, Files
 from qpsnn_jax.data.feed import Selected, count, evaluation_batches, feed, first, sample
 
 COUNT = 23
@@ -137,3 +138,17 @@ def test_the_first_example_is_a_batch_of_one(examples):
 def test_chosen_examples_stand_for_themselves():
     chosen = Selected(Numbers(), np.array([7, 3, 3]))
     assert [chosen[i] for i in range(len(chosen))] == [7, 3, 3]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_of_files_are_held_against_the_classes(workers):
+    """When they are read: training and evaluation name the label."""
+    files = KINDS["files"]
+    data = DataSet("numbers", files, files, COUNT - 3, (0.5,) * 3, (0.25,) * 3)
+    words = f"labels must be from 0 to {COUNT - 4}, an example has {COUNT - 3}"
+    with pytest.raises(ValueError, match=words):
+        list(evaluation_batches(data.test, workers=workers))
+    if not workers:
+        with closing(feed(data.train, COUNT, 0)) as batches, pytest.raises(ValueError, match="labels must be from 0"):
+            next(batches)
+        DataSet("numbers", files, files, COUNT, (0.5,) * 3, (0.25,) * 3)

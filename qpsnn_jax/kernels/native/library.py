@@ -106,7 +106,8 @@ def _target() -> list[str]:
 
 
 def _key(command: list[str]) -> str:
-    sources = [path.read_text() for pattern in ("*.cc", "*.h") for path in sorted(_SOURCES.glob(pattern))]
+    paths = [path for pattern in ("*.cc", "*.h") for path in sorted(_SOURCES.glob(pattern))]
+    sources = [path.read_text(encoding="utf-8") for path in paths]
     version = _run([command[0], "--version"], "")
     machine = (platform.machine(), *sorted(cpu_flags()))
     return _digest(repr((sources, command, version, jaxlib.version.__version__, machine)).encode())

@@ -1,0 +1,37 @@
+"""The variables of a graph, held against it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qpsnn_jax.model.graph import Graph
+
+
+def check_variables(graph: Graph, variables: Mapping[str, Any]) -> None:
+    """``variables`` are those of the graph: an array of every leaf of its nodes, of its shape, and no other.
+
+    Raises:
+        ValueError: they are not; the message names the first that is missing, unknown, of another shape or not real.
+    """
+    expected = {
+        f"{leaf.collection}/{node.name}/{name}": leaf.shape
+        for node in graph.nodes
+        for name, leaf in node.leaves(graph.inputs_of(node)).items()
+    }
+    found = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    for name, shape in expected.items():
+        if name not in found:
+            raise ValueError(f"the variables are not those of the graph: {name} of shape {shape} is missing.")
+        if jnp.shape(found[name]) != shape:
+            raise ValueError(
+                f"the variables are not those of the graph: {name} has the shape {jnp.shape(found[name])}, not {shape}."
+            )
+        if not jnp.issubdtype(jnp.result_type(found[name]), jnp.floating):
+            raise ValueError(f"the variables must be floating, {name} is {jnp.result_type(found[name])}.")
+    if extra := [name for name in found if name not in expected]:
+        raise ValueError(f"the variables are not those of the graph: it has no {extra[0]}.")
