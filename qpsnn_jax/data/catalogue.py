@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from qpsnn_jax.runtime import naming
 
@@ -17,12 +17,13 @@ class DataRequest(NamedTuple):
     """The options of loading a data set.
 
     Attributes:
-        data_dir: the TFDS data directory, None for TFDS's own; the folder of event recordings.
+        data_dir: the TFDS data directory, None for TFDS's own; the folder of pictures or of event recordings.
         seed: chooses the order, hence the subsets, and the split of a data set that comes without one; 0 or more.
         train_examples: number of training examples, None for all.
         test_examples: number of test examples, None for all.
         timesteps: frames T per recording of events; for recordings only, which need it.
-        size: height and width of event frames or of crops, None for the usual size.
+        size: height and width of event frames, crops or resized pictures, None for the usual size.
+        grey: read the pictures of a folder with one channel instead of three.
         frame_binning: frames of equal numbers of events (``count``) or of equal duration (``time``).
     """
 
@@ -33,6 +34,7 @@ class DataRequest(NamedTuple):
     timesteps: int | None = None
     size: int | None = None
     frame_binning: FrameBinning = "count"
+    grey: bool = False
 
 
 class DataInfo(NamedTuple):
@@ -71,29 +73,32 @@ def describe(source: str | DataSource, request: DataRequest | None = None) -> Da
         request: the options it will be loaded with.
 
     Raises:
-        ValueError: an unknown name, or a size for images of a fixed size.
+        ValueError: an unknown name, a folder or a data set of TFDS that is not there, or a size or ``grey`` for images
+            that have their own.
     """
     request = request or DataRequest()
     info = find(source).describe(request)
     if request.size is not None and not info.resizable:
         raise ValueError(f"size must be None for images of a fixed size, got {request.size!r}.")
+    if request.grey and info.shape[-1] != 1:
+        raise ValueError(f"grey must be False for data of {info.shape[-1]} channels.")
     return info
 
 
 def find(source: str | DataSource) -> DataSource:
-    """The data source of a name in :data:`SOURCES` or of ``module:attribute``; a data source is returned unchanged.
+    """The data source of a name: of :data:`SOURCES`, of TFDS, or ``module:attribute``; a data source is its own.
 
     Raises:
-        ValueError: an unknown name, or a module or attribute that does not exist.
+        ValueError: a module or attribute that does not exist.
     """
     if isinstance(source, DataSource):
         return source
     if source in SOURCES:
         return SOURCES[source]
-    known = ", ".join(SOURCES)
     if ":" not in source:
-        raise ValueError(
-            f"there is no data set {source!r}; choose one of {known}, or give module:attribute of your own."
+        return DataSource(
+            lambda request: _of("classification", "describe_prepared")(source, request),
+            lambda request: _of("classification", "prepared_set")(source, request),
         )
     found = naming.find(source)
     if not isinstance(found, DataSource):
@@ -113,9 +118,14 @@ def _sized(usual: int, channels: int, classes: int, *, frames: bool) -> Callable
     return described
 
 
+def _of(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module in ``sources``, which is imported now."""
+    return getattr(import_module(f"qpsnn_jax.data.sources.{module}"), function)
+
+
 def _loader(module: str, function: str) -> "Callable[[DataRequest], DataSet]":
     """A loader that is imported when it is first called."""
-    return lambda request: getattr(import_module(f"qpsnn_jax.data.sources.{module}"), function)(request)
+    return lambda request: _of(module, function)(request)
 
 
 SOURCES: dict[str, DataSource] = {
@@ -124,6 +134,7 @@ SOURCES: dict[str, DataSource] = {
     "cifar100": DataSource(_fixed((32, 32, 3), 100), _loader("tfds", "cifar100")),
     "tiny_imagenet": DataSource(_fixed((64, 64, 3), 200), _loader("tiny_imagenet", "tiny_imagenet")),
     "imagenet2012": DataSource(_sized(224, 3, 1000, frames=False), _loader("imagenet", "imagenet")),
+    "folder": DataSource(lambda request: _of("folder", "describe_folder")(request), _loader("folder", "folder")),
     "nmnist": DataSource(_sized(34, 2, 10, frames=True), _loader("recordings", "nmnist")),
     "cifar10_dvs": DataSource(_sized(48, 2, 10, frames=True), _loader("recordings", "cifar10_dvs")),
 }

@@ -64,10 +64,13 @@ class DataSet:
         classes: number of classes; labels are in ``{0, …, classes - 1}``.
         mean: mean of each channel over the complete training set, pixels scaled to [0, 1].
         std: standard deviation of each channel over the complete training set, on the same scale.
+        class_names: the name of each class, in the order of the labels; empty where they have none.
+        resized: whether images are the middle squares of pictures of any size
+            (:func:`qpsnn_jax.data.pictures.middle_square`).
 
     Raises:
-        ValueError: no example, images of another dtype or shape, labels beyond the classes, or statistics that do not
-            match the channels; the message names the data set.
+        ValueError: no example, images of another dtype or shape, labels beyond the classes, or statistics or names that
+            do not match; the message names the data set.
     """
 
     name: str
@@ -76,6 +79,8 @@ class DataSet:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+    resized: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -89,6 +94,8 @@ class DataSet:
             if shapes[0] != shapes[1]:
                 raise ValueError(f"training images have the shape {shapes[0]} and test images {shapes[1]}.")
             check_statistics(self.mean, self.std, self.shape[-1])
+            if self.class_names and len(self.class_names) != self.classes:
+                raise ValueError(f"class_names must be {self.classes} names or none, got {len(self.class_names)}.")
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
 

@@ -1,5 +1,6 @@
 """Counting and measuring the data sets on disk: ``qpsnn data check``."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -7,8 +8,12 @@ from os import PathLike
 import numpy as np
 
 from qpsnn_jax.data.augment.host_crop import open_image
-from qpsnn_jax.data.catalogue import DataRequest
+from qpsnn_jax.data.catalogue import SOURCES, DataRequest
+from qpsnn_jax.data.decoded import moments_of, statistics, unreadable_pictures
+from qpsnn_jax.data.pictures import decode_picture, read_picture
+from qpsnn_jax.data.sources.classification import check_known, read_description
 from qpsnn_jax.data.sources.digits import digits
+from qpsnn_jax.data.sources.folder import list_pictures
 from qpsnn_jax.data.sources.tfds import FACTS, is_prepared, read_chunks
 from qpsnn_jax.data.sources.tiny_imagenet import find_folder, list_folder, read_image
 
@@ -47,27 +52,37 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The content of a data set, and its problems, one sentence each (none if all is well)."""
+    """The content of a data set, and its problems, one sentence each (none if all is well).
+
+    ``class_names`` are those of pictures of one's own.
+    """
 
     name: str
     splits: tuple[SplitReport, ...]
     problems: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
 
 
 def check(name: str, data_dir: str | PathLike[str] | None = None) -> Report:
     """Read all images of a data set and count; at most a few hundred are in memory at a time.
 
     Args:
-        name: one of :data:`SPLITS`.
-        data_dir: the TFDS data directory, or for ``tiny_imagenet`` the folder that holds the official one.
+        name: one of :data:`SPLITS`, ``folder``, or an image classification set of TFDS.
+        data_dir: the TFDS data directory, for ``tiny_imagenet`` the folder that holds the official one, for ``folder``
+            that of the pictures.
 
     Returns:
-        Exact counts and statistics, and what differs from the published ones.
+        Exact counts and statistics of the pictures as they are, and what differs from the published ones; of pictures
+        that cannot be read, all their names.
 
     Raises:
         ValueError: unknown name, or data that are missing or damaged.
     """
     check_name(name)
+    if name == "folder":
+        return _check_folder(data_dir)
+    if name not in SPLITS:
+        return _check_prepared(name, data_dir)
     splits = tuple(measure(split, _chunks(name, split, data_dir)) for split in SPLITS[name])
     return Report(name, splits, tuple(_problems(name, splits)))
 
@@ -85,22 +100,15 @@ def measure(name: str, chunks: Iterable[tuple[list[np.ndarray], list[int]]]) -> 
     Raises:
         ValueError: no image at all.
     """
-    counts: dict[int, int] = {}
-    pixels, total, squares = 0, 0, 0
+    counts: Counter[int] = Counter()
+    pixels, moments = 0, np.zeros(1, np.int64)
     for images, labels in chunks:
-        for label in labels:
-            counts[label] = counts.get(label, 0) + 1
-        for image in images:
-            flat = image.reshape(-1, image.shape[-1])
-            pixels += len(flat)
-            # Python's integers, because the squares of ImageNet would come near the limit of int64.
-            total = total + flat.sum(axis=0, dtype=np.int64).astype(object)
-            squares = squares + np.square(flat, dtype=np.int64).sum(axis=0).astype(object)
-    if not pixels:
+        counts.update(labels)
+        pixels += sum(image.shape[0] * image.shape[1] for image in images)
+        moments = moments + np.sum([moments_of(image) for image in images], axis=0)
+    if not counts:
         raise ValueError(f"{name} holds no images.")
-    sums = list(zip(np.atleast_1d(total), np.atleast_1d(squares), strict=True))
-    mean = tuple(float(s / (255 * pixels)) for s, _ in sums)
-    std = tuple(float(((pixels * q - s * s) / (255 * pixels) ** 2) ** 0.5) for s, q in sums)
+    mean, std = statistics(moments, pixels)
     return SplitReport(name, dict(sorted(counts.items())), mean, std)
 
 
@@ -120,18 +128,65 @@ def format_report(report: Report) -> str:
         mean, std = (" ".join(f"{x:.4f}" for x in values) for values in (split.mean, split.std))
         classes = f"{len(split.counts):,} classes of {each}"
         lines.append(f"  {split.name}: {split.examples:,} images, {classes}, mean {mean}, std {std}")
+        if report.class_names:
+            each = (f"{report.class_names[label]} {count:,}" for label, count in split.counts.items())
+            lines.append(f"    {', '.join(each)}")
     verdict = [f"  problem: {problem}" for problem in report.problems] or ["  ok"]
     return "\n".join(lines + verdict)
 
 
 def check_name(name: str) -> None:
-    """Check that a name is in :data:`SPLITS`.
+    """Check that a name is of images that can be checked: in :data:`SPLITS`, ``folder``, or of TFDS.
 
     Raises:
         ValueError: unknown name.
     """
-    if name not in SPLITS:
-        raise ValueError(f"name must be one of {', '.join(SPLITS)}, got {name!r}.")
+    if name in SOURCES and name not in (*SPLITS, "folder"):
+        raise ValueError(f"{name} is read from its files as distributed; there is nothing to prepare or to check.")
+    if name not in SOURCES:
+        check_known(name)
+
+
+def _check_folder(data_dir: str | PathLike[str] | None) -> Report:
+    found, reasons = list_pictures(data_dir), list[str]()
+
+    def chunks(rows: range) -> Iterator[tuple[list[np.ndarray], list[int]]]:
+        for row in rows:
+            try:
+                yield [read_picture(found.paths[row], 3)], [int(found.labels[row])]
+            except ValueError as error:
+                reasons.append(str(error).rstrip("."))
+            except OSError as error:
+                reasons.append(f"{error.filename}: {error.strerror}")
+
+    total, first = len(found.paths), found.train_rows
+    parts = {"train": range(first), "test": range(first, total)} if first else {"pictures": range(total)}
+    try:
+        splits = tuple(measure(part, chunks(rows)) for part, rows in parts.items())
+    except ValueError:  # none of them can be read
+        raise unreadable_pictures("folder", reasons) from None
+    problems = [str(unreadable_pictures("folder", reasons))] if reasons else []
+    return Report("folder", splits, (*problems, *_missing_classes(splits, found.class_names)), found.class_names)
+
+
+def _check_prepared(name: str, data_dir: str | PathLike[str] | None) -> Report:
+    found = read_description(name, data_dir)
+
+    def chunks(split: str) -> Iterator[tuple[list[np.ndarray], list[int]]]:
+        for chunk in read_chunks(name, split, data_dir, image=found.image, label=found.label):
+            pictures = (decode_picture(data, found.shape[2]) for data, _ in chunk)
+            pixels = [np.asarray(picture).reshape(picture.height, picture.width, -1) for picture in pictures]
+            yield pixels, [label for _, label in chunk]
+
+    splits = tuple(measure(split, chunks(split)) for split in found.splits if split)
+    names = found.class_names or tuple(map(str, range(found.classes)))
+    return Report(name, splits, tuple(_missing_classes(splits, names)))
+
+
+def _missing_classes(splits: tuple[SplitReport, ...], names: tuple[str, ...]) -> Iterator[str]:
+    for split in splits:
+        if missing := [name for label, name in enumerate(names) if label not in split.counts]:
+            yield f"{split.name} holds no picture of {', '.join(missing)}."
 
 
 def _chunks(

@@ -16,8 +16,9 @@ def load(
     timesteps: int | None = None,
     size: int | None = None,
     frame_binning: FrameBinning = "count",
+    grey: bool = False,
 ) -> DataSet:
-    """Load a data set: as arrays in host memory, but imagenet2012 as files that are read while training runs.
+    """Load a data set: as arrays in host memory, large ones as files that are read while training runs.
 
     The order is random but fixed by ``seed``, and n examples are the first n in that order, so smaller subsets lie
     within larger ones. Every prefix of arrays has the classes in proportion.
@@ -25,9 +26,10 @@ def load(
     Args:
         source: ``digits`` (embedded, 1,437 + 360 images of 8×8×1), ``cifar10`` or ``cifar100`` (50,000 + 10,000 images
             of 32×32×3, from TFDS), ``tiny_imagenet`` (100,000 + 10,000 of 64×64×3), ``imagenet2012`` (1,281,167 +
-            50,000, from TFDS), ``nmnist`` or ``cifar10_dvs`` (event recordings, as frames ``n t h w 2``); a
+            50,000, from TFDS), ``folder`` (pictures of your own), ``nmnist`` or ``cifar10_dvs`` (event recordings, as
+            frames ``n t h w 2``); any image classification set of TFDS by its name, such as ``fashion_mnist``; a
             :class:`DataSource` of your own, or ``module:attribute``, where it is defined.
-        data_dir, seed, train_examples, test_examples, timesteps, size, frame_binning: see :class:`DataRequest`.
+        data_dir, seed, train_examples, test_examples, timesteps, size, frame_binning, grey: see :class:`DataRequest`.
 
     Returns:
         The data set; its mean and std are those of the complete training set.
@@ -45,7 +47,7 @@ def load(
             waves = DataSource(lambda request: DataInfo((16, 16, 1), 3), read)
             data = load(waves)  # or load("my_module:waves")
     """
-    request = DataRequest(data_dir, seed, train_examples, test_examples, timesteps, size, frame_binning)
+    request = DataRequest(data_dir, seed, train_examples, test_examples, timesteps, size, frame_binning, grey)
     info = describe(source, request)
     if info.frames and timesteps is None:
         raise ValueError("timesteps must be given for recordings of events: how many frames each becomes.")

@@ -34,7 +34,7 @@ _UPRIGHT = {
 
 
 def read_picture(path: str | PathLike[str], channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode a picture file as :func:`open_picture` does.
+    """Decode a picture file.
 
     Args:
         path: the file.
@@ -63,6 +63,30 @@ def decode_picture(data: bytes, channels: int, size: tuple[int, int] | None = No
     return _opened(io.BytesIO(data), None, channels, size)
 
 
+def middle_square(picture: Any, side: int) -> np.ndarray:
+    """The middle square of a picture, resized to ``side`` by ``side`` pixels (bilinear, smoothed where it shrinks).
+
+    Args:
+        picture: from :func:`decode_picture`.
+        side: height and width of the result.
+
+    Returns:
+        Pixels, uint8 ``side side c``.
+    """
+    from PIL import Image
+
+    shorter = min(picture.size)
+    left, top = ((length - shorter) // 2 for length in picture.size)
+    square = picture.crop((left, top, left + shorter, top + shorter))
+    return np.asarray(square.resize((side, side), Image.Resampling.BILINEAR)).reshape(side, side, -1)
+
+
+def read_square(path: str | PathLike[str], channels: int, side: int) -> np.ndarray:
+    """:func:`middle_square` of a picture file; see :func:`read_picture`."""
+    with open_regular(path) as file:
+        return middle_square(_opened(file, path, channels, None), side)
+
+
 def find_pictures(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """The picture files of a folder, sorted: regular files with one of the suffixes that are not hidden."""
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not path.name.startswith("."))
@@ -77,7 +101,7 @@ def _opened(file: BinaryIO, path: str | PathLike[str] | None, channels: int, siz
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with _without_warnings(), Image.open(file, formats=FORMATS) as picture:
+        with without_warnings(), Image.open(file, formats=FORMATS) as picture:
             _check_size(picture.size, size, turned=True)  # before anything is decoded
             if picture.format != "MPO" and getattr(picture, "is_animated", False):
                 raise _UnsuitableError("is an animation; save one of its pictures as a file")
@@ -140,7 +164,7 @@ def _error(path: str | PathLike[str] | None, reason: str) -> ValueError:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Silence Pillow's warnings, in the main thread only, because warning filters are global to the process."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -16,7 +16,7 @@ def prepare(name: str, data_dir: str | PathLike[str] | None) -> Path:
     """Prepare a data set in TFDS's layout and array_record format; an existing one is not changed.
 
     Args:
-        name: ``cifar10`` and ``cifar100`` are downloaded; ``tiny_imagenet`` is packed from
+        name: a data set of TFDS, such as ``cifar10``, is downloaded; ``tiny_imagenet`` is packed from
             ``data_dir/tiny-imagenet-200``; ``imagenet2012`` from its two tar files in ``data_dir/downloads/manual``.
         data_dir: the TFDS data directory.
 
@@ -29,6 +29,8 @@ def prepare(name: str, data_dir: str | PathLike[str] | None) -> Path:
     check_name(name)
     if name == "digits":
         raise ValueError("digits are part of the package; there is nothing to prepare.")
+    if name == "folder":
+        raise ValueError("pictures in a folder are read as they are; there is nothing to prepare.")
     if data_dir is None:
         raise ValueError(f"data_dir must be given: where to prepare {name}.")
     root = Path(data_dir).expanduser()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from qpsnn_jax.data.augment.records import Augmentation, EventAugmentation
-from qpsnn_jax.data.catalogue import SOURCES, DataRequest, FrameBinning, describe
+from qpsnn_jax.data.catalogue import SOURCES, DataRequest, FrameBinning
 from qpsnn_jax.runtime.settings import check, setting
 
 if TYPE_CHECKING:
@@ -27,13 +27,14 @@ class DataSettings:
         ValueError: a field has the wrong type or is out of range; the message names it.
     """
 
-    name: str = setting("cifar10", "data set", names=SOURCES)
-    data_dir: str | None = setting(None, "directory of TFDS or of the recordings")
+    name: str = setting("cifar10", "data set", names=SOURCES, others="any of TFDS by its name")
+    data_dir: str | None = setting(None, "directory of TFDS, of the recordings or of the folder's classes")
     train_examples: int | None = setting(None, "training examples; none: all", least=1, most=2**31 - 1)
     test_examples: int | None = setting(None, "test examples; none: all", least=1, most=2**31 - 1)
     size: int | None = setting(
-        None, "height and width of event frames or of ImageNet's crops; none: the usual size", least=1, most=_PIXELS
+        None, "height and width of frames, crops or resized pictures; none: the usual size", least=1, most=_PIXELS
     )
+    grey: bool = setting(False, "read the pictures of a folder in grey")
     frame_binning: FrameBinning = setting("count", "frames of equal numbers of events, or of equal time")
     workers: int = setting(0, "processes that read and decode files; 0: none", least=0, most=1024)
     crop_padding: int = setting(0, "zeros around an image before it is cropped at random", least=0, most=_PIXELS)
@@ -65,6 +66,7 @@ def request(settings: DataSettings, *, seed: int, timesteps: int) -> DataRequest
         timesteps,
         settings.size,
         settings.frame_binning,
+        settings.grey,
     )
 
 
@@ -92,7 +94,7 @@ def make_prepare(settings: DataSettings, data: "DataSet") -> "Callable[[Array, A
     from qpsnn_jax.data.augment.images import normalize_and_augment
     from qpsnn_jax.numerics.normalization import normalize
 
-    chosen = augmentation(settings, frames=describe(settings.name).frames)
+    chosen = augmentation(settings, frames=len(data.shape) == 4)
     if isinstance(chosen, EventAugmentation):
         return lambda key, pixels: augment_frames(key, normalize(pixels, data.mean, data.std), chosen)
     return lambda key, pixels: normalize_and_augment(key, pixels, chosen, data.mean, data.std)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.data.pictures import SUFFIXES, find_pictures, read_picture
+from qpsnn_jax.data.pictures import SUFFIXES, find_pictures, read_picture, read_square
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.runtime.arrays import read_npy
@@ -30,13 +30,16 @@ class Unclassified(NamedTuple):
     reason: str
 
 
-def classify(folded: Folded, path: str | PathLike[str]) -> Iterator[Classified | Unclassified]:
+def classify(
+    folded: Folded, path: str | PathLike[str], *, resized: bool = False
+) -> Iterator[Classified | Unclassified]:
     """Classify an image, or every image in a folder, in the order of their names.
 
     Args:
         folded: the network, from :func:`qpsnn_jax.export.packed.file.load_packed`.
         path: a picture (:data:`~qpsnn_jax.data.pictures.FORMATS`), a NumPy file of uint8 pixels ``h w c`` or frames
             ``t h w c``, or a folder of them. Within a folder only regular files that are not hidden count.
+        resized: as for :func:`read_pixels`; what the notes of a packed file say.
 
     Returns:
         An iterator over :class:`Classified`, or :class:`Unclassified` where a file of a folder cannot be read.
@@ -49,22 +52,27 @@ def classify(folded: Folded, path: str | PathLike[str]) -> Iterator[Classified |
     path = Path(path)
     network = IntegerNetwork.of(folded)
     if not path.is_dir():
-        yield _classified(network, path)
+        yield _classified(network, path, resized)
         return
     paths = find_pictures(path, _SUFFIXES)
     if not paths:
         raise ValueError(f"{path} holds no images ({', '.join(_SUFFIXES)}).")
     for file in paths:
         try:
-            yield _classified(network, file)
+            yield _classified(network, file, resized)
         except ValueError as error:
             yield Unclassified(file, str(error))
         except OSError as error:
             yield Unclassified(file, f"{file}: {error.strerror or error}.")
 
 
-def read_pixels(folded: Folded, path: str | PathLike[str]) -> np.ndarray:
+def read_pixels(folded: Folded, path: str | PathLike[str], *, resized: bool = False) -> np.ndarray:
     """Pixels of a file in the shape that a network takes, uint8 ``h w c`` or ``t h w c``.
+
+    Args:
+        folded: the network.
+        path: of the file.
+        resized: whether a picture may have any size and becomes the middle square, resized, as in training.
 
     Raises:
         ValueError: the file is not an image, is damaged, or of another size.
@@ -74,7 +82,7 @@ def read_pixels(folded: Folded, path: str | PathLike[str]) -> np.ndarray:
     shape = (folded.timesteps, h, w, c) if folded.image.frames else (h, w, c)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES and len(shape) == 3 and c in (1, 3):
-        return read_picture(path, c, (h, w))
+        return read_square(path, c, h) if resized and h == w else read_picture(path, c, (h, w))
     if suffix in SUFFIXES:
         raise ValueError(f"{path}: this network takes uint8 arrays of shape {shape}, in .npy files.")
     if suffix != ".npy":
@@ -86,7 +94,7 @@ def read_pixels(folded: Folded, path: str | PathLike[str]) -> np.ndarray:
     return pixels
 
 
-def _classified(network: IntegerNetwork, path: Path) -> Classified:
-    logits = network(read_pixels(network.folded, path)[None])[0]
+def _classified(network: IntegerNetwork, path: Path, resized: bool) -> Classified:
+    logits = network(read_pixels(network.folded, path, resized=resized)[None])[0]
     label = int(logits.argmax())
     return Classified(path, label, float(logits[label]) * network.readout.unit)

@@ -27,6 +27,8 @@ def summary(packed: Packed) -> str:
     notes = packed.notes
     if isinstance(accuracy := notes.get("accuracy"), float) and math.isfinite(accuracy):
         lines.append(f"accuracy {100 * accuracy:.2f} %, stage {_text(notes.get('stage'))}, as trained")
+    if packed.class_names:
+        lines.append(f"classes {', '.join(packed.class_names)}")
     if isinstance(versions := notes.get("versions"), dict):
         lines.append(", ".join(f"{_text(package)} {_text(version)}" for package, version in versions.items()))
     return "\n".join(lines)

@@ -17,7 +17,15 @@ import numpy as np
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.variables import check_variables
 from qpsnn_jax.runs.config import Config, check_config
-from qpsnn_jax.runs.records import StageResult, read_arrays, read_checked, read_result, versions, write_checked
+from qpsnn_jax.runs.records import (
+    StageResult,
+    read_arrays,
+    read_checked,
+    read_notes,
+    read_result,
+    versions,
+    write_checked,
+)
 from qpsnn_jax.runtime.lock import LOCK_FILE, directory_lock
 from qpsnn_jax.runtime.processes import fail_together
 from qpsnn_jax.runtime.settings import as_dict, from_dict, settings
@@ -42,7 +50,7 @@ def check_run(directory: Path, config: Config) -> bool:
         ValueError: the directory holds something else, or another run.
     """
     if (directory / "config.json").exists():
-        there = {field.name: field.value for field in settings(_under(read_config(directory), config))}
+        there = {field.name: field.value for field in settings(_under(_parsed_config(directory), config))}
         for field in settings(config):
             if field.value != there[field.name]:
                 raise ValueError(
@@ -82,24 +90,35 @@ def make_run(directory: Path, config: Config) -> None:
         check_run(directory, config)  # again, because it is process 0's config
 
 
-def read_config(directory: Path) -> Config:
+def read_config(directory: Path, data_dir: str | None = None, name: str | None = None) -> Config:
     """The config of the run in ``directory``.
 
+    Args:
+        directory: of the run.
+        data_dir: where its data lie now; as the config says when left out.
+        name: the data set that ``data_dir`` is of; that of the run when left out.
+
     Raises:
-        ValueError: there is no run, or its config is damaged.
+        ValueError: there is no run, its config is damaged, or its data cannot be described.
     """
+    config = _parsed_config(directory)
+    if data_dir is not None and name in (None, config.data.name):
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
+    try:
+        check_config(config)
+    except ValueError as error:
+        raise ValueError(f"the config in {directory / 'config.json'} cannot be used: {error}") from None
+    return config
+
+
+def _parsed_config(directory: Path) -> Config:
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(f"{directory} is not the directory of a run: it has no config.json.")
     try:
-        config = from_dict(Config, read_checked(path).get("config"))
+        return from_dict(Config, read_checked(path).get("config"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({str(error).rstrip('.')}).") from None
-    try:
-        check_config(config)
-    except ValueError as error:
-        raise ValueError(f"the config in {path} cannot be used: {error}") from None
-    return config
 
 
 def run_of(path: Path) -> Path | None:
@@ -170,6 +189,20 @@ def read_activity(path: Path) -> dict[str, np.ndarray] | None:
     """
     found = next((place / ACTIVITY for place in (path, *_last_stage(path)) if (place / ACTIVITY).exists()), None)
     return found and read_arrays(found, "see the cost without operations")
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The names of the classes that a stage was trained on; none where they have no names.
+
+    Args:
+        path: as in :func:`load_network`.
+
+    Raises:
+        ValueError: the stage's result is damaged.
+    """
+    places = [place / "stage.json" for place in (path, *_last_stage(path))]
+    found = next((place for place in places if place.exists()), None)
+    return tuple(read_notes(found, "class_names")) if found else ()
 
 
 def _under(config: Config, circumstances: Config) -> Config:

@@ -18,7 +18,7 @@ from qpsnn_jax.export.stablehlo import write_stablehlo
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.config import Config
 from qpsnn_jax.runs.directory import STAGES, load_network, read_config, read_stage, run_of
-from qpsnn_jax.runs.loading import load_test_data
+from qpsnn_jax.runs.loading import check_classes, load_test_data
 from qpsnn_jax.runs.records import versions
 from qpsnn_jax.runtime.settings import as_dict
 from qpsnn_jax.training.steps import Variables
@@ -77,9 +77,11 @@ def read_run(
         raise ValueError(
             f"{path} does not belong to a run, so the mean and std of its pixels are unknown; export a run."
         )
-    config = read_config(run)
+    config = read_config(run, data_dir)
     data = load_test_data(graph, config, data_dir=data_dir, test_examples=test_examples)
-    return Exported(graph, variables, data, _notes(path, run, config), stem_bits, readout_bits)
+    check_classes(path, data)
+    notes = _notes(path, run, config, data)
+    return Exported(graph, variables, data, notes, stem_bits, readout_bits)
 
 
 def write_run(exported: Exported, path: Path, format_: str, *, portable: bool = False) -> str:
@@ -121,7 +123,7 @@ def _placed(path: Path) -> Path:
     return path
 
 
-def _notes(path: Path, run: Path, config: Config) -> dict[str, Any]:
+def _notes(path: Path, run: Path, config: Config, data: DataSet) -> dict[str, Any]:
     names = STAGES if path.resolve() == run.resolve() else (path.resolve().name,)
     stages = (read_stage(run, name) for name in reversed(names))
     stage = next((stage for stage in stages if stage), None)
@@ -130,4 +132,8 @@ def _notes(path: Path, run: Path, config: Config) -> dict[str, Any]:
     notes["config"]["data"].pop("data_dir")
     if stage is not None:
         notes |= {"stage": stage.name, "accuracy": stage.accuracy_last}
+    if data.class_names:
+        notes["class_names"] = list(data.class_names)
+    if data.resized:
+        notes["resized"] = True
     return notes

@@ -1,9 +1,12 @@
 """The data of a run, and test data for a trained network."""
 
+from pathlib import Path
+
 from qpsnn_jax.data import DataRequest, DataSet, describe, load
 from qpsnn_jax.data.settings import DataSettings, request
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs.directory import read_class_names
 from qpsnn_jax.runs.loop import whole_batches
 from qpsnn_jax.runtime.processes import fail_together
 
@@ -53,4 +56,17 @@ def load_test_data(
         timesteps=graph.timesteps,
         size=graph.input.shape[0] if describe(name, DataRequest(data_dir)).resizable else None,
         frame_binning=own.frame_binning,
+        grey=name == "folder" and graph.input.shape[2] == 1,
     )
+
+
+def check_classes(path: Path, data: DataSet) -> None:
+    """Check that a data set has the classes that the network in ``path`` was trained on, in the same order.
+
+    Raises:
+        ValueError: both have names, which differ.
+    """
+    names = read_class_names(path)
+    if names and data.class_names and names != data.class_names:
+        trained, found = (", ".join(classes) for classes in (names, data.class_names))
+        raise ValueError(f"{path} was trained on the classes {trained}; {data.name} has {found}.")

@@ -130,7 +130,7 @@ def read_result(path: Path) -> StageResult | None:
 
 
 def read_notes(path: Path, key: str) -> Any:
-    """A note of a complete stage: its ``epochs``, or for the stage ``pruned`` the channels to ``keep``.
+    """A note of a complete stage: ``epochs``, ``class_names``, or of the stage ``pruned`` the channels to ``keep``.
 
     Raises:
         ValueError: the notes are damaged.

@@ -239,6 +239,7 @@ def _finish(
     best = max([result.accuracy, *(epoch.test_accuracy for epoch in epochs)])
     stage = measure(name, graph, run.graph, result, best, seconds)
     directory = run.directory / name
+    notes = {**notes, "class_names": run.data.class_names}
     save_network(directory / "final", graph, variables, notes)
     write_arrays(directory / ACTIVITY, result.activity)
     write_result(directory / "stage.json", stage, epochs=[epoch._asdict() for epoch in epochs], **notes)

@@ -13,6 +13,15 @@ _LONGEST_REASON = 200
 _LFS = b"version https://git-lfs"
 
 
+def user_cache() -> Path:
+    """The folder of this program in the user's cache, ``$XDG_CACHE_HOME`` or ``~/.cache``; it need not exist.
+
+    Raises:
+        RuntimeError: nobody's home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "qpsnn_jax"
+
+
 def write_atomically(path: str | PathLike[str], data: bytes) -> None:
     """Write one file as :func:`write_together` does."""
     write_together({Path(path): data})

@@ -44,13 +44,14 @@ class FrozenMapping(Mapping[str, float]):
 
 
 class Setting(NamedTuple):
-    """A field of a record: its dotted name, its type, one line of help, its bounds, known names, and its value."""
+    """A field of a record: dotted name, type, one line of help, bounds, known names, other names in words, value."""
 
     name: str
     hint: Any
     help: str
     bounds: Mapping[str, float]
     names: tuple[str, ...]
+    others: str
     value: Any
 
 
@@ -63,6 +64,7 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     names: Iterable[str] = (),
+    others: str = "",
 ) -> T:
     """A field of a record of settings.
 
@@ -71,10 +73,12 @@ def setting(
         help: one line that says what it means.
         least, most, above, below: bounds of a number, or of every number in a mapping.
         names: the known names, of a field that also accepts ``module:attribute``.
+        others: which other names it accepts, in words; none by default.
     """
     bounds = {"above": above, "at least": least, "below": below, "at most": most}
     given = {word: bound for word, bound in bounds.items() if bound is not None}
-    return dataclasses.field(default=default, metadata={"help": help, "bounds": given, "names": tuple(names)})
+    metadata = {"help": help, "bounds": given, "names": tuple(names), "others": others}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def settings(record: Any, prefix: str = "") -> Iterator[Setting]:
@@ -121,8 +125,13 @@ def takes(field: Setting) -> str:
     bounds = " and ".join(f"{word} {bound}" for word, bound in field.bounds.items())
     if field.bounds.keys() == {"at least", "at most"}:
         bounds = f"from {field.bounds['at least']} to {field.bounds['at most']}"
-    words = f"{_describe(kind_of(field), field.names)} {bounds}".rstrip()
+    words = f"{_describe(field)} {bounds}".rstrip()
     return f"{words}, or none" if is_optional(field) else words
+
+
+def known_names(field: Setting) -> str:
+    """The names that a field takes, in words."""
+    return ", ".join((*field.names, *([field.others] if field.others else []), "or MODULE:NAME"))
 
 
 def parse(field: Setting, text: str) -> Any:
@@ -202,8 +211,8 @@ def no_setting(name: str, known: Iterable[str], *, mark: str = "") -> str:
 
 
 def _setting(record: type, field: dataclasses.Field, name: str, value: Any) -> Setting:
-    about = field.metadata
-    return Setting(name, _hints(record)[field.name], about["help"], about["bounds"], about["names"], value)
+    hint = _hints(record)[field.name]
+    return Setting(name, hint, **field.metadata, value=value)
 
 
 @cache
@@ -241,7 +250,7 @@ def _converted(kind: Any, field: Setting, value: Any) -> Any:
     if get_origin(kind) is Literal:
         held = isinstance(value, str) and value in get_args(kind)
     elif field.names:
-        held = isinstance(value, str) and (value in field.names or ":" in value)
+        held = isinstance(value, str) and (value in field.names or ":" in value or bool(field.others and value))
     else:
         held = isinstance(value, kind)
     if not held:
@@ -259,9 +268,10 @@ def _number(kind: type, field: Setting, value: Any) -> Any:
     return number
 
 
-def _describe(kind: Any, names: tuple[str, ...]) -> str:
-    if names:
-        return f"one of {', '.join(names)}, or MODULE:NAME"
+def _describe(field: Setting) -> str:
+    kind = kind_of(field)
+    if field.names:
+        return f"one of {known_names(field)}"
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     return {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qpsnn_jax.data.pictures import FORMATS, decode_picture, find_pictures, read_picture
+from qpsnn_jax.data.pictures import FORMATS, decode_picture, find_pictures, middle_square, read_picture, read_square
 
 GREY = np.arange(6 * 5, dtype=np.uint8).reshape(6, 5) * 8
 COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], -1)
@@ -169,3 +169,17 @@ def test_pictures_of_a_folder_are_regular_files_by_their_suffix(tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "f.png").mkdir()
     assert [path.name for path in find_pictures(tmp_path)] == ["a.jpeg", "b.PNG"]
+
+
+def test_a_square_is_the_middle_one_resized_with_the_weights_of_a_triangle(file):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 21, 3), dtype=np.uint8)
+    centres, ratio = (np.arange(8) + 0.5) * 12 / 8, 12 / 8
+    weights = np.maximum(0, 1 - np.abs(np.arange(12) + 0.5 - centres[:, None]) / ratio)
+    weights /= weights.sum(1, keepdims=True)
+    expected = np.einsum("ay,bx,yxc->abc", weights, weights, pixels[:, 4:16].astype(float))
+    found = read_square(file("a.png", (Image.fromarray(pixels), {})), 3, 8)
+    np.testing.assert_allclose(found.astype(float), expected, atol=1)
+    tall = np.ascontiguousarray(pixels.swapaxes(0, 1))
+    turned = middle_square(Image.fromarray(tall), 8).swapaxes(0, 1)
+    np.testing.assert_allclose(turned.astype(float), expected, atol=1)
+    assert middle_square(Image.fromarray(GREY), 3).shape == (3, 3, 1)

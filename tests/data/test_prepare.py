@@ -102,8 +102,10 @@ def test_missing_archives_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("call", [prepare, check])
 def test_missing_data_and_unknown_names_raise(call, tmp_path):
-    with pytest.raises(ValueError, match="name must be one of digits, cifar10"):
-        call("mnist", tmp_path)
+    with pytest.raises(ValueError, match="there is no data set 'mnits'; choose one of digits, cifar10"):
+        call("mnits", tmp_path)
+    with pytest.raises(ValueError, match="nmnist is read from its files as distributed; there is nothing to prepare"):
+        call("nmnist", tmp_path)
     with pytest.raises(ValueError, match="tiny-imagenet-200 does not exist"):
         call("tiny_imagenet", tmp_path)
 

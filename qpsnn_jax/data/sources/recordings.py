@@ -74,8 +74,8 @@ def cifar10_dvs(request: DataRequest) -> DataSet:
     train, test = np.split(order, [len(order) - len(order) // 10])
     train = train[: example_count("train_examples", request.train_examples, len(train))]
     test = test[: example_count("test_examples", request.test_examples, len(test))]
-    arrays = (_read(paths, labels, part, _read_upright, make) for part in (train, test))
-    return _data_set("cifar10_dvs", *arrays)
+    train, test = (_read(paths, labels, part, _read_upright, make) for part in (train, test))
+    return _data_set("cifar10_dvs", train, test, _CIFAR10)
 
 
 def _read_upright(path: Path) -> Events:
@@ -127,5 +127,5 @@ def _read(
     return Arrays(np.stack(frames), labels[indices])
 
 
-def _data_set(name: str, train: Arrays, test: Arrays) -> DataSet:
-    return DataSet(name, train, test, classes=10, mean=(0.0, 0.0), std=(1 / 255, 1 / 255))
+def _data_set(name: str, train: Arrays, test: Arrays, class_names: tuple[str, ...] = ()) -> DataSet:
+    return DataSet(name, train, test, classes=10, mean=(0.0, 0.0), std=(1 / 255, 1 / 255), class_names=class_names)

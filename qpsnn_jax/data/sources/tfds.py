@@ -90,16 +90,18 @@ def prepared(name: str, request: DataRequest) -> DataSet:
             classes=facts.classes,
             mean=facts.mean,
             std=facts.std,
+            class_names=_class_names(name, folder),
         )
 
 
-def source(name: str, split: str, data_dir: str | PathLike[str] | None = None) -> Any:
+def source(name: str, split: str, data_dir: str | PathLike[str] | None = None, *, image: str = "image") -> Any:
     """A split as a random-access sequence that a :func:`~qpsnn_jax.data.stream.stream` can read; nothing is decoded.
 
     Args:
         name: any data set that TFDS prepared in array_record format, such as ``imagenet2012``.
         split: its split, such as ``train``.
         data_dir: the TFDS data directory; None for TFDS's own.
+        image: the name of the feature that holds the images.
 
     Returns:
         A sequence of dictionaries with ``image`` (encoded bytes), ``label`` and the other features.
@@ -110,31 +112,42 @@ def source(name: str, split: str, data_dir: str | PathLike[str] | None = None) -
     with log_level("absl", logging.ERROR):  # without its advice to install OpenCV
         folder = find(name, data_dir)
         try:
-            return _open(folder, split)
+            return _open(folder, split, image)
         except Exception as error:  # as in _read
-            raise _damaged(name, folder, error) from None
+            raise damaged(name, folder, error) from None
 
 
 def read_chunks(
-    name: str, split: str, data_dir: str | PathLike[str] | None, size: int = 256
+    name: str,
+    split: str,
+    data_dir: str | PathLike[str] | None,
+    *,
+    image: str = "image",
+    label: str = "label",
+    size: int = 256,
 ) -> Iterator[list[tuple[bytes, int]]]:
     """Read a whole split as chunks of encoded images and labels, so that it need not fit in memory.
+
+    Args:
+        name, split, data_dir, image: as for :func:`source`.
+        label: the name of the feature that holds the labels.
+        size: examples in a list; the last one may have fewer.
 
     Raises:
         ValueError: the folder has no prepared data, or they are damaged.
     """
-    examples = source(name, split, data_dir)
+    examples = source(name, split, data_dir, image=image)
     for first in range(0, len(examples), size):
         try:
             chunk = examples.__getitems__(range(first, min(first + size, len(examples))))
         except Exception as error:  # as in _read
-            raise _damaged(name, find(name, data_dir), error) from None
-        yield [(example["image"], int(example["label"])) for example in chunk]
+            raise damaged(name, find(name, data_dir), error) from None
+        yield [(example[image], int(example[label])) for example in chunk]
 
 
 def is_prepared(name: str, data_dir: str | PathLike[str] | None) -> bool:
-    """Whether a data directory holds a prepared version; nothing is read."""
-    return data_dir is not None and any((Path(data_dir).expanduser() / name).glob("*.*.*/dataset_info.json"))
+    """Whether a data directory, None for TFDS's own, holds a prepared version; nothing is read."""
+    return bool(_versions(name, data_dir))
 
 
 def find(name: str, data_dir: str | PathLike[str] | None) -> Path:
@@ -143,12 +156,23 @@ def find(name: str, data_dir: str | PathLike[str] | None) -> Path:
     Raises:
         ValueError: there is no prepared version; the message says how to prepare one.
     """
-    root = Path(_tfds().core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
-    versions = [path.parent for path in (root / name).glob("*.*.*/dataset_info.json")]
+    versions, root = _versions(name, data_dir), data_root(data_dir)
     if not versions:
+        configs = sorted({path.parents[1].name for path in (root / name).glob("*/*.*.*/dataset_info.json")})
+        if configs:
+            raise ValueError(f"{root / name} holds several data sets; choose {name}/{f' or {name}/'.join(configs)}.")
         seen = f"data_dir {root} does not exist" if not root.is_dir() else f"data_dir {root} holds no prepared {name}"
         raise ValueError(f"{seen}; give the TFDS data directory that holds it, or {_recipe(name, root)}.")
     return max(versions, key=lambda path: [(len(part), part) for part in path.name.split(".")])
+
+
+def data_root(data_dir: str | PathLike[str] | None) -> Path:
+    """The TFDS data directory: the given one, or TFDS's own."""
+    return Path(tfds().core.constants.DATA_DIR if data_dir is None else data_dir).expanduser()
+
+
+def _versions(name: str, data_dir: str | PathLike[str] | None) -> list[Path]:
+    return [path.parent for path in (data_root(data_dir) / name).glob("*.*.*/dataset_info.json")]
 
 
 def _read(name: str, folder: Path, split: str) -> _Encoded:
@@ -158,13 +182,26 @@ def _read(name: str, folder: Path, split: str) -> _Encoded:
         labels = np.asarray([example["label"] for example in examples], np.int32)
         return _Encoded([example["image"] for example in examples], labels)
     except Exception as error:  # the readers below TFDS raise many types, for example RuntimeError and KeyError
-        raise _damaged(name, folder, error) from None
+        raise damaged(name, folder, error) from None
 
 
-def _open(folder: Path, split: str) -> Any:
+def _open(folder: Path, split: str, image: str = "image") -> Any:
     """A split of a prepared folder, whose images stay encoded."""
-    builder = _tfds().builder_from_directory(folder)
-    return builder.as_data_source(split, decoders={"image": _tfds().decode.SkipDecoding()})
+    builder = tfds().builder_from_directory(folder)
+    return builder.as_data_source(split, decoders={image: tfds().decode.SkipDecoding()})
+
+
+def names_of(label: Any) -> tuple[str, ...]:
+    """The names of the classes of a ``ClassLabel``; none where they are only numbers."""
+    names = tuple(label.names)
+    return () if names == tuple(map(str, range(len(names)))) else names
+
+
+def _class_names(name: str, folder: Path) -> tuple[str, ...]:
+    try:
+        return names_of(tfds().builder_from_directory(folder).info.features["label"])
+    except Exception as error:  # as in _read
+        raise damaged(name, folder, error) from None
 
 
 def _decode(name: str, folder: Path, encoded: _Encoded, indices: np.ndarray) -> Arrays:
@@ -174,11 +211,12 @@ def _decode(name: str, folder: Path, encoded: _Encoded, indices: np.ndarray) -> 
         for row, index in enumerate(indices):
             images[row] = np.asarray(decode_picture(encoded.images[index], channels, (height, width)))
     except ValueError as error:
-        raise _damaged(name, folder, error) from None
+        raise damaged(name, folder, error) from None
     return Arrays(images, encoded.labels[indices])
 
 
-def _damaged(name: str, folder: Path, error: Exception) -> ValueError:
+def damaged(name: str, folder: Path, error: Exception) -> ValueError:
+    """The error of a prepared folder that cannot be read, with the command that prepares it."""
     reason = reason_of(error)
     remedy = f"remove that folder, or choose another data_dir, and {_recipe(name, folder.parents[1])}"
     return ValueError(f"{folder} is not a readable {name} in array_record format ({reason}); {remedy}.")
@@ -192,7 +230,7 @@ def _recipe(name: str, root: Path) -> str:
     )
 
 
-def _tfds() -> Any:
+def tfds() -> Any:
     """Import TFDS late, because that is slow, and untyped, because its annotations contradict its decorators."""
     import tensorflow_datasets
 

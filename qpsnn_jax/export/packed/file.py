@@ -36,6 +36,14 @@ class Packed(NamedTuple):
     header_bytes: int
     payload_bytes: int
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, as printable text; empty where the notes name none."""
+        names = self.notes.get("class_names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return ()
+        return tuple("".join(c if c.isprintable() else "?" for c in name) for name in names)
+
 
 def payload_bytes(folded: Folded) -> int:
     r"""Bytes of a network's numbers, :math:`\sum ⌈n_i b_i/8⌉`: codes at b bits, a scale and a bias per channel at 32.

@@ -2,11 +2,16 @@
 
 import click
 
+_NAMES = (
+    "NAME is digits, cifar10, cifar100, tiny_imagenet, imagenet2012, any image classification set of TFDS, such as "
+    "fashion_mnist, or folder: pictures of your own in DIR/train/CLASS/ and DIR/test/CLASS/, or in DIR/CLASS/."
+)
 
-@click.command()
+
+@click.command(epilog=_NAMES)
 @click.argument("action", type=click.Choice(("prepare", "check")))
 @click.argument("name", metavar="NAME")
-@click.option("--data-dir", metavar="DIR", help="TFDS data directory; the digits need none")
+@click.option("--data-dir", metavar="DIR", help="TFDS data directory, or the folder of pictures; the digits need none")
 def data(action: str, name: str, data_dir: str | None) -> None:
     """Prepare a data set, or check one: counts, class balance, mean and std."""
     if data_dir is None and name != "digits":

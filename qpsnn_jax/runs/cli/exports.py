@@ -81,13 +81,15 @@ def infer(file: Path, images: Path) -> int:
     from qpsnn_jax.export.images import Unclassified, classify
     from qpsnn_jax.export.packed.file import load_packed
 
-    failed = False
-    for found in classify(load_packed(file).folded, images):
+    failed, packed = False, load_packed(file)
+    names = dict(enumerate(packed.class_names))
+    for found in classify(packed.folded, images, resized=packed.notes.get("resized") is True):
         if isinstance(found, Unclassified):
             failed = True
             print(f"qpsnn: error: {found.reason}", file=sys.stderr)
         else:
-            click.echo(f"{found.path}: class {found.label}, current {found.current:.3f}")
+            name = f" ({names[found.label]})" if found.label in names else ""
+            click.echo(f"{found.path}: class {found.label}{name}, current {found.current:.3f}")
     return 2 if failed else 0
 
 

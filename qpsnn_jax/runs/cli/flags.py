@@ -8,7 +8,7 @@ import click
 
 from qpsnn_jax.runs.config import Config, load_config
 from qpsnn_jax.runs.presets import PRESETS
-from qpsnn_jax.runtime.settings import Setting, kind_of, parse, settings, updated
+from qpsnn_jax.runtime.settings import Setting, kind_of, known_names, parse, settings, updated
 
 FIELDS = {field.name: field for field in settings(Config())}
 _METAVARS = {int: "INT", float: "FLOAT", bool: "true|false", Mapping: "NAME=SHARE,…"}
@@ -96,7 +96,7 @@ def _metavar(field: Setting) -> str:
 
 
 def _meaning(field: Setting) -> str:
-    return f"{field.help}: {', '.join(field.names)}, or MODULE:NAME" if field.names else field.help
+    return f"{field.help}: {known_names(field)}" if field.names else field.help
 
 
 def _shown(value: Any) -> str:

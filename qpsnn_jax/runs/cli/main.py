@@ -5,12 +5,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import click
 
 from qpsnn_jax.runs.cli import datasets, exports, networks, training
 from qpsnn_jax.runs.cli.flags import ConfigCommand
+from qpsnn_jax.runtime.files import user_cache
 from qpsnn_jax.runtime.settings import no_setting
 
 
@@ -121,6 +121,6 @@ def _discard_output() -> None:
 def _keep_compiled() -> None:
     """Let JAX cache compiled programs, so that a second start need not compile them again."""
     with suppress(OSError, RuntimeError):  # the cache cannot be written, or there is no home directory
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "qpsnn_jax" / "compiled"
+        cache = user_cache() / "compiled"
         cache.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

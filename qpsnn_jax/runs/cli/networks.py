@@ -27,13 +27,13 @@ def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: 
     from qpsnn_jax.runs.config import build_graph
     from qpsnn_jax.runs.directory import load_network, read_config, run_of
     from qpsnn_jax.runs.evaluation import evaluate
-    from qpsnn_jax.runs.loading import load_test_data
+    from qpsnn_jax.runs.loading import check_classes, load_test_data
     from qpsnn_jax.runs.records import measure
     from qpsnn_jax.runs.report import table
 
     graph, variables = load_network(path)
     run = run_of(path)
-    config = read_config(run) if run else None
+    config = read_config(run, data_dir, data) if run else None
     if data is None and config is None:
         raise ValueError(f"{path} does not belong to a run; name a data set with --data.")
     found = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
@@ -43,6 +43,7 @@ def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: 
             f"{path} takes images of shape {own} in {graph.classes} classes, and {found.name} has "
             f"{found.shape} in {found.classes}; choose another --data."
         )
+    check_classes(path, found)
     started = time.monotonic()
     precision = config.run.precision if config else "auto"
     result = evaluate(graph, variables, found.test, found, precision=precision)
