@@ -1,17 +1,20 @@
 """README and pages: every command runs or is parsed, every Python block runs and prints what is written after it."""
 
 import importlib.util
+import itertools
 import re
 import shlex
 import shutil
 import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from pages import PAGES, ROOT, blocks
 
+from qpsnn_jax.data import DataInfo
 from qpsnn_jax.runs.cli.main import main
 
 # Blocks that other tests run: in simulators that are not installed everywhere, and compiled.
@@ -26,10 +29,12 @@ class Parsed(BaseException):
 def place(small_run, small_config, tmp_path, monkeypatch):
     """What the words of the pages stand for, in a folder with the runs they name (finished, of a small network)."""
     monkeypatch.chdir(tmp_path)
-    for name in ("digits", "stages"):
+    for name in ("digits", "stages", "flowers"):
         shutil.copytree(small_run, f"runs/{name}")
+    for part, name in itertools.product(("train", "test"), ("daisy", "rose")):
+        Path("flowers", part, name).mkdir(parents=True)
     np.save("image.npy", np.zeros((8, 8, 1), np.uint8))
-    return {"digits": str(small_config), "RUN": "runs/digits", "IMAGE_OR_FOLDER": "image.npy"}
+    return {"digits": str(small_config), "RUN": "runs/digits", "IMAGE_OR_FOLDER": "image.npy", "holiday/": "image.npy"}
 
 
 def commands(page):
@@ -53,6 +58,8 @@ def parses(words, monkeypatch):
         patch.setattr("qpsnn_jax.runs.loading.load_data", started)
         patch.setattr("qpsnn_jax.runs.directory.load_network", started)
         patch.setattr("qpsnn_jax.data.prepare.prepare", started)
+        grey = DataInfo((28, 28, 1), 10)
+        patch.setattr("qpsnn_jax.data.sources.classification.describe_prepared", lambda *_: grey)
         patch.setattr("qpsnn_jax.data.inspection.check", started)
         patch.setattr("qpsnn_jax.export.torch_file.read_state_dict", started)
         with pytest.raises(Parsed):

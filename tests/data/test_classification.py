@@ -137,14 +137,16 @@ def test_supervised_features_are_taken_where_there_are_more(tmp_path):
     write(tmp_path, "both", features, {"train": examples, "test": examples}, supervised=("image", "label"))
     assert load("both", data_dir=tmp_path).classes == 2
     write(tmp_path, "neither", features, {"train": examples, "test": examples})
-    with pytest.raises(ValueError, match=r"neither is no image classification set: of its features \(.*\) 2 are Class"):
+    with pytest.raises(
+        ValueError, match=r"neither is not an image classification set: of its features \(.*\) 2 are Class"
+    ):
         load("neither", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("features", "splits", "words"),
     [
-        ({"label": 2}, {"train": [{"label": 0}]}, "is no image classification set: of its features"),
+        ({"label": 2}, {"train": [{"label": 0}]}, "is not an image classification set: of its features"),
         ({"image": (7, 5, 4), "label": 3}, {"train": []}, "what is read is uint8 of 1 or 3 channels"),
         ({"image": (7, 5, 1), "label": 3}, {"test": pairs(images(3))}, "has no split train; it has test"),
         ({"image": (7, 5, 1), "label": 2}, {"train": pairs(images(3))}, "labels from 0 to 2 in its split train"),
@@ -176,7 +178,7 @@ def test_unknown_names_are_told_from_sets_that_are_not_prepared(call, tmp_path, 
 def test_a_damaged_shard_is_one_sentence(clothes):
     shard = clothes[0] / "fashion_mnist" / "1.0.0" / "fashion_mnist-test.array_record-00000-of-00001"
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ValueError, match="is no readable fashion_mnist in array_record format"):
+    with pytest.raises(ValueError, match="is not a readable fashion_mnist in array_record format"):
         load("fashion_mnist", data_dir=clothes[0])
 
 

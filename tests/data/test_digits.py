@@ -92,5 +92,5 @@ def test_impossible_requests_raise(arguments, words):
 
 
 def test_unknown_name_raises():
-    with pytest.raises(ValueError, match="there is no data set 'mnist'; choose one of digits, cifar10, "):
-        load("mnist")
+    with pytest.raises(ValueError, match="there is no data set 'mnits'; choose one of digits, cifar10, "):
+        load("mnits")

@@ -145,7 +145,7 @@ def test_all_unreadable_pictures_are_named_at_once(split):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda root: None, "is no folder; give one that holds train/CLASS/ and test/CLASS/, or CLASS/ alone"),
+        (lambda root: None, "is not a folder; give one that holds train/CLASS/ and test/CLASS/, or CLASS/ alone"),
         (lambda root: root.mkdir(), "holds no classes; it must hold"),
         (lambda root: write(root, {"cat": 3}), "holds the class cat alone; it must hold .* two classes at least"),
         (lambda root: write(root, {"cat": 3, "dog": 0}), "dog holds no pictures"),
@@ -225,7 +225,7 @@ def test_every_command_takes_a_folder(split, small_network, tmp_path, capsys):
     split.rename(moved)
     data_dir = ["--data-dir", str(moved)]
     assert main(["evaluate", str(run)]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
     assert main(["evaluate", str(run), *data_dir]) == 0
     assert main(["evaluate", str(run), "--data", "folder", *data_dir]) == 0
     assert main(["train", str(config), "--data.data_dir", str(moved), "--out", str(run)]) == 0

@@ -49,7 +49,7 @@ def describe_prepared(name: str, request: DataRequest) -> DataInfo:
     """Shape and classes of a prepared data set; no example is read.
 
     Raises:
-        ValueError: an unknown name, nothing is prepared, or it is no image classification set.
+        ValueError: an unknown name, nothing is prepared, or it is not an image classification set.
     """
     found = read_description(name, request.data_dir)
     height, width, channels = found.shape
@@ -156,7 +156,7 @@ def _only(name: str, features: dict[str, Any], key: Any, kind: type) -> str:
         return key
     if len(found) != 1:
         raise ValueError(
-            f"{name} is no image classification set: of its features ({', '.join(features)}) {len(found)} are "
+            f"{name} is not an image classification set: of its features ({', '.join(features)}) {len(found)} are "
             f"{kind.__name__}, and one must be."
         )
     return found[0]

@@ -135,7 +135,7 @@ def _root(data_dir: str | PathLike[str] | None) -> Path:
         raise ValueError(f"data_dir must be given: a folder that holds {_LAYOUT}.")
     root = Path(data_dir).expanduser().absolute()
     if not root.is_dir():
-        raise ValueError(f"data_dir {root} is no folder; give one that holds {_LAYOUT}.")
+        raise ValueError(f"data_dir {root} is not a folder; give one that holds {_LAYOUT}.")
     return root
 
 
