@@ -37,6 +37,7 @@ from .numerics.gamma import gamma_of as gamma_of
 from .numerics.learned import lsq_gamma as lsq_gamma
 from .numerics.learned import scale_gradient as scale_gradient
 from .numerics.losses import cross_entropy as cross_entropy
+from .numerics.losses import distillation_loss as distillation_loss
 from .numerics.losses import temporal_cross_entropy as temporal_cross_entropy
 from .numerics.neurons import LIFTrace as LIFTrace
 from .numerics.neurons import lif as lif
@@ -73,6 +74,7 @@ from .runs.config import Config as Config
 from .runs.directory import load_network as load_network
 from .runs.directory import save_network as save_network
 from .runs.settings import RunSettings as RunSettings
+from .training.distillation import Distillation as Distillation
 from .training.optim import cosine_schedule as cosine_schedule
 from .training.optim import optimizer as optimizer
 from .training.recalibration import recalibrate as recalibrate

@@ -61,6 +61,36 @@ def temporal_cross_entropy(
     return (1 - weight) * jnp.mean(step_loss, axis=-1) + weight * spread + _nan_where_unknown(labels, currents)
 
 
+def distillation_loss(currents: Array, teacher: Array, *, temperature: float = 1.0) -> Array:
+    r"""Distance of the outputs of a network from those of its teacher, at every step, averaged.
+
+    .. math:: L = \frac{τ^2}{T} \sum_t \mathrm{KL}\big(\mathrm{softmax}(Z[t]/τ) \,\|\, \mathrm{softmax}(O[t]/τ)\big)
+
+    The factor τ² keeps the gradient of the size that it has at τ = 1.
+
+    Args:
+        currents: O, shape ``… t classes``.
+        teacher: Z, of the same shape; gradients flow to it as well.
+        temperature: τ, positive; above 1 it brings out the classes that the teacher does not choose.
+
+    Returns:
+        One loss per example, in nats, shape ``…``; 0 where both give the same probabilities.
+
+    Raises:
+        ValueError: the shapes differ, or the temperature is not positive.
+
+    References:
+        Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+    """
+    if currents.shape != teacher.shape:
+        raise ValueError(f"teacher must have the shape of the currents, {currents.shape}, got {teacher.shape}.")
+    if not isinstance(temperature, Tracer) and not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    own, target = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (currents, teacher.astype(currents.dtype)))
+    divergence = jnp.sum(jnp.exp(target) * (target - own), axis=-1)
+    return temperature**2 * jnp.mean(divergence, axis=-1)
+
+
 def _targets(labels: Array, currents: Array, label_smoothing: float) -> Array:
     if not isinstance(label_smoothing, Tracer) and not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")

@@ -62,7 +62,7 @@ def _baseline(config: Config, run: Run) -> list[StageResult]:
 def _random(config: Config, run: Run) -> list[StageResult]:
     changed = replace(config.prune, criterion="random")
     own, stages = _random_channels(config, changed, run, "random")
-    return [*stages, finetune(own, config.finetune)]
+    return [*stages, finetune(own, config.finetune, source=run.directory / "quantized")]
 
 
 def _random_recalibrated(config: Config, run: Run) -> list[StageResult]:

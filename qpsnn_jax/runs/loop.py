@@ -17,7 +17,7 @@ from qpsnn_jax.data.feed import Feed, count, feed
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.evaluation import Evaluation, activity_step, evaluate_by
 from qpsnn_jax.runs.hooks import Hooks
-from qpsnn_jax.runs.programs import initial_state, make_advance, make_optimizer
+from qpsnn_jax.runs.programs import Teacher, initial_state, make_advance, make_optimizer
 from qpsnn_jax.runs.records import Epoch
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.processes import any_process
@@ -47,6 +47,7 @@ def fit(
     prepare: Prepare,
     run: RunSettings,
     workers: int = 0,
+    teacher: Teacher | None = None,
     hooks: Sequence[Hooks] = (),
 ) -> Trained:
     """Train a network, or resume an earlier call with the same arguments.
@@ -65,6 +66,7 @@ def fit(
         prepare: from a key and raw images to normalized, augmented ones.
         run: seed, checkpoints and sharding.
         workers: processes that read and decode files ahead; 0 for none.
+        teacher: the network that ``training.distill`` names.
         hooks: functions to call meanwhile.
 
     Raises:
@@ -81,7 +83,7 @@ def fit(
     with closing(batches), termination() as terminated, finished_programs():
         state, notes = _resume(initial, graph, directory, batches)
         log = _Log(directory, training.epochs, int(state.step), notes, hooks)
-        advance = make_advance(graph, tx, training, prepare, mesh, shardings, run)
+        advance = make_advance(graph, tx, training, prepare, mesh, shardings, run, teacher)
         measured = activity_step(graph, data.mean, data.std, mesh, run.precision)
         stopping = any_process(terminated)
         result, total = None, training.epochs * steps_per_epoch

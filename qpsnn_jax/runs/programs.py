@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -17,6 +17,7 @@ from qpsnn_jax.numerics.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.compiling import low_memory_jit
 from qpsnn_jax.runtime.sharding import device_put, fsdp_shardings, replicated
+from qpsnn_jax.training.distillation import Distillation
 from qpsnn_jax.training.optim import cosine_schedule, optimizer
 from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.steps import (
@@ -73,8 +74,22 @@ def state_shardings(state: TrainState, mesh: Mesh, *, fsdp: bool) -> TrainState:
     return shardings._replace(variables=variables, opt_state=fsdp_shardings(mesh, state.opt_state), ema=ema)
 
 
+class Teacher(NamedTuple):
+    """A network that another one is trained to follow."""
+
+    graph: Graph
+    variables: Variables
+
+
 def make_advance(
-    graph: Graph, tx: Any, training: Training, prepare: Prepare, mesh: Mesh, shardings: TrainState, run: RunSettings
+    graph: Graph,
+    tx: Any,
+    training: Training,
+    prepare: Prepare,
+    mesh: Mesh,
+    shardings: TrainState,
+    run: RunSettings,
+    teacher: Teacher | None = None,
 ) -> Callable[[TrainState, Feed, int], tuple[TrainState, dict[str, Array]]]:
     """A function that takes the next training step, or several as one program."""
     whole = replicated(mesh)
@@ -85,16 +100,25 @@ def make_advance(
         prepare=prepare,
         ema_decay=training.ema_decay or 0.0,
         penalty=_penalty(graph, training.sops_penalty),
+        distillation=teacher and distillation_by(training, teacher.graph),
         precision=run.precision,
         **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if run.fsdp else {}),
     )
     jit = partial(_jit(graph, training.batch_size // mesh.size), donate_argnums=0, out_shardings=(shardings, whole))
     step, steps = jit(made), jit(scan_steps(made))
+    taught = () if teacher is None else (device_put(teacher.variables, whole),)
 
     def advance(state: TrainState, batches: Feed, size: int) -> tuple[TrainState, dict[str, Array]]:
-        return step(state, *next(batches)) if size == 1 else steps(state, *batches.several(size))
+        if size == 1:
+            return step(state, *next(batches), *taught)
+        return steps(state, *batches.several(size), *taught)
 
     return advance
+
+
+def distillation_by(training: Training, teacher: Graph) -> Distillation:
+    """How a teacher takes part in the loss of a course of training."""
+    return Distillation(teacher, training.distill_weight, training.distill_temperature, training.distill_membranes)
 
 
 def _jit(graph: Graph, examples: int) -> Callable[..., Any]:

@@ -26,11 +26,12 @@ from qpsnn_jax.pruning.criteria import scores_by
 from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.pruning.settings import Pruning, parse_budget
 from qpsnn_jax.runs.config import Config, build_graph
-from qpsnn_jax.runs.directory import ACTIVITY, load_network, read_stage, save_network
+from qpsnn_jax.runs.directory import ACTIVITY, STAGES, load_network, read_stage, save_network
 from qpsnn_jax.runs.evaluation import Evaluation, evaluate, normalizer
 from qpsnn_jax.runs.hooks import Hooks, show_progress
 from qpsnn_jax.runs.loop import fit
 from qpsnn_jax.runs.metrics import write_metrics
+from qpsnn_jax.runs.programs import Teacher, distillation_by
 from qpsnn_jax.runs.records import Epoch, StageResult, measure, read_arrays, write_arrays, write_result
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.compiling import fast_compile_jit
@@ -69,10 +70,12 @@ def prepare_run(config: Config, directory: Path, data: DataSet, hooks: Sequence[
     """The :class:`Run` of a config. Writes nothing.
 
     Raises:
-        ValueError: the network cannot be built, or does not take the data.
+        ValueError: the network cannot be built, or does not take the data, or a teacher does not fit it.
     """
-    prepare = make_prepare(config.data, data)
-    return Run(directory, build_graph(config), data, prepare, config.data.workers, config.run, tuple(hooks))
+    prepare, graph = make_prepare(config.data, data), build_graph(config)
+    for name, before in (("train", ()), ("finetune", STAGES[:-1])):
+        _check_teacher(name, getattr(config, name), before, graph)
+    return Run(directory, graph, data, prepare, config.data.workers, config.run, tuple(hooks))
 
 
 def run_stages(config: Config, run: Run) -> list[StageResult]:
@@ -149,19 +152,33 @@ def recalibrate_pruned(run: Run, pruning: Pruning) -> StageResult | None:
     return _finish(run, "recalibrated", graph, variables, result, [], time.monotonic() - started, {})
 
 
-def finetune(run: Run, training: Training) -> StageResult:
-    """Stage 3: fine-tune the pruned network. Returns its result; a complete stage is only read."""
+def finetune(run: Run, training: Training, *, source: Path | None = None) -> StageResult:
+    """Stage 3: fine-tune the pruned network. Returns its result; a complete stage is only read.
+
+    Args:
+        run: the run.
+        training: epochs, batch size, optimizer and loss.
+        source: the stage that holds the trained network, by default the run's own; it may be the teacher.
+    """
     if result := read_stage(run.directory, "finetuned"):
         return result
     start = "recalibrated" if read_stage(run.directory, "recalibrated") else "pruned"
     graph, variables = load_network(run.directory / start)
-    return train_stage(run, "finetuned", graph, variables, training, replace(run.settings, seed=run.settings.seed + 1))
+    settings = replace(run.settings, seed=run.settings.seed + 1)
+    return train_stage(run, "finetuned", graph, variables, training, settings, source=source)
 
 
 def train_stage(
-    run: Run, name: str, graph: Graph, variables: Variables, training: Training, settings: RunSettings
+    run: Run,
+    name: str,
+    graph: Graph,
+    variables: Variables,
+    training: Training,
+    settings: RunSettings,
+    *,
+    source: Path | None = None,
 ) -> StageResult:
-    """Train a network as a stage of a run, and save it."""
+    """Train a network as a stage of a run, and save it; ``source`` as for :func:`finetune`."""
     directory = run.directory / name
     title = f"{run.directory.name}, {name}" if run.directory.parent.name == "controls" else name
     with write_metrics(directory) as metrics, show_progress(title) as shown:
@@ -174,9 +191,32 @@ def train_stage(
             prepare=run.prepare,
             run=settings,
             workers=run.workers,
+            teacher=_teacher(run, training, source),
             hooks=(metrics, shown, *run.hooks),
         )
     return _finish(run, name, graph, done.variables, done.result, done.epochs, done.seconds, {})
+
+
+def _teacher(run: Run, training: Training, source: Path | None) -> Teacher | None:
+    if training.distill is None:
+        return None
+    if source is not None and training.distill == source.name:
+        return Teacher(*load_network(source))
+    own = training.distill in STAGES
+    return Teacher(*load_network(run.directory / training.distill if own else Path(training.distill)))
+
+
+def _check_teacher(name: str, training: Training, before: Sequence[str], graph: Graph) -> None:
+    """Check what can be checked before any training: that a teacher exists and fits the network before pruning."""
+    if training.distill is None or training.distill in before:
+        return
+    if training.distill in STAGES:
+        raise ValueError(f"{name}.distill names the stage {training.distill}, which comes only after it.")
+    try:
+        teacher, _ = load_network(Path(training.distill))
+        distillation_by(training, teacher)._replace(membranes={}).check(graph)
+    except ValueError as error:
+        raise ValueError(f"{name}.distill: {error}") from None
 
 
 def score_network(run: Run, pruning: Pruning, variables: Variables) -> Scores:

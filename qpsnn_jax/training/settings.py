@@ -1,9 +1,10 @@
 """Settings of training; fine-tuning has the same."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from qpsnn_jax.runtime.settings import check, setting
+from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
 _LARGEST = 1e38  # about the largest float32
 
@@ -29,6 +30,14 @@ class Training:
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", least=0, below=1)
     sops_penalty: float = setting(
         0.0, "added to the loss for every million synaptic operations of an image", least=0, most=_LARGEST
+    )
+    distill: str | None = setting(
+        None, "teacher: a stage of the run such as quantized, or the directory of a run, a stage or a network"
+    )
+    distill_weight: float = setting(0.5, "share of the loss that the teacher's outputs take", least=0, most=1)
+    distill_temperature: float = setting(2.0, "softens the outputs of network and teacher", above=0, most=_LARGEST)
+    distill_membranes: Mapping[str, float] = setting(
+        FrozenMapping(), "weights of the distance of membranes from the teacher's, by neurons", least=0
     )
     ema_decay: float | None = setting(None, "decay of a moving average of the weights", above=0, below=1)
 

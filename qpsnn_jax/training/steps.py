@@ -16,6 +16,7 @@ from qpsnn_jax.model.network import Capture, Reducer, SpikingNetwork
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.keys import is_key
+from qpsnn_jax.training.distillation import Distillation, membranes_of
 
 Variables = dict[str, Any]
 Metrics = dict[str, Array]
@@ -107,9 +108,10 @@ def make_train_step(
     prepare: Prepare = lambda key, images: images,
     ema_decay: float = 0.999,
     penalty: Mapping[str, Reducer] | None = None,
+    distillation: Distillation | None = None,
     gather: Callable[[Any], Any] = lambda params: params,
     precision: Precision = "auto",
-) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """One update of spatio-temporal back-propagation, as a pure function.
 
     Under :func:`optax.apply_if_finite` and :class:`optax.MultiSteps`, which let some batches change no parameter, these
@@ -124,34 +126,43 @@ def make_train_step(
         ema_decay: of the moving average, used if the state has one.
         penalty: reducers for ``capture`` whose scalar results are added to the loss, such as
             :func:`qpsnn_jax.sops_reducers` scaled by the cost of an operation.
+        distillation: how a teacher takes part in the loss; the step then takes its variables as its last argument.
         gather: from the params of the state to the params that the network uses, of the same values: gathers arrays
             that are sharded over devices.
         precision: of :class:`SpikingNetwork`.
 
     Returns:
         ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch, and
-        ``penalty`` if there is one; the loss does not include it. The loss is NaN where a label is not the number of a
-        class. The step raises ``ValueError`` while it is traced where the batch is empty, or the labels or losses are
-        not one for each image.
+        ``penalty`` and ``distillation`` if there are any; the loss does not include them. The loss is NaN where a label
+        is not the number of a class. The step raises ``ValueError`` while it is traced where the batch is empty, or the
+        labels or losses are not one for each image.
     """
     network = SpikingNetwork(graph, precision)
+    if distillation is not None:
+        distillation.check(graph)
+    capture = _capture(penalty or {}, distillation)
     update = optax.with_extra_args_support(tx).update
 
-    def step(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, images: Array, labels: Array, teacher: Any = None) -> tuple[TrainState, Metrics]:
         _check_batch(images, labels)
         images = prepare(jax.random.fold_in(state.key, state.step), images)
+        targets: Any = distillation and distillation.targets(teacher, images, precision)
 
         def objective(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
             variables = state.variables | {"params": gather(params)}
-            output, updates = network.apply(
-                variables, images, train=True, mutable=["batch_stats"], capture=penalty or ()
-            )
-            currents, costs = output
+            output, updates = network.apply(variables, images, train=True, mutable=["batch_stats"], capture=capture)
+            currents, captured = output
             losses = _losses(loss, currents, labels)
             metrics = {"loss": jnp.mean(losses), "accuracy": jnp.mean(_correct(currents, labels))}
-            if costs:
-                metrics["penalty"] = jnp.sum(jnp.stack(list(costs.values())))
-            return metrics["loss"] + metrics.get("penalty", 0), (metrics, updates)
+            if costs := [found["penalty"] for found in captured.values() if "penalty" in found]:
+                metrics["penalty"] = jnp.sum(jnp.stack(costs))
+            total = metrics["loss"] + metrics.get("penalty", 0)
+            if distillation is not None:
+                membranes = {name: captured[name]["membranes"] for name in distillation.membranes}
+                distilled, drawn = distillation.losses(currents, membranes, targets)
+                metrics["distillation"] = distilled
+                total = total + distillation.weight * (distilled - metrics["loss"]) + drawn
+            return total, (metrics, updates)
 
         params = state.variables["params"]
         (value, (metrics, updates)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
@@ -169,17 +180,28 @@ def make_train_step(
     return step
 
 
-def scan_steps(
-    step: Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]],
-) -> Callable[[TrainState, Array, Array], tuple[TrainState, Metrics]]:
+def _capture(penalty: Mapping[str, Reducer], distillation: Distillation | None) -> Capture:
+    """For every node that enters the loss, what is taken of it by name."""
+
+    def reducer(name: str) -> Reducer:
+        taken = {"penalty": penalty[name]} if name in penalty else {}
+        if distillation is not None and name in distillation.membranes:
+            taken["membranes"] = membranes_of
+        return lambda value: {part: reduce(value) for part, reduce in taken.items()}
+
+    names = dict.fromkeys([*penalty, *(distillation.membranes if distillation else ())])
+    return {name: reducer(name) for name in names}
+
+
+def scan_steps(step: Callable[..., tuple[TrainState, Metrics]]) -> Callable[..., tuple[TrainState, Metrics]]:
     """Several updates as one program: ``lax.scan`` of a step over images ``n b …`` and labels ``n b``.
 
     Returns:
-        ``steps(state, images, labels) -> (state, metrics)``, the metrics of every step, ``n``.
+        ``steps(state, images, labels, *teacher) -> (state, metrics)``, the metrics of every step, ``n``.
     """
 
-    def steps(state: TrainState, images: Array, labels: Array) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(lambda state, batch: step(state, *batch), state, (images, labels))
+    def steps(state: TrainState, images: Array, labels: Array, *teacher: Any) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, batch: step(state, *batch, *teacher), state, (images, labels))
 
     return steps
 

@@ -144,6 +144,11 @@ def score_and_loss_table() -> list[Contract]:
         Contract("magnitude_scores", scores.magnitude_scores, WEIGHTS),
         Contract("random_scores", lambda n: scores.random_scores(jax.random.key(n), 5), np.arange(3), False, floats=()),
         Contract("cross_entropy", lambda o: losses.cross_entropy(o, LABELS, label_smoothing=0.1), READOUT),
+        Contract(
+            "distillation_loss",
+            lambda o: losses.distillation_loss(o, jnp.asarray(READOUT[1], o.dtype), temperature=2.0),
+            READOUT[[0, 2, 0]],
+        ),
         Contract("temporal_cross_entropy", lambda o: losses.temporal_cross_entropy(o, LABELS, weight=0.1), READOUT),
     ]
 

@@ -444,3 +444,24 @@ def test_a_budget_that_cannot_be_met_is_told_before_training(small_config, tmp_p
     failed(capsys, ["run", small_config, "--prune.budget", "small", *out], "prune.budget must be a size or a number of")
     failed(capsys, ["cost", small_config, "--pruned", "--prune.budget", "4kB"], "--pruned needs ratios")
     assert not (tmp_path / "none").exists()
+
+
+def test_finetuning_follows_a_stage_as_its_teacher(copy):
+    shutil.rmtree(copy / "finetuned")
+    config = read_config(copy)
+    run = stages.prepare_run(config, copy, load_data(config))
+    training = dataclasses.replace(config.finetune, epochs=1, distill="quantized")
+    stages.finetune(run, training)
+    steps = [json.loads(line) for line in (copy / "finetuned" / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 10
+    assert all(step["distillation"] > 0 for step in steps)
+
+
+def test_a_teacher_that_does_not_fit_is_told_before_training(small_config, small_run, tmp_path, capsys):
+    out = ["--out", tmp_path / "none"]
+    words = ["run", small_config, *out, "--finetune.distill"]
+    failed(capsys, [*words, tmp_path / "absent"], "finetune.distill: ")
+    failed(capsys, [*words, "finetuned"], "finetune.distill names the stage finetuned, which comes only after it")
+    failed(capsys, ["train", small_config, *out, "--train.distill", "quantized"], "train.distill names the stage")
+    failed(capsys, [*words, small_run, "--network.timesteps", "3"], "the time steps of the teacher must be those of")
+    assert not (tmp_path / "none").exists()

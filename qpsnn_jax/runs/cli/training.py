@@ -124,10 +124,11 @@ def _started(config: "Config", directory: Path) -> "Iterator[Run]":
 
     check_run(directory, config)
     data = load_data(config)
+    running = prepare_run(config, directory, data)
     with open_run(directory, config):
         done = [name for name in STAGES if read_stage(directory, name)]
         say(f"run: {directory.resolve()}" + (f", complete: {', '.join(done)}" if done else ""), err=True)
-        yield prepare_run(config, directory, data)
+        yield running
 
 
 @contextmanager
