@@ -17,7 +17,7 @@ from qpsnn_jax.model.nodes.checks import LARGEST
 from qpsnn_jax.model.nodes.inputs import Input
 from qpsnn_jax.model.nodes.quantizer import Quantizer
 from qpsnn_jax.runtime.checks import integer
-from qpsnn_jax.runtime.naming import find_imported, name_of
+from qpsnn_jax.runtime.naming import NotImportedError, find_imported, name_of
 
 _COLLECTIONS = ("params", "batch_stats", "scales")
 
@@ -101,11 +101,14 @@ def from_json(text: str) -> Graph:
     are found if their module has been imported.
 
     Raises:
-        ValueError: the text does not describe a graph, or names a class or a function that has not been imported.
+        ValueError: the text does not describe a graph.
+        NotImportedError: the text names a class or a function that has not been imported.
     """
     try:
         document = json.loads(text)
         return Graph(tuple(_node(entry) for entry in document["nodes"]), document["timesteps"])
+    except NotImportedError:
+        raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}, {error}"
         raise ValueError(f"the text does not describe a graph: {reason:.300}") from None
@@ -146,7 +149,9 @@ def _entry(node: Node) -> dict[str, Any]:
 def _node(entry: Mapping[str, Any]) -> Node:
     name, kind = entry["name"], entry["kind"]
     if kind not in KINDS:
-        raise ValueError(f"node {name!r} is of the kind {kind!r}, whose class must be imported first")
+        raise NotImportedError(
+            f"node {name!r} is a {kind}, which is not imported; import its module first (qpsnn: --import MODULE)."
+        )
     return KINDS[kind](**{field: _field(value) for field, value in entry.items() if field != "kind"})
 
 

@@ -1,6 +1,6 @@
 """Scores of a network's channels by the name of a criterion."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from jax import Array
@@ -8,24 +8,9 @@ from jax.sharding import Mesh
 
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.pruning.selection import (
-    Criterion,
-    Scores,
-    magnitude_group_scores,
-    random_group_scores,
-    sca_criterion,
-    score,
-    svs_criterion,
-)
+from qpsnn_jax.pruning.selection import Criterion, Scores, score
+from qpsnn_jax.pruning.settings import CRITERIA
 from qpsnn_jax.runtime.naming import find
-
-# A Criterion, or a function of graph, variables and key for what needs no data.
-CRITERIA: dict[str, Criterion | Callable[[Graph, Any, Array], Scores]] = {
-    "svs": svs_criterion,
-    "sca": sca_criterion,
-    "magnitude": lambda graph, variables, key: magnitude_group_scores(graph, variables),
-    "random": lambda graph, variables, key: random_group_scores(graph, key),
-}
 
 
 def scores_by(
@@ -41,17 +26,17 @@ def scores_by(
     """Score of every channel of every group.
 
     Args:
-        name: of :data:`CRITERIA`, or ``module:attribute`` of a :class:`Criterion` or of a function
-            ``(graph, variables, key) -> {group: scores}`` of one's own.
+        name: in :data:`~qpsnn_jax.pruning.settings.CRITERIA`, or ``module:attribute`` of your own :class:`Criterion` or
+            function ``(graph, variables, key) -> {group: scores}``.
         graph, variables: the network.
-        batches: as for :func:`qpsnn_jax.score`; read only where the criterion needs data.
-        key: for a criterion that draws.
+        batches: as for :func:`qpsnn_jax.score`; read only if the criterion needs data.
+        key: for a random criterion.
         mesh, precision: as for :func:`qpsnn_jax.score`.
 
     Raises:
         ValueError: there is no such criterion, or as :func:`qpsnn_jax.score`.
     """
-    criterion: Any = CRITERIA[name] if name in CRITERIA else find(name)
+    criterion: Any = find(CRITERIA.get(name, name))
     if isinstance(criterion, Criterion):
         return score(graph, variables, batches, criterion, mesh=mesh, precision=precision)
     if callable(criterion):

@@ -141,8 +141,9 @@ def make_score_step(
     return batch_scores
 
 
-def magnitude_group_scores(graph: Graph, variables: Any) -> Scores:
-    """L1 norm of the weights that make each channel, summed over the layers of its group; needs no data."""
+def magnitude_group_scores(graph: Graph, variables: Any, key: Array | None = None) -> Scores:
+    """L1 norm of the weights that make each channel, summed over the layers of its group. Needs no data."""
+    del key
     scores = {}
     for name, group in channel_groups(graph).items():
         # A channel at several positions of a flattened map has the sum of its weights at all of them.
@@ -161,8 +162,9 @@ def _kernels(graph: Graph, group: Group) -> list[tuple[str, str]]:
     return [(node, name) for node, name, axes in leaves if len(axes) > 1 and axes[-1] == node]
 
 
-def random_group_scores(graph: Graph, key: Array) -> Scores:
+def random_group_scores(graph: Graph, variables: Any, key: Array) -> Scores:
     """Random scores for every group; the control for every criterion."""
+    del variables
     groups = channel_groups(graph)
     keys = jax.random.split(key, len(groups))
     return {name: random_scores(k, group.size) for k, (name, group) in zip(keys, groups.items(), strict=True)}

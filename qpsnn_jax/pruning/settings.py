@@ -7,7 +7,15 @@ from typing import Literal
 
 from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
-CRITERIA = ("svs", "sca", "magnitude", "random")
+CRITERIA = {
+    name: f"qpsnn_jax.pruning.selection:{attribute}"
+    for name, attribute in {
+        "svs": "svs_criterion",
+        "sca": "sca_criterion",
+        "magnitude": "magnitude_group_scores",
+        "random": "random_group_scores",
+    }.items()
+}
 _UNITS = {"B": "bytes", "params": "params", "SOPs": "sops"}
 _PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -20,9 +28,9 @@ class Pruning:
         ValueError: a field has the wrong type or is out of range; the message names it.
     """
 
-    criterion: str = setting("svs", "what scores the channels, a Criterion", names=CRITERIA)
+    criterion: str = setting("svs", "criterion that scores the channels", names=CRITERIA)
     ratios: Mapping[str, float] = setting(
-        FrozenMapping(), "share of channels removed, by the labels of the network", least=0, below=1
+        FrozenMapping(), "fraction of channels removed, by label of the network", least=0, below=1
     )
     budget: str | None = setting(
         None, "what the pruned network may use, in place of ratios: 98kB, 0.2MSOPs or 60kparams"
@@ -31,7 +39,7 @@ class Pruning:
     comparison: Literal["share", "mean", "max", "rank", "none"] = setting(
         "share", "how scores of different layers are compared under a budget"
     )
-    score_batches: int = setting(5, "batches of training images that scores are computed on", least=1, most=10_000_000)
+    score_batches: int = setting(5, "batches of training images for the scores", least=1, most=10_000_000)
     score_batch_size: int = setting(128, "images in such a batch", least=1, most=10_000_000)
     # The moments of a sample are noisier than those that training left. Where most inputs of a layer go, they have
     # shifted by far more than that; where few go, by less.

@@ -5,9 +5,10 @@ checkpoints and metrics. A stage is complete if its ``stage.json`` exists. Not e
 """
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from qpsnn_jax.runs.records import (
     write_checked,
 )
 from qpsnn_jax.runtime.lock import LOCK_FILE, directory_lock
+from qpsnn_jax.runtime.naming import NotImportedError
 from qpsnn_jax.runtime.processes import fail_together
 from qpsnn_jax.runtime.settings import as_dict, from_dict, settings
 from qpsnn_jax.training import checkpoint
@@ -135,7 +137,7 @@ def read_stage(directory: Path, name: str) -> StageResult | None:
     return read_result(directory / name / "stage.json")
 
 
-def load_network(path: Path) -> tuple[Graph, Variables]:
+def load_network(path: str | PathLike[str]) -> tuple[Graph, Variables]:
     """Load the network of a run (of its last complete stage), of a complete stage, or of :func:`save_network`.
 
     Args:
@@ -147,10 +149,19 @@ def load_network(path: Path) -> tuple[Graph, Variables]:
     Raises:
         ValueError: there is no complete network, it is damaged, or it has a node whose class is not imported.
     """
+    path, unusable = Path(path), None
     if run := run_of(path):
-        # It imports what a graph of one's own refers to; where that is missing, the graph says so.
-        with suppress(ValueError):
-            read_config(run)
+        try:
+            read_config(run)  # imports the functions that the config names, and so the nodes of the graph
+        except ValueError as error:
+            unusable = error
+    try:
+        return _saved_network(path)
+    except NotImportedError as error:
+        raise unusable or error from None
+
+
+def _saved_network(path: Path) -> tuple[Graph, Variables]:
     for place in (path, path / "final", *(stage / "final" for stage in _last_stage(path))):
         found = checkpoint.read(place) if (place / "meta.json").exists() else checkpoint.latest(place)
         if found is not None and found.notes.get("variables"):
@@ -161,13 +172,15 @@ def load_network(path: Path) -> tuple[Graph, Variables]:
     )
 
 
-def save_network(path: Path, graph: Graph, variables: Variables, notes: dict[str, Any]) -> None:
+def save_network(
+    path: str | PathLike[str], graph: Graph, variables: Variables, notes: Mapping[str, Any] | None = None
+) -> None:
     """Save a network in the directory ``path``, from which :func:`load_network` loads it.
 
     Args:
         path: the directory; it is created if missing.
         graph, variables: the network.
-        notes: anything JSON can hold, kept beside the network.
+        notes: plain values for JSON, kept beside the network.
 
     Raises:
         ValueError: a node holds a function that cannot be imported by name, such as a lambda, or the variables are not
@@ -175,7 +188,7 @@ def save_network(path: Path, graph: Graph, variables: Variables, notes: dict[str
         OSError: the directory cannot be written.
     """
     check_variables(graph, variables)
-    checkpoint.save(path, 0, graph, variables, notes | {"variables": True})
+    checkpoint.save(Path(path), 0, graph, variables, {**(notes or {}), "variables": True})
 
 
 def read_activity(path: Path) -> dict[str, np.ndarray] | None:

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+
+class NotImportedError(ValueError):
+    """A name in a file refers to code that has not been imported."""
+
+
 # Objects named in this process. They are found again without importing their file, which may be the running program.
 _named: dict[str, Any] = {}
 # The variables of the files that have been run, by their paths.
@@ -18,7 +23,7 @@ _run: dict[str, dict[str, Any]] = {}
 def find(name: str) -> Any:
     """The object that ``module:attribute`` or ``file.py:attribute`` names; the module is imported, so its code runs.
 
-    The working directory is searched too.
+    Modules are searched in the working directory too.
 
     Raises:
         ValueError: the name has no colon, or there is no such module or attribute.
@@ -42,13 +47,31 @@ def find_imported(name: str) -> Any:
     Nothing is imported or run here, because the name may come from untrusted data.
 
     Raises:
-        ValueError: it is not imported yet.
+        NotImportedError: it is not imported yet.
     """
     place, _, attribute = str(name).rpartition(":")
     known = vars(sys.modules[place]) if place in sys.modules else _run.get(place, {})
     if name in _named or attribute in known:
         return _named[name] if name in _named else known[attribute]
-    raise ValueError(f"{name!r} is not known yet; import what defines it first")
+    raise NotImportedError(f"{name!r} is not imported; import its module first (qpsnn: --import MODULE).")
+
+
+def import_code(place: str) -> None:
+    """Import a module, also from the working directory, or run a file ``FILE.py``, once.
+
+    Raises:
+        ValueError: there is no such module or file, or it fails.
+    """
+    try:
+        _attributes(place)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{place!r} cannot be imported ({type(error).__name__}: {error}).") from None
+
+
+def absolute(name: str) -> str:
+    """``FILE.py:attribute`` with the absolute path of the file; other names unchanged."""
+    place, _, attribute = name.rpartition(":")
+    return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
 
 
 def name_of(value: Callable[..., Any]) -> str:

@@ -15,7 +15,7 @@ from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from qpsnn_jax.runtime.naming import name_of
+from qpsnn_jax.runtime.naming import absolute, name_of
 
 T = TypeVar("T")
 Record = TypeVar("Record")
@@ -255,7 +255,7 @@ def _converted(kind: Any, field: Setting, value: Any) -> Any:
         held = isinstance(value, kind)
     if not held:
         raise ValueError
-    return value
+    return absolute(value) if field.names else value
 
 
 def _number(kind: type, field: Setting, value: Any) -> Any:

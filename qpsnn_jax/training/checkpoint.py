@@ -29,6 +29,7 @@ from qpsnn_jax.model.graph import Graph, from_json, to_json
 from qpsnn_jax.runtime.files import naming
 from qpsnn_jax.runtime.keys import data_to_key, key_to_data
 from qpsnn_jax.runtime.logs import log_level
+from qpsnn_jax.runtime.naming import NotImportedError
 from qpsnn_jax.runtime.processes import is_process_zero, on_process_zero
 from qpsnn_jax.runtime.sharding import data_mesh, device_put, replicated
 
@@ -93,6 +94,7 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         ValueError: there is no checkpoint or its description is damaged.
+        NotImportedError: its graph has a node or a function that has not been imported.
     """
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
@@ -105,6 +107,8 @@ def read(path: Path) -> Checkpoint:
         return Checkpoint(path, meta["step"], graph, meta["notes"], meta["arrays"], meta["files"])
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} is not a checkpoint: it has no meta.json.") from None
+    except NotImportedError as error:
+        raise NotImportedError(f"checkpoint {path} refers to code of your own: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"checkpoint {path} is damaged: its meta.json does not describe a network ({error})."

@@ -263,8 +263,8 @@ def test_it_is_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("hidden", "message"),
     [
-        ("class", "node 'scale1' is of the kind 'PerChannelGain', whose class must be imported"),
-        ("", "import what defines it first"),
+        ("class", "node 'scale1' is a PerChannelGain, which is not imported; import its module first"),
+        ("", "is not imported; import its module first"),
     ],
 )
 def test_what_is_not_imported_is_named(hidden, message):
@@ -273,7 +273,6 @@ def test_what_is_not_imported_is_named(hidden, message):
     code = f"from qpsnn_jax.model.graph import from_json\nfrom_json({text!r})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert "the text does not describe a graph" in ran.stderr
     assert message in ran.stderr.splitlines()[-1]
 
 

@@ -195,7 +195,7 @@ def test_magnitude():
 
 
 def test_random():
-    scores, again, other = (random_group_scores(GRAPH, jax.random.key(k)) for k in (0, 0, 1))
+    scores, again, other = (random_group_scores(GRAPH, {}, jax.random.key(k)) for k in (0, 0, 1))
     assert {name: s.shape for name, s in scores.items()} == {n: (g.size,) for n, g in channel_groups(GRAPH).items()}
     jax.tree.map(np.testing.assert_array_equal, scores, again)
     values, others = (np.concatenate(jax.tree.leaves(s)) for s in (scores, other))
@@ -208,7 +208,7 @@ FLAT = {name: np.zeros(group.size) for name, group in channel_groups(GRAPH).item
 
 @over("ratio", [0.0, 0.1, 0.3, 0.5, 0.7])
 def test_how_many_stay(ratio: float):
-    scores = random_group_scores(GRAPH, jax.random.key(0))
+    scores = random_group_scores(GRAPH, {}, jax.random.key(0))
     keep = select(GRAPH, scores, ratio)
     assert {name: len(channels) for name, channels in keep.items()} == {
         name: int(group.size * (1 - ratio)) for name, group in channel_groups(GRAPH).items()
@@ -243,7 +243,7 @@ def test_groups_without_a_label_are_never_pruned(network):
     graph = network(width=1 / 8)
     last = {name for name, group in channel_groups(graph).items() if group.label is None}
     assert len(last) == 1
-    keep = select(graph, random_group_scores(graph, jax.random.key(0)), 0.5)
+    keep = select(graph, random_group_scores(graph, {}, jax.random.key(0)), 0.5)
     assert set(keep) == set(channel_groups(graph)) - last
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from qpsnn_jax import Config, DataSettings, NetworkSettings, Pruning, RunSettings, Training
+from qpsnn_jax import Config, Criterion, DataSettings, NetworkSettings, Pruning, RunSettings, Training
 from qpsnn_jax.data import Augmentation, DataSet
 from qpsnn_jax.data.augment.images import normalize_and_augment
 from qpsnn_jax.data.catalogue import SOURCES
@@ -15,9 +15,10 @@ from qpsnn_jax.data.settings import augmentation, make_prepare
 from qpsnn_jax.model.nodes import LIF, Conv, Quantizer
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.numerics.surrogate import SURROGATES
-from qpsnn_jax.pruning.criteria import CRITERIA
+from qpsnn_jax.pruning.settings import CRITERIA
 from qpsnn_jax.runs.config import build_graph, check_config, load_config
 from qpsnn_jax.runs.presets import PRESETS
+from qpsnn_jax.runtime.naming import find
 from qpsnn_jax.runtime.settings import as_dict, from_dict, settings
 
 HUGE = 10**20
@@ -96,7 +97,8 @@ def test_the_largest_seed_has_room_for_those_after_it():
 def test_the_names_are_those_that_there_are():
     known = {field.name: field.names for field in settings(Config())}
     assert set(known["network.surrogate"]) == set(SURROGATES)
-    assert set(known["prune.criterion"]) == set(CRITERIA)
+    for place in CRITERIA.values():
+        assert isinstance(find(place), Criterion) or callable(find(place))
     assert set(known["data.name"]) == set(SOURCES)
     for gamma in known["network.gamma"]:
         Quantizer(2, gamma=gamma)

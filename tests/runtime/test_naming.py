@@ -65,6 +65,6 @@ def test_data_find_what_is_known_and_run_nothing(tmp_path):
     assert find_imported("os.path:join") is os.path.join
     path = tmp_path / "late.py"
     path.write_text("def net(): return 7\n")
-    with pytest.raises(ValueError, match="is not known yet; import what defines it first"):
+    with pytest.raises(ValueError, match="is not imported; import its module first"):
         find_imported(f"{path}:net")
     assert find(f"{path}:net") is find_imported(f"{path}:net")

@@ -101,9 +101,9 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(tmp_path):
     assert (two / "quantized" / f"step_{stopped}" / "meta.json").exists()
     assert not (two / "quantized" / "stage.json").exists()
 
-    (said, shown), (other, silence) = ended(started(two, "--run.fsdp", "true", count=2), 0)
+    (said, progress), (other, silence) = ended(started(two, "--run.fsdp", "true", count=2), 0)
     (alone, _) = ended(reference, 0)[0]
-    assert "finetuned: epoch 1/1" in shown
+    assert "finetuned: epoch 1/1" in progress
     assert "epoch" not in silence
     assert "report.md" in said
     assert "report.md" not in other

@@ -85,6 +85,7 @@ def test_values_are_brought_to_their_types():
     assert (type(part.limit), type(part.shares["b"])) == (float, float)
     assert part.text == os.path.join("some", "where")
     assert part.door == f"{os.path.__name__}:join"
+    assert Part(door="own.py:f").door == f"{Path.cwd() / 'own.py'}:f"  # so that it is found from any directory
     with pytest.raises(ValueError, match="door must be a function that can be imported by name: <function"):
         Part(door=lambda: 0)
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qpsnn_jax.export import FOLDED, FORMATS
+from qpsnn_jax.runs.cli.importing import importing
 
 _PATH = click.Path(path_type=Path)
 _RUN = click.argument("path", type=_PATH, metavar="RUN")
@@ -36,6 +37,7 @@ def _folding(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--out", type=_PATH, required=True, metavar="FILE", help="file to write; must not exist")
 @_folding
+@importing
 @click.option("--portable", is_flag=True, help="C with 32-bit words and no 64-bit popcount")
 def export(path: Path, format_: str, out: Path, *, portable: bool, **folding: str | None) -> None:
     """Write the network of a run, or of one of its complete stages, as a file for a device."""
@@ -60,6 +62,7 @@ def export(path: Path, format_: str, out: Path, *, portable: bool, **folding: st
 @click.option("--test-examples", type=int, help="how many test images (default: as in the run)")
 @click.option("--cc", default="cc -O2", show_default=True, help="C compiler and its options")
 @_folding
+@importing
 def verify(path: Path, format_: str, test_examples: int | None, cc: str, **folding: str | None) -> int:
     """Compare an export of a run with the trained network, on its test images."""
     bits = _bits(format_, folding)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qpsnn_jax.runs.cli.flags import ConfigCommand, chosen
+from qpsnn_jax.runs.cli.importing import importing
 
 if TYPE_CHECKING:
     from qpsnn_jax.model.graph import Graph
@@ -22,6 +23,7 @@ _FILE = click.argument("file", type=_PATH, metavar="FILE")
 @click.option("--data", metavar="NAME", help="data set (default: that of the run)")
 @click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")
 @click.option("--test-examples", type=int, help="how many test images (default: as in the run)")
+@importing
 def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: int | None) -> None:
     """Measure accuracy and cost of a run, one of its stages, or an imported network."""
     from qpsnn_jax.runs.config import build_graph
@@ -54,6 +56,7 @@ def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: 
 
 @click.command(cls=ConfigCommand, metavar="PRESET|CONFIG.py|RUN")
 @click.option("--pruned", is_flag=True, help="show the widths after pruning by the ratios")
+@importing
 def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
     """Show size and operations of every layer; of a run or a stage with its measured activity."""
     from qpsnn_jax.model.costs import cost
