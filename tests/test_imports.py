@@ -19,7 +19,8 @@ ONLY_IN = {
     "grain": {"data.stream"},
     "matplotlib": {"runs.plots"},
     "click": {
-        f"runs.cli.{name}" for name in ("main", "flags", "joining", "training", "networks", "exports", "datasets")
+        f"runs.cli.{name}"
+        for name in ("main", "flags", "importing", "joining", "training", "networks", "exports", "datasets")
     },
     "nir": {"export.nir.file"},
     "h5py": {"export.nir.file"},
