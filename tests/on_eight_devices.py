@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax.data import load
 from qpsnn_jax.data.settings import DataSettings, make_prepare
 from qpsnn_jax.kernels.convolution import conv_spikes
-from qpsnn_jax.model.nodes import Quantizer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input, MaxPool, Quantizer
 from qpsnn_jax.model.settings import NetworkSettings
 from qpsnn_jax.pruning import score
 from qpsnn_jax.runs import loop
@@ -154,6 +156,38 @@ def sums(algorithm: str) -> dict:
     }
 
 
+def explicit() -> float:
+    """One step on a mesh of JAX's default kind, whose shardings are types, against one device."""
+    nodes = (
+        Input("image", (4, 4, 2)),
+        Conv("stem", "image", 4),
+        BatchNorm("bn", "stem"),
+        LIF("lif", "bn"),
+        Conv("conv", "lif", 8, quantizer=Quantizer(2)),
+        LIF("lif2", "conv"),
+        MaxPool("pool", "lif2"),
+        Flatten("flat", "pool"),
+        Dense("fc", "flat", 3),
+    )
+    graph, tx = Graph(nodes, timesteps=2), optax.sgd(0.1, momentum=0.9)
+    state = init_state(random_variables(graph), tx, jax.random.key(1), ema=True)
+    batch, step = (images_of(graph, BATCH), jnp.arange(BATCH) % 3), jax.jit(make_train_step(graph, tx))
+    alone, metrics = step(state, *batch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        whole, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+        found, shared = step(jax.device_put(state, whole), *jax.device_put(batch, rows))
+    trees = [
+        jax.device_get((state.variables, state.opt_state, state.ema, values))
+        for state, values in ((found, shared), (alone, metrics))
+    ]
+    return max(jax.tree.leaves(jax.tree.map(largest_difference, *trees)))
+
+
 if __name__ == "__main__":
     sums_by = {name: sums(name) for name in ("winograd", "popcount")}
-    print(json.dumps({"steps": steps(), "sums": sums_by, "cuts": cuts(), "fits": fits(Path(sys.argv[1]))}))
+    print(
+        json.dumps(
+            {"steps": steps(), "sums": sums_by, "cuts": cuts(), "fits": fits(Path(sys.argv[1])), "explicit": explicit()}
+        )
+    )

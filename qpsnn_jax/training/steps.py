@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.core import Tracer
@@ -281,7 +282,7 @@ def _losses(loss: Loss, currents: Array, labels: Array) -> Array:
     losses = loss(currents, labels)
     if losses.shape != labels.shape:
         raise ValueError(f"loss must give one number per example, {labels.shape}, got the shape {losses.shape}.")
-    return losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+    return losses.astype(np.promote_types(losses.dtype, np.float32))
 
 
 def _correct(currents: Array, labels: Array) -> Array:

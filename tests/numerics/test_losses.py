@@ -82,3 +82,20 @@ def test_label_smoothing_is_bounded(function, smoothing: float):
 def test_weight_is_bounded(weight: float):
     with pytest.raises(ValueError, match=f"weight must be .* got {weight}"):
         temporal_cross_entropy(*example((2,)), weight=weight)
+
+
+def test_numbers_of_losses_can_be_mapped_over():
+    """vmap over the weights of smoothing and of the second term gives what each gives alone."""
+    currents, labels = example((4,))
+    smoothings, weights = np.float32([0, 0.1, 0.5]), np.float32([0, 0.05, 1])
+    got = jax.vmap(lambda s: cross_entropy(currents, labels, label_smoothing=s))(smoothings)
+    want = [numpy_entropy(currents.mean(-2), numpy_targets(labels, s)) for s in smoothings]
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    got = jax.vmap(lambda s, w: temporal_cross_entropy(currents, labels, weight=w, label_smoothing=s))(
+        smoothings, weights
+    )
+    want = [
+        temporal_cross_entropy(currents, labels, weight=float(w), label_smoothing=float(s))
+        for s, w in zip(smoothings, weights, strict=True)
+    ]
+    np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -38,6 +38,7 @@ def test_eight_devices_do_what_one_does(tmp_path):
     # A checkpoint of eight devices goes on with one and with two.
     assert found["fits"]["apart"] < 1e-5
     assert found["fits"]["accuracy"] == 0
+    assert found["explicit"] < 1e-5
 
 
 def test_devices_that_cannot_share_a_batch_raise(monkeypatch):
