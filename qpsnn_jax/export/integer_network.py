@@ -33,7 +33,13 @@ _CHUNK = 2**24
 
 @dataclass(frozen=True, eq=False)
 class IntegerNetwork:
-    """A folded network with its integers, by the names of its layers."""
+    """A folded network in integers, as a device computes it: ``IntegerNetwork.of(folded)(pixels)`` returns its logits.
+
+    Attributes:
+        folded: codes, scales and biases, from :func:`qpsnn_jax.fold` or :func:`qpsnn_jax.load_packed`.
+        neurons: the integers of the layers of neurons, by name.
+        readout: the integers of the last layer.
+    """
 
     folded: Folded
     neurons: Mapping[str, Constants]

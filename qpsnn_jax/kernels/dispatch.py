@@ -15,6 +15,7 @@ from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.hardware import cpu_flags
 
 Precision = Literal["exact", "auto"]
+"""The arithmetic of a network: the same program everywhere, or faster gradients where a processor has them."""
 
 # The first of each is XLA's float32, the reference for the others.
 SUMS = (plain.SUMS, popcount.SUMS, winograd.SUMS, int8.SUMS, bfloat16.SUMS)

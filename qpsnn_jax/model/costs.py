@@ -67,7 +67,10 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """Costs of all nodes that have any, and their totals for one image."""
+    """Costs of all nodes that have any (:class:`NodeCost`), and their totals for one image over all time steps.
+
+    Totals that need the activity are None if any of it is unknown.
+    """
 
     nodes: tuple[NodeCost, ...]
     timesteps: int
@@ -220,6 +223,12 @@ def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
 
     ReScaW's grid has no zero, so it is 0 for a network in which all layers are quantized. Removed
     channels are not counted.
+
+    Args:
+        graph, variables: the network.
+
+    Returns:
+        Weights that are zero, divided by all weights.
 
     References:
         NeuroBench (Yik et al., 2025), connection sparsity.

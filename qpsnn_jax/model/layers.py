@@ -83,9 +83,11 @@ class QuantConv(nn.Module):
 
 
 class QuantDense(nn.Module):
-    """Fully connected layer with quantized weights, or with ``quantizer=None`` at full precision.
+    r"""Fully connected layer with quantized weights, or with ``quantizer=None`` at full precision.
 
-    As :class:`QuantConv`, with ``kernel`` i o, LeCun-normal.
+    .. math:: y_o = \frac{γ}{s} \sum_i (2c_{io} - s)\, x_i + b_o, \quad s = 2^b - 1
+
+    Its arrays are those of :class:`QuantConv`, with ``kernel`` i o, LeCun-normal.
 
     Args:
         features: outputs o.
@@ -111,17 +113,20 @@ class QuantDense(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over everything but the channels.
+    r"""Batch normalization over everything but the channels, :math:`y = w (x - μ) / \sqrt{σ^2 + ε} + β`.
 
     Its arrays are ``params`` ``scale`` and ``bias``, and ``batch_stats`` ``mean`` and ``var``, the unbiased variance as
     in the released code; those enter as ``momentum · old + (1 - momentum) · new`` where ``batch_stats`` is mutable.
 
     Args:
         momentum: decay of the running statistics, 0 to 1.
-        epsilon: added to the variance, at least 0.
+        epsilon: ε, at least 0.
 
     Raises:
         ValueError: an argument is out of range.
+
+    References:
+        Ioffe and Szegedy, ICML 2015.
     """
 
     momentum: float = 0.9

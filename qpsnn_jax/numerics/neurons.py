@@ -17,7 +17,7 @@ Reset = Literal["hard", "soft"]
 
 
 class LIFTrace(NamedTuple):
-    """``spikes`` S and ``membranes`` Ũ (potentials before the reset) of a layer, of equal shape."""
+    """``spikes`` S and ``membranes`` Ũ (potentials before the reset) of a layer, both ``b t …``; of a step, ``…``."""
 
     spikes: Array
     membranes: Array

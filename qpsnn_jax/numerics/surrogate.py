@@ -28,6 +28,9 @@ def triangular(x: Array, width: float = 1.0) -> Array:
         x: distance to the threshold, any shape.
         width: a, half the base of the triangle.
 
+    Returns:
+        The derivative, of the shape and dtype of ``x``.
+
     References:
         QP-SNN (ICLR 2025), appendix D; Deng et al., ICLR 2022.
     """
@@ -40,6 +43,9 @@ def rectangular(x: Array, width: float = 1.0) -> Array:
     Args:
         x: distance to the threshold, any shape.
         width: a, the base of the rectangle.
+
+    Returns:
+        The derivative, of the shape and dtype of ``x``.
 
     References:
         Wu et al., Frontiers in Neuroscience 2018 (STBP).
@@ -54,6 +60,9 @@ def sigmoid(x: Array, slope: float = 4.0) -> Array:
         x: distance to the threshold, any shape.
         slope: k.
 
+    Returns:
+        The derivative, of the shape and dtype of ``x``.
+
     References:
         Neftci, Mostafa, Zenke, IEEE Signal Processing Magazine 2019.
     """
@@ -67,6 +76,9 @@ def arctan(x: Array, slope: float = 2.0) -> Array:
     Args:
         x: distance to the threshold, any shape.
         slope: k.
+
+    Returns:
+        The derivative, of the shape and dtype of ``x``.
 
     References:
         Fang et al., ICCV 2021.

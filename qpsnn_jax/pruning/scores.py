@@ -118,7 +118,13 @@ def sca_scores(membranes: Array) -> Array:
 
 
 def magnitude_scores(kernel: Array) -> Array:
-    """L1 norm of each output channel's weights, shape ``… o`` to ``o``.
+    r"""L1 norm of each output channel's weights, :math:`\mathrm{score}_o = \sum |W_{…o}|`.
+
+    Args:
+        kernel: W, shape ``… o``.
+
+    Returns:
+        One score per channel, shape ``o``, of the dtype of ``kernel``.
 
     References:
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017.
@@ -127,11 +133,14 @@ def magnitude_scores(kernel: Array) -> Array:
 
 
 def random_scores(key: Array, channels: int) -> Array:
-    """Uniform random scores in [0, 1), shape ``channels``: the control for every criterion.
+    """Uniform random scores: the control for every criterion.
 
     Args:
         key: a jax.random key.
         channels: how many.
+
+    Returns:
+        float32 in [0, 1), shape ``channels``.
     """
     return jax.random.uniform(key, (channels,), jnp.float32)
 

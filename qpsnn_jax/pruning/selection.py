@@ -25,9 +25,11 @@ Scores = dict[str, Array]
 class Criterion(NamedTuple):
     """A rule that scores the channels of a layer by its activity.
 
-    ``observe`` reduces a :class:`LIFTrace` ``b t h w c`` to maps ``b h w c`` while the network runs; ``score`` gives
-    one score per channel, ``c``. Set ``channelwise`` if the score of a channel depends only on its own maps: the maps
-    of all layers of one size are then scored together, which is compiled once for each size.
+    Attributes:
+        observe: from a :class:`LIFTrace` ``b t h w c`` to maps ``b h w c``, while the network runs.
+        score: from the maps to one score per channel, ``c``; channels with low scores are removed.
+        channelwise: whether the score of a channel depends only on its own maps. The maps of all layers of one size
+            are then scored together, which is compiled once for each size.
     """
 
     observe: Callable[[LIFTrace], Array]
@@ -116,10 +118,13 @@ def _batch_scores(
 def make_score_step(
     graph: Graph, criterion: Criterion = svs_criterion, *, precision: Precision = "auto"
 ) -> Callable[[Any, Array], Scores]:
-    """The computation of :func:`score` for one batch, as a pure function ``(variables, images) -> {group: scores}``.
+    """The computation of :func:`score` for one batch, as a pure function.
 
     Args:
         graph, criterion, precision: as in :func:`score`.
+
+    Returns:
+        ``batch_scores(variables, images) -> {group: scores}``, which the caller jits.
 
     Raises:
         ValueError: ``criterion`` is not a criterion; in the function, its maps or scores have another shape.

@@ -79,6 +79,9 @@ def optimizer(
 
     Raises:
         ValueError: unknown name, or a number out of range.
+
+    References:
+        QP-SNN (ICLR 2025), table 8; Adam: Kingma and Ba, ICLR 2015.
     """
     if not _not_negative(weight_decay) or not all(n is None or _positive(n) for n in (clip_norm, scale_lr)):
         raise ValueError("weight_decay must not be negative, and clip_norm and scale_lr positive.")

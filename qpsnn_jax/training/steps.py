@@ -41,10 +41,14 @@ class TrainState(NamedTuple):
 
 
 def init_variables(graph: Graph, key: Array) -> Variables:
-    """Initialized variables of a graph, float32: ``params``, ``batch_stats`` and ``scales``.
+    """Initialized variables of a graph. The initialization is compiled once for each graph.
 
-    The key may be typed or raw, and traced; that of a program around this call may be used too. The initialization is
-    compiled once for each graph.
+    Args:
+        graph: the network.
+        key: a random key, typed or raw; it may be traced.
+
+    Returns:
+        ``{"params": …, "batch_stats": …, "scales": …}``, each ``{node: {array: …}}`` in float32.
     """
     if isinstance(key, Tracer):
         return _init(graph, key)
@@ -74,6 +78,9 @@ def init_state(variables: Variables, tx: optax.GradientTransformation, key: Arra
         tx: the optimizer.
         key: random key of the run, typed, or raw key data of the default implementation.
         ema: whether to maintain an exponential moving average of params and batch statistics.
+
+    Returns:
+        The :class:`TrainState` at step 0.
     """
     key = jnp.copy(key if is_key(key) else jax.random.wrap_key_data(key))
     averages = {name: variables[name] for name in ("params", "batch_stats")} if ema else None

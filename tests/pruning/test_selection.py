@@ -14,6 +14,7 @@ from qpsnn_jax.pruning import (
     Criterion,
     channel_groups,
     magnitude_group_scores,
+    make_score_step,
     random_group_scores,
     sca_criterion,
     score,
@@ -50,6 +51,17 @@ def rate(trace) -> np.ndarray:
 
 
 RATE = Criterion(lambda trace: trace.spikes.mean(1), lambda maps: maps.mean((0, 1, 2)))
+
+
+def test_a_score_step_scores_one_batch_under_jit(recorded):
+    variables, batches, traces = recorded
+    scores = jax.jit(make_score_step(GRAPH, RATE))(variables, batches[1])
+    assert scores.keys() == LAYERS.keys()
+    for group, layers in LAYERS.items():
+        expected = np.mean([rate(traces[1][layer]) for layer in layers], axis=0)
+        np.testing.assert_allclose(scores[group], expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="criterion must be a Criterion"):
+        make_score_step(GRAPH, rate)
 
 
 @over(("criterion", "expected"), [(svs_criterion, ranks), (sca_criterion, activity), (RATE, rate)])

@@ -9,11 +9,17 @@ from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable, write_a
 
 
 def read_nir(path: str | PathLike[str]) -> Any:
-    """The ``nir.NIRGraph`` of a file.
+    """Read a NIR file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A ``nir.NIRGraph``, for :func:`qpsnn_jax.import_nir`.
 
     Raises:
         ValueError: the package ``nir`` is not installed, the file is not HDF5, the installed ``nir`` cannot read it, or
-            it holds no graph.
+            it does not hold a graph.
         OSError: the file is missing or cannot be opened.
     """
     nir = nir_package()
@@ -27,7 +33,7 @@ def read_nir(path: str | PathLike[str]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             document = nir.read(fspath(path))
-    except Exception as error:  # h5py and nir raise whatever the bytes lead them to
+    except Exception as error:  # h5py and nir raise many types for damaged bytes
         reason = f"{type(error).__name__}: {reason_of(error)}"
         raise unreadable(path, f"is HDF5 that nir {nir.__version__} cannot read as a graph ({reason})") from None
     if not isinstance(document, nir.NIRGraph):
@@ -36,7 +42,14 @@ def read_nir(path: str | PathLike[str]) -> Any:
 
 
 def write_nir(path: str | PathLike[str], document: Any) -> int:
-    """Write a NIR graph as the HDF5 file of the ``nir`` package, under a temporary name first; returns its bytes.
+    """Write a NIR graph as the HDF5 file of the ``nir`` package, under a temporary name first.
+
+    Args:
+        path: the file; an existing one is replaced.
+        document: a ``nir.NIRGraph``, such as that of :func:`qpsnn_jax.nir_graph`.
+
+    Returns:
+        The size of the file in bytes.
 
     Raises:
         ValueError: the package ``nir`` is not installed.

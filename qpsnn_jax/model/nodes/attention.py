@@ -14,7 +14,7 @@ from qpsnn_jax.model.nodes.checks import float_fields, image_shape, integer_fiel
 
 
 class AttentionTrace(NamedTuple):
-    """The ``currents`` of an attention node and the synaptic ``operations`` they took, ``b`` or ``b t``."""
+    """The ``currents`` of an attention node, ``b [t] h w c``, and their synaptic ``operations``, ``b [t]``."""
 
     currents: Array
     operations: Array
