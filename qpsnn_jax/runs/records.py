@@ -4,7 +4,6 @@ import importlib.metadata
 import io
 import json
 import platform
-import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,10 +15,13 @@ import numpy as np
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.evaluation import Evaluation
+from qpsnn_jax.runtime.arrays import read_npz
+from qpsnn_jax.runtime.checks import finite
 from qpsnn_jax.runtime.processes import write_on_process_zero
 
 _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _CHECKSUM = "crc32"
+_LARGEST = 1e30  # beyond it no result of a stage can be
 
 
 class Epoch(NamedTuple):
@@ -126,7 +128,19 @@ def read_result(path: Path) -> StageResult | None:
     values = read_notes(path, "stage")
     if not isinstance(values, dict) or set(values) != {field.name for field in fields(StageResult)}:
         raise _damaged(path, "it does not hold the result of a stage")
+    try:
+        _check_result(**values)
+    except ValueError as error:
+        raise _damaged(path, str(error).rstrip(".")) from None
     return StageResult(**values)
+
+
+def _check_result(name: Any, accuracy_best: Any, firing_rates: Any, **numbers: Any) -> None:
+    if not isinstance(name, str) or not isinstance(firing_rates, dict):
+        raise ValueError("it does not hold the result of a stage")
+    best = {} if accuracy_best is None else {"accuracy_best": accuracy_best}
+    for key, value in {**best, **firing_rates, **numbers}.items():
+        finite(key, value, 0, _LARGEST)
 
 
 def read_notes(path: Path, key: str) -> Any:
@@ -157,10 +171,12 @@ def read_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
         ValueError: the file is damaged. The message says to delete it in order to do what ``remedy`` names.
     """
     try:
-        with path.open("rb") as stream, np.load(stream) as stored:
-            return dict(stored.items())
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error):
-        raise ValueError(f"{path} is damaged; delete it to {remedy}.") from None
+        arrays = read_npz(path)
+    except (ValueError, OSError):
+        arrays = {}
+    if not arrays or any(array.dtype.kind not in "fiu" for array in arrays.values()):
+        raise ValueError(f"{path} is damaged; delete it to {remedy}.")
+    return arrays
 
 
 def _damaged(path: Path, why: object) -> ValueError:

@@ -33,7 +33,10 @@ def read_npz(path: str | PathLike[str]) -> dict[str, np.ndarray]:
         if isinstance(archive, np.ndarray):
             raise ValueError("a single array, not an archive")
         with archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+        if other := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{other[0]!r} is not an array")
+        return arrays
 
 
 @contextmanager

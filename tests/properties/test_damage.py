@@ -29,7 +29,12 @@ from qpsnn_jax.export.nir.file import read_nir, write_nir
 from qpsnn_jax.export.nir.reader import import_nir
 from qpsnn_jax.export.nir.writer import nir_graph
 from qpsnn_jax.export.packed.file import load_packed, write_packed
+from qpsnn_jax.export.torch_file import float32_array, read_state_dict
 from qpsnn_jax.model.graph import from_json, to_json
+from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs.directory import make_run, read_config
+from qpsnn_jax.runs.metrics import write_metrics
+from qpsnn_jax.runs.records import StageResult, read_arrays, read_result, write_arrays, write_result
 from qpsnn_jax.training import checkpoint
 
 
@@ -102,8 +107,46 @@ def write_nir_file(path: Path) -> None:
     write_nir(path, nir_graph(graph, variables_of(graph, NIR_SEED), *moments(graph)))
 
 
+RESULT = StageResult("pruned", 0.5, None, 700, 300, 0.25, {"lif": 0.125}, 100.0, 200.0, 3e-4, 1.5)
+METRICS = [{"loss": 1 / step, "accuracy": step / 8} for step in range(1, 6)]
+TENSORS = {"conv.weight": np.ones((4, 3, 3, 3), np.float32), "bn.running_mean": np.arange(4.0), "bn.steps": np.array(7)}
+
+
+def write_stage(path: Path) -> None:
+    write_result(path, RESULT, epochs=[], class_names=["cat", "dog"])
+
+
+def write_run(path: Path) -> None:
+    make_run(path, Config())
+
+
+def write_all_metrics(path: Path) -> None:
+    with write_metrics(path) as hooks:
+        hooks.start(0, len(METRICS))
+        for step, values in enumerate(METRICS):
+            hooks.metrics(step + 1, values)
+
+
+def read_metrics(path: Path) -> list[str]:
+    """What is kept of them when training goes on after them all."""
+    with write_metrics(path) as hooks:
+        hooks.start(len(METRICS), 10)
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, len(METRICS) + 1))
+    return lines
+
+
+def read_tensors(path: Path) -> Any:
+    return {name: float32_array(name, tensor) for name, tensor in read_state_dict(path).items()}
+
+
 NIR_SEED = 1
 KINDS = (
+    Kind("stage.json", write_stage, read_result, sure=True),
+    Kind("run", write_run, read_config, sure=True),
+    Kind("metrics", write_all_metrics, read_metrics),
+    Kind("activity.npz", lambda path: write_arrays(path, TENSORS), lambda path: read_arrays(path, "measure again")),
+    Kind("state.npz", lambda path: np.savez(path, **TENSORS), read_tensors),
     Kind("a.qpsnn", lambda path: write_packed(path, packed_network(), {"a": 1}), classes, sure=True),
     Kind("a.nir", write_nir_file, lambda path: import_nir(read_nir(path))),
     Kind("checkpoint", write_checkpoint, read_checkpoint, sure=True),
@@ -116,7 +159,7 @@ KINDS = (
 
 def names_its_place(said: str, path: Path) -> bool:
     """A sentence about a file names it, or what in it is wrong."""
-    return path.name in said or said.startswith(("node ", "layer ")) or "the NIR graph" in said
+    return path.name in said or said.startswith(("node ", "layer ", "tensor ")) or "the NIR graph" in said
 
 
 def over(kinds: list[Kind]) -> pytest.MarkDecorator:
@@ -191,7 +234,33 @@ def hostile_npy(draw: np.random.Generator, path: Path) -> None:
     np.save(path, strange_array(draw, np.load(path)))
 
 
+def hostile_npz(draw: np.random.Generator, path: Path) -> None:
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    name = draw.choice(sorted(arrays))
+    np.savez(path, **(arrays | {name: strange_array(draw, arrays[name])}))
+
+
+def hostile_record(draw: np.random.Generator, path: Path) -> None:
+    """With the checksum of what it then says."""
+    file = path / "config.json" if path.is_dir() else path
+    document = json.loads(file.read_text())
+    del document["crc32"]
+    document = hostile(draw, document)
+    if isinstance(document, dict):
+        document = document | {"crc32": zlib.crc32(json.dumps(document, sort_keys=True).encode())}
+    file.write_bytes(text_of(draw, document))
+
+
+def hostile_metrics(draw: np.random.Generator, path: Path) -> None:
+    file = path / "metrics.jsonl"
+    lines = hostile(draw, [json.loads(line) for line in file.read_text().splitlines()])
+    file.write_bytes(b"".join(text_of(draw, line) + b"\n" for line in lines))
+
+
 HOSTILE = {"a.qpsnn": hostile_packed, "checkpoint": hostile_checkpoint, "a.nir": hostile_nir, "a.npy": hostile_npy}
+HOSTILE |= {"stage.json": hostile_record, "run": hostile_record, "metrics": hostile_metrics}
+HOSTILE |= {"activity.npz": hostile_npz, "state.npz": hostile_npz}
 
 
 @over([kind for kind in KINDS if kind.name in HOSTILE])
