@@ -1,0 +1,159 @@
+"""Do the next units of the plan for some hours, or show what came out; see ``experiments/claims.md``."""
+
+import dataclasses
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from experiments.claims.plan import QUESTIONS, plan
+from experiments.claims.tables import read_results, table
+from experiments.claims.units import Unit, do, is_done, steps_of
+from qpsnn_jax.runs import stages
+from qpsnn_jax.runs.hooks import Hooks
+from qpsnn_jax.runs.loading import load_data
+from qpsnn_jax.runtime.stopping import Terminated, termination
+
+_RESULTS = Path(__file__).parents[1] / "results" / "claims"
+_WARM, _STEPS = 10, 200  # steps that are not measured, and that are
+
+
+@click.command()
+@click.option("--hours", type=click.FloatRange(0, min_open=True), help="stop after so many; none: when all is done")
+@click.option("--share", default="1/1", metavar="K/N", help="the K-th of N machines that do the plan together")
+@click.option("--only", metavar="QUESTION", help="one question alone")
+@click.option("--data-dir", metavar="DIR", help="TFDS data directory with CIFAR-10")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/claims"), show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), default=_RESULTS, help="folder of the results")
+@click.option("--tables", is_flag=True, help="show what came out, and do nothing")
+@click.option("--list", "listed", is_flag=True, help="show the units and whether they are done, and do nothing")
+@click.option("--measure", is_flag=True, help=f"measure {_STEPS} steps of every kind of network, and the plan's hours")
+def main(
+    hours: float | None, share: str, only: str | None, data_dir: str | None, runs: Path, results: Path, **show: bool
+) -> None:
+    """Do the next units of the plan for some hours, or show what came out."""
+    units = [unit for unit in plan() if only in (None, unit.question)]
+    if not units:
+        raise click.UsageError(f"--only must be one of {', '.join(QUESTIONS)}, got {only!r}.")
+    if show["tables"]:
+        click.echo(tables(units, results))
+    elif show["listed"]:
+        for unit in shared(units, share):
+            click.echo(f"{'done' if is_done(unit, results) else '    '}  {unit.name}")
+    elif show["measure"]:
+        click.echo(hours_needed(units, data_dir))
+    else:
+        left = work(shared(units, share), runs, results, data_dir, hours)
+        click.echo(f"{left} of {len(units)} units are left." if left else "All units are done.")
+
+
+def work(units: list[Unit], runs: Path, results: Path, data_dir: str | None, hours: float | None) -> int:
+    """Do units in order until the time is over or SIGTERM comes, whichever is first; what was begun is saved.
+
+    Returns:
+        How many units have no result.
+    """
+    with termination() as terminated, deadline(hours):
+
+        def check() -> None:
+            if terminated():
+                raise Terminated
+
+        try:
+            for unit in units:
+                check()
+                if not is_done(unit, results):
+                    click.echo(unit.name, err=True)
+                    do(unit, runs, results, data_dir, check)
+        except Terminated:
+            click.echo("stopped; the same command goes on.", err=True)
+    return sum(not is_done(unit, results) for unit in units)
+
+
+@contextmanager
+def deadline(hours: float | None) -> Iterator[None]:
+    """Send this process SIGTERM after some hours; training saves and stops then."""
+    timer = threading.Timer((hours or 0) * 3600, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    if hours is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def shared(units: list[Unit], share: str) -> list[Unit]:
+    """The units of one machine: all that start from one dense network go together.
+
+    Raises:
+        click.UsageError: the share is not K/N, from 1/N to N/N.
+    """
+    first, _, second = share.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+        raise click.UsageError(f"--share must be K/N, the K-th of N, got {share!r}.")
+    roots = list(dict.fromkeys(map(_root, units)))
+    mine = set(roots[int(first) - 1 :: int(second)])
+    return [unit for unit in units if _root(unit) in mine]
+
+
+def _root(unit: Unit) -> str:
+    return unit.name if unit.base is None else _root(unit.base)
+
+
+def tables(units: list[Unit], results: Path) -> str:
+    """The tables of all questions of some units."""
+    found = read_results(results)
+    arms: dict[str, list[str]] = {}
+    for unit in units:
+        if unit.arm not in arms.setdefault(unit.question, []):
+            arms[unit.question].append(unit.arm)
+    return "\n".join(table(question, names, QUESTIONS[question], found) for question, names in arms.items())
+
+
+def hours_needed(units: list[Unit], data_dir: str | None) -> str:
+    """Seconds of a training step by network and batch size, and the hours of every question, as lines."""
+    seconds: dict[Any, float] = {}
+    hours: dict[str, float] = {}
+    for unit in units:
+        network, batch_size = unit.config.network, unit.config.train.batch_size
+        kind = (network.name, network.width, network.timesteps, network.bits is None, batch_size)
+        if kind not in seconds:
+            seconds[kind] = _seconds_of_a_step(unit, data_dir)
+        needed = steps_of(unit) * seconds[kind] / 3600
+        hours[unit.question] = hours.get(unit.question, 0.0) + needed
+    lines = [f"{_words(kind)}: {each:.4f} s a step" for kind, each in seconds.items()]
+    lines += [f"{question}: {needed:.1f} hours of steps" for question, needed in hours.items()]
+    return "\n".join([*lines, "Whole widths are measured; pruned networks take less. Evaluation comes on top."])
+
+
+def _words(kind: tuple[Any, ...]) -> str:
+    name, width, timesteps, in_float, batch = kind
+    return f"{'float' if in_float else 'quantized'} {name} of width {width}, T = {timesteps}, batch {batch}"
+
+
+def _seconds_of_a_step(unit: Unit, data_dir: str | None) -> float:
+    training = dataclasses.replace(unit.config.train, epochs=1)
+    images = (_WARM + _STEPS) * training.batch_size
+    data = dataclasses.replace(unit.config.data, data_dir=data_dir, train_examples=images, test_examples=1)
+    config = dataclasses.replace(unit.config, train=training, finetune=training, data=data)
+    times: list[float] = []
+
+    def tick(step: int, values: Mapping[str, float]) -> None:
+        times.append(time.monotonic())
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = stages.prepare_run(config, Path(folder), load_data(config), (Hooks(metrics=tick),))
+        stages.train(run, training)
+    return (times[-1] - times[_WARM - 1]) / (len(times) - _WARM)
+
+
+if __name__ == "__main__":
+    main()

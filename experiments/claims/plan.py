@@ -1,0 +1,171 @@
+"""Which units there are, in the order in which they are done; see ``experiments/claims.md`` for why."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from experiments.claims.units import Unit
+from qpsnn_jax import Config
+from qpsnn_jax.data.settings import DataSettings
+from qpsnn_jax.model.settings import NetworkSettings
+from qpsnn_jax.pruning.settings import Pruning
+from qpsnn_jax.runs.settings import RunSettings
+from qpsnn_jax.training.settings import Training
+
+SEEDS = (0, 1, 2)
+HEADLINE_SEEDS = (0, 1)
+_GAMMAS = ("none", "max", "percentile", "mean", "mse", "learned")
+_CRITERIA = {
+    "svs": "svs",
+    "sca": "sca",
+    "magnitude": "magnitude",
+    "bn-scale": "experiments.claims.criteria:bn_scale",
+    "firing-rate": "experiments.claims.criteria:firing_rate",
+    "random": "random",
+}
+# Shares of the channels between the two convolutions of a block (middle) and of the others that remove 50.7 and 79.7 %
+# of the quantized weights.
+_REMOVED = {
+    "50": {"stem": 0.1, "outputs": 0.3, "first": 0.3, "middle": 0.45},
+    "80": {"stem": 0.6, "outputs": 0.6, "first": 0.6, "middle": 0.75},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much a unit is trained: images, epochs of training and of fine-tuning."""
+
+    name: str
+    images: int
+    epochs: int
+    finetune_epochs: int
+    batch_size: int
+    learning_rate: float
+    held_out: int = 1000  # images that are evaluated after every epoch
+
+
+SHORT = Recipe("10k-12e", 10_000, 12, 6, 64, 0.01)
+LONG = Recipe("45k-60e", 45_000, 60, 40, 64, 0.01, held_out=5000)
+
+
+def config_of(recipe: Recipe, network: NetworkSettings, pruning: Pruning, seed: int) -> Config:
+    """All settings of a unit; data are augmented by cropping and mirroring."""
+    train = Training(
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        optimizer="adam",
+        learning_rate=recipe.learning_rate,
+        warmup_epochs=1.0,
+    )
+    data = DataSettings(
+        "experiments.claims.data:CIFAR10",
+        train_examples=recipe.images,
+        test_examples=recipe.held_out,
+        crop_padding=4,
+        flip=True,
+    )
+    finetune = replace(train, epochs=recipe.finetune_epochs, learning_rate=recipe.learning_rate / 2)
+    return Config(network, data, train, pruning, finetune, RunSettings(seed=seed, checkpoint_epochs=1))
+
+
+def plan() -> list[Unit]:
+    """All units, each once, every one after what it starts from."""
+    units = [*choices(), *headline(), *gamma(), *criterion(), *table2(), *table3()]
+    return list({unit.name: unit for unit in units}.values())
+
+
+def choices() -> Iterator[Unit]:
+    """Which network is pruned to 98,496 bytes: chosen on held-out images; the test images are not read."""
+    for width, bits in ((0.1875, 2), (0.25, 2), (0.1875, 4), (0.375, 2)):
+        network = _network(bits, "learned", width=width, granularity="channel")
+        config = _polished(config_of(SHORT, network, Pruning(budget="93kB", recalibrate="always"), 0))
+        arm = f"{width:g}-{bits}"
+        dense = Unit("choices", f"{arm}-dense", SHORT.name, replace(config, prune=Pruning()), test=None)
+        yield from (dense, Unit("choices", arm, SHORT.name, config, "finetune", dense, test=None))
+
+
+def headline() -> Iterator[Unit]:
+    """MLPerf Tiny's image classification: packed files of at most 98,496, 37,000 and 20,000 bytes."""
+    network = _network(2, "learned", width=0.25, granularity="channel")
+    # What a file has beside its weights takes about 5 kB.
+    for size, budget in (("98kB", "93kB"), ("37kB", "32kB"), ("20kB", "15.5kB")):
+        for seed in HEADLINE_SEEDS:
+            pruning = Pruning(budget=budget, recalibrate="always")
+            config = _polished(config_of(LONG, network, pruning, seed))
+            dense = Unit("headline", "dense", LONG.name, replace(config, prune=Pruning()))
+            pruned = Unit("headline", size, LONG.name, config, "finetune", dense, integer=True)
+            scratch = Unit("headline", f"{size}-scratch", LONG.name, _without_teacher(config), "scratch", pruned)
+            yield from (dense, pruned, scratch)
+
+
+def gamma() -> Iterator[Unit]:
+    """The rule for γ at 8, 4, 2 and 1 bits, and full precision."""
+    arms = [(f"{rule}-{bits}", bits, rule) for bits in (2, 4, 8, 1) for rule in _GAMMAS]
+    for arm, bits, rule in [*arms, ("float", None, "none")]:
+        yield from (_dense(arm, bits, rule, seed) for seed in SEEDS)
+
+
+def criterion() -> Iterator[Unit]:
+    """Criteria at two shares of removed weights, on 2-bit networks of :func:`gamma`, and their widths from scratch."""
+    for removed in _REMOVED:
+        first = [_pruned("criterion", f"svs-{removed}", "mean", 2, "svs", removed, seed) for seed in SEEDS]
+        for arm, name in _CRITERIA.items():
+            yield from (_pruned("criterion", f"{arm}-{removed}", "mean", 2, name, removed, seed) for seed in SEEDS)
+        for seed in SEEDS:  # a second draw, with an order of the images of its own
+            again = _pruned("criterion", f"random-again-{removed}", "mean", 2, "random", removed, seed)
+            yield replace(again, config=replace(again.config, run=replace(again.config.run, seed=seed + 100)))
+        for unit in first:
+            yield replace(unit, arm=f"scratch-{removed}", kind="scratch", base=unit)
+
+
+def table2() -> Iterator[Unit]:
+    """Vanilla or ReScaW (γ none or mean) with SCA or SVS, at three bit widths."""
+    for bits in (2, 4, 8):
+        for rule, name in (("none", "sca"), ("mean", "sca"), ("none", "svs"), ("mean", "svs")):
+            for seed in SEEDS:
+                yield _pruned("table2", f"{rule}-{name}-{bits}", rule, bits, name, "50", seed)
+
+
+def table3() -> Iterator[Unit]:
+    """The order: quantize, then prune; or prune in full precision, then quantize."""
+    for seed in SEEDS:
+        yield _pruned("table3", "quantize-prune", "mean", 2, "svs", "50", seed)
+    for seed in SEEDS:
+        unit = _pruned("table3", "prune-quantize", "mean", 2, "svs", "50", seed)
+        yield replace(unit, kind="quantize", base=_dense("float", None, "none", seed))
+
+
+QUESTIONS: Mapping[str, str] = {
+    "choices": "0.25-2",
+    "headline": "98kB",
+    "gamma": "none-2",
+    "criterion": "random-50",
+    "table2": "none-sca-2",
+    "table3": "prune-quantize",
+}
+"""The arm of each question that the others are compared with."""
+
+
+def _network(bits: int | None, rule: str, *, width: float = 0.125, granularity: str = "layer") -> NetworkSettings:
+    settings = NetworkSettings(width=width, bits=bits, gamma=rule, ste="plain")
+    return replace(settings, granularity=granularity)
+
+
+def _dense(arm: str, bits: int | None, rule: str, seed: int) -> Unit:
+    return Unit("gamma", arm, SHORT.name, config_of(SHORT, _network(bits, rule), Pruning(), seed))
+
+
+def _pruned(question: str, arm: str, rule: str, bits: int, name: str, removed: str, seed: int) -> Unit:
+    pruning = Pruning(criterion=name, ratios=_REMOVED[removed], recalibrate="always")
+    config = config_of(SHORT, _network(bits, rule), pruning, seed)
+    return Unit(question, arm, SHORT.name, config, "finetune", _dense(f"{rule}-{bits}", bits, rule, seed))
+
+
+def _polished(config: Config) -> Config:
+    """What the headline's trainings have beside the plain recipe."""
+    train = replace(config.train, label_smoothing=0.1, ema_decay=0.999)
+    finetune = replace(config.finetune, label_smoothing=0.1, ema_decay=0.999, distill="quantized")
+    return replace(config, train=train, finetune=finetune)
+
+
+def _without_teacher(config: Config) -> Config:
+    return replace(config, finetune=replace(config.finetune, distill=None))

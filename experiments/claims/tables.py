@@ -1,0 +1,115 @@
+"""What came out: means, standard errors, and paired differences with confidence intervals."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+_LEVEL = 0.95  # of confidence intervals
+_POWER = 0.8  # with which the smallest visible difference is seen
+
+
+class Difference(NamedTuple):
+    """The mean of paired differences, the half width of its confidence interval, and what could be seen.
+
+    ``visible`` is the smallest true difference that a test of this level would find in four of five repetitions. With
+    fewer than two pairs the last two are NaN.
+    """
+
+    mean: float
+    half_width: float
+    visible: float
+    pairs: int
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean; NaN for fewer than two values."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def difference(arm: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
+    r"""Differences of the seeds that two arms share, :math:`\bar d ± t_{0.975, n-1} s_d / √n`.
+
+    Args:
+        arm, reference: a value for each seed.
+
+    Raises:
+        ValueError: they share no seed.
+    """
+    values = [arm[seed] - reference[seed] for seed in sorted(arm.keys() & reference.keys())]
+    if not values:
+        raise ValueError("the arms share no seed.")
+    error, pairs = standard_error(values), len(values)
+    t = stats.t(pairs - 1) if pairs > 1 else None
+    quantile = float(t.ppf((1 + _LEVEL) / 2)) if t else math.nan
+    power = float(t.ppf(_POWER)) if t else math.nan
+    return Difference(float(np.mean(values)), quantile * error, (quantile + power) * error, pairs)
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """All results of a folder, in the order of their names."""
+    return [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+
+
+def table(question: str, arms: Sequence[str], reference: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The arms of a question as a Markdown table; accuracies and differences are percentages of the test images.
+
+    Where a question reads no test images, they are of the held-out ones.
+
+    Args:
+        question: its name.
+        arms: their names, in the order of the rows.
+        reference: the arm that the others are compared with.
+        results: of all questions.
+    """
+    found = {arm: [r for r in results if (r["question"], r["arm"]) == (question, arm)] for arm in arms}
+    head = ("arm", "runs", "accuracy", f"less {reference}, 95 %", "visible", "held out", "file", "SOPs", "energy")
+    rows = [head, ("---",) * len(head)]
+    compared = _accuracies(found.get(reference, []))
+    rows += [_row(arm, found[arm], {} if arm == reference else compared) for arm in arms]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"## {question}\n\n{lines}\n"
+
+
+def _row(arm: str, results: Sequence[Mapping[str, Any]], reference: Mapping[int, float]) -> tuple[str, ...]:
+    if not results:
+        return (arm, "0", "not yet run", *["–"] * 6)
+    accuracy = _accuracies(results)
+    shown = ("–", "–")
+    if accuracy.keys() & reference.keys():
+        found = difference(accuracy, reference)
+        shown = (f"{found.mean:+.2f} ± {_text(found.half_width)}", _text(found.visible))
+    held_out = [_held_out(r) for r in results]
+    files = [r["file_bytes"] for r in results if r["file_bytes"] is not None]
+    return (
+        arm,
+        str(len(results)),
+        _mean(list(accuracy.values())),
+        *shown,
+        _mean(held_out),
+        f"{max(files):,} bytes" if files else "–",
+        f"{np.mean([r['sops'] for r in results]) / 1e6:.3f} M",
+        f"{np.mean([r['energy_mj'] for r in results]) * 1000:.3f} µJ",
+    )
+
+
+def _held_out(result: Mapping[str, Any]) -> float:
+    return 100 * list(result["held_out_accuracy"].values())[-1]
+
+
+def _accuracies(results: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Percentages by seed."""
+    tested = [r["test_accuracy"] is not None for r in results]
+    return {r["seed"]: 100 * r["test_accuracy"] if t else _held_out(r) for r, t in zip(results, tested, strict=True)}
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.2f} ± {_text(standard_error(values))}"
+
+
+def _text(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"

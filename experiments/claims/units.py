@@ -1,0 +1,238 @@
+"""A unit of work: one training, resumable itself, with one small JSON file as its result."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from qpsnn_jax import load_network, prune
+from qpsnn_jax.data import Arrays, load
+from qpsnn_jax.export.folding import fold
+from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.packed.file import write_packed
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.runs import stages
+from qpsnn_jax.runs.config import Config, build_graph
+from qpsnn_jax.runs.directory import STAGES, open_run, read_stage
+from qpsnn_jax.runs.evaluation import evaluate
+from qpsnn_jax.runs.hooks import Hooks
+from qpsnn_jax.runs.loading import load_data
+from qpsnn_jax.runs.records import measure, read_notes, versions
+from qpsnn_jax.runs.stages import Run
+from qpsnn_jax.runtime.files import write_atomically
+from qpsnn_jax.runtime.settings import as_dict
+from qpsnn_jax.training.steps import Variables, init_variables
+
+_INTEGER_BATCH = 250
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training.
+
+    Attributes:
+        question: of ``experiments/claims.md``.
+        arm: what is done differently, within the question.
+        recipe: names the numbers of images and epochs.
+        config: all settings; its data are those of :func:`experiments.claims.data.held_out`.
+        kind: of :data:`KINDS`.
+        base: the unit whose trained network this one starts from; for ``scratch``, whose pruned widths it has.
+        test: the data set whose test images are read once, when the unit is finished; None for a unit that serves a
+            choice, which has its held-out images alone.
+        integer: whether the integer network classifies the test images too.
+    """
+
+    question: str
+    arm: str
+    recipe: str
+    config: Config
+    kind: str = "train"
+    base: "Unit | None" = None
+    test: str | None = "cifar10"
+    integer: bool = False
+
+    @property
+    def seed(self) -> int:
+        """That of the config; seeds that differ by hundreds stand side by side, as draws of the same network do."""
+        return self.config.run.seed % 100
+
+    @property
+    def name(self) -> str:
+        """Of the run's directory and of the result."""
+        return f"{self.question}.{self.arm}.s{self.seed}.{self.recipe}"
+
+
+def is_done(unit: Unit, results: Path) -> bool:
+    """Whether a unit has a result.
+
+    Raises:
+        ValueError: the result is of other settings than the plan's.
+    """
+    path = results / f"{unit.name}.json"
+    if not path.exists():
+        return False
+    if json.loads(path.read_bytes())["config"] != _settings(unit):
+        raise ValueError(f"{path} is the result of other settings than the plan's; give the recipe another name.")
+    return True
+
+
+def do(unit: Unit, runs: Path, results: Path, data_dir: str | None, check: Callable[[], None]) -> None:
+    """Train a unit, or go on with it, then read its test images once and write its result.
+
+    What it starts from is trained first where its network is not in ``runs``.
+
+    Args:
+        unit: what to do.
+        runs: the folder of the directories of all units.
+        results: the folder of the results.
+        data_dir: where the data lie.
+        check: called before every training; raises an exception to stop.
+    """
+    if unit.base is not None and not (runs / unit.base.name / "done").exists():
+        do(unit.base, runs, results, data_dir, check)
+    config = dataclasses.replace(unit.config, data=dataclasses.replace(unit.config.data, data_dir=data_dir))
+    directory, data = runs / unit.name, load_data(config)
+    with open_run(directory, config):
+        hooks = (Hooks(start=lambda *_: check()),)
+        run = stages.prepare_run(config, directory, data, hooks)
+        final = KINDS[unit.kind](unit, run, runs)
+        if not is_done(unit, results):
+            document = _result(unit, run, final, data_dir)
+            results.mkdir(parents=True, exist_ok=True)
+            write_atomically(results / f"{unit.name}.json", (json.dumps(document, indent=1) + "\n").encode())
+        (directory / "done").touch()
+
+
+def _train(unit: Unit, run: Run, runs: Path) -> str:
+    stages.train(run, unit.config.train)
+    return "quantized"
+
+
+def _finetune(unit: Unit, run: Run, runs: Path) -> str:
+    """Prune the network of the base, recalibrate it as the config says, and fine-tune."""
+    source = _base(unit, runs) / "quantized"
+    stages.prune_channels(run, unit.config.prune, source=source)
+    stages.recalibrate_pruned(run, unit.config.prune)
+    stages.finetune(run, unit.config.finetune, source=source)
+    return "finetuned"
+
+
+def _quantize(unit: Unit, run: Run, runs: Path) -> str:
+    """Prune the base, which is of other bits, then fine-tune it with the bits of the config."""
+    base = unit.base
+    assert base is not None
+    whole = dataclasses.replace(run, graph=build_graph(base.config))
+    stages.prune_channels(whole, unit.config.prune, source=runs / base.name / "quantized")
+    if not read_stage(run.directory, "finetuned"):
+        keep = read_notes(run.directory / "pruned" / "stage.json", "keep")
+        graph, _ = prune(run.graph, {}, keep)
+        _, trained = load_network(run.directory / "pruned")
+        fresh = init_variables(graph, jax.random.key(run.settings.seed))
+        settings = dataclasses.replace(run.settings, seed=run.settings.seed + 1)
+        stages.train_stage(run, "finetuned", graph, _over(fresh, trained), unit.config.finetune, settings)
+    return "finetuned"
+
+
+def _scratch(unit: Unit, run: Run, runs: Path) -> str:
+    """Fresh weights of the pruned widths of the base, trained for as many epochs as training and fine-tuning."""
+    if not read_stage(run.directory, "quantized"):
+        graph, _ = load_network(_base(unit, runs) / "pruned")
+        variables = init_variables(graph, jax.random.key(run.settings.seed + 2))
+        epochs = unit.config.train.epochs + unit.config.finetune.epochs
+        training = dataclasses.replace(unit.config.train, epochs=epochs)
+        stages.train_stage(run, "quantized", graph, variables, training, run.settings)
+    return "quantized"
+
+
+def _over(fresh: Variables, trained: Variables) -> Variables:
+    """``trained``, and of ``fresh`` what only a quantized network has."""
+    return {
+        kind: {node: {**leaves, **trained.get(kind, {}).get(node, {})} for node, leaves in nodes.items()}
+        for kind, nodes in fresh.items()
+    }
+
+
+KINDS: Mapping[str, Callable[[Unit, Run, Path], str]] = {
+    "train": _train,
+    "finetune": _finetune,
+    "quantize": _quantize,
+    "scratch": _scratch,
+}
+
+
+def _base(unit: Unit, runs: Path) -> Path:
+    assert unit.base is not None, f"{unit.name} needs a base"
+    return runs / unit.base.name
+
+
+def _settings(unit: Unit) -> dict[str, Any]:
+    """All that a unit is, as plain values; where its data lie is left out."""
+    settings = as_dict(unit.config)
+    settings["data"].pop("data_dir")
+    base = unit.base and unit.base.name
+    return json.loads(json.dumps(settings | {"kind": unit.kind, "base": base, "test": unit.test}))
+
+
+def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str, Any]:
+    """What a finished unit gave; the only place where test images are read."""
+    graph, variables = load_network(run.directory / final)
+    data = run.data if unit.test is None else load(unit.test, data_dir=data_dir, train_examples=1)
+    assert isinstance(data.test, Arrays)
+    found = evaluate(graph, variables, data.test, data, precision=run.settings.precision)
+    measured = measure(final, graph, run.graph, found, None, 0.0)
+    rates = measured.firing_rates.values()
+    named = {name: stage for name in STAGES if (stage := read_stage(run.directory, name))}
+    return {
+        "name": unit.name,
+        "question": unit.question,
+        "arm": unit.arm,
+        "seed": unit.seed,
+        "recipe": unit.recipe,
+        "test_accuracy": None if unit.test is None else found.accuracy,
+        "test_images": 0 if unit.test is None else len(data.test.labels),
+        "held_out_accuracy": {name: stage.accuracy_last for name, stage in named.items()},
+        "params": measured.params,
+        "weight_bytes": measured.size_bytes,
+        "sops": measured.sops_total,
+        "energy_mj": measured.energy_mj,
+        "firing_rate": sum(rates) / max(1, len(rates)),
+        "weights_left": measured.connection_ratio,
+        **_packed(unit, run, graph, variables, data.test),
+        "seconds": sum(stage.seconds for stage in named.values()),
+        "config": _settings(unit),
+        "versions": versions(),
+    }
+
+
+def _packed(unit: Unit, run: Run, graph: Graph, variables: Variables, test: Arrays) -> dict[str, Any]:
+    """Bytes of the whole packed file, which stays in the run's directory, and the accuracy of the integer network."""
+    try:
+        folded = fold(graph, variables, run.data.mean, run.data.std)
+    except ValueError:  # in full precision there is no integer form
+        return {"file_bytes": None, "integer_accuracy": None}
+    path = run.directory / "network.qpsnn"
+    write_packed(path, folded, {"class_names": list(run.data.class_names), "unit": unit.name})
+    found = {"file_bytes": path.stat().st_size, "integer_accuracy": None}
+    if unit.integer:
+        network, (images, labels) = IntegerNetwork.of(folded), test
+        starts = range(0, len(labels), _INTEGER_BATCH)
+        right = sum(
+            int((network(images[i : i + _INTEGER_BATCH]).argmax(1) == labels[i : i + _INTEGER_BATCH]).sum())
+            for i in starts
+        )
+        found["integer_accuracy"] = right / len(labels)
+    return found
+
+
+def steps_of(unit: Unit) -> int:
+    """Training steps of a unit, from its config alone."""
+    examples = unit.config.data.train_examples
+    assert examples is not None, f"{unit.name} must say how many images it trains on"
+    train, finetune = (
+        training.epochs * (examples // training.batch_size) for training in (unit.config.train, unit.config.finetune)
+    )
+    return {"train": train, "scratch": train + finetune}.get(unit.kind, finetune)

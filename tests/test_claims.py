@@ -1,0 +1,270 @@
+"""The runner of the claims on the digits: units that are done, resumed, shared and tabulated; the plan itself."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from small_networks import images_of, random_variables
+
+from experiments.claims import __main__ as runner
+from experiments.claims import tables
+from experiments.claims.criteria import bn_scale, firing_rate
+from experiments.claims.data import held_out
+from experiments.claims.plan import QUESTIONS, plan
+from experiments.claims.units import Unit, do, is_done, steps_of
+from qpsnn_jax import (
+    Config,
+    DataSettings,
+    Graph,
+    NetworkSettings,
+    Pruning,
+    RunSettings,
+    SpikingNetwork,
+    Training,
+    load_network,
+    load_packed,
+    score,
+)
+from qpsnn_jax.data import load
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, GlobalAveragePool, Input
+from qpsnn_jax.model.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron
+from qpsnn_jax.runs.config import check_config
+from qpsnn_jax.runtime.stopping import Terminated, termination
+
+DIGITS = held_out("digits", 360)
+
+
+def tiny(*, bits, timesteps, classes, input_shape, width, ratios, lif):
+    """One quantized convolution, in the middle."""
+    middle = kept_channels(6, checked_ratios(ratios, ("middle",))["middle"])
+    nodes = (
+        Input("image", input_shape),
+        *conv_bn("image", "conv1", "bn1", 4, label=None),
+        neuron("lif1", "bn1", lif),
+        *conv_bn("lif1", "conv2", "bn2", middle, quantizer=bits, label="middle"),
+        neuron("lif2", "bn2", lif),
+        GlobalAveragePool("pool", "lif2"),
+        Dense("fc", "pool", classes),
+    )
+    return Graph(nodes, timesteps)
+
+
+def unit(arm, kind="train", base=None, *, epochs=1, bits=2, **pruning):
+    train = Training(epochs=epochs, batch_size=32, optimizer="adam", learning_rate=0.01)
+    config = Config(
+        NetworkSettings(f"{__name__}:tiny", timesteps=1, bits=bits, ste="plain"),
+        DataSettings(f"{__name__}:DIGITS", train_examples=64),
+        train,
+        Pruning(score_batches=1, score_batch_size=32, **pruning),
+        dataclasses.replace(train, epochs=0),
+        RunSettings(checkpoint_epochs=1),
+    )
+    return Unit("small", arm, "64", config, kind, base, "digits", integer=kind == "finetune")
+
+
+DENSE = unit("dense")
+PRUNED = unit("svs", "finetune", DENSE, ratios={"middle": 0.5}, recalibrate="never")
+SCRATCH = unit("scratch", "scratch", PRUNED, epochs=0, ratios={"middle": 0.5})
+FLOAT = unit("float", epochs=0, bits=None)
+LATER = unit("later", "quantize", FLOAT, ratios={"middle": 0.5})
+UNITS = [DENSE, PRUNED, SCRATCH, FLOAT, LATER]
+
+
+def unexpected(*_):
+    raise AssertionError("nothing is left to do")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    root = tmp_path_factory.mktemp("claims")
+    assert runner.work(UNITS, root / "runs", root / "results", None, None) == 0
+    return root
+
+
+def result(root, unit):
+    return json.loads((root / "results" / f"{unit.name}.json").read_bytes())
+
+
+def test_held_out_images_are_training_images_that_are_not_trained_on():
+    whole = load("digits", seed=0)
+    data = load(DIGITS, seed=5, train_examples=700)
+    np.testing.assert_array_equal(data.test.images, whole.train.images[:360])
+    np.testing.assert_array_equal(data.train.images, whole.train.images[360:1060])
+    assert np.bincount(data.test.labels).min() >= 34
+    few = load(DIGITS, train_examples=10, test_examples=20)
+    np.testing.assert_array_equal(few.train.labels, data.train.labels[:10])
+    np.testing.assert_array_equal(few.test.labels, data.test.labels[:20])
+    with pytest.raises(ValueError, match="test_examples must be an integer from 1 to 360"):
+        load(DIGITS, test_examples=361)
+
+
+def test_every_unit_has_one_small_result(done):
+    assert {path.name for path in (done / "results").iterdir()} == {f"{unit.name}.json" for unit in UNITS}
+    for one in UNITS:
+        found = result(done, one)
+        assert (found["question"], found["arm"], found["seed"], found["recipe"]) == ("small", one.arm, 0, "64")
+        assert found["test_images"] == 360
+        assert len(json.dumps(found)) < 5000
+    bits = {one.arm: load_network(done / "runs" / one.name)[0].by_name["conv2"].quantizer for one in UNITS}
+    assert bits["float"] is None
+    assert all(bits[one.arm].bits == 2 for one in (DENSE, PRUNED, SCRATCH, LATER))
+    widths = {one.arm: load_network(done / "runs" / one.name)[0].by_name["conv2"].features for one in UNITS}
+    assert widths == {"dense": 6, "svs": 3, "scratch": 3, "float": 6, "later": 3}
+
+
+def test_a_result_is_that_of_the_test_images_at_the_end(done):
+    found, data = result(done, PRUNED), load("digits")
+    graph, variables = load_network(done / "runs" / PRUNED.name)
+    images = (data.test.images / 255 - np.asarray(data.mean)) / np.asarray(data.std)
+    logits = SpikingNetwork(graph).apply(variables, jnp.asarray(images, jnp.float32)).currents.mean(1)
+    right = float((np.asarray(logits).argmax(1) == data.test.labels).mean())
+    assert found["test_accuracy"] == pytest.approx(right, abs=2 / 360)
+    assert found["integer_accuracy"] == pytest.approx(right, abs=2 / 360)
+    assert found["held_out_accuracy"].keys() == {"pruned", "finetuned"}
+    path = done / "runs" / PRUNED.name / "network.qpsnn"
+    assert found["file_bytes"] == path.stat().st_size
+    assert load_packed(path).notes["unit"] == PRUNED.name
+    assert result(done, FLOAT)["file_bytes"] is None
+
+
+def test_what_is_done_is_not_done_again(done, monkeypatch):
+    monkeypatch.setattr(runner, "do", unexpected)
+    assert runner.work(UNITS, done / "runs", done / "results", None, None) == 0
+    other = dataclasses.replace(DENSE.config, network=dataclasses.replace(DENSE.config.network, bits=4))
+    with pytest.raises(ValueError, match=f"{DENSE.name}.json is the result of other settings than the plan's"):
+        is_done(dataclasses.replace(DENSE, config=other), done / "results")
+
+
+def test_a_result_from_elsewhere_is_not_read_again_when_its_network_is_needed(done, tmp_path, monkeypatch):
+    """Another machine did FLOAT; its network is trained here again, for LATER, without reading the test images."""
+    (tmp_path / f"{FLOAT.name}.json").write_bytes((done / "results" / f"{FLOAT.name}.json").read_bytes())
+    tested = []
+    monkeypatch.setattr("experiments.claims.units._result", lambda unit, *_: tested.append(unit.arm) or {"config": {}})
+    do(LATER, tmp_path / "runs", tmp_path, None, lambda: None)
+    assert tested == ["later"]
+
+
+def test_a_choice_reads_no_test_images(done, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.claims.units.load", unexpected)
+    chosen = dataclasses.replace(FLOAT, test=None)
+    do(chosen, tmp_path / "runs", tmp_path, None, lambda: None)
+    found = json.loads((tmp_path / f"{chosen.name}.json").read_bytes())
+    assert (found["test_accuracy"], found["test_images"]) == (None, 0)
+    assert f"{100 * found['held_out_accuracy']['quantized']:.2f}" in tables.table("small", ["float"], "svs", [found])
+
+
+def test_the_time_is_over(tmp_path, monkeypatch):
+    with termination() as terminated, runner.deadline(1e-9):
+        until = time.monotonic() + 10
+        while not terminated() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert terminated()
+
+    def stopped(unit, runs, results, data_dir, check):
+        raise Terminated
+
+    monkeypatch.setattr(runner, "do", stopped)
+    assert runner.work(UNITS, tmp_path, tmp_path, None, 1.0) == len(UNITS)
+
+
+def test_a_stop_comes_before_the_next_training(tmp_path):
+    def check():
+        raise Terminated
+
+    with pytest.raises(Terminated):
+        do(DENSE, tmp_path / "runs", tmp_path / "results", None, check)
+    assert not (tmp_path / "results").exists()
+
+
+def test_machines_share_the_plan_by_what_starts_from_one_network():
+    units = plan()
+    parts = [runner.shared(units, f"{k}/3") for k in (1, 2, 3)]
+    assert sorted(u.name for part in parts for u in part) == sorted(u.name for u in units)
+    for part in parts:
+        assert {u.base.name for u in part if u.base is not None} <= {u.name for u in part}
+        assert len(part) < len(units) / 2
+    for wrong in ("3/2", "0/2", "x", "1/"):
+        assert CliRunner().invoke(runner.main, ["--list", "--share", wrong]).exit_code == 2
+
+
+def test_the_plan_goes_together():
+    units = plan()
+    names = [unit.name for unit in units]
+    assert len(set(names)) == len(names)
+    assert list(dict.fromkeys(unit.question for unit in units)) == list(QUESTIONS)
+    for place, one in enumerate(units):
+        assert one.base is None or (one.base.name in names[:place] and one.base == units[names.index(one.base.name)])
+        assert one.config.data.name == "experiments.claims.data:CIFAR10"
+        assert steps_of(one) > 0
+        assert (one.test is None) == (one.question == "choices")
+    seeds = {(one.question, one.arm): set() for one in units}
+    for one in units:
+        seeds[one.question, one.arm].add(one.seed)
+    fewest = {"choices": {0}, "headline": {0, 1}}
+    assert all(found == fewest.get(question, {0, 1, 2}) for (question, _), found in seeds.items())
+    assert all(arm in {one.arm for one in units if one.question == name} for name, arm in QUESTIONS.items())
+    for config in {(u.config.network, u.config.prune): u.config for u in units}.values():
+        check_config(config)
+    page = (Path(runner.__file__).parents[1] / "claims.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in (*QUESTIONS, *{one.recipe for one in units}))
+
+
+def row(arm, seed, accuracy):
+    other = {"held_out_accuracy": {"quantized": 0.5}, "file_bytes": 1000, "sops": 1e6, "energy_mj": 0.001}
+    return {"question": "q", "arm": arm, "seed": seed, "test_accuracy": accuracy, **other}
+
+
+def test_paired_differences_by_the_book():
+    found = tables.difference({0: 3.0, 1: 4.0, 2: 8.0, 9: 100.0}, {0: 1.0, 1: 3.0, 2: 5.0})
+    # Differences 2, 1, 3: mean 2, s = 1; t(0.975, 2) = 4.30265 and t(0.8, 2) = 1.06066 from a printed table.
+    assert (found.mean, found.pairs) == (2.0, 3)
+    assert found.half_width == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
+    assert found.visible == pytest.approx((4.30265 + 1.06066) / math.sqrt(3), rel=1e-5)
+    assert tables.standard_error([2.0, 1.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
+    assert math.isnan(tables.difference({0: 1.0}, {0: 2.0}).half_width)
+    with pytest.raises(ValueError, match="share no seed"):
+        tables.difference({0: 1.0}, {1: 2.0})
+
+
+def test_a_table_has_a_row_for_every_arm():
+    results = [row("a", 0, 0.5), row("a", 1, 0.6), row("b", 0, 0.52), row("b", 1, 0.64)]
+    lines = tables.table("q", ["a", "b", "c"], "a", results).splitlines()
+    assert lines[4] == "| a | 2 | 55.00 ± 5.00 | – | – | 50.00 ± 0.00 | 1,000 bytes | 1.000 M | 1.000 µJ |"
+    assert lines[5].startswith("| b | 2 | 58.00 ± 6.00 | +3.00 ± 12.71 | ")
+    assert lines[6].startswith("| c | 0 | not yet run | ")
+
+
+def test_the_commands_say_what_there_is(done):
+    listed = CliRunner().invoke(runner.main, ["--list", "--only", "table3"])
+    assert len(listed.output.splitlines()) == 6
+    shown = CliRunner().invoke(runner.main, ["--tables", "--only", "table3", "--results", str(done / "results")])
+    assert shown.output.count("not yet run") == 2
+    assert CliRunner().invoke(runner.main, ["--only", "table9"]).exit_code == 2
+
+
+def test_criteria_beside_those_of_the_package():
+    nodes = (
+        Input("image", (4, 4, 2)),
+        Conv("conv", "image", 5, label="a"),
+        BatchNorm("bn", "conv"),
+        LIF("lif", "bn"),
+        GlobalAveragePool("pool", "lif"),
+        Dense("fc", "pool", 3),
+    )
+    graph = Graph(nodes, 2)
+    variables, images = random_variables(graph), images_of(graph, batch=3)
+    scale = variables["params"]["bn"]["scale"]
+    found = bn_scale(
+        graph, {**variables, "params": {**variables["params"], "bn": {"scale": -scale}}}, jax.random.key(0)
+    )
+    np.testing.assert_allclose(found["conv"], scale, rtol=1e-6)
+    spikes = SpikingNetwork(graph).apply(variables, images, capture={"lif": lambda trace: trace.spikes}).captured["lif"]
+    rates = score(graph, variables, [images], firing_rate)["conv"]
+    np.testing.assert_allclose(rates, np.asarray(spikes).mean((0, 1, 2, 3)), rtol=1e-6)
