@@ -39,18 +39,18 @@ def main(
     hours: float | None, share: str, only: str | None, data_dir: str | None, runs: Path, results: Path, **show: bool
 ) -> None:
     """Do the next units of the plan for some hours, or show what came out."""
-    units = [unit for unit in plan() if only in (None, unit.question)]
-    if not units:
+    units = [unit for unit in shared(plan(), share) if only in (None, unit.question)]
+    if only not in (None, *QUESTIONS):
         raise click.UsageError(f"--only must be one of {', '.join(QUESTIONS)}, got {only!r}.")
     if show["tables"]:
         click.echo(tables(units, results))
     elif show["listed"]:
-        for unit in shared(units, share):
+        for unit in units:
             click.echo(f"{'done' if is_done(unit, results) else '    '}  {unit.name}")
     elif show["measure"]:
         click.echo(hours_needed(units, data_dir))
     else:
-        left = work(shared(units, share), runs, results, data_dir, hours)
+        left = work(units, runs, results, data_dir, hours)
         click.echo(f"{left} of {len(units)} units are left." if left else "All units are done.")
 
 
