@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -41,7 +41,8 @@ def allocate(
     and no further channel fits. Every group with scores takes part, those without a label too, such as the last stage
     of a residual network.
 
-    The worth of a channel with the score q makes groups comparable:
+    The worth of a channel with the score q makes groups comparable. It is m times the following, with m the number of
+    layers that make the channels of the group, because each of them loses one:
 
     - ``share``: :math:`q / \sum q` over the channels that are left in its group. It rises while a group is emptied,
       so that what all groups lose stays in proportion;
@@ -75,16 +76,16 @@ def allocate(
             f"got {comparison!r} and {floor}."
         )
     groups = {name: group for name, group in channel_groups(graph).items() if name in scores}
-    worths = {name: _worths(group, scores[name], comparison) for name, group in groups.items()}
+    ranking = {name: _compared(graph, group, scores[name], comparison) for name, group in groups.items()}
     model = _model(graph, groups, resource, activity)
-    kept = {name: np.ones(len(worth), bool) for name, worth in worths.items()}
+    kept = {name: np.ones(group.size // group.unit, bool) for name, group in groups.items()}
     least = _least(groups, floor)
     while model.total(kept) > limit:
-        found = _cheapest(model, kept, worths, least, share=comparison == "share")
+        found = _cheapest(model, kept, ranking, least)
         if found is None:
             raise _unmet(resource, limit, floor, model.total(kept))
         kept[found[0]][found[1]] = False
-    _refill(model, kept, worths, limit, share=comparison == "share")
+    _refill(model, kept, ranking, limit)
     return {name: _channels(group, kept[name]) for name, group in groups.items()}
 
 
@@ -170,12 +171,25 @@ def _unmet(resource: str, limit: float, floor: float, total: float) -> ValueErro
     )
 
 
-def _worths(group: Group, scores: Any, comparison: str) -> np.ndarray:
-    """Worth of every unit, the mean of its channels."""
+class _Scores(NamedTuple):
+    """Scores of the units of a group, as they are compared, and the number of layers that make its channels."""
+
+    values: np.ndarray
+    makers: int
+    shared: bool
+
+    def worth(self, kept: np.ndarray) -> np.ndarray:
+        """The worth of every unit beside those that are kept."""
+        return self.makers * (self.values / max(float(self.values[kept].sum()), 1e-30) if self.shared else self.values)
+
+
+def _compared(graph: Graph, group: Group, scores: Any, comparison: str) -> _Scores:
+    """The score of a unit is the mean of its channels'."""
     values = np.asarray(scores, np.float64)
     if values.shape != (group.size,) or not np.isfinite(values).all() or (values < 0).any():
         raise ValueError(f"scores of group {group.name!r} must be {group.size} finite numbers, none negative.")
-    return _COMPARED[comparison](values.reshape(-1, group.unit).mean(axis=1))
+    makers = sum(graph.by_name[name].channels == "made" for name in group.members)
+    return _Scores(_COMPARED[comparison](values.reshape(-1, group.unit).mean(axis=1)), makers, comparison == "share")
 
 
 def _model(graph: Graph, groups: Mapping[str, Group], resource: Resource, activity: Mapping[str, Any] | None) -> _Model:
@@ -227,12 +241,7 @@ def _shares(graph: Graph, node: Node, group: Group, activity: Mapping[str, Any])
 
 
 def _cheapest(
-    model: _Model,
-    kept: Mapping[str, np.ndarray],
-    worths: Mapping[str, np.ndarray],
-    least: Mapping[str, int],
-    *,
-    share: bool,
+    model: _Model, kept: Mapping[str, np.ndarray], ranking: Mapping[str, _Scores], least: Mapping[str, int]
 ) -> tuple[str, int] | None:
     """The unit with the lowest worth for what it saves; of equal ones, the last; None where all are at the floor."""
     best, found = np.inf, None
@@ -240,7 +249,7 @@ def _cheapest(
         mask = kept[name]
         if mask.sum() <= least[name]:
             continue
-        worth = _worth(worths[name], mask, share=share)
+        worth = ranking[name].worth(mask)
         ratio = np.where(mask & (saved > 0), worth / np.where(saved > 0, saved, 1), np.inf)
         unit = len(ratio) - 1 - int(np.argmin(ratio[::-1]))
         if ratio[unit] < best:
@@ -248,24 +257,17 @@ def _cheapest(
     return found
 
 
-def _worth(worths: np.ndarray, mask: np.ndarray, *, share: bool) -> np.ndarray:
-    return worths / max(float(worths[mask].sum()), 1e-30) if share else worths
-
-
-def _refill(
-    model: _Model, kept: dict[str, np.ndarray], worths: Mapping[str, np.ndarray], limit: float, *, share: bool
-) -> None:
+def _refill(model: _Model, kept: dict[str, np.ndarray], ranking: Mapping[str, _Scores], limit: float) -> None:
     """Take back the units that still fit, the best of each group first, where they cost least for their worth."""
     while True:
         total, candidates = model.total(kept), []
         for name, mask in kept.items():
             if mask.all():
                 continue
-            unit = int(np.argmax(np.where(mask, -np.inf, worths[name])))
+            unit = int(np.argmax(np.where(mask, -np.inf, ranking[name].values)))
             added = model.total(kept | {name: mask | (np.arange(len(mask)) == unit)}) - total
             if total + added <= limit:
-                worth = _worth(worths[name], mask, share=share)[unit]
-                candidates.append((added / max(worth, 1e-30), name, unit))
+                candidates.append((added / max(ranking[name].worth(mask)[unit], 1e-30), name, unit))
         if not candidates:
             return
         _, name, unit = min(candidates)

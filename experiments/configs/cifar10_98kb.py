@@ -1,0 +1,36 @@
+r"""ResNet20 on CIFAR-10 in a packed file of at most 98,496 bytes, the size of MLPerf Tiny's reference network; T = 2.
+
+Wide, quantized, pruned under a budget of bytes, recalibrated, and fine-tuned with the unpruned network as teacher. The
+budget counts Eq. 16; the file adds a header and less than 5 kB, so that 93 kB of it are about 98 kB of file.
+
+Command: qpsnn run experiments/configs/cifar10_98kb.py --data.data_dir DIR --out runs/cifar10_98kb
+    qpsnn export runs/cifar10_98kb --format packed --out cifar10_98kb.qpsnn
+Hardware and time expected: hours on 2 CPU cores (an estimate).
+Ours: not yet run.
+"""
+
+from dataclasses import replace
+
+from qpsnn_jax import Config, Training
+from qpsnn_jax.data.settings import DataSettings
+from qpsnn_jax.model.settings import NetworkSettings
+from qpsnn_jax.pruning.settings import Pruning
+from qpsnn_jax.runs.settings import RunSettings
+
+train = Training(
+    epochs=60,
+    batch_size=128,
+    optimizer="adam",
+    learning_rate=0.01,
+    warmup_epochs=1.0,
+    label_smoothing=0.1,
+    ema_decay=0.995,
+)
+config = Config(
+    network=NetworkSettings("resnet20", width=0.25, ste="plain"),
+    data=DataSettings("cifar10", crop_padding=4, flip=True),
+    train=train,
+    prune=Pruning(budget="93kB", floor=0.2, recalibrate="always"),
+    finetune=replace(train, epochs=40, learning_rate=0.005, distill="quantized", distill_weight=0.5),
+    run=RunSettings(checkpoint_epochs=1),
+)
