@@ -1,6 +1,6 @@
 """Pictures decoded once: a whole data set at one size, in arrays on disk that are mapped into memory.
 
-They lie in the user's cache, below a name that changes with the pictures, and may be deleted at any time.
+They are stored in the user's cache under a name that changes with the pictures, and may be deleted at any time.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from qpsnn_jax.runtime.progress import progress
 # Arrays up to this size are held in memory and on the device; larger ones are streamed.
 _IN_MEMORY = 2**30
 _CHUNK = 256  # pictures in memory while they are decoded
-_VERSION = "1"  # of what is below; another one decodes anew
+_VERSION = "1"  # of the format of these files; pictures of another version are decoded again
 
 
 class Decoded(NamedTuple):
@@ -49,13 +49,13 @@ def decode_all(
 
     Args:
         name: of the data set, for messages.
-        identity: a text that differs where any of the pictures differs.
+        identity: a text that changes when any of the pictures changes.
         number: of pictures.
         shape: ``h w c`` of all of them.
         read: the picture of an index, uint8 of that shape; called by several threads.
 
     Raises:
-        ValueError: pictures that cannot be read; one sentence names all of them.
+        ValueError: pictures cannot be read; one sentence names all of them.
         OSError: the cache cannot be written.
     """
     text = "\n".join((_VERSION, str(number), str(shape), identity))
@@ -64,7 +64,7 @@ def decode_all(
     if found is None:
         with naming(place.parent):
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(place, ignore_errors=True)  # damaged, if it is there
+            shutil.rmtree(place, ignore_errors=True)  # may exist, but damaged
             temporary = Path(tempfile.mkdtemp(prefix="unfinished-", dir=place.parent))
         try:
             _write(temporary, name, number, shape, read)
@@ -79,7 +79,7 @@ def decode_all(
 
 
 def identity(paths: list[Path]) -> str:
-    """A text that differs where files do: their places, sizes, and times of their last changes."""
+    """A text that changes when a file does: the paths, sizes and modification times of all of them."""
 
     def facts(path: Path) -> str:
         try:
@@ -110,7 +110,7 @@ def statistics(moments: np.ndarray, pixels: int) -> tuple[tuple[float, ...], tup
 
     Args:
         moments: sums of the pixels and of their squares, int64 ``2 c``.
-        pixels: number of pixels that they are sums of.
+        pixels: number of pixels in the sums.
     """
     total, squares = moments.tolist()  # Python's integers, because the products below are beyond int64
     mean = tuple(s / (255 * pixels) for s in total)
@@ -149,7 +149,7 @@ def _as_it_is(example: Mapping[str, Any], rng: np.random.Generator) -> Mapping[s
 
 
 def _stored(place: Path, shape: tuple[int, ...]) -> Decoded | None:
-    """What is there, or None where it is missing or damaged."""
+    """The decoded pictures in a folder; None if they are missing or damaged."""
     try:
         pixels, moments = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("pixels", "moments"))
     except (OSError, ValueError, EOFError):
@@ -172,7 +172,7 @@ def _write(
 
 
 def _decoded(name: str, number: int, read: Callable[[int], np.ndarray]) -> Iterator[np.ndarray]:
-    """All pictures in order, decoded by threads; Pillow releases the GIL meanwhile."""
+    """All pictures in order, decoded by threads, because Pillow releases the GIL."""
     reasons: list[str] = []
 
     def attempt(index: int) -> np.ndarray | str:

@@ -1,6 +1,6 @@
-"""The gradient by the kernel as sums of rows of the cotangent, one for every input that is not 0; native, on CPUs.
+"""The kernel gradient as sums of rows of the cotangent, one for each input that is not 0; native, on CPUs.
 
-The fewer neurons fire, the less there is to add. With the library of :mod:`qpsnn_jax.kernels.native` only.
+The fewer neurons fire, the less it adds. It needs the library of :mod:`qpsnn_jax.kernels.native`.
 """
 
 import jax.numpy as jnp

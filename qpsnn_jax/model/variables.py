@@ -1,4 +1,4 @@
-"""The variables of a graph, held against it."""
+"""Checks of variables against their graph."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from qpsnn_jax.model.graph import Graph
 
 
 def check_variables(graph: Graph, variables: Mapping[str, Any]) -> None:
-    """``variables`` are those of the graph: an array of every leaf of its nodes, of its shape, and no other.
+    """Check that ``variables`` are those of the graph: an array of the right shape for each leaf, and no other.
 
     Raises:
-        ValueError: they are not; the message names the first that is missing, unknown, of another shape or not real.
+        ValueError: an array is missing, unknown, of another shape or not floating; the message names the first.
     """
     expected = {
         f"{leaf.collection}/{node.name}/{name}": leaf.shape

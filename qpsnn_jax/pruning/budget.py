@@ -119,7 +119,7 @@ class _Term:
 
 @dataclass(frozen=True)
 class _Model:
-    """What a network uses of a resource, as a sum of terms, by the units that are kept in every group."""
+    """A network's use of a resource as a sum of terms, for the units that are kept in each group."""
 
     terms: tuple[_Term, ...]
     units: Mapping[str, int]
@@ -140,7 +140,7 @@ class _Model:
         return float(self.amounts(kept).sum())
 
     def savings(self, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the removal of each unit of each group saves; only that of kept units counts."""
+        """The saving by the removal of each unit of each group; only those of kept units are meaningful."""
         saved = {name: np.zeros(len(mask)) for name, mask in kept.items()}
         for term, amount in zip(self.terms, self.amounts(kept), strict=True):
             for axis in set(term.axes):
@@ -243,7 +243,7 @@ def _shares(graph: Graph, node: Node, group: Group, activity: Mapping[str, Any])
 def _cheapest(
     model: _Model, kept: Mapping[str, np.ndarray], ranking: Mapping[str, _Scores], least: Mapping[str, int]
 ) -> tuple[str, int] | None:
-    """The unit with the lowest worth for what it saves; of equal ones, the last; None where all are at the floor."""
+    """The unit with the lowest worth for its saving; of equal ones, the last; None if all groups are at the floor."""
     best, found = np.inf, None
     for name, saved in model.savings(kept).items():
         mask = kept[name]

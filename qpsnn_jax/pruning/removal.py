@@ -43,10 +43,10 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
         ``(graph, tree)``. When nothing is removed, both are unchanged, bit for bit.
 
     Raises:
-        ValueError: an unknown group, an empty or repeated selection, a channel out of range, or an array of which it is
-            not known where its channels are: one named by a node that loses channels, of a shape that does not match
-            the graph's, as in states of ``optax.sm3`` and ``optax.adafactor``, or one without names that has the shape
-            of weights or of all parameters together, as in the state of ``optax.flatten``.
+        ValueError: a group is unknown, a selection is empty, repeated or out of range, or the axis of the channels of
+            an array is unknown: it is named by a node that loses channels but differs in shape from the graph, as in
+            states of ``optax.sm3`` and ``optax.adafactor``, or it has no names but the shape of weights or of all
+            parameters together, as in the state of ``optax.flatten``.
 
     References:
         QP-SNN (ICLR 2025), Algorithm 1.
@@ -115,10 +115,10 @@ def _total(graph: Graph) -> int:
 
 
 def _cut(path: tuple, leaf: Any, cuts: Mapping[tuple[str, str], _Cut], total: int) -> Any:
-    """The leaf without the removed channels, as it is where it holds none.
+    """The leaf without the removed channels; unchanged if it holds none.
 
     Raises:
-        ValueError: it may hold some, but it is not known where.
+        ValueError: it may hold some, but their axis is unknown.
     """
     shape = np.shape(leaf)
     place, named = _place(path, cuts)

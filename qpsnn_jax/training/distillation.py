@@ -1,4 +1,4 @@
-"""Distillation: a network is trained to give the outputs of another one, its teacher."""
+"""Distillation: a network is trained to reproduce the outputs of another one, its teacher."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from qpsnn_jax.numerics.losses import distillation_loss
 
 
 class Distillation(NamedTuple):
-    r"""How a teacher takes part in the loss of :func:`qpsnn_jax.make_train_step`.
+    r"""The part of a teacher in the loss of :func:`qpsnn_jax.make_train_step`.
 
     .. math:: (1 - w)\,L + w\,L_{KD} + \sum_l m_l \,\mathrm{mean}\,(Ũ_l - Ũ_l^{teacher})^2
 
@@ -34,7 +34,7 @@ class Distillation(NamedTuple):
         """Check that the teacher fits a network.
 
         Raises:
-            ValueError: it does not, or a weight is out of range; the message names what differs.
+            ValueError: it does not, or a weight is out of range; the message names the difference.
         """
         teacher = self.graph
         for what, own, given in (
@@ -49,7 +49,7 @@ class Distillation(NamedTuple):
         for name in self.membranes:
             for graph, whose in ((student, "network"), (teacher, "teacher")):
                 if name not in graph.neurons:
-                    raise ValueError(f"membranes name {name!r}, which are no neurons of the {whose}.")
+                    raise ValueError(f"membranes name {name!r}, which are not neurons of the {whose}.")
             own, given = (graph.values[name].shape for graph in (student, teacher))
             if own != given:
                 raise ValueError(f"membranes of {name!r} have the shape {given} in the teacher and {own} here.")

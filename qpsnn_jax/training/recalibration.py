@@ -56,8 +56,8 @@ def recalibrate(
         precision: of :class:`SpikingNetwork`.
 
     Returns:
-        The variables with a new ``mean`` and ``var`` for every :class:`~qpsnn_jax.model.nodes.BatchNorm`. All other
-        arrays are those that were given.
+        The variables with a new ``mean`` and ``var`` for every :class:`~qpsnn_jax.model.nodes.BatchNorm`; all other
+        arrays are unchanged.
 
     Raises:
         ValueError: there is no batch.

@@ -100,7 +100,7 @@ def test_a_step_takes_the_gradient_of_the_weighted_sum():
         (Distillation(network(None, classes=4)), "the classes of the teacher must be those of the network, 3, not 4"),
         (Distillation(dataclasses.replace(TEACHER, timesteps=3)), "the time steps of the teacher must be those"),
         (Distillation(TEACHER, weight=2.0), "the weight of distillation must be from 0 to 1, got 2.0"),
-        (Distillation(TEACHER, membranes={"lif9": 1.0}), "name 'lif9', which are no neurons of the network"),
+        (Distillation(TEACHER, membranes={"lif9": 1.0}), "name 'lif9', which are not neurons of the network"),
         (
             Distillation(TEACHER, membranes={"lif1": 1.0}),
             r"shape \(4, 4, 7\) in the teacher and \(4, 4, 5\) here",

@@ -1,6 +1,7 @@
-"""Any image classification set that TFDS prepared, by its name; shapes and classes are those of its own description.
+"""Any image classification set that TFDS prepared, by its name. Shapes and classes come from its own description.
 
-Pictures of any size become the middle square, resized. All are decoded once and kept (:mod:`qpsnn_jax.data.decoded`).
+Pictures without a common size are reduced to their central square and resized. All are decoded once
+(:mod:`qpsnn_jax.data.decoded`).
 """
 
 import logging
@@ -20,15 +21,15 @@ from qpsnn_jax.data.sources.tfds import damaged, data_root, find, names_of, read
 from qpsnn_jax.runtime.files import reason_of
 from qpsnn_jax.runtime.logs import log_level
 
-_USUAL = 32  # side of pictures of any size when none is asked for
+_USUAL = 32  # default side of pictures without a common size
 _NAME = re.compile(r"\w+(/[\w.+-]+)?")
 
 
 class Prepared(NamedTuple):
-    """A prepared data set as it describes itself.
+    """A prepared data set, by its own description.
 
     Attributes:
-        folder: where it lies.
+        folder: of its files.
         image, label: the names of its features.
         shape: ``(h, w, c)`` of an image; h and w are None where they differ.
         classes: number of classes.
@@ -49,7 +50,7 @@ def describe_prepared(name: str, request: DataRequest) -> DataInfo:
     """Shape and classes of a prepared data set; no example is read.
 
     Raises:
-        ValueError: an unknown name, nothing is prepared, or it is not an image classification set.
+        ValueError: the name is unknown, the set is not prepared, or it is not an image classification set.
     """
     found = read_description(name, request.data_dir)
     height, width, channels = found.shape
@@ -72,8 +73,8 @@ def prepared_set(name: str, request: DataRequest) -> DataSet:
         Images uint8 ``n h w c``, in memory up to 1 GiB; mean and std are those of the whole training set.
 
     Raises:
-        ValueError: as :func:`describe_prepared`, or examples that are damaged, all pictures of them named.
-        OSError: a cache that cannot be written.
+        ValueError: as :func:`describe_prepared`, or examples are damaged; the message names all damaged pictures.
+        OSError: the cache cannot be written.
     """
     found, info = read_description(name, request.data_dir), describe_prepared(name, request)
     used = [split for split in found.splits if split]
@@ -108,7 +109,7 @@ def check_known(name: str) -> None:
     """Check that TFDS has a data set of this name.
 
     Raises:
-        ValueError: it has none.
+        ValueError: there is none.
     """
     known = tfds().list_builders(with_community_datasets=False) if _NAME.fullmatch(name) else ()
     if name.partition("/")[0] not in known:
@@ -119,7 +120,7 @@ def check_known(name: str) -> None:
 
 
 def read_description(name: str, data_dir: str | PathLike[str] | None) -> Prepared:
-    """What a prepared data set says of itself.
+    """The description of a prepared data set.
 
     Raises:
         ValueError: as :func:`describe_prepared`.
@@ -135,7 +136,7 @@ def _description(name: str, folder: Path) -> Prepared:
             info = tfds().builder_from_directory(folder).info
             features, splits = dict(info.features.items()), list(info.splits)
             keys = info.supervised_keys
-    except Exception as error:  # TFDS passes on what its readers raise for damaged files
+    except Exception as error:  # TFDS raises many types for damaged files
         raise damaged(name, folder, error) from None
     image = _only(name, features, keys and keys[0], tfds().features.Image)
     label = _only(name, features, keys and keys[1], tfds().features.ClassLabel)

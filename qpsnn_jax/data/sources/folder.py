@@ -1,7 +1,7 @@
-"""Pictures of one's own: a folder of classes, or one such folder for training and another for testing.
+"""Your own pictures: a folder of classes, or one such folder for training and another for testing.
 
-Classes are named by their folders and counted in the order of the names. Every picture becomes the middle square of it,
-resized. All are decoded once and kept (:mod:`qpsnn_jax.data.decoded`).
+Classes are named by their folders and numbered in the order of the names. Every picture is reduced to its central
+square and resized. All are decoded once (:mod:`qpsnn_jax.data.decoded`).
 """
 
 import unicodedata
@@ -16,8 +16,8 @@ from qpsnn_jax.data.dataset import DataSet, balanced_order, example_count
 from qpsnn_jax.data.decoded import decode_all, examples, identity, statistics
 from qpsnn_jax.data.pictures import SUFFIXES, read_square
 
-_USUAL = 32  # side of the pictures when none is asked for
-_TEST_SHARE = 5  # of a folder without a split, one picture in five is for testing
+_USUAL = 32  # default side of the pictures
+_TEST_SHARE = 5  # one picture in this many is for testing, of a folder without a split
 _LAYOUT = f"train/CLASS/ and test/CLASS/, or CLASS/ alone, with pictures ({', '.join(SUFFIXES)})"
 
 
@@ -41,7 +41,7 @@ def describe_folder(request: DataRequest) -> DataInfo:
     """Shape and classes of a folder; no picture is opened.
 
     Raises:
-        ValueError: a folder that is missing or has fewer than two classes.
+        ValueError: the folder is missing or has fewer than two classes.
     """
     root = _root(request.data_dir)
     names = _class_folders(root / "train" if _has_split(root) else root)
@@ -50,21 +50,21 @@ def describe_folder(request: DataRequest) -> DataInfo:
 
 
 def folder(request: DataRequest) -> DataSet:
-    """Pictures of one's own as a data set; each is the middle square, resized.
+    """Your own pictures as a data set; of each the central square, resized.
 
     Args:
         request: its folder holds ``train/CLASS/*`` and ``test/CLASS/*``, or ``CLASS/*``, of which a fifth of each
             class, to within two pictures, is the test set, drawn by the seed. Its size is the side of the pictures, 32
-            by default; ``grey`` reads them with one channel instead of three. Hidden files, other files and what
-            is no regular file do not count; links do.
+            by default; ``grey`` reads them with one channel instead of three. Hidden files, files of other types
+            and anything but regular files and links are ignored.
 
     Returns:
         Images uint8 ``n h w c``, in memory up to 1 GiB; mean and std are those of the whole training set.
 
     Raises:
-        ValueError: a folder that is missing, empty or laid out otherwise, a class of the test set that is not in the
-            training set, or pictures that cannot be read, all of them named.
-        OSError: a folder that cannot be read, or a cache that cannot be written.
+        ValueError: the folder is missing, empty or laid out otherwise, the test set has a class that the training set
+            lacks, or pictures cannot be read; the message names all of them.
+        OSError: the folder cannot be read, or the cache cannot be written.
     """
     found = list_pictures(request.data_dir)
     shape = describe_folder(request).shape
@@ -90,7 +90,7 @@ def folder(request: DataRequest) -> DataSet:
 
 
 def list_pictures(data_dir: str | PathLike[str] | None) -> Pictures:
-    """Find the pictures of a folder; none is opened.
+    """Find the pictures of a folder. None is opened.
 
     Raises:
         ValueError: as :func:`folder`.
@@ -140,7 +140,7 @@ def _root(data_dir: str | PathLike[str] | None) -> Path:
 
 
 def _has_split(root: Path) -> bool:
-    """Whether there is a folder ``train`` of classes; of pictures, it is a class."""
+    """Whether there is a folder ``train`` of classes. A folder ``train`` of pictures is a class of that name."""
     if not (root / "train").is_dir() or not any(path.is_dir() for path in _visible(root / "train")):
         return False
     if not (root / "test").is_dir():
@@ -172,7 +172,7 @@ def _class_folders(folder: Path, least: int = 2) -> dict[str, Path]:
 
 
 def _listed(folder: Path, classes: dict[str, Path], names: list[str] | None = None) -> tuple[list[Path], np.ndarray]:
-    """The pictures of classes, and their labels: places among ``names``, those of the classes when left out."""
+    """The pictures of classes, and their labels: indices into ``names``, by default the names of the classes."""
     found = {name: _pictures(path) for name, path in classes.items()}
     order = {name: label for label, name in enumerate(names or classes)}
     labels = np.repeat([order[name] for name in found], [len(paths) for paths in found.values()])
@@ -180,7 +180,7 @@ def _listed(folder: Path, classes: dict[str, Path], names: list[str] | None = No
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The pictures of a class; a link that leads nowhere is one, so that it is named as unreadable."""
+    """The pictures of a class, including broken links, so that an error names them."""
     entries = _visible(folder)
     for path in entries:
         if path.is_dir():

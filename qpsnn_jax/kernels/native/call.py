@@ -1,4 +1,4 @@
-"""Calls of native kernels as a JAX primitive: on a CPU the C++ function, everywhere else what it stands for in JAX."""
+"""Calls of native kernels as a JAX primitive: on a CPU the C++ function, elsewhere its definition in JAX."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ _call_p.multiple_results = True
 
 
 def native_call(name: str, plain: Callable[..., Any], *operands: Array, **attributes: Any) -> Any:
-    """``plain(*operands, **attributes)``, computed on a CPU by the C++ function ``name`` if there is a compiler.
+    """``plain(*operands, **attributes)``, computed on a CPU by the C++ function ``name`` if a compiler is installed.
 
     ``plain`` is the definition: its shapes and its derivatives are those of the call, and it runs on every other
     platform, in exports, on arrays that are sharded over several devices, and where the kernels cannot be compiled.
@@ -34,7 +34,7 @@ def native_call(name: str, plain: Callable[..., Any], *operands: Array, **attrib
             bool and spans of int64.
 
     Returns:
-        What ``plain`` returns.
+        The result of ``plain``.
     """
     if shardings_are_types(*operands):
         return plain(*operands, **attributes)

@@ -126,7 +126,7 @@ def _digest(data: bytes) -> str:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether it is this user's, and only this user can write it."""
+    """Whether it belongs to this user, and only this user can write it."""
     found = path.lstat()
     owned = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     return owned and not found.st_mode & 0o022
