@@ -1,16 +1,11 @@
 """A small residual network with every kind of group, and random variables for any graph."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, Add, BatchNorm, Conv, Dense, Flatten, Input, MaxPool, Quantizer, Shortcut
-
-# Most test networks run once, so that code which compiles twice as fast is worth more than fast code.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def images_of(graph: Graph, batch: int = 2, seed: int = 0) -> jax.Array:

@@ -70,7 +70,7 @@ def test_config_trains_and_prunes_at_reduced_width(config):
     graph = build_graph(dataclasses.replace(config, network=network))
     variables, images = random_variables(graph), images_of(graph, batch=1)
     tx = optax.sgd(0.01)
-    step = jax.jit(make_train_step(graph, tx), compiler_options={"xla_backend_optimization_level": 0})
+    step = jax.jit(make_train_step(graph, tx))
     state, metrics = step(init_state(variables, tx, jax.random.key(0)), images, np.zeros(1, np.int32))
     assert np.isfinite(metrics["loss"])
     rate = Criterion(lambda trace: trace.spikes.mean(1), lambda maps: maps.mean((0, 1, 2)))

@@ -1,4 +1,4 @@
-"""What every numeric function promises: the same under jit, vmap, grad and dtype, and compiled once."""
+"""What every numeric function promises: the same under jax.jit, vmap, grad and dtype, and compiled once."""
 
 import gc
 import json
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import jit
 
 import qpsnn_jax
 from contracts.table import BF16, TABLE, Contract, total
@@ -65,7 +64,7 @@ def test_vmap_equals_a_loop(contract: Contract):
 
 @over(("contract", "dtype"), [pytest.param(c, d, id=f"{c}-{d.__name__}") for c in TABLE for d in c.floats])
 def test_dtype_is_kept(contract: Contract, dtype):
-    outputs = jax.tree.leaves(jit(contract.function)(jnp.asarray(contract.batch[0], dtype)))
+    outputs = jax.tree.leaves(jax.jit(contract.function)(jnp.asarray(contract.batch[0], dtype)))
     kept = [leaf.dtype for leaf in outputs if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert kept == [contract.out or dtype] * len(kept)
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in outputs)
@@ -112,7 +111,8 @@ def test_gradient_keeps_bfloat16(contract: Contract):
 def elsewhere() -> dict:
     """What fails on an explicit mesh, under shard_map and in 64 bits, each of which takes a process of its own."""
     script = Path(__file__).with_name("elsewhere.py")
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     env["PYTHONPATH"] = os.pathsep.join(str(folder) for folder in script.parents[1:3][::-1])
     run = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 0, run.stderr

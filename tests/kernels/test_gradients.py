@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from integer_sums import spikes_and_integers
-from small_networks import jit
 
 from qpsnn_jax.kernels import bfloat16, dispatch, winograd
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
@@ -92,7 +91,7 @@ def test_rounded_gradients_under_every_transformation(kernel, strides):
         yield product(integers)
         yield jax.grad(lambda s: jnp.vdot(jax.grad(lambda k: jnp.sum(run(s, k) ** 3))(integers), turn))(spikes)
 
-    both_sides = (jit(lambda run=run: list(checks(run)))() for run in (fast, plain))
+    both_sides = (jax.jit(lambda run=run: list(checks(run)))() for run in (fast, plain))
     for got, wanted in zip(*both_sides, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-2 * np.abs(wanted).max())
 

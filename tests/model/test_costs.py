@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import images_of, jit, random_variables, residual_graph
+from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax.model.costs import Energy, activity_reducers, connection_sparsity, cost, sops_reducers
 from qpsnn_jax.model.graph import Graph
@@ -100,8 +100,8 @@ def measured(graph: Graph, batch: int = 5):
     variables, images = random_variables(graph), images_of(graph, batch)
     network, names = SpikingNetwork(graph), [n.input for n in graph.nodes if isinstance(n, Conv | Dense)]
     lifs = [node.name for node in graph.nodes if isinstance(node, LIF)]
-    apply = jit(lambda: network.apply(variables, images, capture=activity_reducers(graph))[1])
-    values = jit(lambda: network.apply(variables, images, capture=[*names, *lifs])[1])()
+    apply = jax.jit(lambda: network.apply(variables, images, capture=activity_reducers(graph))[1])
+    values = jax.jit(lambda: network.apply(variables, images, capture=[*names, *lifs])[1])()
     return apply(), {name: getattr(value, "spikes", value) for name, value in values.items()}
 
 
@@ -316,8 +316,8 @@ def test_the_gradient_of_the_penalty_is_that_of_direct_counting():
         _, values = network.apply(variables | {"params": params}, images, capture=names)
         return sum(reached(graph, node, getattr(values[node.input], "spikes", values[node.input])) for node in spiking)
 
-    expected = jit(jax.grad(by_counting))(variables["params"])
-    found = jit(jax.grad(by_reducers))(variables["params"])
+    expected = jax.jit(jax.grad(by_counting))(variables["params"])
+    found = jax.jit(jax.grad(by_reducers))(variables["params"])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected)
     assert float(jnp.abs(found["stem"]["kernel"]).max()) > 1
 

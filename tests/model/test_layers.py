@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from small_networks import images_of, jit, random_variables
+from small_networks import images_of, random_variables
 
 import qpsnn_jax as qp
 from qpsnn_jax import Graph
@@ -73,7 +73,7 @@ def test_layers_are_the_nodes(train, precision):
             output, updates = network.apply(tree, FRAMES, train=train, mutable=["batch_stats"])
             return jnp.sum(jnp.square(currents := getattr(output, "currents", output))), (currents, updates)
 
-        return jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
     (_, (expected, stats)), gradients = by(qp.SpikingNetwork(GRAPH, precision), VARIABLES)
     (_, (found, own_stats)), own_gradients = by(Net(precision), as_layers(VARIABLES))
@@ -140,7 +140,7 @@ def test_layers_in_nnx():
 
     # The same steps of the graph.
     tx = optax.sgd(0.1)
-    state, train = qp.init_state(VARIABLES, tx, jax.random.key(0)), jit(qp.make_train_step(GRAPH, tx))
+    state, train = qp.init_state(VARIABLES, tx, jax.random.key(0)), jax.jit(qp.make_train_step(GRAPH, tx))
     expected = []
     for _ in range(5):
         state, metrics = train(state, FRAMES, labels)

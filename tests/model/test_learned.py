@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import images_of, jit, random_variables, residual_graph
+from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax import (
     Graph,
@@ -91,7 +91,7 @@ def test_equal_weights_and_weights_of_zero_train_to_finite_numbers(bits):
         np.testing.assert_allclose(start, value, rtol=1e-6)
         variables["params"]["conv"] = {"kernel": kernel, "gamma": start}
         tx = optimizer("sgd", 0.1)
-        state, metrics = jit(make_train_step(graph, tx))(
+        state, metrics = jax.jit(make_train_step(graph, tx))(
             init_state(variables, tx, jax.random.key(0)), images_of(graph), jnp.zeros(2, jnp.int32)
         )
         assert np.isfinite(metrics["loss"])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
-from small_networks import images_of, jit, random_variables
+from small_networks import images_of, random_variables
 
 from qpsnn_jax.model.graph import Graph, from_json, to_json
 from qpsnn_jax.model.network import SpikingNetwork
@@ -351,7 +351,7 @@ def test_half_precision_follows_the_images(dtype, train: bool):
     graph = every_kind(frames=False)
     variables, images = random_variables(graph, 5), images_of(graph, BATCH)
 
-    @jit
+    @jax.jit
     def step(params, images):
         network = SpikingNetwork(graph)
         names = ["conv1", "bn1", "lif1", "average"]
@@ -395,8 +395,8 @@ def test_double_precision():
     with jax.enable_x64(True):
         images = jnp.asarray(np.asarray(images_of(graph)), jnp.float64)
         network = SpikingNetwork(graph)
-        variables = jit(network.init)(jax.random.key(0), images)
-        output, updates = jit(partial(network.apply, train=True, mutable=["batch_stats"]))(variables, images)
+        variables = jax.jit(network.init)(jax.random.key(0), images)
+        output, updates = jax.jit(partial(network.apply, train=True, mutable=["batch_stats"]))(variables, images)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
     assert {x.dtype for x in jax.tree.leaves(updates)} == {np.dtype(np.float32)}
     assert output.currents.dtype == np.float64

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from jax.nn.initializers import lecun_normal, ones
-from small_networks import images_of, jit, random_variables
+from small_networks import images_of, random_variables
 
 from qpsnn_jax import (
     SpikingNetwork,
@@ -157,7 +157,7 @@ def test_it_trains():
     variables = init_variables(GRAPH, jax.random.key(0))
     kernels = {"conv1": "kernel", "conv2": "kernel", "point": "weights", "fc": "kernel"}
     assert all(np.std(variables["params"][node][leaf]) > 0.05 for node, leaf in kernels.items())
-    state, step, losses = init_state(variables, tx, jax.random.key(0)), jit(make_train_step(GRAPH, tx)), []
+    state, step, losses = init_state(variables, tx, jax.random.key(0)), jax.jit(make_train_step(GRAPH, tx)), []
     for _ in range(30):
         state, metrics = step(state, images, labels)
         losses.append(float(metrics["loss"]))
@@ -191,7 +191,7 @@ def test_pruned_it_is_silenced():
     images = images_of(GRAPH, BATCH)
     smaller, pruned = prune(GRAPH, VARIABLES, keep)
     assert pruned["params"]["point"]["weights"].shape == (5, 2)
-    run = jit(lambda graph, tree: SpikingNetwork(graph).apply(tree, images).currents, static_argnums=0)
+    run = jax.jit(lambda graph, tree: SpikingNetwork(graph).apply(tree, images).currents, static_argnums=0)
     # What reads a removed channel is given zeros.
     whole = jax.tree.map(np.array, VARIABLES)
     whole["params"]["point"]["weights"][[0, 2, 3]] = 0
@@ -221,7 +221,7 @@ def test_pruned_it_is_silenced():
 def test_it_is_counted():
     images = images_of(GRAPH, BATCH)
 
-    @jit
+    @jax.jit
     def measure(variables):
         output = SpikingNetwork(GRAPH).apply(variables, images, capture=activity_reducers(GRAPH))
         penalty = SpikingNetwork(GRAPH).apply(variables, images, capture=sops_reducers(GRAPH))

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import jit
 
 from qpsnn_jax.numerics.neurons import LIFTrace, lif, lif_step, lif_trace
 from qpsnn_jax.numerics.surrogate import SURROGATES, sigmoid, triangular
@@ -180,7 +179,7 @@ def test_second_derivatives_in_every_mode_there_is(surrogate: str, fire: str, re
 
         yield jax.grad(descend)(jnp.float32(0.01))
 
-    found, wanted = (jit(lambda f=f: list(products(f)))() for f in (ours, oracle))
+    found, wanted = (jax.jit(lambda f=f: list(products(f)))() for f in (ours, oracle))
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * (1 + np.abs(want).max()))
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import jit
 
 from qpsnn_jax.numerics.recurrence import recurrence
 
@@ -39,7 +38,7 @@ def test_values_and_two_derivatives(reverse: bool):
 
     ours = partial(recurrence, step, reverse)
     found, wanted = (
-        jit(products(f))(DRIVE, (GIVEN,), CONSTANTS) for f in (ours, lambda x, s, c: loop(reverse, x, s[0], c))
+        jax.jit(products(f))(DRIVE, (GIVEN,), CONSTANTS) for f in (ours, lambda x, s, c: loop(reverse, x, s[0], c))
     )
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert np.any(want != 0)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import jit
 
 from qpsnn_jax.export.torch_import import import_torch
 from qpsnn_jax.kernels.convolution import convolve
@@ -60,7 +59,7 @@ def released_arithmetic(monkeypatch):
 
 def test_currents_in_evaluation(recording):
     graph, variables = recording.state()
-    currents = jit(SpikingNetwork(graph).apply)(variables, recording.images).currents
+    currents = jax.jit(SpikingNetwork(graph).apply)(variables, recording.images).currents
     np.testing.assert_allclose(currents, recording.arrays["eval_logits"], atol=1e-3)
 
 
@@ -74,7 +73,7 @@ def test_training_step(recording, monkeypatch):
         )
         return cross_entropy(output.currents, recording.labels).mean(), (output.currents, updates["batch_stats"])
 
-    (loss, (currents, stats)), gradients = jit(jax.value_and_grad(loss_of, has_aux=True))(variables["params"])
+    (loss, (currents, stats)), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(variables["params"])
     np.testing.assert_allclose(currents, recording.arrays["train_logits"], atol=1e-3)
     np.testing.assert_allclose(loss, recording.arrays["loss"], atol=1e-4)
     _, expected = recording.state(updated_by="grad")
@@ -91,6 +90,6 @@ def test_training_step(recording, monkeypatch):
 
 def test_exact_arithmetic_differs_by_at_most_one_flip(recording):
     graph, variables = recording.state()
-    currents = jit(partial(SpikingNetwork(graph).apply, train=True))(variables, recording.images).currents
+    currents = jax.jit(partial(SpikingNetwork(graph).apply, train=True))(variables, recording.images).currents
     assert jnp.abs(currents - recording.arrays["train_logits"]).max() < 0.05
     np.testing.assert_allclose(cross_entropy(currents, recording.labels).mean(), recording.arrays["loss"], atol=2e-4)

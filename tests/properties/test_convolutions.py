@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from seeds import seeds
-from small_networks import jit
 
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.dispatch import SUMS
@@ -66,7 +65,7 @@ def test_every_algorithm_gives_the_exact_sums_and_gradients(seed):
         return found, jax.vjp(partial(convolve, **where), spikes, integers)[1](cotangent)
 
     arrays = (jnp.asarray(x, jnp.float32) for x in (spikes, integers, cotangent))
-    found, gradients = jax.device_get(jit(run)(*arrays))
+    found, gradients = jax.device_get(jax.jit(run)(*arrays))
     assert "winograd" in found or not seed % 2
     for algorithm, value in found.items():
         np.testing.assert_array_equal(value, sums, err_msg=algorithm)

@@ -9,7 +9,6 @@ import numpy as np
 import reference
 from random_graphs import graph_of, images_of, variables_of
 from seeds import seeds
-from small_networks import jit
 
 from qpsnn_jax.model.costs import activity_reducers, cost
 from qpsnn_jax.model.graph import Graph, from_json, to_json
@@ -49,7 +48,7 @@ def test_every_node_gives_what_numpy_gives_and_costs_what_is_counted(seed):
         return SpikingNetwork(graph).apply(variables, images, capture=activity_reducers(graph))[1]
 
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        (currents, captured), activity = jax.device_get(jit(lambda *a: (run(*a), measure(*a)))(variables, images))
+        (currents, captured), activity = jax.device_get(jax.jit(lambda *a: (run(*a), measure(*a)))(variables, images))
     shapes = jax.eval_shape(SpikingNetwork(graph).init, jax.random.key(0), jnp.asarray(images, jnp.float32))
     assert jax.tree.map(np.shape, {k: v for k, v in variables.items() if v}) == jax.tree.map(np.shape, dict(shapes))
     expected = reference.run(graph, variables, images)

@@ -11,7 +11,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import images_of, jit, random_variables, residual_graph
+from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
@@ -82,7 +82,7 @@ def masked(masks):
     return mock.patch.object(LIF, "trace", trace)
 
 
-@partial(jit, static_argnames="graph")
+@partial(jax.jit, static_argnames="graph")
 def evaluate_and_train(graph, variables, images, masks):
     """Currents in evaluation; loss, params and batch_stats after one SGD step."""
     run = SpikingNetwork(graph).apply
@@ -363,7 +363,7 @@ def test_weights_that_stay_are_quantized_as_before(gamma: str, granularity: str)
     variables = random_variables(graph)
     _, pruned = prune(graph, variables, KEEP)
 
-    @jit
+    @jax.jit
     def quantized(variables):
         kernels = {name: variables["params"][name]["kernel"] for name in variables["scales"]}
         gains = {
@@ -436,7 +436,7 @@ def test_optimizer_state(name: str):
     params = random_variables(graph)["params"]
     gradients = [random_variables(graph, seed)["params"] for seed in (1, 2, 3)]
 
-    @jit
+    @jax.jit
     def step(state, gradient):
         params, inner = state
         updates, inner = optimizer.update(gradient, inner, params)
@@ -463,7 +463,7 @@ def test_step_with_pruned_optimizer_state():
     smaller, (variables, state) = prune(graph, (variables, state), KEEP)
     same(variables, alone)
 
-    @jit
+    @jax.jit
     def step(params, state):
         def loss(params):
             return cross_entropy(

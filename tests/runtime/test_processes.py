@@ -35,8 +35,7 @@ def free_port() -> int:
 
 def started(directory: Path, *options: str, count: int = 1, devices: int = 1, odd: tuple[str, ...] = ()) -> list:
     """The run in so many processes that join, each with so many CPU devices; the last has the ``odd`` options too."""
-    # Unoptimized code compiles in half the time, and rounds equally in both.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), *sys.path])
     command = [sys.executable, str(HERE / "in_processes.py"), "run", *SMALL, "--out", str(directory), *options]

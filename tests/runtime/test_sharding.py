@@ -16,7 +16,7 @@ HERE = Path(__file__).parents[1]
 def test_eight_devices_do_what_one_does(tmp_path):
     """One test, because the process with eight devices is run but once."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
     command = [sys.executable, str(HERE / "on_eight_devices.py"), str(tmp_path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from small_networks import images_of, jit, random_variables, residual_graph
+from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax import Quantizer, SpikingNetwork, channel_groups, prune, recalibrate
 from qpsnn_jax.model.nodes import BatchNorm
@@ -30,7 +30,7 @@ def recalibrated(pruned, batches):
 def test_the_moments_are_those_of_what_every_layer_receives(pruned, batches, recalibrated):
     graph, given = pruned
     norms = [node for node in graph.nodes if isinstance(node, BatchNorm)]
-    network = jit(lambda v, x: SpikingNetwork(graph).apply(v, x, capture=[node.input for node in norms]).captured)
+    network = jax.jit(lambda v, x: SpikingNetwork(graph).apply(v, x, capture=[node.input for node in norms]).captured)
     parts = [network(recalibrated, batch) for batch in batches]
     for node in norms:
         values = np.concatenate([np.asarray(part[node.input], np.float64) for part in parts])
