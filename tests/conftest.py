@@ -1,5 +1,7 @@
 """Strict JAX for the whole suite, a finished run to look at, and where the optional recorded data lie."""
 
+import fcntl
+import gc
 import itertools
 import json
 import os
@@ -24,6 +26,8 @@ SHARED = Path(os.environ.get("QPSNN_SHARED", Path(__file__).resolve().parents[2]
 
 def pytest_configure(config: pytest.Config) -> None:
     """One cache of compiled programs for this session, which its workers inherit."""
+    # Traced programs are many small objects that stay: looking at all of them again is a twentieth of the suite.
+    gc.set_threshold(100_000, 20, 100)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     cache = {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="qpsnn-jax-tests-")}
@@ -78,6 +82,23 @@ def small_network() -> str:
 
 
 @pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``once(name, make)``: a directory that the first worker to ask fills with ``make(directory)``."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (done := shared / f"{name}.done").exists():
+                make(shared / name)
+                done.touch()
+        return shared / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def small_config(small_network: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config file of a run that takes seconds."""
     path = tmp_path_factory.mktemp("config") / "small.py"
@@ -98,13 +119,14 @@ def small_config(small_network: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def small_run(small_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(small_config: Path, once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """Directory of a finished run of that config. Not to be changed; copy it."""
     from qpsnn_jax.runs.cli.main import main
 
-    directory = tmp_path_factory.mktemp("runs") / "small"
-    assert main(["run", str(small_config), "--out", str(directory)]) == 0
-    return directory
+    def run(directory: Path) -> None:
+        assert main(["run", str(small_config), "--out", str(directory)]) == 0
+
+    return once("small", run)
 
 
 @pytest.fixture(scope="session")
