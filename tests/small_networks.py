@@ -7,6 +7,9 @@ import numpy as np
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, Add, BatchNorm, Conv, Dense, Flatten, Input, MaxPool, Quantizer, Shortcut
 
+# For tests that look at compiled programs; conftest.py makes all others unoptimized.
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+
 
 def images_of(graph: Graph, batch: int = 2, seed: int = 0) -> jax.Array:
     time = (graph.timesteps,) if graph.input.frames else ()

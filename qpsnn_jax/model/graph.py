@@ -150,7 +150,8 @@ def _node(entry: Mapping[str, Any]) -> Node:
     name, kind = entry["name"], entry["kind"]
     if kind not in KINDS:
         raise NotImportedError(
-            f"node {name!r} is a {kind}, which is not imported; import its module first (qpsnn: --import MODULE)."
+            f"node {name!r} is of the kind {kind!r}, which is not imported; import its module first "
+            "(qpsnn: --import MODULE)."
         )
     return KINDS[kind](**{field: _field(value) for field, value in entry.items() if field != "kind"})
 

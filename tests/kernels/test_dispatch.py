@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from integer_sums import spikes_and_integers
-from small_networks import images_of, random_variables, residual_graph
+from small_networks import OPTIMIZED, images_of, random_variables, residual_graph
 
 from qpsnn_jax import cross_entropy, init_state, make_train_step, optimizer
 from qpsnn_jax.kernels import bfloat16, dispatch
@@ -172,7 +172,7 @@ def losses(monkeypatch, name, *, bits, rounded=False):
     on(monkeypatch, {"avx512_bf16"} if rounded else ())
     monkeypatch.setattr(bfloat16, "NARROWEST_GRADIENTS", 1)
     graph, tx = residual_graph(Quantizer(bits)), optimizer("adam", 0.01)
-    step = jax.jit(make_train_step(graph, tx, loss=cross_entropy))
+    step = jax.jit(make_train_step(graph, tx, loss=cross_entropy), compiler_options=OPTIMIZED)
     images, labels = images_of(graph, 16), jnp.arange(16) % graph.values[graph.output.name].shape[-1]
     found = np.zeros((4, 50))
     for seed, steps in enumerate(found):

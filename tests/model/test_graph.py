@@ -27,6 +27,7 @@ from qpsnn_jax.model.nodes import (
     Value,
 )
 from qpsnn_jax.model.zoo import resnet20, vgg16
+from qpsnn_jax.runtime.naming import NotImportedError
 
 over = pytest.mark.parametrize
 IMAGE, CONV, SPIKES = Input("image", (9, 8, 2)), Conv("conv", "image", 4), LIF("lif", "conv")
@@ -270,9 +271,11 @@ GARBAGE = {
 
 @over("name", GARBAGE)
 def test_text_that_is_not_a_graph(name: str):
-    with pytest.raises(ValueError, match="the text does not describe a graph: ") as caught:
+    unknown = name in ("unknown kind", "base kind")
+    message = "which is not imported; import its module first" if unknown else "the text does not describe a graph: "
+    with pytest.raises(ValueError, match=message) as caught:
         from_json(GARBAGE[name])
-    assert type(caught.value) is ValueError
+    assert type(caught.value) is (NotImportedError if unknown else ValueError)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 250
 

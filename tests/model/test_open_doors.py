@@ -263,7 +263,7 @@ def test_it_is_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("hidden", "message"),
     [
-        ("class", "node 'scale1' is a PerChannelGain, which is not imported; import its module first"),
+        ("class", "node 'scale1' is of the kind 'PerChannelGain', which is not imported; import its module first"),
         ("", "is not imported; import its module first"),
     ],
 )

@@ -49,7 +49,8 @@ def test_a_command_imports_the_nodes_of_a_network(network, place, capsys):
     assert main(["cost", "network"]) == 2
     error = capsys.readouterr().err
     assert error.endswith(
-        f"node 'twice' is a {network}, which is not imported; import its module first (qpsnn: --import MODULE).\n"
+        f"node 'twice' is of the kind {network!r}, which is not imported; import its module first "
+        "(qpsnn: --import MODULE).\n"
     )
     assert main(["cost", "network", "--import", place]) == 0
     assert "readout" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -343,9 +344,13 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(plan, whole, tmp_path, monk
     with pytest.raises(FloatingPointError, match="the loss is nan at step 13; the checkpoints before it stay in"):
         fitted(plan, tmp_path)
     assert steps_saved(tmp_path) == ["step_10"]
-    assert lines(tmp_path) == lines(whole[1])[:12]
+    found, expected = lines(tmp_path), lines(whole[1])[:12]
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    # Another program, which rounds elsewhere.
+    np.testing.assert_allclose([x["loss"] for x in found], [x["loss"] for x in expected], rtol=1e-5)
     monkeypatch.undo()
-    same(fitted(plan, tmp_path).variables, whole[0].variables)
+    assert_close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    jax.tree.map(assert_close, fitted(plan, tmp_path).variables, whole[0].variables)
 
 
 def test_weights_that_are_not_finite_are_never_saved(plan, tmp_path, monkeypatch):
