@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small_networks import images_of, jit, random_variables
+from small_networks import images_of, random_variables
 
 from qpsnn_jax import (
     Distillation,
@@ -66,7 +66,7 @@ def test_a_step_takes_the_gradient_of_the_weighted_sum():
     reducers = sops_reducers(STUDENT)
     penalty = {name: (lambda value, reduce=reduce: 1e-3 * reduce(value)) for name, reduce in reducers.items()}
     tx = optax.sgd(1.0)
-    step = jit(make_train_step(STUDENT, tx, distillation=mixed, penalty=penalty))
+    step = jax.jit(make_train_step(STUDENT, tx, distillation=mixed, penalty=penalty))
     state, metrics = step(init_state(variables, tx, jax.random.key(0)), images, LABELS, TAUGHT)
 
     target, captured = SpikingNetwork(TEACHER).apply(TAUGHT, images, capture=["lif0"])
@@ -84,7 +84,7 @@ def test_a_step_takes_the_gradient_of_the_weighted_sum():
         spent = sum(reduce(traces[name]) for name, reduce in reducers.items())
         return 0.25 * labelled + 0.75 * distilled + 0.1 * drawn + 1e-3 * spent, (labelled, distilled)
 
-    gradients, (labelled, distilled) = jit(jax.grad(by_hand, has_aux=True))(variables["params"])
+    gradients, (labelled, distilled) = jax.jit(jax.grad(by_hand, has_aux=True))(variables["params"])
     expected = jax.tree.map(lambda w, g: w - g, variables["params"], gradients)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state.variables["params"], expected
