@@ -101,5 +101,5 @@ def _meaning(field: Setting) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ",".join(f"{name}={share:g}" for name, share in value.items()) or "none"
+        return ", ".join(f"{name}={share:g}" for name, share in value.items()) or "none"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
