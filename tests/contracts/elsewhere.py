@@ -36,7 +36,7 @@ def on_mesh(contract: Contract, mesh: jax.sharding.Mesh) -> None:
 
 
 def in_64_bits(contract: Contract) -> None:
-    """Trace it in its dtypes and in float64."""
+    """Trace a function in its dtypes and in float64."""
     for dtype in (*contract.floats, *([jnp.float64] if contract.floats else [])):
         outputs = jax.tree.leaves(
             jax.eval_shape(contract.function, jax.ShapeDtypeStruct(contract.batch[0].shape, dtype))
@@ -51,7 +51,7 @@ def in_64_bits(contract: Contract) -> None:
 
 
 def failures(check: Callable[[Contract], None]) -> dict[str, str]:
-    """By name, what raises."""
+    """The errors by name."""
     found = {}
     for contract in TABLE:
         try:

@@ -1,4 +1,4 @@
-"""What every numeric function promises, as one table of functions of one array."""
+"""The contract of every numeric function, as one table of functions of one array."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

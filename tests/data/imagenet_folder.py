@@ -11,13 +11,13 @@ FEATURES = "tensorflow_datasets.core.features"
 
 
 def picture(number: int) -> np.ndarray:
-    """A picture of one colour, by which it is known after any crop; its label is its number."""
+    """A picture of one colour, which identifies it after any crop; its label is its number."""
     shape = (40 + number % 7 * 5, 40 + number % 5 * 9, 3)
     return np.full(shape, (number * 5, 255 - number * 5, 128), np.uint8)
 
 
 def write(root: Path) -> None:
-    """Write ``imagenet2012/5.1.0`` below ``root``; the validation set goes on counting where the training set ends."""
+    """Write ``imagenet2012/5.1.0`` below ``root``; validation numbers follow the training numbers."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2

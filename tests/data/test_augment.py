@@ -1,4 +1,4 @@
-"""Each augmentation against a slow NumPy reading of its definition."""
+"""Each augmentation against its definition in NumPy."""
 
 import itertools
 from functools import partial

@@ -1,4 +1,4 @@
-"""Data sets from outside the package, and what is known of each before it is read."""
+"""Data sets from outside the package, and the facts of each before it is read."""
 
 import subprocess
 import sys

@@ -86,7 +86,7 @@ def by_content(arrays):
 
 @pytest.fixture
 def clothes(tmp_path):
-    """Grey images of 7×5 pixels under the name of a data set that is in no list of ours."""
+    """Grey images of 7×5 pixels under the name of a data set that the package does not list."""
     truth = images(TRAIN), images(TEST, seed=1)
     splits = dict(zip(("train", "test"), map(pairs, truth), strict=True))
     write(tmp_path, "fashion_mnist", {"image": (7, 5, 1), "label": 3}, splits, ("shirt", "coat", "bag"))
@@ -192,7 +192,7 @@ def test_a_set_is_checked_and_costed_by_its_name(clothes, capsys):
 
 
 def test_the_real_cifar10_by_the_general_reader(tfds_dir, monkeypatch):
-    """Its test split alone, for the time that decoding takes."""
+    """Only its test split, because decoding takes time."""
     whole = classification.read_description("cifar10", tfds_dir)
     assert whole.splits == ("train", "test")
     monkeypatch.setattr(classification, "read_description", lambda *_: whole._replace(splits=("test", None)))

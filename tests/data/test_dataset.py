@@ -1,4 +1,4 @@
-"""Normalization against the textbook formula, the order of examples against its promise, and what is no data set."""
+"""Normalization against the textbook formula, the order of examples against its definition, and invalid data sets."""
 
 import jax
 import jax.numpy as jnp

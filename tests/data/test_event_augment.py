@@ -1,4 +1,4 @@
-"""Each augmentation of event frames against a slow reading of its definition."""
+"""Each augmentation of event frames against its definition in NumPy."""
 
 import itertools
 from functools import partial
@@ -52,7 +52,7 @@ def test_jit_and_vmap_agree():
 
 @EVERY
 def test_all_steps_and_polarities_of_a_recording_move_together(function):
-    """Where every step and polarity shows the same picture, so do they after."""
+    """If every step and polarity shows the same picture, they still do afterwards."""
     frames = jnp.broadcast_to(batch()[:, :1, :, :, :1], SHAPE)
     result = np.asarray(function(KEY, frames))
     np.testing.assert_allclose(result, np.broadcast_to(result[:, :1, :, :, :1], SHAPE), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Readers of event files against recordings that are written here, and what they make of damage."""
+"""Readers of event files, on recordings that are written here, whole and damaged."""
 
 import struct
 from pathlib import Path
@@ -18,7 +18,7 @@ EACH = pytest.mark.parametrize(("read", "write", "side"), FORMATS.values(), ids=
 
 @pytest.fixture
 def file(tmp_path):
-    """Write bytes to a file and hand out its path."""
+    """Write bytes to a file and return its path."""
 
     def write(content) -> Path:
         path = tmp_path / "recording.dat"
@@ -138,7 +138,7 @@ def outcome(read, path):
 
 @EACH
 def test_every_truncation_raises_or_is_a_beginning(file, read, write, side):
-    """No event but those whose bytes are all there."""
+    """Only events whose bytes are complete."""
     written = draw(2, 40, side, side)
     content = write(written)
     accepted = 0

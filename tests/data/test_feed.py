@@ -1,4 +1,4 @@
-"""Feeds: what an epoch holds, going on within it, and evaluation batches, the same for arrays and for files."""
+"""Feeds: the examples of an epoch, resuming within it, and evaluation batches, for arrays and for files."""
 
 import json
 from contextlib import closing
@@ -15,7 +15,7 @@ COUNT = 23
 
 
 class Numbers:
-    """Examples that are their own number."""
+    """Examples whose content is their number."""
 
     def __len__(self):
         return COUNT

@@ -1,4 +1,4 @@
-"""Pictures of one's own: how a folder is read, what is said of one that cannot be, and a run on one by its commands."""
+"""Your own pictures: how a folder is read, the errors of an invalid one, and a run on one by its commands."""
 
 import os
 import unicodedata
@@ -45,7 +45,7 @@ def split(tmp_path):
 
 
 def square(pixels):
-    """The middle square of a picture that is read at its own height."""
+    """The central square of a picture that is read at its own height."""
     return np.ascontiguousarray(pixels[:, (WIDTH - HEIGHT) // 2 :][:, :HEIGHT])
 
 

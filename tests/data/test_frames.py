@@ -30,7 +30,7 @@ def draw(seed, number, size, longest=300_000):
 
 
 def slow(events, timesteps, size, by):
-    """Put one event after the other into its cell."""
+    """Count the events one by one."""
     frames = np.zeros((timesteps, *size, 2), int)
     rows = list(zip(*(field.tolist() for field in events[:4]), strict=True))
     times = [t for *_, t in rows]
@@ -66,7 +66,7 @@ NEAR = st.tuples(st.integers(0, 10), st.integers(0, 5), st.integers(0, 1), st.in
     st.sampled_from([(6, 11), (4, 5), (13, 2)]),
 )
 def test_no_event_is_lost_or_counted_twice(rows, timesteps, size):
-    """In any order, with equal times, and with times at both ends of what fits."""
+    """In any order, with equal times, and with the smallest and largest times."""
     events = recording(rows, SENSOR)
     for by, make in (("count", frames_by_count), ("time", frames_by_time)):
         frames = np.asarray(make(events, timesteps, size))

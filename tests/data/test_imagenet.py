@@ -1,4 +1,4 @@
-"""ImageNet as files that stream: what is read, and a whole run on it that stops within an epoch and goes on."""
+"""ImageNet as streamed files: the examples, and a whole run that stops within an epoch and resumes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One reader for pictures: what is written comes out upright at 8 bits, and anything else is one sentence."""
+"""The reader of pictures: they are upright, at 8 bits; anything else is one sentence."""
 
 import struct
 import zlib
@@ -14,7 +14,7 @@ COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], -1)
 
 
 def png(*chunks):
-    """A PNG file from its chunks, with right checksums."""
+    """A PNG file from its chunks, with valid checksums."""
     parts = (
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     )

@@ -1,4 +1,4 @@
-"""Preparing and checking: exact statistics, reports, and what is said when something is missing."""
+"""Preparing and checking: exact statistics, reports, and errors about missing data."""
 
 import numpy as np
 import pytest

@@ -14,7 +14,7 @@ T, SIZE = 3, 11
 
 
 def frames_of(rows, sensor, by="count"):
-    """Count one event after the other."""
+    """Count the events one by one."""
     frames = np.zeros((T, SIZE, SIZE, 2), int)
     first, last = min(t for *_, t in rows), max(t for *_, t in rows)
     for index, (x, y, p, t) in enumerate(rows):
@@ -124,7 +124,7 @@ def test_cifar10_dvs_subsets(small_cifar):
 
 @pytest.fixture
 def bare(tmp_path):
-    """One recording of each digit and part, to be changed by a test."""
+    """One recording of each digit and part, which a test may change."""
     for part in ("Train", "Test"):
         for digit in range(10):
             (tmp_path / part / str(digit)).mkdir(parents=True)

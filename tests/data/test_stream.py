@@ -1,4 +1,4 @@
-"""Streaming: what an epoch holds, resuming within it, hosts, worker processes, and the crops on the host."""
+"""Streaming: the examples of an epoch, resuming within it, hosts, worker processes, and crops on the host."""
 
 import io
 import json
@@ -140,7 +140,7 @@ def test_an_interrupt_does_not_reach_workers_that_are_starting():
 
 
 class Slow:
-    """Counts, once it is let; or fails."""
+    """Counts once it is allowed to, or fails."""
 
     def __init__(self, error=None):
         self.let, self.error, self.count, self.closed = threading.Event(), error, 0, 0
@@ -161,7 +161,7 @@ class Slow:
 
 
 def interrupted(batches):
-    """Ask for a batch, and be interrupted while it is waited for."""
+    """Request a batch, and interrupt the wait for it."""
     alarm = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         alarm.start()
@@ -184,7 +184,7 @@ def test_who_waits_for_a_worker_can_be_interrupted_and_ask_again():
     slow.let.clear()
     interrupted(batches)
     batches.close()
-    assert slow.closed == 2  # before and after what was asked for has come
+    assert slow.closed == 2  # before and after the requested batch has arrived
 
 
 @pytest.mark.parametrize("error", [StopIteration(), ValueError("broken"), SystemExit(1)])

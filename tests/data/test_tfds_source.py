@@ -1,4 +1,4 @@
-"""CIFAR through TFDS: a tiny folder in TFDS's layout made here, and the whole of CIFAR-10 where it is at hand."""
+"""CIFAR through TFDS: a tiny folder in TFDS's layout made here, and all of CIFAR-10 if it is available."""
 
 import io
 import json
@@ -83,7 +83,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def broken(small, tmp_path):
-    """Hand out a copy that a test may damage, and the file of its first test shard."""
+    """A copy that a test may damage, and the file of its first test shard."""
     shutil.copytree(small[0], tmp_path / "tfds")
     return tmp_path / "tfds", tmp_path / "tfds" / "cifar10" / "3.0.2" / "cifar10-test.array_record-00000-of-00002"
 
@@ -137,7 +137,7 @@ def error_of(root, name="cifar10"):
         load(name, data_dir=root)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"tfds.builder('{name}'" in message
+    assert f"qpsnn data prepare {name} --data-dir" in message
     assert "pip install tensorflow" in message
     return message
 

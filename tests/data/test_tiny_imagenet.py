@@ -49,7 +49,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def broken(root, tmp_path):
-    """Hand out a copy that a test may damage."""
+    """A copy that a test may damage."""
     shutil.copytree(root, tmp_path / "copy")
     return tmp_path / "copy" / "tiny-imagenet-200"
 

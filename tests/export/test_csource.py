@@ -1,4 +1,4 @@
-"""The C program: strict compilers and sanitizers find nothing, and its logits are the interpreter's, bit for bit."""
+"""The C program: no fault under strict compilers and sanitizers, logits equal to the integer network's, bit for bit."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""NIR: its equations give our spikes, it is read back unchanged, and what it cannot express raises by name."""
+"""NIR: its equations give the network's spikes, it is read back unchanged, and what it cannot express raises."""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""The packed file: what goes in comes out, it is as small as it says, and nothing broken or hostile gets in."""
+"""The packed file: it is read back unchanged, has its stated size, and broken or hostile files raise."""
 
 import dataclasses
 import json
@@ -181,7 +181,7 @@ def test_thousands_of_hostile_descriptions_do_no_harm(network, tmp_path):
             assert "\n" not in message
             assert len(message) < 500
     assert tried > 2000
-    # A renamed layer, another threshold or another note is a network too; most are none.
+    # A renamed layer, another threshold or another note is a valid network too; most changes are not.
     assert accepted < tried / 5
 
 

@@ -1,4 +1,4 @@
-"""The exported networks in snntorch and spikingjelly: our predictions, and our spikes in every layer.
+"""The exported networks in snntorch and spikingjelly: the same predictions, and the same spikes in every layer.
 
 snntorch fires above the threshold, as NIR says; spikingjelly fires at it, so there thresholds go up to the next
 float32.

@@ -62,7 +62,7 @@ def test_round_trip(name: str):
 
 
 class Tensor:
-    """What a torch tensor is asked."""
+    """The methods of a PyTorch tensor that the import uses."""
 
     is_quantized = is_meta = False
     layout = "torch.strided"

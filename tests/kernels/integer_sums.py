@@ -1,4 +1,4 @@
-"""Plain sums of integers, and spikes and weights to try them on."""
+"""Plain sums of integers, and spikes and weights for them."""
 
 from itertools import product
 

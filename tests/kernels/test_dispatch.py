@@ -30,7 +30,7 @@ def with_gradients(spikes, integers, **options):
 
 
 def marks(text):
-    """Of counts of bits, of rounding to bfloat16, and of 8-bit integers."""
+    """Counts of bits, roundings to bfloat16, and products of 8-bit integers in a program."""
     return "popcnt" in text, "xui16" in text, "xi8>" in text
 
 
@@ -61,7 +61,7 @@ def test_exact_programs_are_the_same_on_every_machine(monkeypatch):
 
 
 def test_processes_trace_the_same_program(monkeypatch):
-    """Whatever their machines are; and where XLA's own is the fastest, no choice is left to the platform."""
+    """On any machines; where XLA's own algorithm is the fastest, the program has no choice by platform."""
     texts = []
     for flags in (ZEN, set()):
         on(monkeypatch, flags)
@@ -81,7 +81,7 @@ def test_calls_outside_jit_compile_once(monkeypatch, compilations):
 
 
 def test_sums_of_counts_are_computed_once():
-    """Whatever reads them: in a network, batch statistics and what they normalize."""
+    """For all readers: in a network, batch statistics and the values that they normalize."""
 
     def read(spikes, integers):
         sums = conv_spikes(spikes, integers, bits=2, padding=(1, 1), algorithm="popcount")
@@ -94,7 +94,7 @@ def test_sums_of_counts_are_computed_once():
 
 
 def test_a_new_algorithm_is_one_record(monkeypatch):
-    """That is preferred where it says so, exact where it says so, with the gradients of all others."""
+    """It is preferred and exact as its record says, with the gradients of all others."""
     own = Algorithm("own", lambda x, k, spec: 2 * dispatch.SUMS[0].run(x, k, spec), preference=lambda spec, flags: 9)
     monkeypatch.setattr(dispatch, "SUMS", (*dispatch.SUMS, own))
     spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers((6, 6), (3, 3), 2, 5))

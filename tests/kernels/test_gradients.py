@@ -48,7 +48,7 @@ def test_rounded_gradients(shape, kernel, strides, padding, by_input, bits):
     pulled = jax.jit(lambda ct: jax.vjp(partial(conv_spikes, bits=bits, **options), spikes, integers)[1](ct))
     plain = jax.jit(lambda ct: jax.vjp(partial(convolve, **options), spikes, integers)[1](ct))
     sums = convolve(spikes, integers, **options).shape
-    # Small integers are not rounded, nor what they are transformed to; Winograd rounds weights of 8 bits.
+    # Small integers and their transforms are not rounded; Winograd rounds weights of 8 bits.
     exact = bits <= 4 or kernel != (3, 3) or not by_input
     whole = jnp.asarray(np.random.default_rng(0).integers(-3, 4, sums), jnp.float32)
     for same, got, wanted in zip((exact, True), pulled(whole), plain(whole), strict=True):

@@ -25,7 +25,7 @@ SPEC = ConvSpec(Geometry((5, 4), (3, 3), (1, 1), (1, 1)), 2, 3)
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled():
-    """The library, where there is a compiler."""
+    """The library, if a compiler is installed."""
     try:
         library.compiler()
     except FileNotFoundError as error:
@@ -93,7 +93,7 @@ def test_threads_call_at_once():
 
 @pytest.fixture
 def quick(tmp_path):
-    """A compiler that copies what was compiled already, and counts how often."""
+    """A compiler that copies the compiled library, and counts its calls."""
     script = tmp_path / "compiler.py"
     known = library.find_or_compile(library.cache_directory(), library.compiler())
     script.write_text(
@@ -123,7 +123,7 @@ def test_a_damaged_library_is_compiled_again(quick, tmp_path):
         good.write_bytes(damaged)
         assert library.find_or_compile(tmp_path / "cache", quick).read_bytes() == content
     assert compilations(tmp_path) == 4
-    assert list((tmp_path / "cache").iterdir()) == [good]  # nothing half-written is left
+    assert list((tmp_path / "cache").iterdir()) == [good]  # no partial file is left
 
 
 def test_what_others_can_write_is_not_loaded(quick, tmp_path):

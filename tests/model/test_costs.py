@@ -96,7 +96,7 @@ def pooled_graph(*, frames: bool = False) -> Graph:
 
 
 def measured(graph: Graph, batch: int = 5):
-    """Activity by the reducers, and the very values, of the same images."""
+    """Activity by the reducers, and the captured values, of the same images."""
     variables, images = random_variables(graph), images_of(graph, batch)
     network, names = SpikingNetwork(graph), [n.input for n in graph.nodes if isinstance(n, Conv | Dense)]
     lifs = [node.name for node in graph.nodes if isinstance(node, LIF)]
@@ -214,7 +214,7 @@ def test_firing_rates_stand_for_maps():
     assert cost(graph, rates).sops_total == pytest.approx(even.sops_total)
     assert cost(graph, rates).macs_total == pytest.approx(even.macs_total)
     spiking = residual_graph(Quantizer(2))
-    assert cost(spiking, cost(spiking, measured(spiking)[0]).firing_rates).sops_total is None  # a pool is not a LIF
+    assert cost(spiking, cost(spiking, measured(spiking)[0]).firing_rates).sops_total is None  # a pool does not fire
     with pytest.raises(ValueError, match="activity names 'lif9', which is not a node"):
         cost(graph, {"lif9": 0.1})
 

@@ -1,4 +1,4 @@
-"""The layers in a Flax module of one's own, against a graph with the same arrays, and the same in NNX."""
+"""The layers in a user's Flax module, against a graph with the same arrays, and in NNX."""
 
 import flax.linen as nn
 import jax
@@ -121,7 +121,7 @@ def test_mistakes(layer, shape, message):
 
 
 def test_layers_in_nnx():
-    """The recipe of the module's docstring, on a network of one's own."""
+    """The recipe of the module's docstring, on another network."""
     net = nnx.bridge.ToNNX(Net(), rngs=nnx.Rngs(0)).lazy_init(FRAMES)
     nnx.update(net, nnx_state(net, as_layers(VARIABLES)))
     labels = jnp.arange(2)

@@ -85,7 +85,7 @@ def test_weight_is_bounded(weight: float):
 
 
 def test_numbers_of_losses_can_be_mapped_over():
-    """vmap over the weights of smoothing and of the second term gives what each gives alone."""
+    """vmap over the weights of smoothing and of the second term equals the single results."""
     currents, labels = example((4,))
     smoothings, weights = np.float32([0, 0.1, 0.5]), np.float32([0, 0.05, 1])
     got = jax.vmap(lambda s: cross_entropy(currents, labels, label_smoothing=s))(smoothings)

@@ -41,7 +41,7 @@ def numpy_forward(currents, tau, theta, initial, fire, reset):
 
 
 def numpy_backward(currents, tau, theta, initial, cotangent, slope, fire, reset, detach):
-    """Back-propagation through time, written out: gradients of currents, tau, theta and initial."""
+    """Back-propagation through time by hand: gradients of currents, tau, theta and initial."""
     spikes, charged, before = numpy_forward(currents, tau, theta, initial, fire, reset)
     to_currents, to_tau, to_theta = np.zeros(currents.shape), np.zeros(initial.shape), np.zeros(initial.shape)
     to_left = np.zeros(initial.shape)
@@ -166,7 +166,7 @@ def test_second_derivatives_in_every_mode_there_is(surrogate: str, fire: str, re
         every = (0, 1, 2, 3)
         yield jax.grad(lambda x: jnp.vdot(jax.grad(f)(x, *arrays[1:]), v))(x)
         yield jax.grad(lambda *a: sum(jnp.sum(g) for g in jax.grad(f, every)(*a)), every)(*arrays)
-        # The value that comes beside a gradient is differentiated again; and so it is where a loop computes both.
+        # The value beside a gradient is differentiated again, also if a loop computes both.
         yield jax.grad(lambda x: jax.value_and_grad(f)(x, *arrays[1:])[0])(x)
         yield jax.grad(lambda x: jax.lax.map(lambda x: jax.value_and_grad(f)(x, *arrays[1:])[0], x[None])[0])(x)
 
@@ -199,7 +199,7 @@ def test_hessian_couples_no_two_neurons():
 
 def test_a_surrogate_may_close_over_what_is_differentiated():
     def sensitivity(width):
-        """Of the gradient, since the width does not change a spike."""
+        """The derivative of the gradient; the width does not change a spike."""
         spikes = lambda x: jnp.sum(lif(x, surrogate=lambda u: triangular(u, width)) * COTANGENT)  # noqa: E731
         return jnp.sum(jax.grad(spikes)(CURRENTS) * CURRENTS)
 
@@ -229,7 +229,7 @@ def test_options_are_cast_to_the_currents_dtype(dtype):
     trace = lif_trace(jnp.asarray(CURRENTS, dtype), tau=TAU, threshold=THETA, initial=INITIAL)
     assert trace.spikes.dtype == trace.membranes.dtype == dtype
     wanted = lif(CURRENTS, tau=TAU, threshold=THETA, initial=INITIAL)
-    np.testing.assert_array_equal(trace.spikes.astype(jnp.float32), wanted)  # quarters are exact in either
+    np.testing.assert_array_equal(trace.spikes.astype(jnp.float32), wanted)  # quarters are exact in both dtypes
 
 
 @over(

@@ -36,7 +36,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def nearest_level(weights, gamma, bits: int) -> np.ndarray:
-    """The nearest of the 2^b levels, found by looking at all of them."""
+    """The nearest of the 2^b levels, by comparison with all of them."""
     levels = gamma[..., None] * np.linspace(-1, 1, 2**bits)
     return np.take_along_axis(levels, np.abs(levels - weights[..., None]).argmin(-1)[..., None], -1)[..., 0]
 
@@ -373,7 +373,7 @@ def test_nan_comes_out_as_nan(rule: str, granularity: str):
 
 
 def test_rules_and_gradients_are_open():
-    """A γ rule and an estimator from outside, of which one closes over what is differentiated."""
+    """A γ rule and an estimator of the user's; one closes over a differentiated array."""
     w, cotangent = normal(*SHAPE), normal(*SHAPE, seed=1)
 
     def root_mean_square(w, bits, axes):
@@ -404,7 +404,7 @@ def test_rules_and_gradients_are_open():
 
 @stes
 def test_second_derivatives_in_reverse_mode(ste: str):
-    """The estimator as the line that it draws through each weight, without a custom rule."""
+    """The estimator as a linear function around each weight, without a custom rule."""
     w, cotangent = normal(*SHAPE), normal(*SHAPE, seed=1)
     gamma = np.abs(w).mean(keepdims=True)
     mask = numpy_gradients(w, gamma, 3, ste, np.ones_like(w))[0]

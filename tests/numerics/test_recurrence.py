@@ -54,7 +54,7 @@ def test_no_pair_of_steps(steps: int):
 
 
 def test_memory_is_written_in_place():
-    """In a program that makes the inputs itself, forward and backward need no third array of their size."""
+    """In a program that creates the inputs, forward and backward need no third array of their size."""
     steps = 20
     leak = lambda v: 0.5 * jnp.where(v > 1, 0, v)  # noqa: E731
 

@@ -1,4 +1,4 @@
-"""Damage to files: to any bytes, and to the values in what they hold; and the limits within which they are read."""
+"""Damage to files, to their bytes and to their values, and limits of time and memory for reading them."""
 
 import json
 import resource
@@ -35,7 +35,7 @@ def limits(seconds: float = 20, memory: int = 2**30) -> Iterator[None]:
 
 
 def result_or_error(read: Callable[[], Any]) -> tuple[Any, str]:
-    """What is read, or None and the one sentence that says why not."""
+    """The result, or None and the error's sentence."""
     with limits():
         try:
             return read(), ""
@@ -120,7 +120,7 @@ def text_of(draw: np.random.Generator, document: Any) -> bytes:
 
 
 def strange_array(draw: np.random.Generator, array: np.ndarray) -> Any:
-    """An array that is not what ``array`` was: of other numbers, of another dtype or shape, or of no numbers."""
+    """An array that differs from ``array``: in its numbers, its dtype or its shape, or without numbers."""
     floats = np.asarray(array, np.float64) if array.dtype.kind in "biuf" else np.zeros(array.shape)
     choices = (
         np.full(array.shape, np.nan),

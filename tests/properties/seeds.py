@@ -6,7 +6,7 @@ import pytest
 
 
 def seeds(count: int) -> pytest.MarkDecorator:
-    """One test for each seed, ``count`` of them; its number stands in the test's name.
+    """One test for each seed, ``count`` of them; the name of the test has its number.
 
     ``QPSNN_CASES=1000`` tries that many of each property, ``QPSNN_FIRST=5000`` others than the suite does.
     """

@@ -1,4 +1,4 @@
-"""Random damage to every kind of file that is read: the right answer or one sentence, never anything else."""
+"""Random damage to every kind of file that is read: the right result or one sentence, nothing else."""
 
 import json
 import struct
@@ -53,7 +53,7 @@ SEED = next(
 
 
 class Kind(NamedTuple):
-    """A kind of file: what writes one, what reads it, and whether a checksum tells every change."""
+    """A kind of file: its writer, its reader, and whether a checksum detects every change."""
 
     name: str
     write: Callable[[Path], Any]
@@ -62,7 +62,7 @@ class Kind(NamedTuple):
 
 
 def classes(path: Path) -> list[int]:
-    """What a packed network says of two pictures."""
+    """The logits of a packed network for two pictures."""
     folded = load_packed(path).folded
     shape = (folded.timesteps, *folded.image.shape) if folded.image.frames else folded.image.shape
     if np.prod(shape) > 10_000:
@@ -128,7 +128,7 @@ def write_all_metrics(path: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[str]:
-    """What is kept of them when training goes on after them all."""
+    """The kept lines when training resumes after all of them."""
     with write_metrics(path) as hooks:
         hooks.start(len(METRICS), 10)
     lines = (path / "metrics.jsonl").read_text().splitlines()
@@ -158,7 +158,7 @@ KINDS = (
 
 
 def names_its_place(said: str, path: Path) -> bool:
-    """A sentence about a file names it, or what in it is wrong."""
+    """A sentence about a file names the file or its fault."""
     return path.name in said or said.startswith(("node ", "layer ", "tensor ")) or "the NIR graph" in said
 
 
@@ -242,7 +242,7 @@ def hostile_npz(draw: np.random.Generator, path: Path) -> None:
 
 
 def hostile_record(draw: np.random.Generator, path: Path) -> None:
-    """With the checksum of what it then says."""
+    """A document with a valid checksum."""
     file = path / "config.json" if path.is_dir() else path
     document = json.loads(file.read_text())
     del document["crc32"]

@@ -44,7 +44,7 @@ def normalized(graph: Graph, pixels: np.ndarray) -> np.ndarray:
 
 
 def result_or_error(export: Callable[[], Any], graph: Graph) -> tuple[Any, str]:
-    """What an export gives, or None and its sentence, which names a node."""
+    """The result of an export, or None and its sentence, which names a node."""
     try:
         return export(), ""
     except ValueError as error:

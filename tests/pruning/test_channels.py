@@ -55,7 +55,7 @@ def close(tree, other, tolerance=1e-5):
 
 
 def in_float64(run, graph, *arguments):
-    """What it computes where JAX keeps numbers wide."""
+    """The result with JAX's wide dtypes."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         widened = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), arguments)
         return jax.device_get(run(graph, *widened))
@@ -71,7 +71,7 @@ def silenced(graph: Graph, keep) -> dict[str, np.ndarray]:
 
 
 def masked(masks):
-    """LIF layers whose spikes are multiplied by masks; the whole network is otherwise what it is."""
+    """LIF layers whose spikes are multiplied by masks, in an otherwise unchanged network."""
     plain = LIF.trace
 
     def trace(node, leaves, currents):
@@ -177,7 +177,7 @@ def test_training_when_pruned_equals_training_when_silenced(graph: Graph):
     np.testing.assert_allclose(pruned_currents, currents, atol=1e-9)
     np.testing.assert_allclose(pruned_loss, loss, rtol=1e-9)
     close(pruned_after, prune(graph, after, keep)[1], tolerance=1e-6)
-    # The test could not fail on a network that is silent, or that does not mind the loss of its channels.
+    # The test could not fail on a silent network, or on one that does not depend on the removed channels.
     assert np.ptp(currents, axis=0).max() > 0.01
     whole, *_ = run(graph, variables, images, silenced(graph, {}))
     assert np.abs(whole - currents).max() > 0.01
@@ -192,7 +192,7 @@ def same_when_silenced(graph: Graph, variables, keep, masks) -> None:
     found = reference.run(smaller, pruned, images).values[graph.output.name]
     expected = reference.run(graph, wide, images, masks=masks).values[graph.output.name]
     np.testing.assert_allclose(found, expected, atol=1e-9)
-    # It could not fail on a network that is silent, or that does not mind the loss of its channels.
+    # It could not fail on a silent network, or on one that does not depend on the removed channels.
     assert np.ptp(expected, axis=0).max() > 0.01
     assert np.abs(reference.run(graph, wide, images).values[graph.output.name] - expected).max() > 0.01
 

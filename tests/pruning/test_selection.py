@@ -29,7 +29,7 @@ LAYERS = {"stem": ["lif0"], "conv1": ["lif1"], "conv2": ["lif2", "lif4"], "conv3
 
 @pytest.fixture(scope="module")
 def recorded():
-    """Variables, three batches, and what every layer did on each of them."""
+    """Variables, three batches, and the traces of every layer on each of them."""
     variables, names = random_variables(GRAPH), [name for layers in LAYERS.values() for name in layers]
     run = jax.jit(lambda images: SpikingNetwork(GRAPH).apply(variables, images, capture=names)[1])
     batches = [images_of(GRAPH, 4, seed) for seed in range(3)]

@@ -84,7 +84,10 @@ WRONG = {
         [*RUN, "--data.train-examples", "8"],
         "batch_size 48 is larger than the 8 training images.",
     ),
-    "missing data": ([*RUN, "--data.name", "cifar10", "--data.data-dir", "nowhere"], "download_and_prepare"),
+    "missing data": (
+        [*RUN, "--data.name", "cifar10", "--data.data-dir", "nowhere"],
+        "prepare it: qpsnn data prepare cifar10",
+    ),
     "missing network": ([*RUN, "--network.name", "nowhere:net"], "'nowhere:net' cannot be found (ModuleNotFoundError"),
     "missing config": (["run", "absent.py", "--out", "new"], "config file absent.py does not exist."),
     "syntax error": (["run", "broken.py", "--out", "new"], "config file broken.py has a syntax error in line 2:"),
@@ -214,7 +217,7 @@ def test_wrong_input_in_a_process(name, place):
 
 
 def test_a_corrupted_checkpoint_in_a_process(small_run, place):
-    """Nothing that lies below Python prints a second line either."""
+    """No library below Python prints a second line either."""
     source = small_run / "finetuned" / "final" / "step_0"
     for path in source.rglob("*"):
         target = place / "step_0" / path.relative_to(source)
@@ -307,7 +310,7 @@ def test_the_script_and_the_module_are_one():
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["run", "digits", "--help"], ["export", "--help"]])
 def test_help_starts_without_jax(words):
-    """Importing JAX takes longer than reading the help."""
+    """The help must not import JAX, which is slow."""
     code = (
         "import sys; from qpsnn_jax.runs.cli.main import main\n"
         "assert main(sys.argv[1:]) == 0\n"

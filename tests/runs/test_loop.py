@@ -44,7 +44,7 @@ from qpsnn_jax.training.steps import init_variables
 
 
 class Course(NamedTuple):
-    """What a training takes."""
+    """The arguments of a training."""
 
     graph: Graph
     data: DataSet
@@ -221,7 +221,7 @@ def test_several_steps_in_one_program(plan, whole, tmp_path, monkeypatch):
     trained = fitted(plan, tmp_path / "whole")
     found, expected = lines(tmp_path / "whole"), lines(whole[1])
     assert [line["step"] for line in found] == [line["step"] for line in expected]
-    # Another program rounds elsewhere, which spikes make more of from step to step.
+    # Another program rounds differently, and spikes amplify this from step to step.
     np.testing.assert_allclose([x["loss"] for x in found[:5]], [x["loss"] for x in expected[:5]], rtol=1e-3)
 
     interrupt_in_the_fourth_epoch(plan, tmp_path / "new")
@@ -304,7 +304,7 @@ def test_a_penalty_on_operations_reduces_them(small_network, tmp_path):
         assert all(("penalty" in line) == (price > 0) for line in lines(tmp_path / str(price)))
     assert totals[1] < 0.8 * totals[0]
     logged = lines(tmp_path / "40.0")
-    assert logged[0]["loss"] == lines(tmp_path / "0.0")[0]["loss"]  # the loss is logged without the price
+    assert logged[0]["loss"] == lines(tmp_path / "0.0")[0]["loss"]  # the logged loss excludes the penalty
     assert logged[-1]["penalty"] < 0.8 * logged[0]["penalty"]
 
 

@@ -1,4 +1,4 @@
-"""What a finished run says."""
+"""The report of a finished run."""
 
 import importlib.metadata
 

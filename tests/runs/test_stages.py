@@ -35,7 +35,7 @@ def copy(small_run, tmp_path):
 
 @pytest.fixture
 def lazy(monkeypatch):
-    """Training is over: whoever trains again fails."""
+    """Training again fails."""
 
     def fail(*_, **__):
         raise AssertionError("a complete stage was computed again")
@@ -204,7 +204,7 @@ def test_the_controls_stand_in_the_same_table(small_config, small_report, copy, 
     assert all(set(control) == set(report["stages"][0]) for control in report["controls"])
     for name in (*STAGES, *CONTROL_NAMES):
         assert cells(out, name) == cells((copy / "report.md").read_text(), name)
-    # Each is as small as the pruned network, and is what its name says.
+    # Each is as small as the pruned network, and its results match its name.
     assert {control["params"] for control in report["controls"]} == {report["stages"][-1]["params"]}
     places = [copy / "controls" / name for name in ("baseline", "random")]
     configs = [as_dict(read_config(place)) for place in places]

@@ -1,4 +1,4 @@
-"""NumPy's files: what is written comes out, damage is one sentence that names the file."""
+"""NumPy's files: they are read back unchanged; damage is one sentence that names the file."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Checks of single numbers: what counts as a number, and one short sentence for what does not."""
+"""Checks of single numbers: valid ones, and one short sentence for others."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Records of settings: every field is checked, and every complaint names it."""
+"""Records of settings: every field is checked, and every error names it."""
 
 import os
 import pickle
@@ -140,7 +140,7 @@ def test_wrong_plain_values_raise_by_their_whole_name(values, message):
         ("text", "none", None),
         ("shares", "stem=0.1, middle=0.6", {"stem": 0.1, "middle": 0.6}),
         ("shares", "", {}),
-        # What means nothing is left to the check, which names the field.
+        # Invalid text is left to the check, which names the field.
         ("count", "many", "many"),
         ("count", "1.5", "1.5"),
         ("count", "none", "none"),

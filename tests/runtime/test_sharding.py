@@ -1,4 +1,4 @@
-"""Several devices give what one gives, and send no activations about; eight CPU devices in a process of its own."""
+"""Several devices compute what one computes, and exchange no activations; eight CPU devices in another process."""
 
 import json
 import os
@@ -14,7 +14,7 @@ HERE = Path(__file__).parents[1]
 
 
 def test_eight_devices_do_what_one_does(tmp_path):
-    """One test, because the process with eight devices is run but once."""
+    """One test, because the process with eight devices runs only once."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
@@ -29,7 +29,7 @@ def test_eight_devices_do_what_one_does(tmp_path):
     assert found["steps"]["reductions"] > 0
     assert found["steps"]["scores"] == 0
     assert found["sums"] == {name: {"apart": 0, "held": 2, "moved": []} for name in ("winograd", "popcount")}
-    # Weights that are cut are gathered where they are used, and nothing else moves but sums.
+    # Sharded weights are gathered where they are used; apart from that only sums are communicated.
     assert found["cuts"]["apart"] < 1e-5
     assert max(found["cuts"]["held"]) < 0.13
     assert found["cuts"]["kinds"] == ["all-gather"]

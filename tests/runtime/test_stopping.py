@@ -1,4 +1,4 @@
-"""SIGTERM is held back, and asked for."""
+"""SIGTERM is deferred, and can be tested for."""
 
 import os
 import signal

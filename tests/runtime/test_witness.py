@@ -1,4 +1,4 @@
-"""What a process leaves on stderr when it dies, whichever way."""
+"""Standard error of a process that dies, in any way."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit or not at all."""
+"""Checkpoints are restored bit for bit or raise."""
 
 import json
 import re
@@ -193,7 +193,7 @@ def test_files_that_others_leave_in_a_checkpoint_do_no_harm(copy):
 
 @pytest.mark.parametrize("name", ["lr=[0.02]", "a\\b", "x*?", "[!a]/[0-9]"])
 def test_a_path_that_reads_as_a_pattern_is_taken_as_it_is(tmp_path, name):
-    """Beside a folder that the pattern of the first would find instead."""
+    """Beside a folder that matches the pattern in the name of the first."""
     states = [{"x": jnp.arange(3) + n} for n in range(2)]
     places = [tmp_path / "lr=0", tmp_path / name]
     for place, state in zip(places, states, strict=True):

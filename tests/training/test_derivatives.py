@@ -84,7 +84,7 @@ def loss_of(params):
 
 
 def close(tree, other, tolerance=1e-4):
-    """Relative to the largest number of each array."""
+    """The largest difference, relative to the largest value of each array."""
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * float(jnp.max(jnp.abs(b)) + 1e-6))
 
@@ -118,7 +118,7 @@ def descended(params, learning_rate):
 
 
 def test_the_loss_after_a_step_by_its_learning_rate_and_by_its_parameters():
-    """MAML: through the step, of which JAX before 0.12 gave less than the whole."""
+    """MAML: a derivative through the step, of which JAX before 0.12 lost a part."""
 
     def after(learning_rate, params):
         moved, before = descended(params, learning_rate)
@@ -157,6 +157,9 @@ def test_a_pixel_of_nan_makes_the_loss_nan():
     _, metrics = jax.jit(make_train_step(GRAPH, tx))(init_state(VARIABLES, tx, jax.random.key(0)), images, LABELS)
     assert np.isnan(metrics["loss"])
     evaluate = jax.jit(make_eval_step(GRAPH))
-    for weights, expected in (([1, 1, 1], True), ([1, 0, 1], False)):  # a loss of an example is its own
+    for weights, expected in (
+        ([1, 1, 1], True),
+        ([1, 0, 1], False),
+    ):  # the loss of an example depends on that example only
         sums, _ = evaluate(VARIABLES, images, LABELS, np.float32(weights))
         assert np.isnan(sums["loss"]) == expected

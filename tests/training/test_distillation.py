@@ -60,7 +60,7 @@ def test_the_loss_against_numpy():
 
 
 def test_a_step_takes_the_gradient_of_the_weighted_sum():
-    """By plain SGD, from the losses written out over the two networks."""
+    """By plain SGD, from the losses of the two networks computed by hand."""
     variables, images = random_variables(STUDENT), images_of(STUDENT)
     mixed = Distillation(TEACHER, weight=0.75, temperature=2.0, membranes={"lif0": 0.1})
     reducers = sops_reducers(STUDENT)

@@ -145,7 +145,7 @@ def test_wrong_optimizers_raise(name, wrong, message):
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 @pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "clip_norm", "momentum", "warmup_epochs"])
 def test_numbers_can_be_mapped_over(name, option):
-    """As for a search: one program for several values, each as if it were given alone."""
+    """One program for several values equals the results of single values."""
     values, steps = np.array([0.25, 0.5], np.float32), gradients(2)
 
     def after(value):

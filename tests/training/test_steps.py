@@ -1,4 +1,4 @@
-"""Training and evaluation steps against the same computation put together by hand."""
+"""Training and evaluation steps against the same computation by hand."""
 
 from functools import partial
 
@@ -236,7 +236,7 @@ def test_a_batch_that_the_optimizer_rejects_leaves_no_trace(variables, images):
 
 
 def test_the_average_counts_updates_and_not_the_batches_they_take(variables, images):
-    """Two batches for an update are one batch of their mean gradient, for parameters and their average."""
+    """An update from two batches equals one from a batch with their mean gradient, for parameters and their average."""
     tx = optax.sgd(0.1)
     several = optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation()
     start, alone = (init_state(variables, each, KEY, ema=True) for each in (several, tx))
@@ -267,7 +267,7 @@ def test_states_that_begin_as_the_parameters_can_be_donated(variables, images, n
 
 
 def test_optimizers_that_ask_for_the_loss_get_it(variables, images):
-    """Plateau, Polyak's step and a line search; each against the same optimizer given what it asks for by hand."""
+    """Plateau, Polyak's step and a line search, each against the same optimizer with its arguments given by hand."""
 
     def objective(params):
         whole = {**variables, "params": params}

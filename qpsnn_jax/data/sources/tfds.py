@@ -6,6 +6,7 @@ decoded. TFDS is imported when it is first needed.
 """
 
 import logging
+import shlex
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -223,11 +224,8 @@ def damaged(name: str, folder: Path, error: Exception) -> ValueError:
 
 
 def _recipe(name: str, root: Path) -> str:
-    call = f"tfds.builder('{name}', data_dir='{root}', file_format='array_record').download_and_prepare()"
-    return (
-        f'prepare it with: python -c "import tensorflow_datasets as tfds; {call}" '
-        "(preparing needs pip install tensorflow, reading does not)"
-    )
+    command = shlex.join(["qpsnn", "data", "prepare", name, "--data-dir", str(root)])
+    return f"prepare it: {command} (this needs pip install tensorflow, reading does not)"
 
 
 def tfds() -> Any:
