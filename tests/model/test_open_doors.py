@@ -191,13 +191,8 @@ def test_pruned_it_is_silenced():
     images = images_of(GRAPH, BATCH)
     smaller, pruned = prune(GRAPH, VARIABLES, keep)
     assert pruned["params"]["point"]["weights"].shape == (5, 2)
-<<<<<<< HEAD
     run = jax.jit(lambda graph, tree: SpikingNetwork(graph).apply(tree, images).currents, static_argnums=0)
-    # What reads a removed channel is given zeros.
-=======
-    run = jit(lambda graph, tree: SpikingNetwork(graph).apply(tree, images).currents, static_argnums=0)
     # Readers of a removed channel receive zeros.
->>>>>>> 4de3c8e (Missing data of TFDS name the command that prepares them; plain words in the docstrings of tests)
     whole = jax.tree.map(np.array, VARIABLES)
     whole["params"]["point"]["weights"][[0, 2, 3]] = 0
     whole["params"]["fc"]["kernel"][[1, 2, 3, 4]] = 0
