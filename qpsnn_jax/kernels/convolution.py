@@ -6,30 +6,38 @@ from jax import Array
 from jax.experimental import checkify
 
 from qpsnn_jax.kernels.algorithm import ConvSpec
-from qpsnn_jax.kernels.dispatch import Precision, check_precision, compute, make_plan, shardings_are_types
+from qpsnn_jax.kernels.bilinear import convolution
+from qpsnn_jax.kernels.dispatch import Precision, check_precision, compute, make_plan
 from qpsnn_jax.kernels.geometry import Geometry, Pair
-from qpsnn_jax.kernels.plain import convolution
+from qpsnn_jax.kernels.native.call import shardings_are_types
 
 
-def convolve(x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Pair = (0, 0)) -> Array:
+def convolve(
+    x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Pair = (0, 0), precision: Precision = "auto"
+) -> Array:
     r"""Convolution of maps with a kernel, zeros around the maps.
 
     .. math:: y_{bhwo} = \sum_{klc} x_{b,\,s_h h + k - p_h,\,s_w w + l - p_w,\,c}\, K_{klco}
+
+    On a CPU with a C++ compiler, float32 is computed by kernels that skip the zeros of ``x``, forward and backward
+    (:mod:`qpsnn_jax.kernels.skipping`); with ``precision="exact"``, and everywhere else, by XLA.
 
     Args:
         x: maps ``b h w i``.
         kernel: K, ``h w i o``, of the dtype of ``x``.
         strides: vertical and horizontal step s of the window.
         padding: rows and columns p of zeros on either side.
+        precision: ``exact``, the same program on every machine, or ``auto``.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``x``.
 
     Raises:
-        ValueError: ``x`` and ``kernel`` differ in their channels.
+        ValueError: ``x`` and ``kernel`` differ in their channels, or ``precision`` is unknown.
     """
     _check_channels("x", x, "kernel", kernel)
-    return convolution(x, kernel, Geometry.of(x, kernel, strides, padding))
+    check_precision(precision)
+    return convolution(x, kernel, Geometry.of(x, kernel, strides, padding), native=precision == "auto")
 
 
 def conv_spikes(
@@ -56,6 +64,7 @@ def conv_spikes(
     - ``popcount`` counts bits, 32 channels at once (:mod:`qpsnn_jax.kernels.popcount`);
     - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.kernels.winograd`);
     - ``int8`` multiplies 8-bit integers (:mod:`qpsnn_jax.kernels.int8`);
+    - ``skipping`` adds the weights of every spike, in C++ (:mod:`qpsnn_jax.kernels.skipping`);
     - ``bfloat16`` multiplies bfloat16; only by name.
 
     There, in float32 on one device that multiplies bfloat16 fast, the cotangent is rounded to bfloat16 before it is
@@ -94,7 +103,7 @@ def conv_spikes(
         raise ValueError(f"algorithm {algorithm} is not for meshes with explicit or manual axes; leave it out.")
     if typed or (precision == "exact" and algorithm is None):
         wide = np.promote_types(spikes.dtype, np.float32)
-        return convolution(spikes.astype(wide), integers.astype(wide), spec.geometry).astype(spikes.dtype)
+        return convolution(spikes.astype(wide), integers.astype(wide), spec.geometry, native=False).astype(spikes.dtype)
     return compute(spikes, integers, spec, make_plan(spec, (spikes, integers), precision, algorithm))
 
 

@@ -10,19 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.kernels import bfloat16, int8, plain, popcount, winograd
+from qpsnn_jax.kernels import bfloat16, int8, pieces, plain, popcount, skipping, winograd
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.hardware import cpu_flags
+from qpsnn_jax.kernels.native import library
 
 Precision = Literal["exact", "auto"]
 """The arithmetic of a network: the same program everywhere, or faster gradients where a processor has them."""
 
-# The first of each is XLA's float32, the reference for the others.
-SUMS = (plain.SUMS, popcount.SUMS, winograd.SUMS, int8.SUMS, bfloat16.SUMS)
-INPUT_GRADS = (plain.INPUT_GRAD, winograd.INPUT_GRAD, bfloat16.INPUT_GRAD)
-KERNEL_GRADS = (plain.KERNEL_GRAD, winograd.KERNEL_GRAD, bfloat16.KERNEL_GRAD)
+# The first of each is XLA's float32, the reference for the others. Of equal ranks the first is taken.
+SUMS = (plain.SUMS, popcount.SUMS, winograd.SUMS, int8.SUMS, bfloat16.SUMS, skipping.SUMS)
+INPUT_GRADS = (plain.INPUT_GRAD, winograd.INPUT_GRAD, bfloat16.INPUT_GRAD, skipping.INPUT_GRAD)
+KERNEL_GRADS = (plain.KERNEL_GRAD, winograd.KERNEL_GRAD, bfloat16.KERNEL_GRAD, skipping.KERNEL_GRAD, pieces.KERNEL_GRAD)
 
-_NO_FLAGS: frozenset[str] = frozenset()
+# Beside the processor's: that there is a library of native kernels.
+NATIVE = frozenset({"native"})
+NO_FLAGS: frozenset[str] = frozenset()
 
 
 class Plan(NamedTuple):
@@ -64,23 +67,19 @@ def named_algorithm(name: str, spec: ConvSpec) -> Algorithm:
 def make_plan(spec: ConvSpec, operands: tuple[Array, Array], precision: Precision, algorithm: str | None) -> Plan:
     """The fastest exact sums on this CPU, or those of ``algorithm`` everywhere, and gradients by ``precision``."""
     # Several processes must trace the same program, even if their processors differ.
-    flags = _NO_FLAGS if precision == "exact" or jax.process_count() > 1 else cpu_flags()
+    flags = NO_FLAGS if precision == "exact" or jax.process_count() > 1 else cpu_flags()
     # On several devices a product over the batch would gather the batch on each of them.
-    rounds = jax.device_count() == 1 and all(x.dtype == jnp.float32 for x in operands)
+    alone = jax.device_count() == jax.process_count() == 1 and all(x.dtype == jnp.float32 for x in operands)
+    if alone and precision == "auto" and jax.default_backend() == "cpu" and library.load() is not None:
+        flags |= NATIVE
     by_input, by_kernel = (
-        Plan(select_algorithm(algorithms, spec, flags if rounds else _NO_FLAGS), algorithms[0])
+        Plan(select_algorithm(algorithms, spec, flags) if alone else algorithms[0], algorithms[0])
         for algorithms in (INPUT_GRADS, KERNEL_GRADS)
     )
     if algorithm is None:
         return Plan(select_algorithm(SUMS, spec, flags), SUMS[0], (by_input, by_kernel))
     named = named_algorithm(algorithm, spec)
     return Plan(named, named, (by_input, by_kernel))
-
-
-def shardings_are_types(*operands: Array) -> bool:
-    """Whether a mesh has explicit or manual axes, whose shardings only JAX's own operations and gradients keep."""
-    meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in operands)]
-    return any(kind != jax.sharding.AxisType.Auto for mesh in meshes for kind in mesh.axis_types)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

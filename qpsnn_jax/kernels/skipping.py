@@ -1,26 +1,58 @@
-"""The kernel gradient as sums of rows of the cotangent, one for each input that is not 0; native, on CPUs.
+"""Convolutions of float32 that skip zeros, and their gradients, in C++ on CPUs.
 
-The fewer neurons fire, the less it adds. It needs the library of :mod:`qpsnn_jax.kernels.native`.
+Every spike adds one row of weights to the sums, and one row of the cotangent to the kernel gradient, so that the
+cost falls with the firing rate. Where few numbers are 0, as in most cotangents, the sums are of blocks in registers.
+Sums of spikes and integers are exact. These need the library of :mod:`qpsnn_jax.kernels.native`.
 """
 
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.kernels import plain
+from qpsnn_jax.kernels import pieces, plain
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.kernels.native.call import native_call
 
 
+def sums(x: Array, kernel: Array, spec: ConvSpec) -> Array:
+    """The convolution, ``b h w o``."""
+    _, size, strides, padding = spec.geometry
+    return native_call("conv_sums", _sums, *_floats(x, kernel), kernel=size, strides=strides, padding=padding)
+
+
+def input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:
+    """Gradient by the maps, ``b h w i``."""
+    return native_call("conv_input_grad", _input_grad, *_floats(cotangent, kernel), **spec.geometry._asdict())
+
+
 def kernel_grad(x: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """Gradient by the kernel, ``h w i o``, in float32."""
-    _, kernel, strides, padding = spec.geometry
-    operands = (each.astype(jnp.float32) for each in (x, cotangent))
-    return native_call("conv_kernel_grad", _kernel_grad, *operands, kernel=kernel, strides=strides, padding=padding)
+    """Gradient by the kernel, ``h w i o``."""
+    _, size, strides, padding = spec.geometry
+    operands = _floats(x, cotangent)
+    return native_call("conv_kernel_grad", _kernel_grad, *operands, kernel=size, strides=strides, padding=padding)
+
+
+def _floats(*operands: Array) -> tuple[Array, ...]:
+    return tuple(each.astype(jnp.float32) for each in operands)
+
+
+# What the kernels compute, by XLA.
+def _sums(x: Array, weights: Array, *, kernel: Pair, strides: Pair, padding: Pair) -> Array:
+    return plain.convolution(x, weights, Geometry((x.shape[1], x.shape[2]), kernel, strides, padding))
+
+
+def _input_grad(cotangent: Array, weights: Array, **geometry: Pair) -> Array:
+    return plain.input_grad(cotangent, weights, Geometry(**geometry))
 
 
 def _kernel_grad(x: Array, cotangent: Array, *, kernel: Pair, strides: Pair, padding: Pair) -> Array:
-    return plain.kernel_grad(x, cotangent, Geometry((x.shape[1], x.shape[2]), kernel, strides, padding))
+    return pieces.kernel_grad(x, cotangent, Geometry((x.shape[1], x.shape[2]), kernel, strides, padding))
 
 
-KERNEL_GRAD = Algorithm("skipping", kernel_grad, preference=lambda spec, flags: 1 if "native" in flags else 0)
+def _preference(spec: ConvSpec, flags: frozenset[str]) -> int:
+    return 1 if "native" in flags else 0
+
+
+SUMS = Algorithm("skipping", sums, preference=_preference)
+INPUT_GRAD = Algorithm("skipping", input_grad, preference=_preference)
+KERNEL_GRAD = Algorithm("skipping", kernel_grad, preference=_preference)

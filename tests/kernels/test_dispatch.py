@@ -14,6 +14,7 @@ from qpsnn_jax.kernels import bfloat16, dispatch
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.convolution import conv_spikes
 from qpsnn_jax.kernels.geometry import Geometry
+from qpsnn_jax.kernels.native import library
 from qpsnn_jax.model.nodes import Quantizer
 
 ZEN = frozenset({"avx512_vpopcntdq", "avx512_vnni", "avx512_bf16"})
@@ -170,6 +171,7 @@ def losses(monkeypatch, name, *, bits, rounded=False):
 
     monkeypatch.setattr(dispatch, "select_algorithm", chosen)
     on(monkeypatch, {"avx512_bf16"} if rounded else ())
+    monkeypatch.setattr(library, "load", lambda: None)
     monkeypatch.setattr(bfloat16, "NARROWEST_GRADIENTS", 1)
     graph, tx = residual_graph(Quantizer(bits)), optimizer("adam", 0.01)
     step = jax.jit(make_train_step(graph, tx, loss=cross_entropy), compiler_options=OPTIMIZED)

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from integer_sums import CASES
 
-from qpsnn_jax.kernels import plain
+from qpsnn_jax.kernels import plain, skipping
 from qpsnn_jax.kernels.algorithm import ConvSpec
+from qpsnn_jax.kernels.convolution import convolve
 from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.kernels.native import library
 from qpsnn_jax.kernels.skipping import kernel_grad
 
-CASES = [*CASES, ((7, 6), (1, 1), (2, 3), (0, 0)), ((9, 9), (2, 2), (3, 3), (0, 1))]
+CASES = [*(CASES[i] for i in (1, 4, 6, 9, 13)), ((7, 6), (1, 1), (2, 3), (0, 0)), ((9, 9), (2, 2), (3, 3), (0, 1))]
 SPEC = ConvSpec(Geometry((5, 4), (3, 3), (1, 1), (1, 1)), 2, 3)
 
 
@@ -33,22 +34,54 @@ def compiled():
     assert library.load() is not None
 
 
-def operands(spec, images):
+def sparse(spec, density=0.5):
+    """Small integers, so that every order of sums gives the same: maps, cotangent and kernel."""
     rng = np.random.default_rng(0)
-    shapes = (images, *spec.geometry.input_hw, spec.inputs), (images, *spec.geometry.output_hw, spec.outputs)
-    return [jnp.asarray(rng.integers(-2, 3, shape) * (rng.random(shape) < 0.5), jnp.float32) for shape in shapes]
+    sizes = (5, *spec.geometry.input_hw, spec.inputs), (5, *spec.geometry.output_hw, spec.outputs)
+    sizes = (*sizes, (*spec.geometry.kernel, spec.inputs, spec.outputs))
+    return [jnp.asarray(rng.integers(-2, 3, size) * (rng.random(size) < density), jnp.float32) for size in sizes]
+
+
+@pytest.mark.parametrize(("shape", "kernel", "strides", "padding"), CASES)
+def test_kernels_compute_what_jax_does(shape, kernel, strides, padding):
+    geometry = Geometry(shape, kernel, strides, padding)
+    run = jax.jit(lambda x, k: jax.vjp(lambda x, k: plain.convolution(x, k, geometry), x, k))
+    for inputs, outputs, densities in ((3, 6, (0.3,)), (9, 130, (0.1, 1))):
+        spec = ConvSpec(geometry, inputs, outputs)
+        for density in densities:
+            x, cotangent, weights = sparse(spec, density)
+            sums, pull = run(x, weights)
+            by_x, by_kernel = pull(cotangent)
+            np.testing.assert_array_equal(skipping.sums(x, weights, spec), sums)
+            np.testing.assert_array_equal(skipping.input_grad(cotangent, weights, spec), by_x)
+            np.testing.assert_array_equal(kernel_grad(x, cotangent, spec), by_kernel)
+
+
+def test_wide_layers():
+    """More outputs and inputs than one block has, and strides."""
+    for geometry in (Geometry((3, 4), (3, 2), (1, 1), (1, 0)), Geometry((5, 4), (3, 3), (2, 2), (1, 1))):
+        spec = ConvSpec(geometry, 140, 130)
+        x, cotangent, weights = sparse(spec)
+        sums, pull = jax.vjp(lambda x, k, g=geometry: plain.convolution(x, k, g), x, weights)
+        np.testing.assert_array_equal(skipping.sums(x, weights, spec), sums)
+        np.testing.assert_array_equal(skipping.input_grad(cotangent, weights, spec), pull(cotangent)[0])
+        np.testing.assert_array_equal(kernel_grad(x, cotangent, spec), pull(cotangent)[1])
+
+
+def test_nothing_to_compute():
+    spec = ConvSpec(Geometry((4, 4), (3, 3), (1, 1), (1, 1)), 2, 3)
+    none, weights = jnp.zeros((0, 4, 4, 2)), jnp.ones((3, 3, 2, 3))
+    assert skipping.sums(none, weights, spec).shape == (0, 4, 4, 3)
+    assert skipping.input_grad(jnp.zeros((0, 4, 4, 3)), weights, spec).shape == (0, 4, 4, 2)
+    np.testing.assert_array_equal(kernel_grad(none, jnp.zeros((0, 4, 4, 3)), spec), jnp.zeros_like(weights))
+
+
+def operands(spec, images):
+    return [jnp.tile(x[:1], (images, 1, 1, 1)) for x in sparse(spec)[:2]]
 
 
 def by_jax(x, cotangent, spec):
     return plain.kernel_grad(x, cotangent, spec.geometry)
-
-
-@pytest.mark.parametrize(("shape", "kernel", "strides", "padding"), CASES)
-def test_gradients_by_the_kernel(shape, kernel, strides, padding):
-    for images, inputs, outputs in ((5, 3, 6), (0, 2, 3), (3, 9, 130)):
-        spec = ConvSpec(Geometry(shape, kernel, strides, padding), inputs, outputs)
-        x, cotangent = operands(spec, images)
-        np.testing.assert_array_equal(kernel_grad(x, cotangent, spec), by_jax(x, cotangent, spec))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +97,45 @@ def test_transformations_are_those_of_the_definition(transform):
     x, cotangent = operands(SPEC, 4)
     native, wanted = (transform(partial(run, spec=SPEC), x, cotangent) for run in (kernel_grad, by_jax))
     np.testing.assert_allclose(native, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+def test_convolutions_have_derivatives_of_every_order_in_every_mode(strides):
+    """Those of XLA, up to the order of sums; the third derivative passes through each of the three maps."""
+    geometry = Geometry((5, 4), (3, 3), strides, (1, 1))
+    x, _, weights = sparse(ConvSpec(geometry, 2, 3))
+    both = jnp.stack([x, x[::-1]])
+
+    def checks(run):
+        loss = lambda x, k: jnp.sum(run(x, k) ** 3)  # noqa: E731
+        hessian = lambda x, k: jax.jvp(jax.grad(loss, (0, 1)), (x, k), (x, k))[1]  # noqa: E731
+        yield jax.jvp(run, (x, weights), (2 * x, weights))[1]
+        yield from hessian(x, weights)
+        yield jax.grad(lambda k: jnp.vdot(hessian(x, k)[1], weights))(weights)
+        yield jax.vmap(run, (0, None))(both, weights)
+        yield jax.vmap(run)(both, jnp.stack([weights, 2 * weights]))
+        yield from jax.vmap(jax.grad(loss, (0, 1)), (0, None))(both, weights)
+
+    found, wanted = (
+        jax.jit(lambda run=run: list(checks(run)))()
+        for run in (
+            partial(convolve, strides=strides, padding=(1, 1)),
+            lambda x, k: plain.convolution(x, k, geometry),
+        )
+    )
+    for got, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def test_exact_convolutions_call_nothing():
+    x, _, weights = sparse(SPEC)
+
+    def text(**options):
+        run = partial(convolve, padding=(1, 1), **options)
+        return jax.jit(jax.grad(lambda x, k: run(x, k).sum(), (0, 1))).lower(x, weights).as_text()
+
+    assert text().count("custom_call @qpsnn") == 2
+    assert "custom_call" not in text(precision="exact")
 
 
 def test_a_program_calls_the_library_unless_it_is_exported_or_spread():

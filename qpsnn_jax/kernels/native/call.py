@@ -55,19 +55,20 @@ def _call(*operands: Array, name: str, plain: Callable[..., Any], attributes: tu
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
-def _plain(*operands: Array, name: str, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...]) -> list:
+def by_jax(*operands: Array, name: str, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...]) -> list:
+    """The results of ``plain``, which a call stands for."""
     del name
     return jax.tree.leaves(plain(*operands, **dict(attributes)))
 
 
 def _shapes(*operands: Any, **options: Any) -> list:
-    shapes = jax.eval_shape(partial(_plain, **options), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands))
+    shapes = jax.eval_shape(partial(by_jax, **options), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands))
     return [ShapedArray(x.shape, x.dtype) for x in shapes]
 
 
 def _derivative(operands: Any, tangents: Any, **options: Any) -> Any:
     tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
-    return jax.jvp(partial(_plain, **options), list(operands), tangents)
+    return jax.jvp(partial(by_jax, **options), list(operands), tangents)
 
 
 def _in_turns(operands: Any, axes: Any, **options: Any) -> Any:
@@ -84,24 +85,30 @@ def _in_turns(operands: Any, axes: Any, **options: Any) -> Any:
     return results, [0] * len(results)
 
 
-def _lower(context: Any, *operands: Any, name: str, plain: Callable[..., Any], attributes: Any) -> Any:
-    """On a CPU: the call of the library, unless the program leaves this process or is spread over devices."""
-    loaded = library.load()
-    if loaded is None or context.module_context.lowering_parameters.for_export or _devices(context) > 1:
-        return _lower_plain(context, *operands, name=name, plain=plain, attributes=attributes)
-    target = f"qpsnn_jax.{name}"
-    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
-    given = {key: np.asarray(value, np.int64) if isinstance(value, tuple) else value for key, value in attributes}
-    return jax.ffi.ffi_lowering(target)(context, *operands, **given)
+def calls_are_possible(context: Any) -> bool:
+    """Whether a program that is lowered can call the library: it stays in this process, on one device."""
+    exported = context.module_context.lowering_parameters.for_export
+    return not exported and devices_of(context) == 1 and library.load() is not None
 
 
-def _devices(context: Any) -> int:
+def devices_of(context: Any) -> int:
+    """The number of devices that a program is lowered for."""
     spread = context.module_context.axis_context
     return spread.num_devices if hasattr(spread, "num_devices") else spread.mesh.size
 
 
-_lower_plain = mlir.lower_fun(_plain)
-_call_p.def_impl(_plain)  # of jax.disable_jit
+def _lower(context: Any, *operands: Any, name: str, plain: Callable[..., Any], attributes: Any) -> Any:
+    """On a CPU: the call of the library."""
+    if not calls_are_possible(context):
+        return _lower_plain(context, *operands, name=name, plain=plain, attributes=attributes)
+    target = f"qpsnn_jax.{name}"
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library.load(), name)), platform="cpu")
+    given = {key: np.asarray(value, np.int64) if isinstance(value, tuple) else value for key, value in attributes}
+    return jax.ffi.ffi_lowering(target)(context, *operands, **given)
+
+
+_lower_plain = mlir.lower_fun(by_jax)
+_call_p.def_impl(by_jax)  # of jax.disable_jit
 _call_p.def_abstract_eval(_shapes)
 ad.primitive_jvps[_call_p] = _derivative
 batching.primitive_batchers[_call_p] = _in_turns

@@ -1,25 +1,48 @@
-// The handlers of convolutions.
+// The handlers of convolutions: maps b h w i, kernels h w i o, cotangents b h w o.
+#include "correlate.h"
 #include "handlers.h"
 #include "kernel_grad.h"
 
 namespace qpsnn {
 
-static ffi::Error ConvKernelGrad(ffi::ThreadPool threads, Floats maps, Floats cotangent, FloatResult result,
-                                 Integers kernel, Integers strides, Integers padding) {
-  const auto x = maps.dimensions(), y = cotangent.dimensions();
-  const Conv conv{x[0], x[1], x[2], x[3], y[1], y[2], y[3], kernel[0], kernel[1], strides[0], strides[1], padding[0], padding[1]};
-  kernel_grad(pool_of(threads), conv, maps.typed_data(), cotangent.typed_data(), result->typed_data());
+static Conv conv_of(const Floats& maps, const Floats& sums, Integers kernel, Integers strides, Integers padding) {
+  const auto x = maps.dimensions(), y = sums.dimensions();
+  return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], kernel[0], kernel[1], strides[0], strides[1], padding[0], padding[1]};
+}
+
+static ffi::Error Sums(ffi::ThreadPool threads, Floats maps, Floats kernel, FloatResult sums, Integers hw,
+                       Integers strides, Integers padding) {
+  const Conv conv = conv_of(maps, *sums, hw, strides, padding);
+  conv_sums(pool_of(threads), conv, maps.typed_data(), kernel.typed_data(), sums->typed_data());
   return ffi::Error::Success();
+}
+
+static ffi::Error InputGrad(ffi::ThreadPool threads, Floats cotangent, Floats kernel, FloatResult grad, Integers hw,
+                            Integers, Integers strides, Integers padding) {
+  const Conv conv = conv_of(*grad, cotangent, hw, strides, padding);
+  conv_input_grad(pool_of(threads), conv, cotangent.typed_data(), kernel.typed_data(), grad->typed_data());
+  return ffi::Error::Success();
+}
+
+static ffi::Error KernelGrad(ffi::ThreadPool threads, Floats maps, Floats cotangent, FloatResult grad, Integers hw,
+                             Integers strides, Integers padding) {
+  const Conv conv = conv_of(maps, cotangent, hw, strides, padding);
+  kernel_grad(pool_of(threads), conv, maps.typed_data(), cotangent.typed_data(), grad->typed_data());
+  return ffi::Error::Success();
+}
+
+static auto two_to_one() {
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Attr<Integers>("kernel");
 }
 
 }  // namespace qpsnn
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(conv_kernel_grad, qpsnn::ConvKernelGrad,
-                              qpsnn::ffi::Ffi::Bind()
-                                  .Ctx<qpsnn::ffi::ThreadPool>()
-                                  .Arg<qpsnn::Floats>()
-                                  .Arg<qpsnn::Floats>()
-                                  .Ret<qpsnn::Floats>()
-                                  .Attr<qpsnn::Integers>("kernel")
+XLA_FFI_DEFINE_HANDLER_SYMBOL(conv_sums, qpsnn::Sums,
+                              qpsnn::two_to_one().Attr<qpsnn::Integers>("strides").Attr<qpsnn::Integers>("padding"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(conv_input_grad, qpsnn::InputGrad,
+                              qpsnn::two_to_one()
+                                  .Attr<qpsnn::Integers>("input_hw")
                                   .Attr<qpsnn::Integers>("strides")
                                   .Attr<qpsnn::Integers>("padding"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(conv_kernel_grad, qpsnn::KernelGrad,
+                              qpsnn::two_to_one().Attr<qpsnn::Integers>("strides").Attr<qpsnn::Integers>("padding"));

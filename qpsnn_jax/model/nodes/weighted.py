@@ -137,7 +137,7 @@ class Conv(Weighted):
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
         """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
         (x,), (given,) = inputs, context.inputs
-        sums = convolve
+        sums = partial(convolve, precision=context.precision)
         if self.quantizer is not None and given.spiking:
             sums = partial(conv_spikes, bits=self.quantizer.bits, precision=context.precision)
         linear = partial(sums, strides=self.strides, padding=self.padding)
