@@ -178,3 +178,9 @@ def test_what_the_output_does_not_need_is_left_out():
     )
     layers = fold(graph, random_variables(graph), (0.5,), (0.25,)).layers
     assert [layer.name for layer in layers] == ["lif1", "fc"]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_membrane_at_the_threshold_fires_as_in_the_graph(name):
+    strict = {node.name: node.fire == ">" for node in GRAPHS[name].nodes if isinstance(node, LIF)}
+    assert {layer.name: layer.strict for layer in folded_of(name).neurons} == strict
