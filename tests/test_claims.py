@@ -174,6 +174,19 @@ def test_the_time_is_over(tmp_path, monkeypatch):
     assert runner.work(UNITS, tmp_path, tmp_path, None, 1.0) == len(UNITS)
 
 
+def test_a_training_that_diverges_does_not_hold_the_others_up(tmp_path, monkeypatch, capsys):
+    tried = []
+
+    def diverges(unit, *_):
+        tried.append(unit.arm)
+        raise FloatingPointError("the loss is nan at step 3.")
+
+    monkeypatch.setattr(runner, "do", diverges)
+    assert runner.work(UNITS, tmp_path, tmp_path, None, None) == len(UNITS)
+    assert tried == [one.arm for one in UNITS]
+    assert f"{DENSE.name}: the loss is nan at step 3." in capsys.readouterr().err
+
+
 def test_a_stop_comes_before_the_next_training(tmp_path):
     def check():
         raise Terminated
@@ -214,6 +227,16 @@ def test_the_plan_goes_together():
         check_config(config)
     page = (Path(runner.__file__).parents[1] / "claims.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in (*QUESTIONS, *{one.recipe for one in units}))
+
+
+def test_the_hours_of_the_plan_are_those_of_its_steps(monkeypatch):
+    monkeypatch.setattr(runner, "_seconds_of_a_step", lambda unit, _: 2.0 if unit.config.network.bits else 1.0)
+    units = [one for one in plan() if one.question in ("gamma", "table3")]
+    said = runner.hours_needed(units, None)
+    # 10,000 images are 156 batches of 64: 12 epochs of 72 quantized networks and 3 in full precision, 6 of 6 networks.
+    assert f"gamma: {(72 * 2 + 3) * 12 * 156 / 3600:.1f} hours" in said
+    assert f"table3: {6 * 2 * 6 * 156 / 3600:.1f} hours" in said
+    assert "float resnet20 of width 0.125, T = 2, batch 64: 1.0000 s a step" in said
 
 
 def row(arm, seed, accuracy):

@@ -6,12 +6,13 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import jax
 
 from experiments.claims.plan import QUESTIONS, plan
 from experiments.claims.tables import read_results, table
@@ -19,6 +20,7 @@ from experiments.claims.units import Unit, do, is_done, steps_of
 from qpsnn_jax.runs import stages
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.loading import load_data
+from qpsnn_jax.runtime.files import user_cache
 from qpsnn_jax.runtime.stopping import Terminated, termination
 
 _RESULTS = Path(__file__).parents[1] / "results" / "claims"
@@ -50,12 +52,16 @@ def main(
     elif show["measure"]:
         click.echo(hours_needed(units, data_dir))
     else:
+        # The seeds of an arm have the same programs.
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
         left = work(units, runs, results, data_dir, hours)
         click.echo(f"{left} of {len(units)} units are left." if left else "All units are done.")
 
 
 def work(units: list[Unit], runs: Path, results: Path, data_dir: str | None, hours: float | None) -> int:
     """Do units in order until the time is over or SIGTERM comes, whichever is first; what was begun is saved.
+
+    A training whose loss is not finite is named, and the next unit is done.
 
     Returns:
         How many units have no result.
@@ -71,10 +77,17 @@ def work(units: list[Unit], runs: Path, results: Path, data_dir: str | None, hou
                 check()
                 if not is_done(unit, results):
                     click.echo(unit.name, err=True)
-                    do(unit, runs, results, data_dir, check)
-        except Terminated:
+                    _attempt(unit, runs, results, data_dir, check)
+        except KeyboardInterrupt:
             click.echo("stopped; the same command goes on.", err=True)
     return sum(not is_done(unit, results) for unit in units)
+
+
+def _attempt(unit: Unit, runs: Path, results: Path, data_dir: str | None, check: Callable[[], None]) -> None:
+    try:
+        do(unit, runs, results, data_dir, check)
+    except FloatingPointError as error:
+        click.echo(f"{unit.name}: {error}", err=True)
 
 
 @contextmanager
