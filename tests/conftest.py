@@ -26,8 +26,6 @@ SHARED = Path(os.environ.get("QPSNN_SHARED", Path(__file__).resolve().parents[2]
 
 def pytest_configure(config: pytest.Config) -> None:
     """One cache of compiled programs for this session, which its workers inherit."""
-    # Traced programs are many small objects that stay: looking at all of them again is a twentieth of the suite.
-    gc.set_threshold(100_000, 20, 100)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     cache = {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="qpsnn-jax-tests-")}
@@ -35,6 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ |= cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     jax.config.update("jax_compilation_cache_dir", cache["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freeze_traced_programs() -> None:
+    """Traced programs are many small objects that stay: to look at all of them again and again takes minutes."""
+    gc.collect()
+    gc.freeze()
 
 
 def _present(path: Path) -> Path:
