@@ -62,15 +62,21 @@ def _forward(step: Step, reverse: bool, drive: Array, given: Arrays, constants: 
     return values, (values, given, constants)
 
 
+def drive_grad(step: Step, reverse: bool, values: Array, given: Arrays, constants: Arrays, cotangent: Array) -> Array:
+    """The gradient of :func:`recurrence` by its drive, for its ``values`` and a cotangent of them."""
+    # Of each pair of neighbouring steps, at the place of the earlier one.
+    source = jnp.roll(values, -1, 1) if reverse else values
+    result: Array = recurrence(partial(_transposed, step), not reverse, cotangent, (source, *given), constants)
+    return result
+
+
 def _backward(step: Step, reverse: bool, saved: Any, cotangent: Array) -> tuple[Array, Arrays, Arrays]:
     values, given, constants = saved
     earlier, later = (slice(None), slice(None, -1)), (slice(None), slice(1, None))
-    # Of each pair of neighbouring steps, at the place of the earlier one.
-    source = jnp.roll(values, -1, 1) if reverse else values
-    to_drive: Array = recurrence(partial(_transposed, step), not reverse, cotangent, (source, *given), constants)
+    to_drive = drive_grad(step, reverse, values, given, constants, cotangent)
     if values.shape[1] < 2:
         return to_drive, *jax.tree.map(jnp.zeros_like, (given, constants))
-    pairs = [x[earlier] for x in (source, *given)]
+    pairs = [values[later if reverse else earlier], *(x[earlier] for x in given)]
     # A step may broadcast its constants against one step, so that it is mapped over time.
     over_time = jax.vmap(step, in_axes=(*(1 for _ in pairs), *(None for _ in constants)), out_axes=1)
     _, pull = jax.vjp(over_time, *pairs, *constants)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qpsnn_jax.kernels import neurons as native
 from qpsnn_jax.kernels import plain
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry
@@ -57,6 +58,7 @@ DISTANCE, KERNEL, GAMMAS = normal(4, 6), normal(4, 5)[0], np.abs(normal(1, 5))
 
 def neuron_table() -> list[Contract]:
     options = {"reset": "soft", "fire": ">", "detach_reset": True, "surrogate": surrogate.sigmoid}
+    numbers = {"tau": 0.5, "threshold": 1.0}
     return [
         Contract("triangular", surrogate.triangular, DISTANCE),
         Contract("rectangular", surrogate.rectangular, DISTANCE, grad=False),
@@ -66,6 +68,9 @@ def neuron_table() -> list[Contract]:
         Contract("lif", neurons.lif, CURRENTS, forward=False),
         Contract("lif-soft", lambda x: neurons.lif(x, **options), CURRENTS, forward=False),
         Contract("lif_trace", neurons.lif_trace, CURRENTS, forward=False),
+        Contract(
+            "lif_trace-native", lambda x: native.lif_trace(x, **options, **numbers).spikes, CURRENTS, forward=False
+        ),
         Contract("lif_step", lambda u: neurons.lif_step(u, u / 2), DISTANCE, forward=False),
     ]
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.kernels import neurons as native_neurons
 from qpsnn_jax.model.nodes.base import (
     Activity,
     Context,
@@ -83,12 +84,16 @@ class LIF(Neuron):
     def trace(self, leaves: Leaves, currents: Array) -> LIFTrace:
         """:func:`qpsnn_jax.lif_trace` of the currents."""
         del leaves
-        return lif_trace(
-            currents,
-            tau=self.tau,
-            threshold=self.threshold,
-            surrogate=SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate,
-            fire=self.fire,
-            reset=self.reset,
-            detach_reset=self.detach_reset,
-        )
+        return lif_trace(currents, **self._cell())
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """Its spikes; by a native kernel where there is one, unless the precision is ``exact``."""
+        if context.precision == "exact":
+            return super().run(leaves, inputs, context)
+        trace = native_neurons.lif_trace(inputs[0], **self._cell())
+        return Result(trace.spikes, trace)
+
+    def _cell(self) -> dict[str, Any]:
+        surrogate = SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate
+        names = ("tau", "threshold", "fire", "reset", "detach_reset")
+        return {"surrogate": surrogate} | {name: getattr(self, name) for name in names}

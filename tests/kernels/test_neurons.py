@@ -1,0 +1,114 @@
+"""Native neurons against the JAX functions that define them, with their derivatives and in programs."""
+
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_networks import jit
+
+from qpsnn_jax.kernels import neurons as native
+from qpsnn_jax.kernels.native import library
+from qpsnn_jax.model.nodes import LIF
+from qpsnn_jax.model.nodes.base import Context, Value
+from qpsnn_jax.numerics import neurons as plain
+from qpsnn_jax.numerics.surrogate import SURROGATES, triangular
+
+OPTIONS = {"tau": 0.5, "threshold": 1.0, "surrogate": triangular, "fire": ">=", "reset": "hard", "detach_reset": False}
+VARIANTS = list(product(SURROGATES, (">=", ">"), ("hard", "soft"), (False, True)))
+DRAW = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """The library, where there is a compiler."""
+    try:
+        library.compiler()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert library.load() is not None
+
+
+def currents(*shape):
+    """Quarters, which put many membranes right on the threshold, exactly."""
+    return jnp.asarray(DRAW.integers(-4, 9, shape) / 4, jnp.float32)
+
+
+def both(function, *arrays, **options):
+    """``function`` of the spikes and membranes, natively and by its definition."""
+    given = OPTIONS | options
+    return [jit(lambda *a, m=m: function(lambda x: m.lif_trace(x, **given), *a))(*arrays) for m in (native, plain)]
+
+
+def alike(found, wanted):
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7, 3), (2, 1, 8), (2, 4, 2051), (0, 3, 5), (2, 0, 3), (2, 3, 0), (2, 3)])
+def test_values_and_gradients_of_any_shape(shape):
+    x, cotangent = currents(*shape), jnp.asarray(DRAW.normal(size=shape), jnp.float32)
+    found, wanted = both(lambda run, x: (run(x), jax.grad(lambda x: jnp.vdot(run(x).spikes, cotangent))(x)), x)
+    np.testing.assert_array_equal(found[0].spikes, wanted[0].spikes)
+    np.testing.assert_array_equal(found[0].membranes, wanted[0].membranes)
+    alike(found[1], wanted[1])
+
+
+def test_every_option():
+    x, cotangent = currents(2, 4, 5), jnp.asarray(DRAW.normal(size=(2, 4, 5)), jnp.float32)
+
+    def every(module):
+        for name, fire, reset, detached in VARIANTS:
+            options = {"surrogate": SURROGATES[name], "fire": fire, "reset": reset, "detach_reset": detached}
+            run = lambda x, o=options: module.lif_trace(x, **OPTIONS | o)  # noqa: E731
+            yield run(x).spikes, jax.grad(lambda x, run=run: jnp.vdot(run(x).spikes, cotangent))(x)
+
+    found, wanted = (jit(lambda m=m: list(every(m)))() for m in (native, plain))
+    for variant, (spikes, gradient), (right_spikes, right_gradient) in zip(VARIANTS, found, wanted, strict=True):
+        np.testing.assert_array_equal(spikes, right_spikes, err_msg=str(variant))
+        np.testing.assert_allclose(gradient, right_gradient, rtol=1e-5, atol=1e-6, err_msg=str(variant))
+    assert len({np.asarray(gradient).tobytes() for _, gradient in wanted}) > 12
+
+
+def test_gradients_of_membranes_and_second_derivatives():
+    x, w = currents(2, 4, 3), jnp.asarray(DRAW.normal(size=(2, 4, 3)), jnp.float32)
+
+    def derivatives(run, x):
+        loss = lambda x: jnp.sum(run(x).spikes * w) ** 2 + jnp.sum(run(x).membranes ** 2 * w)  # noqa: E731
+        of_spikes = lambda x: jnp.sum(jnp.sin(run(x).spikes * x) * w)  # noqa: E731
+        return [(jax.grad(f)(x), jax.grad(lambda x, f=f: jnp.vdot(jax.grad(f)(x), w))(x)) for f in (loss, of_spikes)]
+
+    found, wanted = both(derivatives, x, surrogate=SURROGATES["sigmoid"], detach_reset=True)
+    assert np.any(wanted[1][1] != 0)
+    alike(found, wanted)
+
+
+def test_nan_comes_out_as_nan():
+    x = currents(2, 4, 5).at[1, 2, 3].set(np.nan)
+    found, wanted = both(lambda run, x: (run(x), jax.grad(lambda x: jnp.sum(run(x).spikes))(x)), x)
+    assert np.isnan(found[0].spikes).sum() == 2
+    np.testing.assert_array_equal(found[0].spikes, wanted[0].spikes)
+    np.testing.assert_array_equal(np.isnan(found[1]), np.isnan(wanted[1]))
+
+
+def test_vmap():
+    alike(*both(lambda run, x: jax.vmap(run)(x), currents(3, 2, 4, 5)))
+
+
+def text(x, precision="auto", **options):
+    node, context = (
+        LIF("lif", "x", **options),
+        Context((Value(x.shape[2:], True, False),), x.shape[1], False, precision),
+    )
+    return jax.jit(lambda x: node.run({}, [x], context).output).lower(x).compile().as_text()
+
+
+def test_a_node_calls_the_library_once_where_it_may():
+    x = jax.ShapeDtypeStruct((2, 3, 4), jnp.float32)
+    assert text(x).count("custom-call(") == 1  # unused membranes are not computed
+    assert "custom-call(" not in text(x, "exact")
+    assert "custom-call(" not in text(x, surrogate=lambda u: triangular(u, 2.0))
+    assert "custom-call(" not in text(jax.ShapeDtypeStruct(x.shape, jnp.bfloat16))
+    exported = jax.export.export(jax.jit(lambda x: native.lif_trace(x, **OPTIONS).spikes), platforms=["cpu"])(x)
+    assert "custom_call" not in exported.mlir_module()
