@@ -54,7 +54,7 @@ def lif_trace(
     if currents.dtype != jnp.float32 or surrogate not in SURROGATES.values():
         options: dict[str, Any] = {"fire": fire, "reset": reset, "detach_reset": detach_reset}
         return neurons.lif_trace(currents, tau=tau, threshold=threshold, surrogate=surrogate, **options)
-    (shape,) = cast(FunctionType, surrogate).__defaults__ or ()
+    (shape,) = cast(FunctionType, surrogate).__defaults__ or (0.0,)
     number = list(SURROGATES.values()).index(surrogate)
     return _lif(currents, _Cell(tau, threshold, fire == ">=", reset == "soft", detach_reset, number, shape))
 
