@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from qpsnn_jax.kernels.native.call import native_call
 from qpsnn_jax.numerics import neurons
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset
-from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
+from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate, fire_step
 
 
 class _Cell(NamedTuple):
@@ -62,36 +62,36 @@ def lif_trace(
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _lif(currents: Array, cell: _Cell) -> LIFTrace:
     # Of the two calls, one whose result nobody uses is removed from the program.
-    spikes, trace = (native_call(*each, currents, **cell._asdict()) for each in (_SPIKES, _TRACE))
-    return LIFTrace(spikes, trace.membranes)
+    options = cell._asdict()
+    spikes = native_call("lif_spikes", _spikes, currents, in_place=0, **options)
+    return LIFTrace(spikes, native_call("lif_membranes", _membranes, currents, in_place=0, **options))
 
 
 def _forward(currents: Any, cell: _Cell) -> tuple[LIFTrace, Array]:
-    trace = native_call(*_TRACE, currents.value, **cell._asdict())
-    return trace, trace.membranes
+    membranes = native_call("lif_membranes", _membranes, currents.value, in_place=0, **cell._asdict())
+    # XLA computes the spikes anew where they are used again, which saves their memory.
+    spikes = fire_step(membranes - cell.threshold, cell.options["surrogate"], cell.options["fire"])
+    return LIFTrace(spikes, membranes), membranes
 
 
 def _backward(cell: _Cell, membranes: Array, cotangents: LIFTrace) -> tuple[Array]:
     spikes, of_membranes = (None if isinstance(x, SymbolicZero) else x for x in cotangents)
     spikes = jnp.zeros_like(membranes) if spikes is None else spikes
     if of_membranes is None:
-        return (native_call("lif_grad", _grad, membranes, spikes, **cell._asdict()),)
+        return (native_call("lif_grad", _grad, membranes, spikes, in_place=1, **cell._asdict()),)
     return (neurons.currents_grad(membranes, spikes, of_membranes, **cell.options),)
 
 
 _lif.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _trace(currents: Array, **cell: Any) -> LIFTrace:
-    return neurons.lif_trace(currents, **_Cell(**cell).options)
-
-
 def _spikes(currents: Array, **cell: Any) -> Array:
-    return _trace(currents, **cell).spikes
+    return neurons.lif_trace(currents, **_Cell(**cell).options).spikes
+
+
+def _membranes(currents: Array, **cell: Any) -> Array:
+    return neurons.lif_trace(currents, **_Cell(**cell).options).membranes
 
 
 def _grad(membranes: Array, cotangent: Array, **cell: Any) -> Array:
     return neurons.currents_grad(membranes, cotangent, **_Cell(**cell).options)
-
-
-_SPIKES, _TRACE = ("lif_spikes", _spikes), ("lif_trace", _trace)

@@ -18,7 +18,9 @@ _call_p = Primitive("native_call")
 _call_p.multiple_results = True
 
 
-def native_call(name: str, plain: Callable[..., Any], *operands: Array, **attributes: Any) -> Any:
+def native_call(
+    name: str, plain: Callable[..., Any], *operands: Array, in_place: int | None = None, **attributes: Any
+) -> Any:
     """``plain(*operands, **attributes)``, computed on a CPU by the C++ function ``name`` if a compiler is installed.
 
     ``plain`` is the definition: its shapes and its derivatives are those of the call, and it runs on every other
@@ -30,6 +32,8 @@ def native_call(name: str, plain: Callable[..., Any], *operands: Array, **attrib
             ``operands`` in their order, row-major, its results those of ``plain``, its attributes ``attributes``.
         plain: a function of a module, from arrays to an array or a tuple of arrays.
         operands: arrays of the dtypes that the C++ function takes.
+        in_place: the operand over which the C++ function writes its one result. XLA copies it first where it is used
+            again.
         attributes: integers, floats, booleans, and tuples of integers, which arrive as int64, float64 (a double),
             bool and spans of int64.
 
@@ -38,7 +42,7 @@ def native_call(name: str, plain: Callable[..., Any], *operands: Array, **attrib
     """
     if shardings_are_types(*operands):
         return plain(*operands, **attributes)
-    return _call(*operands, name=name, plain=plain, attributes=tuple(sorted(attributes.items())))
+    return _call(*operands, name=name, plain=plain, in_place=in_place, attributes=tuple(sorted(attributes.items())))
 
 
 def shardings_are_types(*operands: Array) -> bool:
@@ -48,16 +52,18 @@ def shardings_are_types(*operands: Array) -> bool:
 
 
 # Compiled once for each kernel and shapes, also if it is called outside of jit.
-@partial(jax.jit, static_argnames=("name", "plain", "attributes"))
-def _call(*operands: Array, name: str, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...]) -> Any:
+@partial(jax.jit, static_argnames=("name", "plain", "in_place", "attributes"))
+def _call(*operands: Array, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...], **options: Any) -> Any:
     shapes = jax.eval_shape(partial(plain, **dict(attributes)), *operands)
-    results = _call_p.bind(*operands, name=name, plain=plain, attributes=attributes)
+    results = _call_p.bind(*operands, plain=plain, attributes=attributes, **options)
     return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
 
-def by_jax(*operands: Array, name: str, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...]) -> list:
+def by_jax(
+    *operands: Array, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...], **options: Any
+) -> list:
     """The results of ``plain``, which a call stands for."""
-    del name
+    del options  # of the native call
     return jax.tree.leaves(plain(*operands, **dict(attributes)))
 
 
@@ -97,14 +103,16 @@ def devices_of(context: Any) -> int:
     return spread.num_devices if hasattr(spread, "num_devices") else spread.mesh.size
 
 
-def _lower(context: Any, *operands: Any, name: str, plain: Callable[..., Any], attributes: Any) -> Any:
+def _lower(context: Any, *operands: Any, name: str, in_place: int | None, **definition: Any) -> Any:
     """On a CPU: the call of the library."""
     if not calls_are_possible(context):
-        return _lower_plain(context, *operands, name=name, plain=plain, attributes=attributes)
+        return _lower_plain(context, *operands, **definition)
     target = f"qpsnn_jax.{name}"
     jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library.load(), name)), platform="cpu")
+    attributes = definition["attributes"]
     given = {key: np.asarray(value, np.int64) if isinstance(value, tuple) else value for key, value in attributes}
-    return jax.ffi.ffi_lowering(target)(context, *operands, **given)
+    aliases = {} if in_place is None else {in_place: 0}
+    return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands, **given)
 
 
 _lower_plain = mlir.lower_fun(by_jax)

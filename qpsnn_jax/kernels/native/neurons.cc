@@ -25,15 +25,9 @@ struct Cell {
   }
 };
 
-static ffi::Error LIFSpikes(ffi::ThreadPool threads, Floats currents, FloatResult spikes, ffi::Dictionary cell) {
-  lif(pool_of(threads), Cell::of(cell).neurons(currents), currents.typed_data(), spikes->typed_data(), nullptr);
-  return ffi::Error::Success();
-}
-
-static ffi::Error LIFTrace(ffi::ThreadPool threads, Floats currents, FloatResult spikes, FloatResult membranes,
-                           ffi::Dictionary cell) {
-  lif(pool_of(threads), Cell::of(cell).neurons(currents), currents.typed_data(), spikes->typed_data(),
-      membranes->typed_data());
+template <bool Membranes>
+static ffi::Error LIF(ffi::ThreadPool threads, Floats currents, FloatResult result, ffi::Dictionary cell) {
+  lif<Membranes>(pool_of(threads), Cell::of(cell).neurons(currents), currents.typed_data(), result->typed_data());
   return ffi::Error::Success();
 }
 
@@ -58,16 +52,12 @@ static ffi::Error LIFGrad(ffi::ThreadPool threads, Floats membranes, Floats cota
 }  // namespace qpsnn
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    lif_spikes, qpsnn::LIFSpikes,
+    lif_spikes, qpsnn::LIF<false>,
     qpsnn::ffi::Ffi::Bind().Ctx<qpsnn::ffi::ThreadPool>().Arg<qpsnn::Floats>().Ret<qpsnn::Floats>().Attrs());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_trace, qpsnn::LIFTrace,
-                              qpsnn::ffi::Ffi::Bind()
-                                  .Ctx<qpsnn::ffi::ThreadPool>()
-                                  .Arg<qpsnn::Floats>()
-                                  .Ret<qpsnn::Floats>()
-                                  .Ret<qpsnn::Floats>()
-                                  .Attrs());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    lif_membranes, qpsnn::LIF<true>,
+    qpsnn::ffi::Ffi::Bind().Ctx<qpsnn::ffi::ThreadPool>().Arg<qpsnn::Floats>().Ret<qpsnn::Floats>().Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_grad, qpsnn::LIFGrad,
                               qpsnn::ffi::Ffi::Bind()

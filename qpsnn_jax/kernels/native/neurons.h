@@ -94,8 +94,9 @@ void for_pieces(const Pool& pool, const Neurons& n, const Piece& piece) {
   });
 }
 
-// Spikes and, unless `membranes` is null, membranes before the reset.
-inline void lif(const Pool& pool, const Neurons& n, const float* currents, float* spikes, float* membranes) {
+// Spikes or membranes before the reset, which may be written over the currents.
+template <bool Membranes>
+void lif(const Pool& pool, const Neurons& n, const float* currents, float* result) {
   for_pieces(pool, n, [&](int64_t offset, int64_t count) {
     float left[kPiece] = {};
     for (int64_t t = 0; t < n.steps; ++t, offset += n.size)
@@ -103,13 +104,13 @@ inline void lif(const Pool& pool, const Neurons& n, const float* currents, float
         const Vector charged = n.tau * load(left + i) + load(currents + offset + i, count - i);
         const Vector spike = fire(charged - n.threshold, n.inclusive);
         store(left + i, spike == 1 ? charged - (n.soft ? all(n.threshold) : charged) : charged);
-        store(spikes + offset + i, spike, count - i);
-        if (membranes) store(membranes + offset + i, charged, count - i);
+        store(result + offset + i, Membranes ? charged : spike, count - i);
       }
   });
 }
 
-// The gradient of the spikes by the currents, for a cotangent of the spikes; `detached` omits what flows through resets.
+// The gradient of the spikes by the currents, which may be written over the cotangent of the spikes; `detached` omits what
+// flows through resets.
 template <class Slope>
 void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, const float* membranes,
               const float* cotangent, float* result) {
