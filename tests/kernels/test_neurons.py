@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import jit
 
 from qpsnn_jax.kernels import neurons as native
 from qpsnn_jax.kernels.native import library
@@ -38,7 +37,7 @@ def currents(*shape):
 def both(function, *arrays, **options):
     """``function`` of the spikes and membranes, natively and by its definition."""
     given = OPTIONS | options
-    return [jit(lambda *a, m=m: function(lambda x: m.lif_trace(x, **given), *a))(*arrays) for m in (native, plain)]
+    return [jax.jit(lambda *a, m=m: function(lambda x: m.lif_trace(x, **given), *a))(*arrays) for m in (native, plain)]
 
 
 def alike(found, wanted):
@@ -64,7 +63,7 @@ def test_every_option():
             run = lambda x, o=options: module.lif_trace(x, **OPTIONS | o)  # noqa: E731
             yield run(x).spikes, jax.grad(lambda x, run=run: jnp.vdot(run(x).spikes, cotangent))(x)
 
-    found, wanted = (jit(lambda m=m: list(every(m)))() for m in (native, plain))
+    found, wanted = (jax.jit(lambda m=m: list(every(m)))() for m in (native, plain))
     for variant, (spikes, gradient), (right_spikes, right_gradient) in zip(VARIANTS, found, wanted, strict=True):
         np.testing.assert_array_equal(spikes, right_spikes, err_msg=str(variant))
         np.testing.assert_allclose(gradient, right_gradient, rtol=1e-5, atol=1e-6, err_msg=str(variant))
