@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -105,17 +106,28 @@ def compare_networks(first: Side, second: Side, pixels: np.ndarray, labels: np.n
 
 
 def _runner(side: Side, names: Sequence[str]) -> _Run:
-    @jax.jit
-    def forward(tree: Any, batch: Array) -> tuple[Array, dict[str, Array]]:
-        images = normalize(batch, tuple(side.mean), tuple(side.std))
-        output: Any = SpikingNetwork(side.graph).apply(tree, images, capture=dict.fromkeys(names, _spikes_of))
-        return jnp.argmax(jnp.mean(output.currents, axis=1), axis=-1), output.captured
+    mean, std = tuple(map(float, side.mean)), tuple(map(float, side.std))
 
     def run(batch: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-        predictions, spikes = forward(dict(side.variables), jnp.asarray(batch))
+        predictions, spikes = _predict(dict(side.variables), jnp.asarray(batch), side.graph, mean, std, tuple(names))
         return np.asarray(predictions), {name: np.asarray(values) for name, values in spikes.items()}
 
     return run
+
+
+@partial(jax.jit, static_argnames=("graph", "mean", "std", "names"))
+def _predict(
+    variables: Any,
+    batch: Array,
+    graph: Graph,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    names: tuple[str, ...],
+) -> tuple[Array, dict[str, Array]]:
+    """Predictions ``b`` and spikes by name; compiled once for each graph and size of a batch."""
+    images = normalize(batch, mean, std)
+    output: Any = SpikingNetwork(graph).apply(variables, images, capture=dict.fromkeys(names, _spikes_of))
+    return jnp.argmax(jnp.mean(output.currents, axis=1), axis=-1), output.captured
 
 
 def _compared(
