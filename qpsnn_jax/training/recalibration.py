@@ -14,6 +14,7 @@ from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import BatchNorm
+from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.sharding import batch_sharding, device_put, replicated
 from qpsnn_jax.training.steps import Variables
 
@@ -92,7 +93,8 @@ def _levels(graph: Graph) -> list[list[BatchNorm]]:
     return [levels[depth] for depth in sorted(levels)]
 
 
-@partial(jax.jit, static_argnames=("graph", "mesh", "precision"))
+# Optimized, a network with the moments of every layer beside it compiles for a minute and a half.
+@partial(fast_compile_jit, static_argnames=("graph", "mesh", "precision"))
 def _batch_moments(
     variables: Variables, images: Array, graph: Graph, mesh: Mesh | None, precision: Precision
 ) -> dict[str, tuple[Array, Array]]:
