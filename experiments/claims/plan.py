@@ -77,7 +77,7 @@ def choices() -> Iterator[Unit]:
     """Which network is pruned to 98,496 bytes: chosen on held-out images; the test images are not read."""
     for width, bits in ((0.1875, 2), (0.25, 2), (0.1875, 4), (0.375, 2)):
         network = _network(bits, "learned", width=width, granularity="channel")
-        config = _polished(config_of(SHORT, network, Pruning(budget="93kB", recalibrate="always"), 0))
+        config = _polished(config_of(SHORT, network, Pruning(budget="95kB", recalibrate="always"), 0))
         arm = f"{width:g}-{bits}"
         dense = Unit("choices", f"{arm}-dense", SHORT.name, replace(config, prune=Pruning()), test=None)
         yield from (dense, Unit("choices", arm, SHORT.name, config, "finetune", dense, test=None))
@@ -86,8 +86,8 @@ def choices() -> Iterator[Unit]:
 def headline() -> Iterator[Unit]:
     """MLPerf Tiny's image classification: packed files of at most 98,496, 37,000 and 20,000 bytes."""
     network = _network(2, "learned", width=0.25, granularity="channel")
-    # What a file has beside its weights takes about 5 kB.
-    for size, budget in (("98kB", "93kB"), ("37kB", "32kB"), ("20kB", "15.5kB")):
+    # The file has about 5 kB beside its numbers, which folding makes about 3 % fewer than the budget counts.
+    for size, budget in (("98kB", "95kB"), ("37kB", "33.5kB"), ("20kB", "16kB")):
         for seed in HEADLINE_SEEDS:
             pruning = Pruning(budget=budget, recalibrate="always")
             config = _polished(config_of(LONG, network, pruning, seed))
