@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from qpsnn_jax.kernels.geometry import Pair
+from qpsnn_jax.kernels.pooling import max_pool, pool_tiles
 from qpsnn_jax.model.nodes.base import Context, Leaves, Result, Unary, Value, Values
 from qpsnn_jax.model.nodes.checks import image_shape, output_hw, tuple_fields
 
@@ -38,19 +38,12 @@ class MaxPool(Unary):
         return inputs[0]._replace(shape=(*size, inputs[0].shape[-1]))
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """The largest value of each window. Among equal ones, such as spikes, the first receives the gradient.
-
-        By selection, because the gradient of ``reduce_window`` needs four integers for each element on a CPU.
-        """
+        """The largest value of each window. Among equal ones, such as spikes, the first receives the gradient."""
         (x,) = inputs
-        around = (*((0, 0) for _ in x.shape[:-3]), *((p, p) for p in self.padding), (0, 0))
-        padded = jnp.pad(x, around, constant_values=-jnp.inf)
-        sizes = zip(padded.shape[-3:-1], self.window, self.strides, strict=True)
-        rows, columns = ([slice(i, n - k + i + 1, s) for i in range(k)] for n, k, s in sizes)
-        largest, *others = (padded[..., row, column, :] for row, column in product(rows, columns))
-        for each in others:
-            largest = jnp.where((each > largest) | jnp.isnan(each), each, largest)
-        return Result(largest)
+        tiles = self.strides == self.window and self.padding == (0, 0)
+        if tiles and x.dtype == np.float32 and context.precision != "exact":
+            return Result(pool_tiles(x, self.window))
+        return Result(max_pool(x, self.window, self.strides, self.padding))
 
 
 @dataclass(frozen=True)

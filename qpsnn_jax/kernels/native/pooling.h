@@ -1,0 +1,46 @@
+// The gradient of a max-pool whose windows do not overlap.
+#pragma once
+
+#include "neurons.h"
+
+namespace qpsnn {
+
+// Maps b h w c, pooled maps b oh ow c.
+struct Tiles {
+  int64_t images, h, w, channels, oh, ow, kh, kw;
+};
+
+// The first of the largest inputs of each window receives its cotangent, all others 0; `result` may be `maps`. A NaN
+// counts as larger than what is before it.
+inline void max_pool_grad(const Pool& pool, const Tiles& n, const float* maps, const float* cotangent, float* result) {
+  const int64_t row = n.w * n.channels, count = n.kh * n.kw;
+  parallel_for(pool, n.images, [&](int64_t image, int) {
+    const float* from = maps + image * n.h * row;
+    float* to = result + image * n.h * row;
+    const float* given = cotangent + image * n.oh * n.ow * n.channels;
+    for (int64_t y = 0; y < n.oh; ++y)
+      for (int64_t x = 0; x < n.ow; ++x, given += n.channels)
+        for (int64_t c = 0; c < n.channels; c += kLanes) {
+          const int64_t corner = y * n.kh * row + x * n.kw * n.channels + c, some = n.channels - c;
+          const auto place = [&](int64_t k) { return corner + k / n.kw * row + k % n.kw * n.channels; };
+          Vector largest = load(from + corner, some);
+          Whole first = {};
+          for (int64_t k = 1; k < count; ++k) {
+            const Vector each = load(from + place(k), some);
+            const Whole larger = (each > largest) | (each != each);
+            largest = larger ? each : largest;
+            first = larger ? Whole{} + static_cast<int32_t>(k) : first;
+          }
+          const Vector value = load(given + c, some);
+          for (int64_t k = 0; k < count; ++k)
+            store(to + place(k), first == static_cast<int32_t>(k) ? value : Vector{}, some);
+        }
+    // What no window sees.
+    for (int64_t y = 0; y < n.h; ++y) {
+      const int64_t seen = y < n.oh * n.kh ? n.ow * n.kw * n.channels : 0;
+      std::fill(to + y * row + seen, to + (y + 1) * row, 0.0f);
+    }
+  });
+}
+
+}  // namespace qpsnn

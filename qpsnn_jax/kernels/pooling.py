@@ -1,0 +1,48 @@
+"""Max-pools, in plain JAX, and with a native gradient where windows do not overlap."""
+
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from qpsnn_jax.kernels.geometry import Pair
+from qpsnn_jax.kernels.native.call import native_call
+
+
+def max_pool(x: Array, window: Pair, strides: Pair, padding: Pair) -> Array:
+    """The largest value of each window of ``… h w c``. Among equal ones, the first receives the gradient.
+
+    By selection, because the gradient of ``reduce_window`` needs four integers for each element on a CPU.
+    """
+    around = (*((0, 0) for _ in x.shape[:-3]), *((p, p) for p in padding), (0, 0))
+    padded = jnp.pad(x, around, constant_values=-jnp.inf)
+    sizes = zip(padded.shape[-3:-1], window, strides, strict=True)
+    rows, columns = ([slice(i, n - k + i + 1, s) for i in range(k)] for n, k, s in sizes)
+    largest, *others = (padded[..., row, column, :] for row, column in product(rows, columns))
+    for each in others:
+        largest = jnp.where((each > largest) | jnp.isnan(each), each, largest)
+    return largest
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def pool_tiles(x: Array, window: Pair) -> Array:
+    """:func:`max_pool` of float32 maps by windows side by side, without padding; on a CPU its gradient is native."""
+    return max_pool(x, window, window, (0, 0))
+
+
+def _forward(x: Array, window: Pair) -> tuple[Array, Array]:
+    return pool_tiles(x, window), x
+
+
+def _backward(window: Pair, x: Array, cotangent: Array) -> tuple[Array]:
+    maps, given = (each.reshape(-1, *each.shape[-3:]) for each in (x, cotangent))
+    return (native_call("max_pool_grad", _grad, maps, given, in_place=0, window=window).reshape(x.shape),)
+
+
+def _grad(maps: Array, cotangent: Array, *, window: Pair) -> Array:
+    return jax.vjp(lambda x: max_pool(x, window, window, (0, 0)), maps)[1](cotangent)[0]
+
+
+pool_tiles.defvjp(_forward, _backward)
