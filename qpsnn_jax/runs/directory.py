@@ -215,7 +215,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     """
     places = [place / "stage.json" for place in (path, *_last_stage(path))]
     found = next((place for place in places if place.exists()), None)
-    names = read_notes(found, "class_names") if found else []
+    names = read_notes(found, "class_names", []) if found else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{found} is damaged: class_names must be a list of names.")
     return tuple(names)

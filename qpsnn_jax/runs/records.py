@@ -143,18 +143,24 @@ def _check_result(name: Any, accuracy_best: Any, firing_rates: Any, **numbers: A
         finite(key, value, 0, _LARGEST)
 
 
-def read_notes(path: Path, key: str) -> Any:
+def read_notes(path: Path, key: str, default: Any = None) -> Any:
     """A note of a complete stage: ``epochs``, ``class_names``, or of the stage ``pruned`` the channels to ``keep``.
 
+    Args:
+        path: of ``stage.json``.
+        key: the note.
+        default: what a stage without the note has; None if it must have it.
+
     Raises:
-        ValueError: the notes are damaged.
+        ValueError: the notes are damaged, or lack one that must be there.
     """
     try:
-        return read_checked(path)[key]
-    except KeyError:
-        raise _damaged(path, f"it has no {key}") from None
+        notes = read_checked(path)
     except ValueError as error:
         raise _damaged(path, error) from None
+    if key not in notes and default is None:
+        raise _damaged(path, f"it has no {key}")
+    return notes.get(key, default)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
