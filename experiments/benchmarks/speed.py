@@ -1,6 +1,6 @@
 """Training steps and inference of the paper's networks beside PyTorch, on a CPU.
 
-Command: python -m experiments.benchmarks.speed [--networks resnet20] [--batches 8 32] [--repeats 7] [--json FILE]
+Command: python -m experiments.benchmarks.speed [--networks resnet20] [--batches 8 32] [--isa avx2] [--json FILE]
 
 2 bits, full width, T = 2 (ResNet20) or 4 (VGG-16), with batch statistics measured so that neurons fire as in training.
 All sides compute the same network from the same weights on the same images; how far their first losses lie apart is in
@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.benchmarks import isa
 from experiments.benchmarks.networks import with_statistics
 from qpsnn_jax import Graph, SpikingNetwork, init_state, make_train_step
 from qpsnn_jax.model.nodes import Conv, Dense
@@ -76,8 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sides", nargs="+", choices=WORK["training"], help="those to time, ours among them")
     parser.add_argument("--width", type=float, default=1.0, help="multiplies every width; 1 is the paper's")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--isa", choices=isa.CHOICES, default="native", help="instructions that all sides compile for")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args(arguments)
+    isa.restart_with(given.isa)
     if given.sides and "qpsnn_jax" not in given.sides:
         parser.error("--sides needs qpsnn_jax, beside which the others stand.")
     found = []
