@@ -1,0 +1,71 @@
+// The loops of the native kernels on arrays of exact size, against sums over all taps; for the compiler's sanitizers.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <thread>
+
+#include "correlate.h"
+#include "kernel_grad.h"
+
+using namespace qpsnn;
+
+// Maps, or a kernel, or sums: small integers, so that every order gives the same; many are 0.
+static std::vector<float> numbers(int64_t count, double density) {
+  static std::mt19937 draw(0);
+  std::vector<float> found(count);
+  for (float& x : found) x = draw() % 1000 < 1000 * density ? static_cast<float>(draw() % 5) - 2 : 0;
+  return found;
+}
+
+// visit(map, kernel, sum): the places of every product.
+template <class Visit>
+static void products(const Conv& c, const Visit& visit) {
+  for (int64_t b = 0; b < c.images; ++b)
+    for (int64_t i = 0; i < c.oh; ++i)
+      for (int64_t j = 0; j < c.ow; ++j)
+        for (int64_t k = 0; k < c.kh; ++k)
+          for (int64_t l = 0; l < c.kw; ++l) {
+            const int64_t y = i * c.sy + k - c.py, x = j * c.sx + l - c.px;
+            if (y < 0 || y >= c.h || x < 0 || x >= c.w) continue;
+            for (int64_t in = 0; in < c.channels; ++in)
+              for (int64_t out = 0; out < c.outputs; ++out)
+                visit(((b * c.h + y) * c.w + x) * c.channels + in,
+                      ((k * c.kw + l) * c.channels + in) * c.outputs + out,
+                      ((b * c.oh + i) * c.ow + j) * c.outputs + out);
+          }
+}
+
+static int check(const Pool& pool, Conv c, double density) {
+  c.oh = (c.h + 2 * c.py - c.kh) / c.sy + 1, c.ow = (c.w + 2 * c.px - c.kw) / c.sx + 1;
+  const auto maps = numbers(c.images * c.h * c.w * c.channels, density);
+  const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1);
+  const auto cotangent = numbers(c.images * c.oh * c.ow * c.outputs, density);
+  std::vector<float> sums(cotangent.size(), NAN), by_input(maps.size(), NAN), by_kernel(kernel.size(), NAN);
+  conv_sums(pool, c, maps.data(), kernel.data(), sums.data());
+  conv_input_grad(pool, c, cotangent.data(), kernel.data(), by_input.data());
+  kernel_grad(pool, c, maps.data(), cotangent.data(), by_kernel.data());
+  products(c, [&](int64_t x, int64_t k, int64_t y) {
+    sums[y] -= maps[x] * kernel[k], by_input[x] -= cotangent[y] * kernel[k], by_kernel[k] -= maps[x] * cotangent[y];
+  });
+  int wrong = 0;
+  for (const auto* left : {&sums, &by_input, &by_kernel})
+    for (float x : *left) wrong += x != 0;
+  return wrong;
+}
+
+int main() {
+  std::vector<std::thread> threads;
+  const Pool pool{4, [&](std::function<void()> task) { threads.emplace_back(std::move(task)); }};
+  int wrong = 0;
+  for (double density : {0.1, 1.0}) {
+    //                  images h  w  in  oh ow out kh kw sy sx py px
+    wrong += check(pool, {3, 6, 5, 3, 0, 0, 6, 3, 3, 1, 1, 1, 1}, density);
+    wrong += check(pool, {2, 7, 6, 5, 0, 0, 9, 3, 2, 2, 1, 1, 0}, density);
+    wrong += check(pool, {2, 5, 3, 2, 0, 0, 3, 7, 4, 2, 1, 3, 2}, density);
+    wrong += check(pool, {2, 7, 6, 2, 0, 0, 17, 1, 1, 2, 3, 0, 0}, density);
+    wrong += check(pool, {1, 2, 2, 130, 0, 0, 100, 3, 3, 1, 1, 1, 1}, density);
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (wrong) std::printf("%d numbers are wrong\n", wrong);
+  return wrong != 0;
+}
