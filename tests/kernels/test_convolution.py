@@ -34,7 +34,7 @@ def test_sums_and_gradients(shape, kernel, strides, padding):
         assert np.vdot(by_weights, turn) == np.vdot(cotangent, by_sums(x, turn, strides, padding))
 
 
-ALGORITHMS = ["float32", "bfloat16", "int8"]
+ALGORITHMS = ["float32", "bfloat16", "int8", "skipping"]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -70,13 +70,9 @@ class Correlator {
     for (size_t block = 0; block < blocks.size(); ++block) {
       const Weights& weights = blocks[block];
       const int64_t offset = block * kBlockVectors * kLanes;
-      for (int64_t i = begin; i < end; ++i) {
-        float* to = out + ((at_.y0 + i * at_.step_y) * at_.out_w + at_.x0) * at_.outputs + offset;
-        if (sparse)
-          sparse_row(weights, count, i, at_.outputs - offset, first > 0, to);
-        else
-          dense_row(weights, count, i - begin, at_.outputs - offset, first > 0, to);
-      }
+      if (!sparse) dense_rows(weights, count, begin, end, at_.outputs - offset, first > 0, out + offset);
+      for (int64_t i = begin; sparse && i < end; ++i)
+        sparse_row(weights, count, i, at_.outputs - offset, first > 0, place(out, i, 0) + offset);
     }
   }
 
@@ -172,58 +168,75 @@ class Correlator {
                       &padded_[(r * width_ + x + left_) * count]);
   }
 
-  void dense_row(const Weights& weights, int64_t count, int64_t i, int64_t outputs, bool add, float* to) const {
-    const float* in = padded_.data() + (i * at_.sy * width_ + left_ - at_.px) * count;
+  float* place(float* out, int64_t i, int64_t j) const {
+    return out + ((at_.y0 + i * at_.step_y) * at_.out_w + at_.x0 + j * at_.step_x) * at_.outputs;
+  }
+
+  void dense_rows(const Weights& weights, int64_t count, int64_t begin, int64_t end, int64_t outputs, bool add,
+                  float* out) const {
     const int64_t vectors = weights.stride / kLanes;
     for (int64_t v = 0; v < vectors; v += 2) {
-      const float* from = weights.values.data() + v * kLanes;
-      const int64_t left = outputs - v * kLanes;
+      const Block block{weights.values.data() + v * kLanes, weights.stride, count, outputs - v * kLanes, add};
       if (v + 1 < vectors)
-        dense_pieces<2>(in, from, weights.stride, count, left, add, to + v * kLanes);
+        dense_pieces<2>(block, begin, end, out + v * kLanes);
       else
-        dense_pieces<1>(in, from, weights.stride, count, left, add, to + v * kLanes);
+        dense_pieces<1>(block, begin, end, out + v * kLanes);
     }
   }
 
+  // What the sums of some positions share.
+  struct Block {
+    const float* weights;
+    int64_t stride, count, outputs;
+    bool add;
+  };
+
   template <int V>
-  void dense_pieces(const float* in, const float* from, int64_t stride, int64_t count, int64_t outputs, bool add,
-                    float* to) const {
-    constexpr int64_t kMost = 6;
-    const int64_t pieces = ceil_div(at_.columns, kMost), step = at_.sx * count;
+  void dense_pieces(const Block& block, int64_t begin, int64_t end, float* out) const {
+    constexpr int kMost = 6;
+    const int64_t total = (end - begin) * at_.columns, pieces = ceil_div(total, kMost);
     for (int64_t piece = 0; piece < pieces; ++piece) {
-      const int64_t j = at_.columns * piece / pieces, width = at_.columns * (piece + 1) / pieces - j;
-      const float* at = in + j * step;
-      float* there = to + j * at_.step_x * at_.outputs;
+      const int64_t first = total * piece / pieces;
+      const int width = static_cast<int>(total * (piece + 1) / pieces - first);
+      const float* in[kMost];
+      float* to[kMost];
+      for (int p = 0; p < width; ++p) {
+        const int64_t i = (first + p) / at_.columns, j = (first + p) % at_.columns;
+        in[p] = padded_.data() + (i * at_.sy * width_ + left_ - at_.px + j * at_.sx) * block.count;
+        to[p] = place(out, begin + i, j);
+      }
       switch (width) {
-        case 1: dense<1, V>(at, from, stride, count, outputs, add, there); break;
-        case 2: dense<2, V>(at, from, stride, count, outputs, add, there); break;
-        case 3: dense<3, V>(at, from, stride, count, outputs, add, there); break;
-        case 4: dense<4, V>(at, from, stride, count, outputs, add, there); break;
-        case 5: dense<5, V>(at, from, stride, count, outputs, add, there); break;
-        default: dense<6, V>(at, from, stride, count, outputs, add, there);
+        case 1: dense<1, V>(block, in, to); break;
+        case 2: dense<2, V>(block, in, to); break;
+        case 3: dense<3, V>(block, in, to); break;
+        case 4: dense<4, V>(block, in, to); break;
+        case 5: dense<5, V>(block, in, to); break;
+        default: dense<6, V>(block, in, to);
       }
     }
   }
 
   template <int P, int V>
-  void dense(const float* in, const float* from, int64_t stride, int64_t count, int64_t outputs, bool add,
-             float* to) const {
-    const int64_t step = at_.sx * count, pixel = at_.step_x * at_.outputs;
+  void dense(const Block& block, const float* const* in, float* const* to) const {
+    const float* x[P];
+    const float* from = block.weights;
+    const int64_t stride = block.stride, taps = at_.kw * block.count, row = width_ * block.count;
     Vector sum[P][V] = {};
-    if (add)
-      for (int p = 0; p < P; ++p)
-        for (int v = 0; v < V; ++v) sum[p][v] = load_some(to + p * pixel + v * kLanes, outputs - v * kLanes);
+    for (int p = 0; p < P; ++p) {
+      x[p] = in[p];
+      for (int v = 0; block.add && v < V; ++v) sum[p][v] = load_some(to[p] + v * kLanes, block.outputs - v * kLanes);
+    }
     for (int64_t r = 0; r < at_.kh; ++r) {
-      const float* x = in + r * width_ * count;  // the taps of a row, and their channels, are neighbours
-      for (int64_t c = 0; c < at_.kw * count; ++c, from += stride) {
+      for (int64_t c = 0; c < taps; ++c, from += stride) {  // the taps of a row, and their channels, are neighbours
         Vector weight[V];
         for (int v = 0; v < V; ++v) weight[v] = load(from + v * kLanes);
         for (int p = 0; p < P; ++p)
-          for (int v = 0; v < V; ++v) sum[p][v] += x[p * step + c] * weight[v];
+          for (int v = 0; v < V; ++v) sum[p][v] += x[p][c] * weight[v];
       }
+      for (int p = 0; p < P; ++p) x[p] += row;
     }
     for (int p = 0; p < P; ++p)
-      for (int v = 0; v < V; ++v) store_part(to + p * pixel, sum[p][v], v, outputs);
+      for (int v = 0; v < V; ++v) store_part(to[p], sum[p][v], v, block.outputs);
   }
 
   const Windows at_;
