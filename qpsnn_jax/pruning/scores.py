@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from qpsnn_jax.pruning.rank import LARGEST, matrix_ranks
 from qpsnn_jax.runtime.sharding import with_auto_axes
@@ -32,7 +33,7 @@ def singular_values(spikes: Array) -> Array:
     return with_auto_axes(_singular_values, spikes, (0, 4, None))
 
 
-def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Threshold = "relative") -> Array:
+def svs_scores(spikes: Array, *, epsilon: ArrayLike | None = None, threshold: Threshold = "relative") -> Array:
     r"""Singular-value score (SVS) of each channel: how many singular values of its mean spike map exceed ε.
 
     .. math:: \mathrm{score}_c = \frac1B \sum_b \#\{\,i : σ_i(S_{avg}^{b,c}) > ε\,\}
@@ -59,7 +60,7 @@ def svs_scores(spikes: Array, *, epsilon: float | None = None, threshold: Thresh
     return found + jnp.sum(0 * spikes.astype(jnp.float32), axis=(0, 1, 2, 3))  # a rank, an integer, cannot be NaN
 
 
-def svs_ranks(spikes: Array, *, epsilon: float | None = None, threshold: Threshold = "relative") -> Array:
+def svs_ranks(spikes: Array, *, epsilon: ArrayLike | None = None, threshold: Threshold = "relative") -> Array:
     """The per-image terms of :func:`svs_scores`: numerical rank of each channel's mean spike map.
 
     Args:
@@ -167,11 +168,11 @@ def _svd_one_by_one(maps: Array) -> Array:
     return jax.lax.map(_svd, maps.reshape(b * c, h, w)).reshape(b, c, min(h, w))
 
 
-@jax.jit(static_argnames=("epsilon", "threshold"))
-def _ranks(spikes: Array, epsilon: float | None, threshold: Threshold) -> Array:
+@jax.jit(static_argnames="threshold")
+def _ranks(spikes: Array, epsilon: ArrayLike | None, threshold: Threshold) -> Array:
     if threshold == "exact":
         if epsilon is not None:
-            raise ValueError(f"threshold exact takes no epsilon, got {epsilon}.")
+            raise ValueError("threshold exact takes no epsilon.")
         return count_ranks(spike_counts(spikes))
     values = singular_values(spikes)
     if threshold == "absolute":
@@ -180,7 +181,7 @@ def _ranks(spikes: Array, epsilon: float | None, threshold: Threshold) -> Array:
         bound = jnp.full_like(values[..., :1], 1e-6 if epsilon is None else epsilon)
     elif threshold == "relative":
         factor = max(spikes.shape[2:4]) * jnp.finfo(values.dtype).eps if epsilon is None else epsilon
-        bound = factor * values[..., :1]
+        bound = jnp.asarray(factor, values.dtype) * values[..., :1]
     else:
         raise ValueError(f"threshold must be absolute, relative or exact, got {threshold!r}.")
     return jnp.sum(values > bound, axis=-1, dtype=jnp.int32)

@@ -1,6 +1,6 @@
 """Accuracy, loss and activity of a network on a data set, computed on all devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -50,11 +50,8 @@ def evaluate(
         :class:`Evaluation`. The activity is the mean over all examples.
     """
     mesh = data_mesh()
-    if capture is None:
-        step = activity_step(graph, data.mean, data.std, mesh, precision)
-    else:
-        made = make_eval_step(graph, prepare=normalizer(data), capture=capture, precision=precision)
-        step = jax.jit(made, out_shardings=replicated(mesh))
+    measured = tuple(capture.items()) if isinstance(capture, Mapping) else capture and tuple(capture)
+    step = activity_step(graph, data.mean, data.std, mesh, precision, measured)
     return evaluate_by(step, variables, examples, mesh)
 
 
@@ -65,14 +62,22 @@ def normalizer(data: DataSet) -> Callable[[Array], Array]:
 
 @lru_cache(maxsize=4)
 def activity_step(
-    graph: Graph, mean: tuple[float, ...], std: tuple[float, ...], mesh: Mesh, precision: Precision
+    graph: Graph,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    mesh: Mesh,
+    precision: Precision,
+    capture: tuple | None = None,
 ) -> Callable:
-    """The jitted step of :func:`evaluate`, which captures the activity.
+    """The jitted step of :func:`evaluate`, which captures the activity, or names or pairs of a name and a reducer.
 
     Cached, because fine-tuning evaluates the network that pruning has just evaluated, and compiling takes seconds.
     """
     prepare = partial(normalize, mean=mean, std=std)
-    step = make_eval_step(graph, prepare=prepare, capture=activity_reducers(graph), precision=precision)
+    named: Capture = activity_reducers(graph) if capture is None else capture
+    if capture and isinstance(capture[0], tuple):
+        named = dict(capture)
+    step = make_eval_step(graph, prepare=prepare, capture=named, precision=precision)
     return jax.jit(step, out_shardings=replicated(mesh))
 
 

@@ -126,7 +126,7 @@ def test_unknown_threshold(function):
 
 
 def test_exact_takes_no_epsilon():
-    with pytest.raises(ValueError, match="takes no epsilon, got 0.1"):
+    with pytest.raises(ValueError, match="threshold exact takes no epsilon"):
         svs_ranks(jnp.zeros((1, 1, 2, 2, 1)), epsilon=0.1, threshold="exact")
 
 
@@ -141,3 +141,23 @@ def test_nan_comes_out_as_nan(threshold: str):
     spikes = low_rank_spikes((3, 4, 8, 8, 7)).astype(np.float32)
     spikes[1, 2, 3, 4, 5] = np.nan
     assert np.isnan(svs_scores(spikes, threshold=threshold)).tolist() == [channel == 5 for channel in range(7)]
+
+
+def test_counts_beyond_16_bits_have_exact_ranks():
+    """More steps than a uint16 counts: the rank is that of the counts in NumPy."""
+    spikes = np.zeros((1, 70_000, 3, 3, 1), np.float32)
+    counts = np.array([[70_000, 4464, 0], [4464, 70_000, 1], [2, 0, 65_536]])  # modulo 2^16 two rows would be equal
+    for (row, column), count in np.ndenumerate(counts):
+        spikes[0, :count, row, column, 0] = 1
+    assert svs_scores(spikes, threshold="exact").tolist() == [np.linalg.matrix_rank(counts)]
+
+
+def test_the_bound_can_be_mapped_over():
+    spikes, bounds = (
+        (np.random.default_rng(0).random((2, 3, 5, 5, 2)) < 0.4).astype(np.float32),
+        np.float32([0.1, 1, 2]),
+    )
+    for threshold in ("absolute", "relative"):
+        found = jax.vmap(lambda e, threshold=threshold: svs_scores(spikes, epsilon=e, threshold=threshold))(bounds)
+        expected = [svs_scores(spikes, epsilon=float(e), threshold=threshold) for e in bounds]
+        np.testing.assert_array_equal(found, expected)

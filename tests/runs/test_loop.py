@@ -141,7 +141,7 @@ def test_the_size_of_a_batch_changes_nothing(plan, whole, monkeypatch, largest):
         np.testing.assert_allclose(parts.activity[name], activity, rtol=1e-4, atol=1e-6)
 
 
-def test_evaluation_can_measure_something_else(plan, whole):
+def test_evaluation_can_measure_something_else(plan, whole, compilations):
     trained, _ = whole
     data, graph = plan.data, plan.graph
     capture = {"lif1": lambda trace: trace.spikes.mean()}
@@ -149,6 +149,9 @@ def test_evaluation_can_measure_something_else(plan, whole):
     usual = evaluate(graph, trained.variables, data.test, data).activity["lif1"]
     assert set(rate) == {"lif1"}
     assert float(rate["lif1"]) == pytest.approx(float(usual.mean()), rel=1e-5)
+    with compilations() as counted:
+        evaluate(graph, trained.variables, data.test, data, capture=capture)
+    assert counted() == 0
 
 
 def test_a_finished_training_is_only_read(plan, whole, tmp_path):
