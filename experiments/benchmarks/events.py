@@ -250,7 +250,8 @@ def _spyx(case: Case) -> Callable[[], float]:
     for i, features in enumerate(CHANNELS, 1):
         layers.append(weighted(f"conv{i}"))
         if f"norm{i}" in params:
-            layers.append(nnx.BatchNorm(features, rngs=rngs))
+            # By the running moments, since Flax renews none within Spyx's scan.
+            layers.append(nnx.BatchNorm(features, use_running_average=True, rngs=rngs))
         layers += [lif(side, side, features), _max_pool]
         side //= 2
     layers += [spyx.nn.Flatten(), weighted("hidden"), lif(HIDDEN), weighted("outputs")]
