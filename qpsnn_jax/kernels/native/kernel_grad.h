@@ -86,7 +86,8 @@ class KernelGrad {
     lists_ = conv.sy * conv.sx * conv.channels;
     // The rows of maps whose part of the cotangent stays in the first level of the cache.
     const int64_t row_bytes = columns_ * most_outputs * sizeof(float);
-    band_ = std::max<int64_t>(1, kBandBytes / row_bytes - top_) * conv.sy;
+    const int64_t most = std::max<int64_t>(1, kBandBytes / row_bytes - top_) * conv.sy;
+    band_ = ceil_div(conv.h, ceil_div(conv.h, most));
     bands_ = ceil_div(conv.h, band_);
     capacity_ = ceil_div(conv.h, conv.sy) * ceil_div(conv.w, conv.sx);
     entries_.resize(lists_ * capacity_);
@@ -113,7 +114,7 @@ class KernelGrad {
   }
 
  private:
-  static constexpr int64_t kBandBytes = 24 << 10;
+  static constexpr int64_t kBandBytes = 32 << 10;
 
   // Sorts the inputs that are not 0 by phase and channel, in raster order.
   void list(const float* maps) {
