@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded, Image, Layer, MaxPool, Neurons, Residual, Sum
-from qpsnn_jax.export.reading import Weights, affine, needed_nodes, registered, weights_of
+from qpsnn_jax.export.reading import Weights, affine, needed_nodes, neuron_options, registered, weights_of
 from qpsnn_jax.export.readout import fold_readout, weights_on_map
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.graph import Graph
@@ -134,10 +134,11 @@ def _max_pool(node: nodes.MaxPool, folding: Folding) -> MaxPool:
 
 @fold_node.register(nodes.LIF)
 def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
-    if node.tau != 0.5 or node.reset != "hard":
+    tau, threshold = neuron_options(folding.weights, node)
+    if tau != 0.5 or node.reset != "hard":
         raise ValueError(
             f"node {node.name!r}: only a leak of 0.5 and a hard reset can be exported as integers, "
-            f"got tau {node.tau} and a {node.reset} reset."
+            f"got tau {tau} and a {node.reset} reset."
         )
     synapses, residuals = current_of(folding.graph.by_name[node.input], folding)
     if len(synapses) != 1 or len(residuals) > 1:
@@ -158,7 +159,7 @@ def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
         padding=padding,
         scale=np.abs(scale).astype(np.float32),
         bias=bias.astype(np.float32),
-        threshold=node.threshold,
+        threshold=threshold,
         strict=node.fire == ">",
         residual=next(iter(residuals), None),
     )

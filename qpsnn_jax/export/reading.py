@@ -5,10 +5,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.nodes import BatchNorm, Node, Quantizer, Weighted
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Node, Quantizer, Weighted
 from qpsnn_jax.model.variables import check_variables
 from qpsnn_jax.numerics.quantization import Codes
 
@@ -46,6 +47,13 @@ def weights_of(graph: Graph, variables: Mapping[str, Any]) -> Weights:
     check_variables(graph, variables)
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
     return Weights(arrays, _codes(graph, variables))
+
+
+def neuron_options(weights: Weights, node: LIF) -> tuple[float, float]:
+    """τ and θ of neurons, as the network computes them in float32 where they are learned."""
+    own = weights.variables["params"].get(node.name, {})
+    found = node.constants({name: jnp.asarray(leaf, jnp.float32) for name, leaf in own.items()})
+    return float(found["tau"]), float(found["threshold"])
 
 
 def affine(weights: Weights, layer: Weighted, norm: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ Under NNX, wrap a module and call it as any other; ``mutable`` lets training upd
     loss, gradients = nnx.value_and_grad(lambda block: block(spikes, train=True, mutable=["batch_stats"]).mean())(block)
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -140,7 +140,7 @@ class BatchNorm(nn.Module):
 
 
 class LIFLayer(nn.Module):
-    """Leaky integrate-and-fire neurons: :func:`qpsnn_jax.lif` as a module without arrays.
+    """Leaky integrate-and-fire neurons: :func:`qpsnn_jax.lif` as a module, with arrays for a learned τ or θ.
 
     Args:
         tau, threshold, fire, reset, detach_reset: as in :func:`qpsnn_jax.lif_step`.
@@ -153,8 +153,8 @@ class LIFLayer(nn.Module):
         QP-SNN (ICLR 2025), Eq. 1-3.
     """
 
-    tau: float = 0.5
-    threshold: float = 1.0
+    tau: float | Literal["learned"] = 0.5
+    threshold: float | Literal["learned"] = 1.0
     fire: Fire = ">="
     reset: Reset = "hard"
     detach_reset: bool = False

@@ -39,6 +39,8 @@ class NetworkSettings:
     )
     granularity: Literal["layer", "channel"] = setting("layer", "what shares one γ: the layer, or each output channel")
     ste: str = setting("clipped", "straight-through gradient of the quantizer", names=("clipped", "plain", "scaled"))
+    learned_tau: bool = setting(False, "learn the leak τ of every layer of neurons (PLIF)")
+    learned_threshold: bool = setting(False, "learn the threshold θ of every layer of neurons")
     fire: Literal[">=", ">"] = setting(">=", "when a membrane fires at the threshold")
     surrogate: str = setting(
         "triangular", "derivative of the firing step", names=("triangular", "rectangular", "sigmoid", "arctan")
@@ -80,13 +82,17 @@ def build(
     quantizer = None
     if settings.bits is not None:
         quantizer = Quantizer(settings.bits, _option(settings.gamma), settings.granularity, _option(settings.ste))
+    constants = (
+        "learned" if settings.learned_tau else LIF.tau,
+        "learned" if settings.learned_threshold else LIF.threshold,
+    )
     options = {
         "bits": quantizer,
         "timesteps": settings.timesteps,
         "classes": classes,
         "input_shape": input_shape,
         "width": settings.width,
-        "lif": LIF("", "", fire=settings.fire, surrogate=_option(settings.surrogate)),
+        "lif": LIF("", "", *constants, fire=settings.fire, surrogate=_option(settings.surrogate)),
         "ratios": ratios,
     }
     try:

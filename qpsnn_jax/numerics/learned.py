@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-LEARNED = ("gamma",)
+LEARNED = ("gamma", "tau_logit", "log_threshold")
 """Names of the parameters of nodes that are such scales."""
 
 

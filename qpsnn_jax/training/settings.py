@@ -23,7 +23,7 @@ class Training:
     learning_rate: float = setting(0.1, "highest learning rate of the cosine schedule", above=0, most=_LARGEST)
     momentum: float = setting(0.9, "momentum of SGD", least=0, below=1)
     weight_decay: float = setting(1e-5, "L2 decay of the convolutions' weights", least=0, most=_LARGEST)
-    scale_lr: float = setting(1.0, "multiplies the learning rate of learned scales γ", above=0, most=_LARGEST)
+    scale_lr: float = setting(1.0, "multiplies the learning rate of learned γ, τ and θ", above=0, most=_LARGEST)
     warmup_epochs: float = setting(0.0, "epochs of linear rise of the learning rate", least=0, most=1_000_000)
     clip_norm: float | None = setting(None, "largest global norm of the gradient", above=0, most=_LARGEST)
     loss: Literal["cross_entropy", "tet"] = setting("cross_entropy", "loss on the mean output, or at every step (TET)")

@@ -1,5 +1,7 @@
 """Scales that are trained: a learned γ starts at the least squared error, follows LSQ, and reaches every export."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from small_networks import images_of, random_variables, residual_graph
 from qpsnn_jax import (
     Graph,
     Quantizer,
+    SpikingNetwork,
     channel_groups,
     cost,
     fold,
@@ -21,6 +24,7 @@ from qpsnn_jax import (
     prune,
     quantize,
 )
+from qpsnn_jax.model.graph import from_json, to_json
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, GlobalAveragePool, Input
 
 LAYER, CHANNEL = Quantizer(2, "learned"), Quantizer(3, "learned", "channel")
@@ -154,3 +158,45 @@ def test_exports_write_the_learned_gamma(quantizer):
     np.testing.assert_allclose(neurons.scale, np.abs(factor) * np.abs(gamma) / top, rtol=1e-5)
     written = nir_graph(graph, variables, (0.5,), (0.5,)).nodes["conv"].weight
     np.testing.assert_allclose(written, np.moveaxis(expected * np.abs(gamma) / top * factor, (3, 2), (0, 1)), rtol=1e-5)
+
+
+def neurons_of(tau, threshold) -> Graph:
+    options = {"tau": tau, "threshold": threshold}
+    nodes = [dataclasses.replace(n, **options) if isinstance(n, LIF) else n for n in chain(Quantizer(2)).nodes]
+    return Graph(tuple(nodes), timesteps=2)
+
+
+def test_learned_neurons_start_as_fixed_ones_and_are_those_of_their_values():
+    graph, fixed = neurons_of("learned", "learned"), chain(Quantizer(2))
+    variables, images = random_variables(graph), images_of(fixed)
+    params = variables["params"]
+    for name in ("lif0", "lif1"):
+        params[name] = {"tau_logit": np.zeros(1, np.float32), "log_threshold": np.zeros(1, np.float32)}
+    run = jax.jit(lambda g, v, x: SpikingNetwork(g).apply(v, x).currents, static_argnums=0)
+    plain = variables | {"params": {name: leaves for name, leaves in params.items() if "lif" not in name}}
+    np.testing.assert_allclose(run(graph, variables, images), run(fixed, plain, images), rtol=1e-5, atol=1e-6)
+    moved = {"tau_logit": np.full(1, -0.4, np.float32), "log_threshold": np.full(1, 0.3, np.float32)}
+    changed = variables | {"params": params | {"lif0": moved, "lif1": moved}}
+    known = neurons_of(1 / (1 + np.exp(0.4)), np.exp(0.3))
+    np.testing.assert_allclose(run(graph, changed, images), run(known, plain, images), rtol=1e-4, atol=1e-5)
+
+    def total(params):
+        return SpikingNetwork(graph).apply(changed | {"params": params}, images).currents.sum()
+
+    gradients = jax.jit(jax.grad(total))(changed["params"])
+    assert all(np.abs(leaf).max() > 0 for leaf in gradients["lif1"].values())
+    assert cost(graph).params == cost(fixed).params + 4
+    assert from_json(to_json(graph)) == graph
+
+
+def test_exports_write_the_learned_threshold_and_name_a_learned_leak():
+    graph = neurons_of(0.5, "learned")
+    variables = random_variables(graph)
+    raised = np.float32(np.exp(variables["params"]["lif1"]["log_threshold"][0]))
+    layers = {layer.name: layer for layer in fold(graph, variables, (0.5,), (0.5,)).layers}
+    assert layers["lif1"].threshold == pytest.approx(raised, rel=1e-6)
+    nir = nir_graph(graph, variables, (0.5,), (0.5,)).nodes["lif1"]
+    np.testing.assert_allclose(nir.v_threshold, raised / 2, rtol=1e-6)
+    leaking = neurons_of("learned", 1.0)
+    with pytest.raises(ValueError, match=r"node 'lif0': only a leak of 0.5 and a hard reset .* got tau 0\.\d+"):
+        fold(leaking, random_variables(leaking), (0.5,), (0.5,))

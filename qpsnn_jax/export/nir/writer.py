@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qpsnn_jax.export.nir.file import nir_package
-from qpsnn_jax.export.reading import Weights, affine, needed_nodes, registered, summed_weights, weights_of
+from qpsnn_jax.export.reading import (
+    Weights,
+    affine,
+    needed_nodes,
+    neuron_options,
+    registered,
+    summed_weights,
+    weights_of,
+)
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import (
@@ -202,14 +210,15 @@ def _conv(
 @translate.register
 def _(node: LIF, build: Builder, sources: Sequence[Translated]) -> Translated:
     (source,) = sources
-    if node.tau != 0.5 or node.reset != "hard":
+    tau, theta = neuron_options(build.weights, node)
+    if tau != 0.5 or node.reset != "hard":
         raise ValueError(
             f"node {node.name!r}: only a leak of 0.5 and a hard reset give equal results in the simulators "
-            f"that read NIR, got tau {node.tau} and a {node.reset} reset."
+            f"that read NIR, got tau {tau} and a {node.reset} reset."
         )
-    threshold = np.float32(node.threshold)
+    threshold = np.float32(theta)
     if not 1e-6 < threshold < 1e6:
-        raise ValueError(f"node {node.name!r}: the threshold must be between 1e-6 and 1e6, got {node.threshold}.")
+        raise ValueError(f"node {node.name!r}: the threshold must be between 1e-6 and 1e6, got {theta}.")
     below = np.nextafter(threshold, np.float32(0))
     neurons = _lif(build, source, (threshold if node.fire == ">" else below) / 2)
     return build.add(node.name, neurons, source, source.shape)

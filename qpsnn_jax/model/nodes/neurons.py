@@ -4,16 +4,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.nn.initializers import zeros
 
 from qpsnn_jax.kernels import neurons as native_neurons
 from qpsnn_jax.model.nodes.base import (
     Activity,
     Context,
     Count,
+    Leaf,
     Leaves,
     Result,
     Unary,
@@ -26,6 +30,7 @@ from qpsnn_jax.numerics.neurons import LIFTrace, Reset, lif_trace
 from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
 
 _MEMBRANE_BITS = 32
+_LEARNED = "learned"
 
 
 @dataclass(frozen=True)
@@ -66,34 +71,50 @@ class Neuron(Unary, ABC):
 
 @dataclass(frozen=True)
 class LIF(Neuron):
-    """Leaky integrate-and-fire neurons: the options of :func:`qpsnn_jax.lif`; ``surrogate`` is a name or a function."""
+    """Leaky integrate-and-fire neurons: the options of :func:`qpsnn_jax.lif`; ``surrogate`` is a name or a function.
 
-    tau: float = 0.5
-    threshold: float = 1.0
+    τ and θ may be ``"learned"``, one parameter each for the layer: :math:`τ = sigmoid(a)` from ``tau_logit`` a = 0, as
+    in PLIF (Fang et al., ICCV 2021), and :math:`θ = e^v` from ``log_threshold`` v = 0.
+    """
+
+    tau: float | Literal["learned"] = 0.5
+    threshold: float | Literal["learned"] = 1.0
     fire: Fire = ">="
     reset: Reset = "hard"
     detach_reset: bool = False
     surrogate: str | Surrogate = "triangular"
 
     def __post_init__(self) -> None:
-        float_fields(self, "tau", "threshold")
+        float_fields(self, *(name for name in ("tau", "threshold") if getattr(self, name) != _LEARNED))
         one_of("fire", self.fire, (">=", ">"))
         one_of("reset", self.reset, ("hard", "soft"))
         one_of("surrogate", self.surrogate, SURROGATES, or_function=True)
 
+    def leaves(self, inputs: Values) -> dict[str, Leaf]:
+        """``tau_logit`` and ``log_threshold``, where τ and θ are learned."""
+        del inputs
+        names = {"tau_logit": self.tau, "log_threshold": self.threshold}
+        return {name: Leaf((1,), zeros, (None,)) for name, value in names.items() if value == _LEARNED}
+
+    def constants(self, leaves: Leaves) -> dict[str, Any]:
+        """``tau`` and ``threshold``, numbers, or scalar arrays where they are learned."""
+        return {
+            "tau": jax.nn.sigmoid(leaves["tau_logit"][0]) if self.tau == _LEARNED else self.tau,
+            "threshold": jnp.exp(leaves["log_threshold"][0]) if self.threshold == _LEARNED else self.threshold,
+        }
+
     def trace(self, leaves: Leaves, currents: Array) -> LIFTrace:
         """:func:`qpsnn_jax.lif_trace` of the currents."""
-        del leaves
-        return lif_trace(currents, **self._cell())
+        return lif_trace(currents, **self._cell(leaves))
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
-        """Its spikes; by a native kernel where there is one, unless the precision is ``exact``."""
-        if context.precision == "exact":
+        """Its spikes; by a native kernel where there is one, unless τ or θ is learned or the precision is ``exact``."""
+        if leaves or context.precision == "exact":
             return super().run(leaves, inputs, context)
-        trace = native_neurons.lif_trace(inputs[0], **self._cell())
+        trace = native_neurons.lif_trace(inputs[0], **self._cell(leaves))
         return Result(trace.spikes, trace)
 
-    def _cell(self) -> dict[str, Any]:
+    def _cell(self, leaves: Leaves) -> dict[str, Any]:
         surrogate = SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate
-        names = ("tau", "threshold", "fire", "reset", "detach_reset")
-        return {"surrogate": surrogate} | {name: getattr(self, name) for name in names}
+        names = ("fire", "reset", "detach_reset")
+        return {"surrogate": surrogate} | self.constants(leaves) | {name: getattr(self, name) for name in names}
