@@ -145,6 +145,7 @@ class LIFLayer(nn.Module):
     Args:
         tau, threshold, fire, reset, detach_reset: as in :func:`qpsnn_jax.lif_step`.
         surrogate: derivative of the firing step, by its name or as a function of U - θ.
+        precision: ``"exact"`` for the same program on every machine, as in :class:`qpsnn_jax.SpikingNetwork`.
 
     Raises:
         ValueError: an argument is unknown or not finite.
@@ -159,14 +160,16 @@ class LIFLayer(nn.Module):
     reset: Reset = "hard"
     detach_reset: bool = False
     surrogate: str | Surrogate = "triangular"
+    precision: Precision = "auto"
 
     @nn.compact
     def __call__(self, currents: Array) -> Array:
         """Spikes 0 and 1, ``b t …``, of the dtype of the currents ``b t …``."""
         options = (self.tau, self.threshold, self.fire, self.reset, self.detach_reset, self.surrogate)
         node = nodes.LIF(self.name or "LIFLayer", _INPUT, *options)
+        check_precision(self.precision)
         given = Value(currents.shape[2:], timed=True, spiking=False)
-        return run_node(self, node, currents, Context((given,), 1))
+        return run_node(self, node, currents, Context((given,), 1, precision=self.precision))
 
 
 def run_node(module: nn.Module, node: Node, x: Array, context: Context) -> Array:
