@@ -20,7 +20,9 @@ from qpsnn_jax.kernels.native.call import native_call
 def sums(x: Array, kernel: Array, spec: ConvSpec) -> Array:
     """The convolution, ``b h w o``."""
     _, size, strides, padding = spec.geometry
-    return native_call("conv_sums", _sums, *_floats(x, kernel), kernel=size, strides=strides, padding=padding)
+    found = native_call("conv_sums", _sums, *_floats(x, kernel), kernel=size, strides=strides, padding=padding)
+    # Skipped products of weights that are NaN would not show.
+    return found + jnp.sum(0 * kernel, (0, 1, 2)).astype(jnp.float32)[None, None, None]
 
 
 def input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:

@@ -103,7 +103,7 @@ def test_winograd_is_exact_up_to_its_bound():
     np.testing.assert_array_equal(run(*(jnp.asarray(x, jnp.float32) for x in operands)), expected)
 
 
-@pytest.mark.parametrize("algorithm", ["float32", "int8", "winograd", "popcount"])
+@pytest.mark.parametrize("algorithm", ["float32", "int8", "winograd", "popcount", "skipping"])
 def test_nan_comes_out_as_nan(algorithm):
     spikes, integers = (np.asarray(x, np.float32) for x in spikes_and_integers((5, 4), (3, 3), 3, 5))
     run = jax.jit(partial(conv_spikes, bits=3, padding=(1, 1), algorithm=algorithm))
