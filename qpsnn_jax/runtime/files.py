@@ -17,7 +17,7 @@ def user_cache() -> Path:
     """The folder of this program in the user's cache, ``$XDG_CACHE_HOME`` or ``~/.cache``; it need not exist.
 
     Raises:
-        RuntimeError: nobody's home.
+        RuntimeError: the user has no home directory, and ``XDG_CACHE_HOME`` is not set.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "qpsnn_jax"
 

@@ -22,6 +22,7 @@ import jax
 import jaxlib.version
 
 from qpsnn_jax.kernels.hardware import cpu_flags
+from qpsnn_jax.runtime.files import user_cache
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w"]
@@ -37,7 +38,7 @@ def load() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(find_or_compile(cache_directory(), compiler())))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home directory
         reason = str(error).strip().splitlines()[0]
         logging.getLogger("qpsnn_jax").warning(
             f"qpsnn: the native kernels cannot be compiled, so XLA computes everything, more slowly: {reason}"
@@ -47,8 +48,12 @@ def load() -> ctypes.CDLL | None:
 
 
 def cache_directory() -> Path:
-    """The folder of compiled libraries, in the user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "qpsnn_jax" / "native"
+    """The folder of compiled libraries, in the user's cache.
+
+    Raises:
+        RuntimeError: the user has no home directory.
+    """
+    return user_cache() / "native"
 
 
 def compiler() -> list[str]:
