@@ -258,20 +258,29 @@ def _cheapest(
 
 
 def _refill(model: _Model, kept: dict[str, np.ndarray], ranking: Mapping[str, _Scores], limit: float) -> None:
-    """Take back the units that still fit, the best of each group first, where they cost least for their worth."""
+    """Take back units that still fit: the best such unit of each group, first where it costs least for its worth.
+
+    A unit that does not fit never will, because the return of a unit makes no other one cheaper.
+    """
+    waiting = {
+        name: [int(unit) for unit in np.argsort(-ranking[name].values, kind="stable")[::-1] if not mask[unit]]
+        for name, mask in kept.items()
+    }
     while True:
         total, candidates = model.total(kept), []
-        for name, mask in kept.items():
-            if mask.all():
-                continue
-            unit = int(np.argmax(np.where(mask, -np.inf, ranking[name].values)))
-            added = model.total(kept | {name: mask | (np.arange(len(mask)) == unit)}) - total
-            if total + added <= limit:
-                candidates.append((added / max(ranking[name].worth(mask)[unit], 1e-30), name, unit))
+        for name, units in waiting.items():
+            while units:
+                mask, unit = kept[name], units[-1]
+                added = model.total(kept | {name: mask | (np.arange(len(mask)) == unit)}) - total
+                if total + added <= limit:
+                    candidates.append((added / max(ranking[name].worth(mask)[unit], 1e-30), name, unit))
+                    break
+                units.pop()
         if not candidates:
             return
         _, name, unit = min(candidates)
         kept[name][unit] = True
+        waiting[name].pop()
 
 
 def _channels(group: Group, mask: np.ndarray) -> np.ndarray:
