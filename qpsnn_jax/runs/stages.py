@@ -207,14 +207,14 @@ def _teacher(run: Run, training: Training, source: Path | None) -> Teacher | Non
 
 
 def _check_teacher(name: str, training: Training, before: Sequence[str], graph: Graph) -> None:
-    """Check what can be checked before any training: that a teacher exists and fits the network before pruning."""
-    if training.distill is None or training.distill in before:
+    """Check what can be checked before any training: all but the widths that pruning leaves."""
+    if training.distill is None:
         return
-    if training.distill in STAGES:
+    if training.distill in set(STAGES) - set(before):
         raise ValueError(f"{name}.distill names the stage {training.distill}, which comes only after it.")
     try:
-        teacher, _ = load_network(Path(training.distill))
-        distillation_by(training, teacher)._replace(membranes={}).check(graph)
+        teacher = graph if training.distill in before else load_network(Path(training.distill))[0]
+        distillation_by(training, teacher).check(graph, widths=not before)
     except ValueError as error:
         raise ValueError(f"{name}.distill: {error}") from None
 

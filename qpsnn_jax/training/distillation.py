@@ -30,8 +30,12 @@ class Distillation(NamedTuple):
     temperature: float = 2.0
     membranes: Mapping[str, float] = {}
 
-    def check(self, student: Graph) -> None:
+    def check(self, student: Graph, *, widths: bool = True) -> None:
         """Check that the teacher fits a network.
+
+        Args:
+            student: the network that is trained.
+            widths: whether membranes must have one shape in both; not while ``student`` is still to be pruned.
 
         Raises:
             ValueError: it does not, or a weight is out of range; the message names the difference.
@@ -51,7 +55,7 @@ class Distillation(NamedTuple):
                 if name not in graph.neurons:
                     raise ValueError(f"membranes name {name!r}, which are not neurons of the {whose}.")
             own, given = (graph.values[name].shape for graph in (student, teacher))
-            if own != given:
+            if widths and own != given:
                 raise ValueError(f"membranes of {name!r} have the shape {given} in the teacher and {own} here.")
 
     def targets(self, variables: Any, images: Array, precision: Precision) -> Output:

@@ -463,4 +463,13 @@ def test_a_teacher_that_does_not_fit_is_told_before_training(small_config, small
     failed(capsys, [*words, "finetuned"], "finetune.distill names the stage finetuned, which comes only after it")
     failed(capsys, ["train", small_config, *out, "--train.distill", "quantized"], "train.distill names the stage")
     failed(capsys, [*words, small_run, "--network.timesteps", "3"], "the time steps of the teacher must be those of")
+    for teacher in ("quantized", small_run):
+        wrong = [*words, teacher, "--finetune.distill_membranes", "lif9=1"]
+        failed(capsys, wrong, "finetune.distill: membranes name 'lif9', which are not neurons of the network")
+    wrong = ["train", small_config, *out, "--train.distill", small_run, "--train.distill_membranes"]
+    failed(capsys, [*wrong, "lif1=1"], "train.distill: membranes of 'lif1' have the shape")
+    config = load_config(small_config)
+    # The shape may fit once the network is pruned.
+    finetuning = dataclasses.replace(config.finetune, distill=str(small_run), distill_membranes={"lif1": 1.0})
+    stages.prepare_run(dataclasses.replace(config, finetune=finetuning), tmp_path / "none", load_data(config))
     assert not (tmp_path / "none").exists()
