@@ -63,7 +63,12 @@ int main() {
     wrong += check(pool, {2, 7, 6, 5, 0, 0, 9, 3, 2, 2, 1, 1, 0}, density);
     wrong += check(pool, {2, 5, 3, 2, 0, 0, 3, 7, 4, 2, 1, 3, 2}, density);
     wrong += check(pool, {2, 7, 6, 2, 0, 0, 17, 1, 1, 2, 3, 0, 0}, density);
-    wrong += check(pool, {1, 2, 2, 130, 0, 0, 100, 3, 3, 1, 1, 1, 1}, density);
+    // More inputs than a block has; outputs that fill up their last block, by vectors of 4, 8 and 16.
+    for (int64_t outputs : {40, 70, 100, 150})
+      wrong += check(pool, {1, 2, 2, 130, 0, 0, outputs, 3, 3, 1, 1, 1, 1}, density);
+    wrong += check(pool, {1, 2, 2, 70, 0, 0, 130, 3, 3, 1, 1, 1, 1}, density);
+    wrong += check(pool, {2, 3, 3, 4, 0, 0, 0, 3, 3, 1, 1, 1, 1}, density);
+    wrong += check(pool, {2, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, density);
   }
   for (std::thread& thread : threads) thread.join();
   if (wrong) std::printf("%d numbers are wrong\n", wrong);

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +60,17 @@ def test_kernels_compute_what_jax_does(shape, kernel, strides, padding):
 
 def test_wide_layers():
     """More outputs and inputs than one block has, and strides."""
-    for geometry in (Geometry((3, 4), (3, 2), (1, 1), (1, 0)), Geometry((5, 4), (3, 3), (2, 2), (1, 1))):
-        spec = ConvSpec(geometry, 140, 130)
+    stride_1, stride_2 = Geometry((3, 4), (3, 2), (1, 1), (1, 0)), Geometry((5, 4), (3, 3), (2, 2), (1, 1))
+    # Some of the outputs fill up their last block, for vectors of 4, 8 and 16 numbers.
+    for geometry, inputs, outputs in (
+        (stride_1, 140, 130),
+        (stride_2, 140, 130),
+        (stride_1, 140, 70),
+        (stride_1, 70, 140),
+        (stride_1, 130, 256),
+        (stride_1, 130, 40),
+    ):
+        spec = ConvSpec(geometry, inputs, outputs)
         x, cotangent, weights = sparse(spec)
         sums, pull = jax.vjp(lambda x, k, g=geometry: plain.convolution(x, k, g), x, weights)
         np.testing.assert_array_equal(skipping.sums(x, weights, spec), sums)
@@ -74,6 +84,9 @@ def test_nothing_to_compute():
     assert skipping.sums(none, weights, spec).shape == (0, 4, 4, 3)
     assert skipping.input_grad(jnp.zeros((0, 4, 4, 3)), weights, spec).shape == (0, 4, 4, 2)
     np.testing.assert_array_equal(kernel_grad(none, jnp.zeros((0, 4, 4, 3)), spec), jnp.zeros_like(weights))
+    narrow, maps, empty = spec._replace(outputs=0), jnp.ones((1, 4, 4, 2)), jnp.ones((1, 4, 4, 0))
+    np.testing.assert_array_equal(skipping.input_grad(empty, weights[..., :0], narrow), jnp.zeros_like(maps))
+    assert kernel_grad(maps, empty, narrow).shape == (3, 3, 2, 0)
 
 
 def operands(spec, images):
@@ -170,6 +183,7 @@ def quick(tmp_path):
     known = library.find_or_compile(library.cache_directory(), library.compiler())
     script.write_text(
         "import sys, shutil\n"
+        "if '--version' in sys.argv: sys.exit()\n"
         f"open({str(tmp_path / 'count')!r}, 'a').write('x')\n"
         f"shutil.copyfile({str(known)!r}, sys.argv[sys.argv.index('-o') + 1])\n"
     )
@@ -231,6 +245,19 @@ def failing(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", f"{sys.executable} {tmp_path / 'missing.py'}")
 
 
+def unbalanced(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", 'g++ "x')
+
+
+def homeless(tmp_path, monkeypatch):
+    def raises(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", raises)
+
+
 def without_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
@@ -242,6 +269,8 @@ def without_compiler(tmp_path, monkeypatch):
     [
         (unreachable, "Not a directory"),
         (failing, "python.* failed"),
+        (unbalanced, "CXX is not a command: No closing quotation"),
+        (homeless, "Could not determine home directory"),
         (without_compiler, "no C\\+\\+ compiler is installed; install g\\+\\+ or clang\\+\\+, or set CXX"),
     ],
 )

@@ -17,7 +17,8 @@ def compiled(source: str, name: str, directory: Path) -> tuple[Path, subprocess.
     except FileNotFoundError as error:
         pytest.skip(str(error))
     program = directory / name.replace(",", "-")
-    options = ["-std=c++17", "-O1", "-g", "-pthread", f"-fsanitize={name}", "-fno-sanitize-recover=all", f"-I{SOURCES}"]
+    options = ["-std=c++17", "-O1", "-g", "-pthread", f"-fsanitize={name}", "-fno-sanitize-recover=all"]
+    options += [*library.target(), f"-I{SOURCES}"]
     text = subprocess.run(
         [*command, *options, "-x", "c++", "-", "-o", str(program)], input=source, capture_output=True, text=True
     )

@@ -37,13 +37,15 @@ struct Weights {
 inline void store_some(float* to, Vector x, int64_t count) {
   if (count >= kLanes)
     store(to, x);
-  else
+  else if (count > 0)
     std::memcpy(to, &x, count * sizeof(float));
 }
 
+// The first `count` numbers, then zeros; vectors that fill up a block have none.
 inline Vector load_some(const float* from, int64_t count) {
-  if (count >= kLanes) return load(from);
   Vector x = {};
+  if (count <= 0) return x;
+  if (count >= kLanes) return load(from);
   std::memcpy(&x, from, count * sizeof(float));
   return x;
 }
@@ -148,13 +150,8 @@ class Correlator {
           for (int v = 0; v < V; ++v) sum[v] += spike->value * load(one + v * kLanes);
         }
       }
-      for (int v = 0; v < V; ++v) store_part(to, sum[v], v, outputs);
+      for (int v = 0; v < V; ++v) store_some(to + v * kLanes, sum[v], outputs - v * kLanes);
     }
-  }
-
-  static void store_part(float* to, Vector x, int v, int64_t outputs) {
-    const int64_t left = outputs - v * kLanes;
-    if (left > 0) store_some(to + v * kLanes, x, left);
   }
 
   // The rows that the sums [begin, end) read, with zeros around them.
@@ -236,7 +233,7 @@ class Correlator {
       for (int p = 0; p < P; ++p) x[p] += row;
     }
     for (int p = 0; p < P; ++p)
-      for (int v = 0; v < V; ++v) store_part(to[p], sum[p][v], v, block.outputs);
+      for (int v = 0; v < V; ++v) store_some(to[p] + v * kLanes, sum[p][v], block.outputs - v * kLanes);
   }
 
   const Windows at_;
@@ -249,7 +246,7 @@ class Correlator {
 // All images; `weight(r, s, c, o)` reads the weights.
 template <class Weight>
 void correlate(const Pool& pool, const Windows& at, int64_t images, const float* in, const Weight& weight, float* out) {
-  if (at.rows <= 0 || at.columns <= 0 || images == 0) return;
+  if (at.rows <= 0 || at.columns <= 0 || at.inputs == 0 || at.outputs == 0 || images == 0) return;
   std::vector<std::vector<Weights>> blocks;  // by inputs, then outputs
   const int64_t wide = kBlockVectors * kLanes;
   for (int64_t first = 0; first < at.inputs; first += kBlockInputs) {
@@ -296,7 +293,7 @@ inline void conv_sums(const Pool& pool, const Conv& conv, const float* maps, con
 // Positions of one phase of the stride are sums over windows of the cotangent, at stride 1.
 inline void conv_input_grad(const Pool& pool, const Conv& conv, const float* cotangent, const float* kernel, float* grad) {
   const auto down = phases_of(conv.kh, conv.sy), right = phases_of(conv.kw, conv.sx);
-  if (conv.sy > 1 || conv.sx > 1) std::fill_n(grad, conv.images * conv.h * conv.w * conv.channels, 0.0f);
+  if (conv.sy > 1 || conv.sx > 1 || conv.outputs == 0) std::fill_n(grad, conv.images * conv.h * conv.w * conv.channels, 0.0f);
   for (const Phase& y : down)
     for (const Phase& x : right) {
       if (y.count == 0 || x.count == 0) continue;

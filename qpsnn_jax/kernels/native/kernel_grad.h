@@ -187,6 +187,7 @@ class KernelGrad {
 };
 
 inline void kernel_grad(const Pool& pool, const Conv& conv, const float* maps, const float* cotangent, float* result) {
+  if (conv.outputs == 0 || conv.channels == 0) return;
   // Parts whatever the number of threads, so that sums are of the same order everywhere.
   constexpr int64_t kMostOutputs = 64, kParts = 16;
   const int64_t most = std::min(conv.outputs, kMostOutputs), blocks = ceil_div(conv.outputs, most);

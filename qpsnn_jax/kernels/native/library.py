@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -26,9 +27,10 @@ from qpsnn_jax.runtime.files import user_cache
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-w"]
-# The names of XLA for the instruction sets that its flag can restrict it to.
-_LEVELS = {"SSE4_2": "x86-64-v2", "AVX2": "x86-64-v3"}
+# The instruction sets that XLA's flag can restrict it to, by its names; with those above, the processor decides.
+_LEVELS = {"SSE4_2": ["-march=x86-64-v2"], "AVX": ["-march=x86-64-v2", "-mavx"], "AVX2": ["-march=x86-64-v3"]}
 _LONGEST_SECONDS = 300
+_compiling = threading.Lock()
 
 
 @cache
@@ -60,10 +62,13 @@ def compiler() -> list[str]:
     """The command of the C++ compiler.
 
     Raises:
-        FileNotFoundError: none is installed.
+        FileNotFoundError: none is installed, or CXX is not a command.
     """
     if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
+        try:
+            return shlex.split(os.environ["CXX"])
+        except ValueError as error:
+            raise FileNotFoundError(f"CXX is not a command: {error}") from None
     found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if found is None:
         raise FileNotFoundError("no C++ compiler is installed; install g++ or clang++, or set CXX")
@@ -83,18 +88,26 @@ def find_or_compile(directory: Path, command: list[str]) -> Path:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_private(directory):
         raise PermissionError(f"other users can write {directory}; delete it, or set XDG_CACHE_HOME")
-    command = [*command, *_FLAGS, *_target(), f"-I{_SOURCES}", f"-I{jax.ffi.include_dir()}"]
-    key = _key(command)
+    command = [*command, *_FLAGS, *target(), f"-I{_SOURCES}", f"-I{jax.ffi.include_dir()}"]
+    with _compiling:
+        return _find(directory, _key(command)) or _compile(directory, command)
+
+
+def _find(directory: Path, key: str) -> Path | None:
     for path in directory.glob(f"{key}-*.so"):
-        if _is_private(path) and path.stem == f"{key}-{_digest(path.read_bytes())}":
-            return path
-        with suppress(OSError):
+        with suppress(OSError):  # another process may delete it too
+            if _is_private(path) and path.stem == f"{key}-{_digest(path.read_bytes())}":
+                return path
             path.unlink()
+    return None
+
+
+def _compile(directory: Path, command: list[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         built = Path(temporary) / "kernels.so"
         _run([*command, "-x", "c++", "-", "-o", str(built)], _unit())
         built.chmod(0o700)
-        return built.replace(directory / f"{key}-{_digest(built.read_bytes())}.so")
+        return built.replace(directory / f"{_key(command)}-{_digest(built.read_bytes())}.so")
 
 
 def _unit() -> str:
@@ -102,19 +115,20 @@ def _unit() -> str:
     return "".join(f'#include "{path.name}"\n' for path in sorted(_SOURCES.glob("*.cc")))
 
 
-def _target() -> list[str]:
-    """The flag that selects the processor: this one, restricted as XLA is."""
+def target() -> list[str]:
+    """The flags that select the processor: this one, restricted as XLA is."""
     limit = re.search(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
     if limit and limit[1].upper() in _LEVELS:
-        return [f"-march={_LEVELS[limit[1].upper()]}"]
+        return _LEVELS[limit[1].upper()]
     return ["-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"]
 
 
 def _key(command: list[str]) -> str:
     paths = [path for pattern in ("*.cc", "*.h") for path in sorted(_SOURCES.glob(pattern))]
     sources = [path.read_text(encoding="utf-8") for path in paths]
-    version = _run([command[0], "--version"], "")
-    machine = (platform.machine(), *sorted(cpu_flags()))
+    version = _run([*command, "--version"], "")
+    # Where the processor cannot be asked, a library stays with its machine.
+    machine = (platform.machine(), *(sorted(cpu_flags()) or [platform.node()]))
     return _digest(repr((sources, command, version, jaxlib.version.__version__, machine)).encode())
 
 
