@@ -16,7 +16,10 @@ from qpsnn_jax.kernels.hardware import cpu_flags
 from qpsnn_jax.kernels.native import library
 
 Precision = Literal["exact", "auto"]
-"""The arithmetic of a network: the same program everywhere, or faster gradients where a processor has them."""
+"""The arithmetic of a network: the same program everywhere, or the fastest of this machine.
+
+The sums of spikes and integers are equal in both; other sums, membranes and gradients may differ by rounding.
+"""
 
 # The first of each is XLA's float32, the reference for the others. Of equal ranks the first is taken.
 SUMS = (plain.SUMS, popcount.SUMS, winograd.SUMS, int8.SUMS, bfloat16.SUMS, skipping.SUMS)

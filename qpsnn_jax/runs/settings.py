@@ -21,7 +21,7 @@ class RunSettings:
         None, "steps between checkpoints within an epoch; none: only after epochs", least=1, most=2**31 - 1
     )
     precision: Literal["exact", "auto"] = setting(
-        "auto", "exact: the same program on every machine; auto: gradients may be rounded where that is faster"
+        "auto", "exact: the same program on every machine; auto: the fastest of this one, which may round otherwise"
     )
     fsdp: bool = setting(False, "shard weights and optimizer state over the devices (fully sharded data parallel)")
 
