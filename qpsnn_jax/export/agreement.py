@@ -39,12 +39,13 @@ class Agreement:
 
 
 class Side(NamedTuple):
-    """A float network, with the mean and std of each channel of its pixels."""
+    """A float network, with the mean and std of each channel of its pixels, and how precisely it is computed."""
 
     graph: Graph
     variables: Mapping[str, Any]
     mean: Sequence[float]
     std: Sequence[float]
+    precision: Precision = "auto"
 
 
 # From pixels to predictions and the spikes of every layer.
@@ -59,6 +60,8 @@ def compare(
     mean: Sequence[float],
     std: Sequence[float],
     labels: np.ndarray | None = None,
+    *,
+    precision: Precision = "auto",
 ) -> Agreement:
     """Run the float network and its integer network on the same images, and compare.
 
@@ -68,6 +71,7 @@ def compare(
         pixels: uint8 images ``b h w c`` or frames ``b t h w c``.
         mean, std: of each channel, as in training.
         labels: integers ``b``, for the accuracies.
+        precision: of the float network, as for :class:`SpikingNetwork`.
 
     Returns:
         :class:`Agreement`.
@@ -81,7 +85,8 @@ def compare(
         logits, maps = network(batch, names)
         return logits.argmax(-1), maps
 
-    return _compared(_runner(Side(graph, variables, mean, std), names), integers, names, pixels, labels)
+    side = Side(graph, variables, mean, std, precision)
+    return _compared(_runner(side, names), integers, names, pixels, labels)
 
 
 def compare_networks(first: Side, second: Side, pixels: np.ndarray, labels: np.ndarray | None = None) -> Agreement:
@@ -109,13 +114,14 @@ def _runner(side: Side, names: Sequence[str]) -> _Run:
     mean, std = tuple(map(float, side.mean)), tuple(map(float, side.std))
 
     def run(batch: np.ndarray) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-        predictions, spikes = _predict(dict(side.variables), jnp.asarray(batch), side.graph, mean, std, tuple(names))
+        static = (side.graph, mean, std, tuple(names), side.precision)
+        predictions, spikes = _predict(dict(side.variables), jnp.asarray(batch), *static)
         return np.asarray(predictions), {name: np.asarray(values) for name, values in spikes.items()}
 
     return run
 
 
-@partial(jax.jit, static_argnames=("graph", "mean", "std", "names"))
+@partial(jax.jit, static_argnames=("graph", "mean", "std", "names", "precision"))
 def _predict(
     variables: Any,
     batch: Array,
@@ -123,10 +129,11 @@ def _predict(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     names: tuple[str, ...],
+    precision: Precision,
 ) -> tuple[Array, dict[str, Array]]:
-    """Predictions ``b`` and spikes by name; compiled once for each graph and size of a batch."""
+    """Predictions ``b`` and spikes by name; compiled once for each graph, size of a batch and precision."""
     images = normalize(batch, mean, std)
-    output: Any = SpikingNetwork(graph).apply(variables, images, capture=dict.fromkeys(names, _spikes_of))
+    output: Any = SpikingNetwork(graph, precision).apply(variables, images, capture=dict.fromkeys(names, _spikes_of))
     return jnp.argmax(jnp.mean(output.currents, axis=1), axis=-1), output.captured
 
 

@@ -15,6 +15,7 @@ from qpsnn_jax.export.nir.writer import nir_graph
 from qpsnn_jax.export.onnx import write_onnx
 from qpsnn_jax.export.packed.file import write_packed
 from qpsnn_jax.export.stablehlo import write_stablehlo
+from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.config import Config
 from qpsnn_jax.runs.directory import STAGES, load_network, read_config, read_stage, run_of
@@ -32,6 +33,7 @@ class Exported:
         graph, variables, data: of the run.
         notes: the config, the versions, and the stage with its accuracy.
         stem_bits, readout_bits: as for :func:`fold`.
+        precision: of the run, with which an export is compared.
     """
 
     graph: Graph
@@ -40,6 +42,7 @@ class Exported:
     notes: dict[str, Any]
     stem_bits: int = 32
     readout_bits: int = 32
+    precision: Precision = "auto"
 
     @cached_property
     def folded(self) -> Folded:
@@ -81,7 +84,7 @@ def read_run(
     data = load_test_data(graph, config, data_dir=data_dir, test_examples=test_examples)
     check_classes(path, data)
     notes = _notes(path, run, config, data)
-    return Exported(graph, variables, data, notes, stem_bits, readout_bits)
+    return Exported(graph, variables, data, notes, stem_bits, readout_bits, config.run.precision)
 
 
 def write_run(exported: Exported, path: Path, format_: str, *, portable: bool = False) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.data.feed import first
+from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import Conv
@@ -21,13 +22,14 @@ from qpsnn_jax.training.steps import Variables
 _RASTER_NEURONS = 64
 
 
-def draw_all(directory: Path, data: DataSet, records: list[StageResult]) -> list[Path]:
+def draw_all(directory: Path, data: DataSet, records: list[StageResult], precision: Precision) -> list[Path]:
     """Draw every plot of a run into ``plots`` below its directory.
 
     Args:
         directory: of a run; its stages must be complete.
         data: its data set; the raster shows the first test image.
         records: results of the stages and controls, for the summary.
+        precision: of the run.
 
     Returns:
         Paths of the PNG files.
@@ -42,7 +44,7 @@ def draw_all(directory: Path, data: DataSet, records: list[StageResult]) -> list
         "scores": _scores(scores, keep),
         "channels": _channels(scores, keep),
         "weights": _weights(whole, final),
-        "raster": _raster(final, data),
+        "raster": _raster(final, data, precision),
     }
     folder = directory / "plots"
     folder.mkdir(exist_ok=True)
@@ -144,11 +146,12 @@ def _weights(whole: tuple[Graph, Variables], final: tuple[Graph, Variables]) -> 
     return figure
 
 
-def _raster(network: tuple[Graph, Variables], data: DataSet) -> Any:
+def _raster(network: tuple[Graph, Variables], data: DataSet, precision: Precision) -> Any:
     graph, variables = network
     layers = graph.neurons
     image, labels = first(data.test)
-    apply = fast_compile_jit(lambda tree, x: SpikingNetwork(graph).apply(tree, normalizer(data)(x), capture=layers))
+    spiking = SpikingNetwork(graph, precision)
+    apply = fast_compile_jit(lambda tree, x: spiking.apply(tree, normalizer(data)(x), capture=layers))
     _, traces = apply(variables, image)
     figure, (picture, axis) = _figure(1, 2, 10, 0.28 * len(layers) + 1.6)
     frame = image[0] if image.ndim == 4 else image[0].max(0)

@@ -52,7 +52,7 @@ def write_report(
     }
     if controls:
         document["controls"] = [dataclasses.asdict(stage) for stage in controls]
-    pictures = plots.draw_all(directory, data, [*stages, *controls])
+    pictures = plots.draw_all(directory, data, [*stages, *controls], config.run.precision)
     text = _markdown(document, stages, controls, pictures)
     write_on_process_zero(directory / "report.md", text.encode())
     write_json(directory / "report.json", document)

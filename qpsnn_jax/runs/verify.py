@@ -106,7 +106,8 @@ def verify_packed(exported: Exported) -> Agreement:
         write_packed(path, exported.folded, exported.notes)
         network = IntegerNetwork.of(load_packed(path).folded)
     data, (images, labels) = exported.data, everything(exported.data.test)
-    return compare(exported.graph, exported.variables, network, images, data.mean, data.std, labels)
+    whole = (exported.graph, exported.variables, network, images, data.mean, data.std, labels)
+    return compare(*whole, precision=exported.precision)
 
 
 def verify_c(exported: Exported, cc: str, *, portable: bool = False) -> float:
@@ -185,8 +186,10 @@ def verify_nir(exported: Exported) -> Agreement:
         document = read_nir(path)
     notes = document.metadata
     graph, variables = import_nir(document)
-    read = Side(graph, variables, tuple(notes["mean"].tolist()), tuple(notes["std"].tolist()))
-    return compare_networks(Side(exported.graph, exported.variables, data.mean, data.std), read, images, labels)
+    precision = exported.precision
+    read = Side(graph, variables, tuple(notes["mean"].tolist()), tuple(notes["std"].tolist()), precision)
+    ours = Side(exported.graph, exported.variables, data.mean, data.std, precision)
+    return compare_networks(ours, read, images, labels)
 
 
 def _beside(exported: Exported, run: Callable[[np.ndarray], Any]) -> tuple[float, float]:
@@ -195,7 +198,7 @@ def _beside(exported: Exported, run: Callable[[np.ndarray], Any]) -> tuple[float
 
     @jax.jit
     def forward(tree: Any, pixels: jax.Array) -> jax.Array:
-        return mean_currents(exported.graph, tree, pixels, data.mean, data.std)
+        return mean_currents(exported.graph, tree, pixels, data.mean, data.std, exported.precision)
 
     sides = []
     for pixels, _ in evaluation_batches(data.test):

@@ -5,18 +5,25 @@ import os
 import re
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilers import compiler
 from exported import GRAPHS, folded_of, pixels_of
 from PIL import Image
 
+import qpsnn_jax.runs.exported
 from qpsnn_jax.data import load
+from qpsnn_jax.export import agreement
 from qpsnn_jax.export.images import classify
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import load_packed, write_packed
-from qpsnn_jax.runs import verify
+from qpsnn_jax.runs import plots, verify
 from qpsnn_jax.runs.cli.main import main
+from qpsnn_jax.runs.directory import read_config, read_stage
+from qpsnn_jax.runs.loading import load_data
+from qpsnn_jax.runs.report import write_report
 
 
 def test_verify_prints_the_agreement(small_run, capsys):
@@ -101,6 +108,38 @@ def test_an_export_that_disagrees_is_status_1(form, small_run, capsys, monkeypat
     assert captured.err.startswith(f"qpsnn: the export disagrees with the network: {message}")
     assert captured.err.count("\n") == 1
     assert "%" in captured.out
+
+
+@pytest.fixture
+def exact(small_run, monkeypatch):
+    """The config of the small run in ``precision="exact"``; what computes a network raises its last argument."""
+    config = read_config(small_run)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision="exact"))
+    monkeypatch.setattr(qpsnn_jax.runs.exported, "read_config", lambda *_: config)
+
+    def seen(*arguments, **_):
+        raise RuntimeError(str(arguments[-1]))
+
+    for place, name in ((agreement, "SpikingNetwork"), (verify, "mean_currents"), (plots, "SpikingNetwork")):
+        monkeypatch.setattr(place, name, seen)
+    # StableHLO is written in "exact" always.
+    monkeypatch.setattr(verify, "stablehlo", lambda *_: jax.export.export(jax.jit(jnp.sin))(1.0))
+    return config
+
+
+@pytest.mark.parametrize("form", ["packed", "nir", "stablehlo"])
+def test_an_export_is_compared_in_the_precision_of_the_run(form, small_run, exact):
+    if form == "nir":
+        pytest.importorskip("nir", reason="nir is not installed")
+    run = qpsnn_jax.runs.exported.read_run(small_run, test_examples=5)
+    with pytest.raises(RuntimeError, match="^exact"):
+        verify.verify(run, form)
+
+
+def test_spikes_are_drawn_in_the_precision_of_the_run(small_run, exact):
+    stage = read_stage(small_run, "finetuned")
+    with pytest.raises(RuntimeError, match="^exact"):
+        write_report(exact, small_run, load_data(exact), [stage], [])
 
 
 def test_rounded_weights_may_disagree_more(small_run, capsys):
