@@ -1,6 +1,6 @@
 """Selection of channels by a budget of bytes, operations or parameters in place of ratios."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -9,7 +9,7 @@ import numpy as np
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes.base import Node
-from qpsnn_jax.pruning.channels import Group, channel_groups, spiking_members
+from qpsnn_jax.pruning.channels import Group, channel_groups
 
 Resource = Literal["bytes", "params", "sops"]
 Comparison = Literal["share", "mean", "max", "rank", "none"]
@@ -83,25 +83,36 @@ def allocate(
     while model.total(kept) > limit:
         found = _cheapest(model, kept, ranking, least)
         if found is None:
-            raise _unmet(resource, limit, floor, model.total(kept))
+            raise _unmet(graph, scores, resource, limit, floor, model.total(kept))
         kept[found[0]][found[1]] = False
     _refill(model, kept, ranking, limit)
     return {name: _channels(group, kept[name]) for name, group in groups.items()}
 
 
-def check_budget(graph: Graph, *, floor: float = 0.1, bytes: float | None = None, params: float | None = None) -> None:
-    """Check that a budget can be met before any channel is scored; arguments as for :func:`allocate`.
+def check_budget(
+    graph: Graph,
+    scored: Collection[str],
+    *,
+    floor: float = 0.1,
+    bytes: float | None = None,
+    params: float | None = None,
+) -> None:
+    """Check that a budget can be met before any channel is scored.
+
+    Args:
+        graph, floor, bytes, params: as for :func:`allocate`.
+        scored: names of the groups that will have scores.
 
     Raises:
         ValueError: the floor leaves more than the budget.
     """
     resource, limit = _only_budget({"bytes": bytes, "params": params})
-    groups = {name: group for name, group in channel_groups(graph).items() if spiking_members(graph, group)}
+    groups = {name: group for name, group in channel_groups(graph).items() if name in scored}
     least = _least(groups, floor)
     model = _model(graph, groups, resource, None)
     total = model.total({name: np.arange(g.size // g.unit) < least[name] for name, g in groups.items()})
     if total > limit:
-        raise _unmet(resource, limit, floor, total)
+        raise _unmet(graph, scored, resource, limit, floor, total)
 
 
 @dataclass(frozen=True)
@@ -164,10 +175,14 @@ def _least(groups: Mapping[str, Group], floor: float) -> dict[str, int]:
     return {name: max(1, int(np.ceil(floor * (g.size // g.unit) - 1e-9))) for name, g in groups.items()}
 
 
-def _unmet(resource: str, limit: float, floor: float, total: float) -> ValueError:
+def _unmet(
+    graph: Graph, scored: Collection[str], resource: str, limit: float, floor: float, total: float
+) -> ValueError:
+    unscored = [name for name in channel_groups(graph) if name not in scored]
+    whole = f" and all channels of {', '.join(unscored)}, which the criterion does not score" if unscored else ""
     return ValueError(
-        f"a budget of {limit:,.0f} {resource} cannot be met: with a floor of {floor:g} the network keeps {total:,.0f}; "
-        "lower the floor or raise the budget."
+        f"a budget of {limit:,.0f} {resource} cannot be met: with a floor of {floor:g}{whole} the network keeps "
+        f"{total:,.0f}; lower the floor or raise the budget."
     )
 
 

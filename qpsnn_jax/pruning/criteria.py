@@ -3,11 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.pruning.channels import channel_groups, spiking_members
 from qpsnn_jax.pruning.selection import Criterion, Scores, score
 from qpsnn_jax.pruning.settings import CRITERIA
 from qpsnn_jax.runtime.naming import find
@@ -36,10 +40,35 @@ def scores_by(
     Raises:
         ValueError: there is no such criterion, or as :func:`qpsnn_jax.score`.
     """
-    criterion: Any = find(CRITERIA.get(name, name))
+    criterion = _find(name)
     if isinstance(criterion, Criterion):
         return score(graph, variables, batches, criterion, mesh=mesh, precision=precision)
-    if callable(criterion):
-        scores: Any = criterion(graph, variables, key)
-        return scores
+    return criterion(graph, variables, key)
+
+
+def scored_groups(name: str, graph: Graph) -> tuple[str, ...]:
+    """The groups that a criterion scores, before there are variables and data.
+
+    A :class:`Criterion` scores those with neurons. A function is called with ones in place of the variables.
+
+    Raises:
+        ValueError: there is no such criterion.
+    """
+    criterion, groups = _find(name), channel_groups(graph)
+    if isinstance(criterion, Criterion):
+        return tuple(group.name for group in groups.values() if spiking_members(graph, group))
+    variables: dict[str, dict[str, dict[str, Array]]] = {}
+    for node in graph.nodes:
+        for part, leaf in node.leaves(graph.inputs_of(node)).items():
+            ones = jnp.asarray(np.ones(leaf.shape, np.float32))
+            variables.setdefault(leaf.collection, {}).setdefault(node.name, {})[part] = ones
+    scores = criterion(graph, variables, jax.random.key(0))
+    return tuple(group for group in groups if group in scores)
+
+
+def _find(name: str) -> Any:
+    """A :class:`Criterion`, or a function ``(graph, variables, key) -> {group: scores}``."""
+    criterion: Any = find(CRITERIA.get(name, name))
+    if isinstance(criterion, Criterion) or callable(criterion):
+        return criterion
     raise ValueError(f"criterion {name} must be a Criterion or a function, got {criterion!r}.")

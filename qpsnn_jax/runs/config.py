@@ -73,10 +73,11 @@ def check_config(config: Config) -> None:
     augmentation(config.data, frames=graph.input.frames)
     if config.prune.budget is not None:
         from qpsnn_jax.pruning.budget import check_budget
+        from qpsnn_jax.pruning.criteria import scored_groups
 
         budget = parse_budget(config.prune.budget)
         if "sops" not in budget:  # these are known once the network fires
-            check_budget(graph, floor=config.prune.floor, **budget)
+            check_budget(graph, scored_groups(config.prune.criterion, graph), floor=config.prune.floor, **budget)
 
 
 def load_config(path: Path) -> Config:

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from small_networks import residual_graph
@@ -10,7 +11,10 @@ from qpsnn_jax import Graph, Quantizer, activity_reducers, allocate, channel_gro
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, GlobalAveragePool, Input
 from qpsnn_jax.model.zoo import resnet20, spikingformer
 from qpsnn_jax.pruning.budget import check_budget
+from qpsnn_jax.pruning.criteria import scored_groups, scores_by
 from qpsnn_jax.pruning.settings import Pruning, parse_budget
+from qpsnn_jax.runtime.naming import name_of
+from qpsnn_jax.training.steps import init_variables
 
 GRAPH = residual_graph(Quantizer(2))
 GROUPS = channel_groups(GRAPH)
@@ -142,13 +146,46 @@ def test_a_budget_that_is_met_already_removes_nothing():
     assert {name: len(kept) for name, kept in keep.items()} == {name: group.size for name, group in GROUPS.items()}
 
 
+def only_the_stem(graph, variables, key):
+    return {"stem": np.abs(variables["params"]["stem"]["kernel"]).sum((0, 1, 2))}
+
+
+@pytest.mark.parametrize(
+    ("criterion", "groups"),
+    [("svs", ["stem"]), ("magnitude", ["stem", "conv"]), ("random", ["stem", "conv"]), (only_the_stem, ["stem"])],
+)
+def test_what_can_be_met_with_the_groups_of_a_criterion_is_known_before_the_scores(criterion, groups):
+    name = criterion if isinstance(criterion, str) else name_of(criterion)
+    nodes = (
+        Input("image", (4, 4, 1)),
+        Conv("stem", "image", 8),
+        LIF("lif", "stem"),
+        Conv("conv", "lif", 8, quantizer=Quantizer(2)),  # of no neurons
+        GlobalAveragePool("pool", "conv"),
+        Dense("fc", "pool", 2),
+    )
+    graph = Graph(nodes, timesteps=1)
+    variables = init_variables(graph, jax.random.key(0))
+    scores = scores_by(name, graph, variables, [np.ones((1, 4, 4, 1), np.float32)], jax.random.key(0))
+    assert list(scored_groups(name, graph)) == list(scores) == groups
+    least = used(graph, {group: np.arange(2) for group in groups}, "params", {})
+    check_budget(graph, groups, params=least, floor=0.25)
+    allocate(graph, scores, params=least, floor=0.25)
+    unscored = r" and all channels of conv, which the criterion does not score" if len(groups) == 1 else ""
+    message = rf"cannot be met: with a floor of 0.25{unscored} the network keeps {least};"
+    with pytest.raises(ValueError, match=message):
+        check_budget(graph, groups, params=least - 1, floor=0.25)
+    with pytest.raises(ValueError, match=message):
+        allocate(graph, scores, params=least - 1, floor=0.25)
+
+
 def test_what_cannot_be_met_is_named():
     scores = random_scores(GRAPH)
     with pytest.raises(ValueError, match=r"a budget of 50 bytes cannot be met: with a floor of 0.5 the network keeps"):
         allocate(GRAPH, scores, bytes=50, floor=0.5)
     with pytest.raises(ValueError, match=r"a budget of 50 params cannot be met"):
-        check_budget(GRAPH, params=50, floor=0.5)
-    check_budget(GRAPH, bytes=cost(GRAPH).size_bytes)
+        check_budget(GRAPH, GROUPS, params=50, floor=0.5)
+    check_budget(GRAPH, GROUPS, bytes=cost(GRAPH).size_bytes)
     with pytest.raises(ValueError, match="sops needs the activity of the inputs of node 'conv1'"):
         allocate(GRAPH, scores, sops=1e4)
     for wrong in ({}, {"bytes": 1.0, "params": 2}, {"sops": -1}, {"bytes": float("nan")}):

@@ -152,6 +152,7 @@ def test_a_part_of_another_kind_raises():
         (Config(data=DataSettings("cifar10", roll=3)), "roll must be off for images, got 3."),
         (Config(NetworkSettings("no_such:net")), "'no_such:net' cannot be found (ModuleNotFoundError"),
         (Config(NetworkSettings("json:dumps")), "network json:dumps"),
+        (Config(prune=Pruning("no_such:rule", budget="90kB")), "'no_such:rule' cannot be found"),
     ],
 )
 def test_parts_that_do_not_go_together_raise(config, message):
