@@ -2,8 +2,7 @@
 
 A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax, one array for each leaf, under its path in the tree) and
 ``meta.json``: the graph, the caller's notes, the dtype and shape of every array, and the CRC-32 of every file. It is
-written under a temporary name and renamed, so a folder without ``.tmp`` in its name is always complete. Several
-processes must save and restore together; process 0 writes the description.
+written under a temporary name and renamed, so one without ``.tmp`` is complete. Processes save and restore together.
 
 Orbax's own ``Checkpointer`` renames and deletes too, but commits before the checksums of its files can be written, and
 it has no checksums of the values of arrays: a changed byte is read as another weight.

@@ -145,10 +145,10 @@ def make_train_step(
         is not the number of a class. The step raises ``ValueError`` while it is traced where the batch is empty, or the
         labels or losses are not one for each image.
     """
-    network = SpikingNetwork(graph, precision)
     if distillation is not None:
         distillation.check(graph)
     capture = _capture(penalty or {}, distillation)
+    forward: Any = partial(SpikingNetwork(graph, precision).apply, train=True, mutable=["batch_stats"], capture=capture)
     update = optax.with_extra_args_support(tx).update
 
     def step(state: TrainState, images: Array, labels: Array, teacher: Any = None) -> tuple[TrainState, Metrics]:
@@ -158,8 +158,7 @@ def make_train_step(
 
         def objective(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
             variables = state.variables | {"params": gather(params)}
-            output, updates = network.apply(variables, images, train=True, mutable=["batch_stats"], capture=capture)
-            currents, captured = output
+            (currents, captured), updates = forward(variables, images)
             losses = _losses(loss, currents, labels)
             metrics = {"loss": jnp.mean(losses), "accuracy": jnp.mean(_correct(currents, labels))}
             if costs := [found["penalty"] for found in captured.values() if "penalty" in found]:
@@ -298,5 +297,4 @@ def _correct(currents: Array, labels: Array) -> Array:
 
 
 def _updated_ema(ema: Variables, variables: Variables, decay: float) -> Variables:
-    fresh = {name: variables[name] for name in ema}
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, fresh)
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, {name: variables[name] for name in ema})
