@@ -20,7 +20,6 @@ from .model import zoo as zoo
 from .model.costs import Cost as Cost
 from .model.costs import Energy as Energy
 from .model.costs import activity_reducers as activity_reducers
-from .model.costs import connection_sparsity as connection_sparsity
 from .model.costs import cost as cost
 from .model.costs import sops_reducers as sops_reducers
 from .model.graph import Graph as Graph
@@ -33,6 +32,7 @@ from .model.network import SpikingNetwork as SpikingNetwork
 from .model.nodes import AttentionTrace as AttentionTrace
 from .model.nodes import Quantizer as Quantizer
 from .model.settings import NetworkSettings as NetworkSettings
+from .model.sparsity import connection_sparsity as connection_sparsity
 from .numerics.gamma import gamma_of as gamma_of
 from .numerics.learned import lsq_gamma as lsq_gamma
 from .numerics.learned import scale_gradient as scale_gradient

@@ -218,29 +218,6 @@ def sops_reducers(graph: Graph) -> dict[str, Reducer]:
     return {name: partial(_synaptic_operations, reached=synapses) for name, synapses in reached.items()} | own
 
 
-def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
-    """Share of the weights of all layers that are zero, after quantization: a fraction from 0 to 1.
-
-    ReScaW's grid has no zero, so it is 0 for a network in which all layers are quantized. Removed
-    channels are not counted.
-
-    Args:
-        graph, variables: the network.
-
-    Returns:
-        Weights that are zero, divided by all weights.
-
-    References:
-        NeuroBench (Yik et al., 2025), connection sparsity.
-    """
-    zeros = total = 0
-    for node in graph.nodes:
-        leaves = {leaf: jnp.asarray(x) for held in variables.values() for leaf, x in held.get(node.name, {}).items()}
-        if (weights := node.weights(leaves)) is not None:
-            zeros, total = zeros + int(jnp.sum(weights == 0)), total + weights.size
-    return zeros / max(1, total)
-
-
 def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any]) -> NodeCost | None:
     """The cost of a node; None for a node without arrays and operations."""
     inputs = graph.inputs_of(node)
