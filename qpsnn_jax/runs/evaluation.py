@@ -67,7 +67,7 @@ def activity_step(
     std: tuple[float, ...],
     mesh: Mesh,
     precision: Precision,
-    capture: tuple | None = None,
+    capture: tuple | None,
 ) -> Callable:
     """The jitted step of :func:`evaluate`, which captures the activity, or names or pairs of a name and a reducer.
 

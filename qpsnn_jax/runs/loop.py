@@ -84,7 +84,7 @@ def fit(
         state, notes = _resume(initial, graph, directory, batches)
         log = _Log(directory, training.epochs, int(state.step), notes, hooks)
         advance = make_advance(graph, tx, training, prepare, mesh, shardings, run, teacher)
-        measured = activity_step(graph, data.mean, data.std, mesh, run.precision)
+        measured = activity_step(graph, data.mean, data.std, mesh, run.precision, None)
         stopping = any_process(terminated)
         result, total = None, training.epochs * steps_per_epoch
         for hook in hooks:

@@ -163,10 +163,12 @@ class Slow:
 def interrupted(batches):
     """Request a batch, and interrupt the wait for it."""
     alarm = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt):
         alarm.start()
         next(batches)
     alarm.join()
+    signal.signal(signal.SIGINT, before)
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 

@@ -109,7 +109,8 @@ class LIF(Neuron):
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
         """Its spikes; by a native kernel where there is one, unless τ or θ is learned or the precision is ``exact``."""
-        if leaves or context.precision == "exact":
+        # A subclass may trace otherwise.
+        if leaves or context.precision == "exact" or type(self).trace is not _LIF_TRACE:
             return super().run(leaves, inputs, context)
         trace = native_neurons.lif_trace(inputs[0], **self._cell(leaves))
         return Result(trace.spikes, trace)
@@ -118,3 +119,6 @@ class LIF(Neuron):
         surrogate = SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate
         names = ("fire", "reset", "detach_reset")
         return {"surrogate": surrogate} | self.constants(leaves) | {name: getattr(self, name) for name in names}
+
+
+_LIF_TRACE = LIF.trace
