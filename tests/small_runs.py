@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, Add, Dense, GlobalAveragePool, Input, Quantizer, Shortcut
 from qpsnn_jax.model.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron, scaled
+from qpsnn_jax.runtime.lock import LOCK_FILE
 
 
 def small(
@@ -45,8 +46,9 @@ def small(
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory."""
-    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+    """Every file below a directory but the lock, which names the last process that held it."""
+    files = (p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != LOCK_FILE)
+    return {str(p.relative_to(directory)): p.read_bytes() for p in files}
 
 
 def checksums(stage: Path) -> dict[str, dict[str, int]]:
