@@ -75,6 +75,18 @@ def compilations() -> Callable[[], AbstractContextManager[Callable[[], int]]]:
 
 
 @pytest.fixture(scope="session")
+def native_library() -> None:
+    """The library of native kernels is compiled; without a compiler the test is skipped."""
+    from qpsnn_jax.kernels.native import library
+
+    try:
+        library.compiler()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert library.load() is not None
+
+
+@pytest.fixture(scope="session")
 def tfds_dir() -> Path:
     """TFDS data directory that holds a prepared CIFAR-10."""
     return _present(SHARED / "data" / "tfds")

@@ -24,15 +24,7 @@ from qpsnn_jax.kernels.skipping import kernel_grad
 CASES = [*(CASES[i] for i in (1, 4, 6, 9, 13)), ((7, 6), (1, 1), (2, 3), (0, 0)), ((9, 9), (2, 2), (3, 3), (0, 1))]
 SPEC = ConvSpec(Geometry((5, 4), (3, 3), (1, 1), (1, 1)), 2, 3)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """The library, if a compiler is installed."""
-    try:
-        library.compiler()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    assert library.load() is not None
+pytestmark = pytest.mark.usefixtures("native_library")
 
 
 def sparse(spec, density=0.5):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from qpsnn_jax.kernels import neurons as native
-from qpsnn_jax.kernels.native import library
 from qpsnn_jax.model.nodes import LIF
 from qpsnn_jax.model.nodes.base import Context, Value
 from qpsnn_jax.numerics import neurons as plain
@@ -18,15 +17,7 @@ OPTIONS = {"tau": 0.5, "threshold": 1.0, "surrogate": triangular, "fire": ">=", 
 VARIANTS = list(product(SURROGATES, (">=", ">"), ("hard", "soft"), (False, True)))
 DRAW = np.random.default_rng(0)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """The library, where there is a compiler."""
-    try:
-        library.compiler()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    assert library.load() is not None
+pytestmark = pytest.mark.usefixtures("native_library")
 
 
 def currents(*shape):

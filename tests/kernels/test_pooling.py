@@ -5,20 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax.kernels.native import library
 from qpsnn_jax.kernels.pooling import max_pool, pool_tiles
 
 DRAW = np.random.default_rng(0)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled():
-    """The library, where there is a compiler."""
-    try:
-        library.compiler()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    assert library.load() is not None
+pytestmark = pytest.mark.usefixtures("native_library")
 
 
 @pytest.mark.parametrize(

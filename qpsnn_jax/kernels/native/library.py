@@ -89,8 +89,9 @@ def find_or_compile(directory: Path, command: list[str]) -> Path:
     if not _is_private(directory):
         raise PermissionError(f"other users can write {directory}; delete it, or set XDG_CACHE_HOME")
     command = [*command, *_FLAGS, *target(), f"-I{_SOURCES}", f"-I{jax.ffi.include_dir()}"]
+    key = _key(command)
     with _compiling:
-        return _find(directory, _key(command)) or _compile(directory, command)
+        return _find(directory, key) or _compile(directory, command, key)
 
 
 def _find(directory: Path, key: str) -> Path | None:
@@ -102,12 +103,12 @@ def _find(directory: Path, key: str) -> Path | None:
     return None
 
 
-def _compile(directory: Path, command: list[str]) -> Path:
+def _compile(directory: Path, command: list[str], key: str) -> Path:
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         built = Path(temporary) / "kernels.so"
         _run([*command, "-x", "c++", "-", "-o", str(built)], _unit())
         built.chmod(0o700)
-        return built.replace(directory / f"{_key(command)}-{_digest(built.read_bytes())}.so")
+        return built.replace(directory / f"{key}-{_digest(built.read_bytes())}.so")
 
 
 def _unit() -> str:
