@@ -146,6 +146,15 @@ def test_a_damaged_recording_raises_by_name(bare):
         load("nmnist", data_dir=bare, timesteps=2)
 
 
+def test_a_recording_of_a_header_alone_raises_by_name(tmp_path):
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        for index in range(10):
+            (tmp_path / name / f"cifar10_{name}_{index}.aedat").write_bytes(AEDAT2_HEADER)
+    with pytest.raises(ValueError, match=r"cifar10_\w+_\d\.aedat holds no events\."):
+        load("cifar10_dvs", data_dir=tmp_path, timesteps=T, size=SIZE)
+
+
 def test_only_what_is_asked_for_is_read(small_cifar, tmp_path):
     for name in CLASSES:
         (tmp_path / name).mkdir()
