@@ -31,6 +31,7 @@ def held_out(base: str, number: int) -> DataSource:
             mean=whole.mean,
             std=whole.std,
             class_names=whole.class_names,
+            evaluated="held-out",
         )
 
     return DataSource(described, read)

@@ -67,6 +67,7 @@ class DataSet:
         class_names: the name of each class, in the order of the labels; empty where they have none.
         resized: whether images are the middle squares of pictures of any size
             (:func:`qpsnn_jax.data.pictures.middle_square`).
+        evaluated: what the ``test`` images are called in messages, such as ``held-out``.
 
     Raises:
         ValueError: no example, images of another dtype or shape, labels beyond the classes, or statistics or names that
@@ -81,6 +82,7 @@ class DataSet:
     std: tuple[float, ...]
     class_names: tuple[str, ...] = ()
     resized: bool = False
+    evaluated: str = "test"
 
     def __post_init__(self) -> None:
         try:

@@ -63,7 +63,7 @@ def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) ->
 
 
 def check_config(config: Config) -> None:
-    """Check that network, data, augmentation and ratios or budget fit each other, which no part can check alone.
+    """Check that network, data, augmentation, schedules and budget fit each other, which no part can check alone.
 
     Raises:
         ValueError: they do not; the message names the setting or the node at fault.
@@ -71,6 +71,8 @@ def check_config(config: Config) -> None:
     graph = build_graph(config)
     build_graph(config, ratios=config.prune.ratios)
     augmentation(config.data, frames=graph.input.frames)
+    for name in ("train", "finetune"):
+        _check_schedule(name, getattr(config, name), graph)
     if config.prune.budget is not None:
         from qpsnn_jax.pruning.budget import check_budget
         from qpsnn_jax.pruning.criteria import scored_groups
@@ -78,6 +80,16 @@ def check_config(config: Config) -> None:
         budget = parse_budget(config.prune.budget)
         if "sops" not in budget:  # these are known once the network fires
             check_budget(graph, scored_groups(config.prune.criterion, graph), floor=config.prune.floor, **budget)
+
+
+def _check_schedule(name: str, training: Training, graph: "Graph") -> None:
+    if training.timesteps_schedule is not None:
+        from qpsnn_jax.training.timesteps import check_timesteps
+
+        try:
+            check_timesteps(training, graph)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from None
 
 
 def load_config(path: Path) -> Config:

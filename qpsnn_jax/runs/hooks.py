@@ -31,8 +31,13 @@ class Hooks(NamedTuple):
 
 
 @contextmanager
-def show_progress(title: str) -> Iterator[Hooks]:
-    """Hooks that show the progress of training on the standard error of process 0."""
+def show_progress(title: str, evaluated: str = "test") -> Iterator[Hooks]:
+    """Hooks that show the progress of training on the standard error of process 0.
+
+    Args:
+        title: what is trained.
+        evaluated: the name of the images that are evaluated after every epoch.
+    """
     with ExitStack() as stack:
         shown: list[Progress] = []
 
@@ -43,7 +48,8 @@ def show_progress(title: str) -> Iterator[Hooks]:
             shown[0].advance(1, f"loss {values['loss']:.3f}")
 
         def epoch(done: Epoch, epochs: int) -> None:
-            accuracy = f"test accuracy {100 * done.test_accuracy:.2f} %"
-            shown[0].line(f"epoch {done.epoch}/{epochs}, train loss {done.train_loss:.3f}, {accuracy}")
+            steps = "" if done.timesteps is None else f", T = {done.timesteps}"
+            accuracy = f"{evaluated} accuracy {100 * done.test_accuracy:.2f} %"
+            shown[0].line(f"epoch {done.epoch}/{epochs}{steps}, train loss {done.train_loss:.3f}, {accuracy}")
 
         yield Hooks(start, metrics, epoch)

@@ -26,6 +26,7 @@ from qpsnn_jax.runtime.stopping import Terminated, finished_programs, terminatio
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.steps import Prepare, TrainState, Variables, all_finite, evaluation_variables
+from qpsnn_jax.training.timesteps import check_timesteps
 
 
 class Trained(NamedTuple):
@@ -54,9 +55,10 @@ def fit(
 
     Every epoch visits the training set in an order drawn from the seed and the epoch's number, in whole batches. Each
     step's random key comes from the seed and the step's number. So a run that was killed and resumed ends with the
-    same bits as one that was not. Checkpoints are saved in ``directory`` every ``checkpoint_epochs``, and within an
-    epoch every ``checkpoint_steps``. SIGTERM saves one more and stops. Several processes train together if all of them
-    call this with the same arguments; a SIGTERM to any of them stops all after the same step.
+    same bits as one that was not. The number of time steps may change between epochs (``timesteps_schedule``); every
+    evaluation is at the network's own. Checkpoints are saved in ``directory`` every ``checkpoint_epochs``, and within
+    an epoch every ``checkpoint_steps``. SIGTERM saves one more and stops. Several processes train together if all of
+    them call this with the same arguments; a SIGTERM to any of them stops all after the same step.
 
     Args:
         graph, variables: the network to start from.
@@ -70,12 +72,13 @@ def fit(
         hooks: functions to call meanwhile.
 
     Raises:
-        ValueError: the batch is larger than the training set, a checkpoint in ``directory`` cannot be read, or the
-            devices cannot share a batch equally.
+        ValueError: the batch is larger than the training set, the schedule of time steps does not fit the network, a
+            checkpoint in ``directory`` cannot be read, or the devices cannot share a batch equally.
         FloatingPointError: the loss or a weight is no longer finite; the last good checkpoint stays.
         Terminated: SIGTERM arrived; everything is saved.
     """
-    steps_per_epoch = whole_batches(data, training.batch_size)
+    check_timesteps(training, graph)
+    steps_per_epoch, schedule = whole_batches(data, training.batch_size), training.schedule
     mesh = batch_mesh(training.batch_size)
     tx = make_optimizer(training, steps_per_epoch)
     initial, shardings = initial_state(variables, tx, mesh, ema=training.ema_decay is not None, run=run)
@@ -90,13 +93,14 @@ def fit(
         for hook in hooks:
             hook.start(log.step, total)
         for number, size in _dispatches(log.step, total, steps_per_epoch, run.checkpoint_steps):
-            state, values = advance(state, batches, size)
+            timesteps = schedule[(number - size) // steps_per_epoch] if schedule else None
+            state, values = advance(timesteps or graph.timesteps)(state, batches, size)
             log.take(values)
             epoch, within = divmod(number, steps_per_epoch)
             if within == 0:
                 log.flush()
                 result = evaluate_by(measured, evaluation_variables(state), data.test, mesh, workers=workers)
-                log.end_epoch(epoch, result.accuracy)
+                log.end_epoch(epoch, result.accuracy, timesteps)
             stop = stopping()
             if stop or number == total or _due(run, number, epoch, within):
                 _save(directory, graph, state, {**log.save(number), "batches": batches.get_state()})
@@ -219,9 +223,9 @@ class _Log:
         for hook in self._hooks:
             hook.metrics(self.step, values)
 
-    def end_epoch(self, number: int, test_accuracy: float) -> None:
+    def end_epoch(self, number: int, test_accuracy: float, timesteps: int | None) -> None:
         """Record an epoch whose metrics have been reported."""
-        self.epochs.append(Epoch(number, float(np.mean(self._losses)), test_accuracy))
+        self.epochs.append(Epoch(number, float(np.mean(self._losses)), test_accuracy, timesteps))
         self._losses = []
         for hook in self._hooks:
             hook.epoch(self.epochs[-1], self._of)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from qpsnn_jax.training.steps import (
     make_train_step,
     scan_steps,
 )
+from qpsnn_jax.training.timesteps import at_timesteps, prepare_at
 
 # Activations of a batch, in elements, above which a step is compiled for low memory: 256 MB in float32.
 _LARGE = 1 << 26
@@ -74,6 +75,10 @@ def state_shardings(state: TrainState, mesh: Mesh, *, fsdp: bool) -> TrainState:
     return shardings._replace(variables=variables, opt_state=fsdp_shardings(mesh, state.opt_state), ema=ema)
 
 
+Advance = Callable[[TrainState, Feed, int], tuple[TrainState, dict[str, Array]]]
+"""From a state, the batches and a number of steps to the state after them and the metrics of each."""
+
+
 class Teacher(NamedTuple):
     """A network that another one is trained to follow."""
 
@@ -90,8 +95,31 @@ def make_advance(
     shardings: TrainState,
     run: RunSettings,
     teacher: Teacher | None = None,
-) -> Callable[[TrainState, Feed, int], tuple[TrainState, dict[str, Array]]]:
-    """A function that takes the next training step, or several as one program."""
+) -> Callable[[int], Advance]:
+    """For a number of time steps: a function that takes the next training step, or several as one program."""
+    taught = () if teacher is None else (device_put(teacher.variables, replicated(mesh)),)
+
+    @cache
+    def at(timesteps: int) -> Advance:
+        changed, prepared = at_timesteps(graph, timesteps), prepare_at(prepare, graph, timesteps)
+        # Its first steps, which are what it would do at this T: only its batch-norm looks at time, and is constant.
+        teaching = teacher and distillation_by(training, at_timesteps(teacher.graph, timesteps))
+        return _advance(changed, tx, training, prepared, mesh, shardings, run, teaching, taught)
+
+    return at
+
+
+def _advance(
+    graph: Graph,
+    tx: Any,
+    training: Training,
+    prepare: Prepare,
+    mesh: Mesh,
+    shardings: TrainState,
+    run: RunSettings,
+    distillation: Distillation | None,
+    taught: tuple[Variables, ...],
+) -> Advance:
     whole = replicated(mesh)
     made = make_train_step(
         graph,
@@ -100,13 +128,12 @@ def make_advance(
         prepare=prepare,
         ema_decay=training.ema_decay or 0.0,
         penalty=_penalty(graph, training.sops_penalty),
-        distillation=teacher and distillation_by(training, teacher.graph),
+        distillation=distillation,
         precision=run.precision,
         **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if run.fsdp else {}),
     )
     jit = partial(_jit(graph, training.batch_size // mesh.size), donate_argnums=0, out_shardings=(shardings, whole))
     step, steps = jit(made), jit(scan_steps(made))
-    taught = () if teacher is None else (device_put(teacher.variables, whole),)
 
     def advance(state: TrainState, batches: Feed, size: int) -> tuple[TrainState, dict[str, Array]]:
         if size == 1:

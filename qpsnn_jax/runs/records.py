@@ -25,11 +25,15 @@ _LARGEST = 1e30  # beyond it no result of a stage can be
 
 
 class Epoch(NamedTuple):
-    """An epoch of training: its number (from 1), the mean training loss (nats), the test accuracy (a fraction)."""
+    """An epoch of training: its number (from 1), the mean training loss (nats), the test accuracy (a fraction).
+
+    ``timesteps`` is its T if there is a schedule of them; the accuracy is at the network's own.
+    """
 
     epoch: int
     train_loss: float
     test_accuracy: float
+    timesteps: int | None = None
 
 
 @dataclass(frozen=True)

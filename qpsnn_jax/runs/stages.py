@@ -181,7 +181,7 @@ def train_stage(
     """Train a network as a stage of a run, and save it; ``source`` as for :func:`finetune`."""
     directory = run.directory / name
     title = f"{run.directory.name}, {name}" if run.directory.parent.name == "controls" else name
-    with write_metrics(directory) as metrics, show_progress(title) as shown:
+    with write_metrics(directory) as metrics, show_progress(title, run.data.evaluated) as shown:
         done = fit(
             graph,
             variables,

@@ -1,5 +1,7 @@
 """Settings of training; fine-tuning has the same."""
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -39,7 +41,54 @@ class Training:
     distill_membranes: Mapping[str, float] = setting(
         FrozenMapping(), "weights of the distance of membranes from the teacher's, by neurons", least=0
     )
+    timesteps_schedule: str | None = setting(
+        None, "time steps by shares of the epochs, the last the network's: 1:0.7,2 has 70 % of them at T = 1"
+    )
     ema_decay: float | None = setting(None, "decay of a moving average of the weights", above=0, below=1)
 
     def __post_init__(self) -> None:
         check(self)
+        if self.distill is None and self.distill_membranes:
+            raise ValueError("distill_membranes needs a teacher; name one with distill.")
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        """The number of time steps of every epoch; empty where it is the network's in all of them."""
+        return () if self.timesteps_schedule is None else timesteps_by_epoch(self.timesteps_schedule, self.epochs)
+
+
+def timesteps_by_epoch(schedule: str, epochs: int) -> tuple[int, ...]:
+    """The number of time steps T of every epoch.
+
+    Args:
+        schedule: entries ``T:share`` in order, separated by commas. A share is a fraction of the epochs, in (0, 1]; the
+            last entry has none and takes the rest, or the shares add up to 1.
+        epochs: how many, 0 or more.
+
+    Returns:
+        One T per epoch; that of an entry begins at the epoch nearest to the sum of the shares before it.
+
+    Raises:
+        ValueError: the text is not a schedule, or one of its entries gets no epoch.
+    """
+    entries = [re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d*\.?\d+)\s*)?", entry) for entry in schedule.split(",")]
+    steps = [int(entry[1]) for entry in entries if entry]
+    shares = [float(entry[2]) for entry in entries if entry and entry[2]]
+    rest = 1 - sum(shares)
+    # Either all entries have shares, which leave nothing, or only the last one has none.
+    whole = len(shares) == len(entries) and math.isclose(rest, 0, abs_tol=1e-9)
+    partial = len(shares) == len(entries) - 1 and entries[-1] and not entries[-1][2] and rest > 0
+    if not all(entries) or min(steps, default=0) < 1 or min(shares, default=1) <= 0 or not (whole or partial):
+        raise ValueError(
+            "timesteps_schedule must be time steps with shares of the epochs that add up to 1, the last one without "
+            f"its share, such as 1:0.7,2, got {schedule!r}."
+        )
+    ends = [round(epochs * sum(shares[:i])) for i in range(1, len(entries))] + [epochs]
+    counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    if epochs and min(counts) < 1:
+        raise ValueError(
+            f"timesteps_schedule {schedule!r} gives T = {steps[counts.index(min(counts))]} no epoch of {epochs}; "
+            "train for more epochs or set it to none."
+        )
+    return tuple(t for t, number in zip(steps, counts, strict=True) for _ in range(number))

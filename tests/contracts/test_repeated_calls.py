@@ -101,6 +101,7 @@ def calls(folder: Path) -> dict[str, Callable]:
         "select": lambda: qp.select(GRAPH, scores, {"a": 0.5}),
         "sops_reducers": lambda: network.apply(variables, images, capture=qp.sops_reducers(GRAPH)),
         "stablehlo": lambda: qp.stablehlo(GRAPH, variables, MEAN, STD),
+        "timesteps_by_epoch": lambda: qp.timesteps_by_epoch("1:0.5,2", 4),
         "write_nir": lambda: qp.write_nir(folder / "b.nir", document),
         "write_packed": lambda: qp.write_packed(folder / "b.qpsnn", folded, {}),
     }

@@ -67,6 +67,7 @@ BEYOND = {
     "train.distill_weight": 1.5,
     "train.distill_temperature": 0,
     "train.distill_membranes": {"lif1": -1.0},
+    "train.timesteps_schedule": 2,
     "train.ema_decay": 1.0,
     "prune.criterion": "taylor",
     "prune.ratios": {"middle": 1.0},
