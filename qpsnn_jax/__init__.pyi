@@ -33,6 +33,7 @@ from .model.nodes import AttentionTrace as AttentionTrace
 from .model.nodes import Quantizer as Quantizer
 from .model.settings import NetworkSettings as NetworkSettings
 from .model.sparsity import connection_sparsity as connection_sparsity
+from .numerics.early_exit import early_exit as early_exit
 from .numerics.gamma import gamma_of as gamma_of
 from .numerics.learned import lsq_gamma as lsq_gamma
 from .numerics.learned import scale_gradient as scale_gradient

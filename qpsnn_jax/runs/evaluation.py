@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +14,8 @@ from qpsnn_jax.data.feed import evaluation_batches
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.costs import activity_reducers
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.network import Capture
+from qpsnn_jax.model.network import Capture, SpikingNetwork
+from qpsnn_jax.numerics.early_exit import EarlyExit, early_exit
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, device_put, replicated
 from qpsnn_jax.training.steps import Variables, make_eval_step
@@ -53,6 +54,46 @@ def evaluate(
     measured = tuple(capture.items()) if isinstance(capture, Mapping) else capture and tuple(capture)
     step = activity_step(graph, data.mean, data.std, mesh, precision, measured)
     return evaluate_by(step, variables, examples, mesh)
+
+
+class ExitEvaluation(NamedTuple):
+    """Accuracy (a fraction) with early exit, and the share of examples that leave at each step, from the first."""
+
+    accuracy: float
+    shares: tuple[float, ...]
+
+    @property
+    def mean_steps(self) -> float:
+        """Time steps of an example in the mean."""
+        return sum(step * share for step, share in enumerate(self.shares, 1))
+
+
+def evaluate_early_exit(
+    graph: Graph,
+    variables: Variables,
+    examples: Examples,
+    data: DataSet,
+    threshold: float,
+    *,
+    precision: Precision = "auto",
+) -> ExitEvaluation:
+    """Accuracy and time steps of a network with :func:`qpsnn_jax.early_exit`; arguments as for :func:`evaluate`.
+
+    Raises:
+        ValueError: a network of fewer than two classes.
+    """
+
+    @jax.jit
+    def leave(images: Array) -> EarlyExit:
+        output: Any = SpikingNetwork(graph, precision).apply(variables, normalizer(data)(images))
+        return early_exit(output.currents, threshold)
+
+    right, counts = 0, np.zeros(graph.timesteps)
+    for images, labels in evaluation_batches(examples):
+        predictions, steps = jax.device_get(leave(images))
+        right += int((predictions == labels).sum())
+        counts += np.bincount(steps - 1, minlength=graph.timesteps)
+    return ExitEvaluation(right / counts.sum(), tuple(float(share) for share in counts / counts.sum()))
 
 
 def normalizer(data: DataSet) -> Callable[[Array], Array]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from qpsnn_jax.data import DataSet
 from qpsnn_jax.model.costs import Cost
 from qpsnn_jax.runs import plots
 from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs.evaluation import ExitEvaluation
 from qpsnn_jax.runs.records import StageResult, versions, write_json
 from qpsnn_jax.runtime.processes import write_on_process_zero
 from qpsnn_jax.runtime.settings import as_dict
@@ -60,7 +62,26 @@ def write_report(
 
 def table(stages: list[StageResult]) -> str:
     """Results as a Markdown table, one row each."""
-    rows = [("", *_COLUMNS), *((stage.name, *_cells(stage)) for stage in stages)]
+    return _aligned([("", *_COLUMNS), *((stage.name, *_cells(stage)) for stage in stages)])
+
+
+def exit_table(results: Mapping[float | None, ExitEvaluation]) -> str:
+    """Results with early exit by margin (None: all steps) as a Markdown table, one row each."""
+    steps = range(1, 1 + max(len(result.shares) for result in results.values()))
+    head = ("margin", "accuracy", "mean steps", *(f"leave at step {step}" for step in steps))
+    rows = (
+        (
+            "none" if margin is None else f"{margin:g}",
+            f"{100 * result.accuracy:.2f} %",
+            f"{result.mean_steps:.2f}",
+            *(f"{100 * share:.1f} %" for share in result.shares),
+        )
+        for margin, result in results.items()
+    )
+    return _aligned([head, *rows])
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

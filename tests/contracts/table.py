@@ -12,7 +12,7 @@ from qpsnn_jax.kernels import neurons as native
 from qpsnn_jax.kernels import plain
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry
-from qpsnn_jax.numerics import gamma, learned, losses, neurons, quantization, surrogate
+from qpsnn_jax.numerics import early_exit, gamma, learned, losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import rank, scores
 from qpsnn_jax.training.timesteps import merge_frames
 
@@ -150,6 +150,7 @@ def score_and_loss_table() -> list[Contract]:
         Contract("sca_scores", scores.sca_scores, normal(2, 3, 4, 4, 5)),
         Contract("magnitude_scores", scores.magnitude_scores, WEIGHTS),
         Contract("random_scores", lambda n: scores.random_scores(jax.random.key(n), 5), np.arange(3), False, floats=()),
+        Contract("early_exit", lambda o: early_exit.early_exit(o, 1.0), READOUT, grad=False),
         Contract("cross_entropy", lambda o: losses.cross_entropy(o, LABELS, label_smoothing=0.1), READOUT),
         Contract(
             "distillation_loss",

@@ -19,9 +19,11 @@ from qpsnn_jax.export import agreement
 from qpsnn_jax.export.images import classify
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import load_packed, write_packed
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs import plots, verify
 from qpsnn_jax.runs.cli.main import main
-from qpsnn_jax.runs.directory import read_config, read_stage
+from qpsnn_jax.runs.directory import load_network, read_config, read_stage
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runs.report import write_report
 
@@ -228,3 +230,21 @@ def test_a_network_without_a_run_has_no_statistics(small_run, tmp_path, capsys):
         "does not belong to a run, so the mean and std of its pixels are unknown; export a run."
         in capsys.readouterr().err
     )
+
+
+def test_evaluation_with_early_exit_is_a_second_table(small_run, capsys):
+    assert main(["evaluate", str(small_run), "--test-examples", "20", "--early_exit", "0.9"]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    head, _, left, whole = ([cell.strip() for cell in row] for row in rows[-4:])
+    assert head == ["margin", "accuracy", "mean steps", "leave at step 1", "leave at step 2"]
+    assert (left[0], whole[0], whole[2:]) == ("0.9", "none", ["2.00", "0.0 %", "100.0 %"])
+    config = read_config(small_run)
+    data = load(config.data.name, seed=config.run.seed, test_examples=20)
+    graph, variables = load_network(small_run)
+    currents = SpikingNetwork(graph).apply(variables, normalize(data.test.images, data.mean, data.std)).currents
+    first = np.asarray(currents[:, 0])
+    clear = np.diff(np.sort(first, axis=-1)[:, -2:])[:, 0] >= 0.9
+    guesses = np.where(clear, first.argmax(-1), np.asarray(currents).sum(1).argmax(-1))
+    assert left[1:3] == [f"{100 * (guesses == data.test.labels).mean():.2f} %", f"{2 - clear.mean():.2f}"]
+    assert main(["evaluate", str(small_run), "--early_exit", "-1"]) == 2
+    assert "is not in the range x>=0" in capsys.readouterr().err

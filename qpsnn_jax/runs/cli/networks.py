@@ -23,15 +23,23 @@ _FILE = click.argument("file", type=_PATH, metavar="FILE")
 @click.option("--data", metavar="NAME", help="data set (default: that of the run)")
 @click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")
 @click.option("--test-examples", type=int, help="how many test images (default: as in the run)")
+@click.option(
+    "--early-exit",
+    type=click.FloatRange(0),
+    metavar="MARGIN",
+    help="leave at the first step at which the largest accumulated output exceeds the second by so much",
+)
 @importing
-def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: int | None) -> None:
+def evaluate(
+    path: Path, data: str | None, data_dir: str | None, test_examples: int | None, early_exit: float | None
+) -> None:
     """Measure accuracy and cost of a run, one of its stages, or an imported network."""
     from qpsnn_jax.runs.config import build_graph
     from qpsnn_jax.runs.directory import load_network, read_config, run_of
-    from qpsnn_jax.runs.evaluation import evaluate
+    from qpsnn_jax.runs.evaluation import ExitEvaluation, evaluate, evaluate_early_exit
     from qpsnn_jax.runs.loading import check_classes, load_test_data
     from qpsnn_jax.runs.records import measure
-    from qpsnn_jax.runs.report import table
+    from qpsnn_jax.runs.report import exit_table, table
 
     graph, variables = load_network(path)
     run = run_of(path)
@@ -52,6 +60,10 @@ def evaluate(path: Path, data: str | None, data_dir: str | None, test_examples: 
     seconds = time.monotonic() - started
     whole = build_graph(config) if config else graph
     click.echo(table([measure(path.resolve().name, graph, whole, result, None, seconds)]))
+    if early_exit is not None:
+        all_steps = ExitEvaluation(result.accuracy, (0.0,) * (graph.timesteps - 1) + (1.0,))
+        leaving = evaluate_early_exit(graph, variables, found.test, found, early_exit, precision=precision)
+        click.echo("\n" + exit_table({early_exit: leaving, None: all_steps}))
 
 
 @click.command(cls=ConfigCommand, metavar="PRESET|CONFIG.py|RUN")

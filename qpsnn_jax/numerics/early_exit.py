@@ -1,0 +1,47 @@
+"""Early exit: a prediction is made at the first time step at which it is clear."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+
+class EarlyExit(NamedTuple):
+    """Predicted classes and the number of time steps that each took, int32, shape ``…``."""
+
+    predictions: Array
+    steps: Array
+
+
+def early_exit(currents: Array, threshold: ArrayLike) -> EarlyExit:
+    r"""Predictions at the first step at which the margin of the accumulated currents reaches a threshold.
+
+    With :math:`A_k[t] = \sum_{s ≤ t} O_k[s]`, an example leaves at the first t where
+
+    .. math:: \max_k A_k[t] - \mathrm{second}_k A_k[t] ≥ m,
+
+    and at T where there is none. Its prediction is the largest :math:`A_k` at that step; at T that is the prediction of
+    the whole network.
+
+    Args:
+        currents: O, shape ``… t classes``, floating, of at least two classes.
+        threshold: m, in the unit of the currents; a number, or an array that broadcasts against ``…``.
+
+    Returns:
+        :class:`EarlyExit` of predictions and steps, from 1 to T.
+
+    Raises:
+        ValueError: fewer than two classes.
+    """
+    steps, classes = currents.shape[-2:]
+    if classes < 2:
+        raise ValueError(f"early_exit compares two classes, got currents of shape {currents.shape}.")
+    accumulated = jnp.cumsum(currents, axis=-2)
+    best, second = jnp.moveaxis(jax.lax.top_k(accumulated, 2)[0], -1, 0)
+    margin = jnp.broadcast_to(jnp.asarray(threshold, currents.dtype), currents.shape[:-2])
+    clear = best - second >= margin[..., None]
+    index = jnp.where(jnp.any(clear, axis=-1), jnp.argmax(clear, axis=-1), steps - 1)
+    at = jnp.take_along_axis(accumulated, index[..., None, None], axis=-2)[..., 0, :]
+    return EarlyExit(jnp.argmax(at, axis=-1).astype(jnp.int32), (index + 1).astype(jnp.int32))

@@ -1,0 +1,38 @@
+"""Early exit against a loop over examples and steps."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qpsnn_jax import early_exit
+
+
+def by_loop(currents, threshold):
+    found = []
+    for example in currents:
+        total = np.zeros(example.shape[-1])
+        for t, current in enumerate(example, 1):
+            total = total + current
+            first, second = sorted(total)[-1], sorted(total)[-2]
+            if first - second >= threshold or t == len(example):
+                found.append((int(np.argmax(total)), t))
+                break
+    return found
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 2.5, 1e9])
+def test_each_example_leaves_at_its_first_clear_step(threshold):
+    currents = np.random.default_rng(0).normal(size=(40, 5, 4)).astype(np.float32)
+    predictions, steps = early_exit(jnp.asarray(currents), threshold)
+    expected = by_loop(currents, threshold)
+    assert list(zip(predictions.tolist(), steps.tolist(), strict=True)) == expected
+    assert {0.0: {1}, 1e9: {5}}.get(threshold, set(steps.tolist())) == set(steps.tolist())
+    assert threshold in (0.0, 1e9) or len(set(steps.tolist())) > 2
+
+
+def test_ties_a_threshold_for_each_and_one_class():
+    equal = jnp.zeros((2, 3, 4))
+    predictions, steps = early_exit(equal, jnp.asarray([0.0, 0.5]))
+    assert (predictions.tolist(), steps.tolist()) == ([0, 0], [1, 3])
+    with pytest.raises(ValueError, match=r"compares two classes, got currents of shape \(2, 3, 1\)"):
+        early_exit(equal[..., :1], 1.0)
