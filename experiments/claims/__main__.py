@@ -137,11 +137,11 @@ def hours_needed(units: list[Unit], data_dir: str | None) -> str:
     hours: dict[str, float] = {}
     for unit in units:
         network, batch_size = unit.config.network, unit.config.train.batch_size
-        kind = (network.name, network.width, network.timesteps, network.bits is None, batch_size)
-        if kind not in seconds:
-            seconds[kind] = _seconds_of_a_step(unit, data_dir)
-        needed = steps_of(unit) * seconds[kind] / 3600
-        hours[unit.question] = hours.get(unit.question, 0.0) + needed
+        for timesteps, number in steps_of(unit).items():
+            kind = (network.name, network.width, timesteps, network.bits is None, batch_size)
+            if kind not in seconds:
+                seconds[kind] = _seconds_of_a_step(unit, timesteps, data_dir)
+            hours[unit.question] = hours.get(unit.question, 0.0) + number * seconds[kind] / 3600
     lines = [f"{_words(kind)}: {each:.4f} s a step" for kind, each in seconds.items()]
     lines += [f"{question}: {needed:.1f} hours of steps" for question, needed in hours.items()]
     return "\n".join([*lines, "Whole widths are measured; pruned networks take less. Evaluation comes on top."])
@@ -152,11 +152,12 @@ def _words(kind: tuple[Any, ...]) -> str:
     return f"{'float' if in_float else 'quantized'} {name} of width {width}, T = {timesteps}, batch {batch}"
 
 
-def _seconds_of_a_step(unit: Unit, data_dir: str | None) -> float:
-    training = dataclasses.replace(unit.config.train, epochs=1)
+def _seconds_of_a_step(unit: Unit, timesteps: int, data_dir: str | None) -> float:
+    training = dataclasses.replace(unit.config.train, epochs=1, timesteps_schedule=None)
+    network = dataclasses.replace(unit.config.network, timesteps=timesteps)
     images = (_WARM + _STEPS) * training.batch_size
     data = dataclasses.replace(unit.config.data, data_dir=data_dir, train_examples=images, test_examples=1)
-    config = dataclasses.replace(unit.config, train=training, finetune=training, data=data)
+    config = dataclasses.replace(unit.config, network=network, train=training, finetune=training, data=data)
     times: list[float] = []
 
     def tick(step: int, values: Mapping[str, float]) -> None:

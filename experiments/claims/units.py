@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,11 +229,12 @@ def _packed(unit: Unit, run: Run, graph: Graph, variables: Variables, test: Arra
     return found
 
 
-def steps_of(unit: Unit) -> int:
-    """Training steps of a unit, from its config alone."""
-    examples = unit.config.data.train_examples
+def steps_of(unit: Unit) -> dict[int, int]:
+    """Training steps of a unit by their number of time steps T, from its config alone."""
+    examples, own = unit.config.data.train_examples, unit.config.network.timesteps
     assert examples is not None, f"{unit.name} must say how many images it trains on"
-    train, finetune = (
-        training.epochs * (examples // training.batch_size) for training in (unit.config.train, unit.config.finetune)
-    )
-    return {"train": train, "scratch": train + finetune}.get(unit.kind, finetune)
+    train, finetune = unit.config.train, unit.config.finetune
+    whole = dataclasses.replace(train, epochs=train.epochs + finetune.epochs)
+    training = {"train": train, "scratch": whole}.get(unit.kind, finetune)
+    epochs = Counter(training.schedule or (own,) * training.epochs)
+    return {timesteps: number * (examples // training.batch_size) for timesteps, number in epochs.items()}
