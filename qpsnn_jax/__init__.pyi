@@ -10,8 +10,11 @@ from .export.nir.writer import nir_graph as nir_graph
 from .export.onnx import onnx_model as onnx_model
 from .export.packed.file import load_packed as load_packed
 from .export.packed.file import write_packed as write_packed
+from .export.pretrained import pretrained as pretrained
 from .export.stablehlo import stablehlo as stablehlo
 from .export.torch_import import import_torch as import_torch
+from .export.unfolding import current_moments as current_moments
+from .export.unfolding import unfold as unfold
 from .kernels.convolution import conv_spikes as conv_spikes
 from .kernels.convolution import convolve as convolve
 from .kernels.dispatch import Precision as Precision

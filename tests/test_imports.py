@@ -20,7 +20,7 @@ ONLY_IN = {
     "matplotlib": {"runs.plots"},
     "click": {
         f"runs.cli.{name}"
-        for name in ("main", "flags", "importing", "joining", "training", "networks", "exports", "datasets")
+        for name in ("main", "flags", "importing", "places", "joining", "training", "networks", "exports", "datasets")
     },
     "nir": {"export.nir.file"},
     "h5py": {"export.nir.file"},

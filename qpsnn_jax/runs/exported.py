@@ -130,7 +130,7 @@ def _notes(path: Path, run: Path, config: Config, data: DataSet) -> dict[str, An
     names = STAGES if path.resolve() == run.resolve() else (path.resolve().name,)
     stages = (read_stage(run, name) for name in reversed(names))
     stage = next((stage for stage in stages if stage), None)
-    notes = {"config": as_dict(config), "versions": versions()}
+    notes = {"config": as_dict(config), "versions": versions(), "std": [float(value) for value in data.std]}
     # The export goes to other people; the path of the data on this machine is private.
     notes["config"]["data"].pop("data_dir")
     if stage is not None:

@@ -35,14 +35,12 @@ def draw_all(directory: Path, data: DataSet, records: list[StageResult], precisi
         Paths of the PNG files.
     """
     whole, final = load_network(directory / "quantized"), load_network(directory / "finetuned")
-    keep = read_notes(directory / "pruned" / "stage.json", "keep")
-    stored = read_arrays(directory / "pruned" / "scores.npz", "score again")
-    scores = {name: np.asarray(values) for name, values in stored.items()}
-    figures = {
-        "summary": _summary(records),
-        "training": _training(directory),
-        "scores": _scores(scores, keep),
-        "channels": _channels(scores, keep),
+    stored = directory / "pruned" / "scores.npz"
+    figures = {"summary": _summary(records), "training": _training(directory)}
+    if stored.exists():  # there are none in a run that starts from a pretrained network
+        keep, scores = read_notes(stored.with_name("stage.json"), "keep"), read_arrays(stored, "score again")
+        figures |= {"scores": _scores(scores, keep), "channels": _channels(scores, keep)}
+    figures |= {
         "weights": _weights(whole, final),
         "raster": _raster(final, data, precision),
     }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def write_report(
 
 def table(stages: list[StageResult]) -> str:
     """Results as a Markdown table, one row each."""
-    return _aligned([("", *_COLUMNS), *((stage.name, *_cells(stage)) for stage in stages)])
+    return aligned([("", *_COLUMNS), *((stage.name, *_cells(stage)) for stage in stages)])
 
 
 def exit_table(results: Mapping[float | None, ExitEvaluation]) -> str:
@@ -78,10 +78,11 @@ def exit_table(results: Mapping[float | None, ExitEvaluation]) -> str:
         )
         for margin, result in results.items()
     )
-    return _aligned([head, *rows])
+    return aligned([head, *rows])
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> str:
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of text, the first of which is the head, as a Markdown table of equally wide columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows

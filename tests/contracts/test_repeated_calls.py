@@ -80,6 +80,7 @@ def calls(folder: Path) -> dict[str, Callable]:
         "connection_sparsity": lambda: qp.connection_sparsity(GRAPH, variables),
         "cosine_schedule": lambda: schedule(jnp.array(3)),
         "cost": lambda: qp.cost(GRAPH, activity).energy_mj,
+        "current_moments": lambda: qp.current_moments(GRAPH, variables),
         "fold": lambda: qp.fold(GRAPH, variables, MEAN, STD),
         "import_nir": lambda: qp.import_nir(document),
         "import_torch": lambda: qp.import_torch(tensors, bits=2, timesteps=2),
@@ -93,6 +94,7 @@ def calls(folder: Path) -> dict[str, Callable]:
         "nir_graph": lambda: qp.nir_graph(GRAPH, variables),
         "onnx_model": lambda: qp.onnx_model(folded),
         "optimizer": lambda: tx.update(gradients, state.opt_state, variables["params"]),
+        "pretrained": lambda: qp.pretrained("digits-43kb"),
         "prune": lambda: qp.prune(GRAPH, variables, {"stem": [0, 2], "conv": [1, 3]}),
         "read_nir": lambda: qp.read_nir(folder / "a.nir"),
         "recalibrate": lambda: qp.recalibrate(GRAPH, variables, [images]),
@@ -102,6 +104,7 @@ def calls(folder: Path) -> dict[str, Callable]:
         "sops_reducers": lambda: network.apply(variables, images, capture=qp.sops_reducers(GRAPH)),
         "stablehlo": lambda: qp.stablehlo(GRAPH, variables, MEAN, STD),
         "timesteps_by_epoch": lambda: qp.timesteps_by_epoch("1:0.5,2", 4),
+        "unfold": lambda: qp.unfold(folded, STD, qp.current_moments(GRAPH, variables)),
         "write_nir": lambda: qp.write_nir(folder / "b.nir", document),
         "write_packed": lambda: qp.write_packed(folder / "b.qpsnn", folded, {}),
     }

@@ -9,10 +9,11 @@ import click
 
 from qpsnn_jax.export import FOLDED, FORMATS
 from qpsnn_jax.runs.cli.importing import importing
+from qpsnn_jax.runs.cli.places import NETWORK, PACKED
 
 _PATH = click.Path(path_type=Path)
-_RUN = click.argument("path", type=_PATH, metavar="RUN")
-_FILE = click.argument("file", type=_PATH, metavar="FILE")
+_RUN = click.argument("path", type=NETWORK, metavar="RUN|NAME")
+_FILE = click.argument("file", type=PACKED, metavar="FILE|NAME")
 
 
 def _folding(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +81,7 @@ def verify(path: Path, format_: str, test_examples: int | None, cc: str, **foldi
 @_FILE
 @click.argument("images", type=_PATH, metavar="IMAGE|FOLDER")
 def infer(file: Path, images: Path) -> int:
-    """Classify pictures or .npy arrays with a packed network, a *.qpsnn file."""
+    """Classify pictures or .npy arrays with a packed network: a *.qpsnn file, or a pretrained one by name."""
     from qpsnn_jax.export.images import Unclassified, classify
     from qpsnn_jax.export.packed.file import load_packed
 
@@ -99,7 +100,7 @@ def infer(file: Path, images: Path) -> int:
 @click.command()
 @_FILE
 def info(file: Path) -> None:
-    """Show the contents of a packed network, a *.qpsnn file."""
+    """Show the contents of a packed network: a *.qpsnn file, or a pretrained one by name."""
     from qpsnn_jax.export.packed.file import load_packed
     from qpsnn_jax.export.summary import summary
 

@@ -8,6 +8,7 @@ import click
 
 from qpsnn_jax.runs.cli.flags import ConfigCommand, chosen
 from qpsnn_jax.runs.cli.importing import importing
+from qpsnn_jax.runs.cli.places import NETWORK
 
 if TYPE_CHECKING:
     from qpsnn_jax.model.graph import Graph
@@ -19,7 +20,7 @@ _FILE = click.argument("file", type=_PATH, metavar="FILE")
 
 
 @click.command()
-@click.argument("path", type=_PATH, metavar="PATH")
+@click.argument("path", type=NETWORK, metavar="PATH|NAME")
 @click.option("--data", metavar="NAME", help="data set (default: that of the run)")
 @click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")
 @click.option("--test-examples", type=int, help="how many test images (default: as in the run)")
@@ -33,7 +34,7 @@ _FILE = click.argument("file", type=_PATH, metavar="FILE")
 def evaluate(
     path: Path, data: str | None, data_dir: str | None, test_examples: int | None, early_exit: float | None
 ) -> None:
-    """Measure accuracy and cost of a run, one of its stages, or an imported network."""
+    """Measure accuracy and cost of a run, one of its stages, an imported network, or a pretrained one by name."""
     from qpsnn_jax.runs.config import build_graph
     from qpsnn_jax.runs.directory import load_network, read_config, run_of
     from qpsnn_jax.runs.evaluation import ExitEvaluation, evaluate, evaluate_early_exit
@@ -76,7 +77,7 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
     from qpsnn_jax.runs.directory import load_network, read_activity
     from qpsnn_jax.runs.report import cost_table
 
-    activity, place = None, Path(config)
+    activity, place = None, _place(config)
     if place.is_dir():
         if pruned or changes:
             word = "pruned" if pruned else next(iter(changes))
@@ -120,7 +121,24 @@ def import_nir(file: Path, out: Path, timesteps: int | None, dt: float | None) -
     _save(out, *import_nir(read_nir(file), timesteps=timesteps, dt=dt), file, "full precision")
 
 
-COMMANDS = (evaluate, cost, import_torch, import_nir)
+@click.command()
+@click.argument("name", required=False, metavar="[NAME]")
+def pretrained(name: str | None) -> None:
+    """List the networks that come with the package, or show the card of one."""
+    from qpsnn_jax.export.pretrained import cards, packed_path
+    from qpsnn_jax.runs.pretrained import card_text, cards_table
+
+    click.echo(cards_table() if name is None else card_text(cards()[packed_path(name).stem]))
+
+
+COMMANDS = (evaluate, cost, pretrained, import_torch, import_nir)
+
+
+def _place(config: str) -> Path:
+    """What ``qpsnn cost`` names: a preset is never a path."""
+    from qpsnn_jax.runs.presets import PRESETS
+
+    return Path(config) if config in PRESETS else NETWORK.convert(config, None, None)
 
 
 def _check_new(out: Path) -> None:

@@ -83,10 +83,12 @@ def prune(directory: Path, **processes: Any) -> None:
 
 
 @click.command()
-@_DIRECTORY
+@click.argument("directory", type=_PATH, metavar="DIR|NAME")
+@click.option("--out", type=_PATH, metavar="DIR", help="directory of a new run that starts from a pretrained network")
 @joining
-def finetune(directory: Path, **processes: Any) -> None:
-    """Fine-tune a pruned run, and report."""
+def finetune(directory: Path, out: Path | None, **processes: Any) -> None:
+    """Fine-tune a pruned run, or a pretrained network by name, and report."""
+    directory = _start_from(directory, out)
     with _continued(directory, processes, "pruned") as (settings, running):
         from qpsnn_jax.runs.controls import read_controls
         from qpsnn_jax.runs.report import table, write_report
@@ -95,6 +97,24 @@ def finetune(directory: Path, **processes: Any) -> None:
         stages = run_stages(settings, running)
         write_report(settings, directory, running.data, stages, read_controls(directory))
     say(table(stages))
+
+
+def _start_from(directory: Path, out: Path | None) -> Path:
+    """The directory of the run to go on with: an existing one, or ``out`` with a pretrained network as its pruned."""
+    from qpsnn_jax.export.pretrained import names
+
+    name = str(directory)
+    if directory.exists() or name not in names():
+        if out is not None:
+            raise ValueError("--out is for a pretrained network; a run is fine-tuned in its own directory.")
+        return directory
+    if out is None:
+        raise ValueError(f"{name} comes with the package; name the directory of a new run with --out.")
+    if not out.exists():
+        from qpsnn_jax.runs.pretrained import write_run
+
+        write_run(name, out, ("quantized", "pruned"))
+    return out
 
 
 COMMANDS = (run, train, score, prune, finetune)

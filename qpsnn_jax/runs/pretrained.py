@@ -1,0 +1,107 @@
+"""The directory of a run of a pretrained network, so that its name stands wherever a run does."""
+
+import tempfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from qpsnn_jax.export.packed.file import load_packed
+from qpsnn_jax.export.pretrained import FOLDER, Card, cards, names, packed_path, pretrained
+from qpsnn_jax.runs.directory import save_network
+from qpsnn_jax.runs.records import StageResult, write_checked, write_result
+from qpsnn_jax.runs.report import aligned
+from qpsnn_jax.runtime.files import user_cache
+
+
+def find(path: Path) -> Path:
+    """``path``, or, if nothing is there and it is the name of a pretrained network, the directory of a run of it.
+
+    The run is written to the user's cache when it is first asked for. It has the stage ``finetuned``.
+
+    Raises:
+        ValueError: there is no home directory for the cache.
+    """
+    name = str(path)
+    if path.exists() or name not in names():
+        return path
+    try:
+        place = user_cache() / "pretrained" / f"{_checksum(name):08x}" / name
+    except RuntimeError as error:
+        raise ValueError(f"{name} is unpacked into the user's cache, and {error}; set XDG_CACHE_HOME.") from None
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            made = Path(folder) / name
+            write_run(name, made, ("finetuned",))
+            try:
+                made.rename(place)
+            except OSError:
+                if not place.exists():  # else another process was faster
+                    raise
+    return place
+
+
+def write_run(name: str, directory: Path, stages: Sequence[str]) -> None:
+    """Write the directory of a run whose ``stages`` are complete and hold a pretrained network.
+
+    Args:
+        name: of the network.
+        directory: a new one.
+        stages: of :data:`~qpsnn_jax.runs.directory.STAGES`.
+
+    Raises:
+        ValueError: there is no such network.
+        OSError: the directory exists, or cannot be written.
+    """
+    packed, card = load_packed(packed_path(name)), cards()[name]
+    graph, variables = pretrained(name)
+    directory.mkdir(parents=True)
+    origin = {key: packed.notes[key] for key in ("config", "versions")}
+    write_checked(directory / "config.json", origin)
+    for stage in stages:
+        notes = {"class_names": list(packed.class_names)}
+        save_network(directory / stage / "final", graph, variables, notes)
+        result = StageResult(**{**card.result, "name": stage})
+        write_result(directory / stage / "stage.json", result, epochs=[], keep={}, **notes)
+
+
+def cards_table() -> str:
+    """All pretrained networks as a Markdown table."""
+    rows = [("name", "data", "accuracy", "file", "SOPs", "energy", "seeds")]
+    rows += [
+        (
+            card.name,
+            card.data,
+            f"{100 * card.accuracy:.2f} %",
+            f"{packed_path(card.name).stat().st_size:,} bytes",
+            f"{card.result['sops_total'] / 1e6:.3f} M",
+            f"{1000 * card.result['energy_mj']:.3f} µJ",
+            str(len(card.seeds)),
+        )
+        for card in cards().values()
+    ]
+    return aligned(rows)
+
+
+def card_text(card: Card) -> str:
+    """A card as lines of text."""
+    seeds = ", ".join(f"{100 * accuracy:.2f} % (seed {seed})" for seed, accuracy in card.seeds.items())
+    result = card.result
+    lines = {
+        "data": card.data,
+        "accuracy": f"{100 * card.accuracy:.2f} % of {card.test_images:,} test images, integer network, last epoch",
+        "seeds": f"{seeds}; this one is seed {card.seed}",
+        "file": f"{packed_path(card.name).stat().st_size:,} bytes",
+        "weights": f"{result['params']:,} parameters, {100 * result['connection_ratio']:.1f} % of the connections left",
+        "operations": f"{result['sops_total'] / 1e6:.3f} million SOPs, {1000 * result['energy_mj']:.3f} µJ an image",
+        "made by": card.command,
+        "commit": card.commit,
+    }
+    return "\n".join([card.name, *(f"  {name:11} {text}" for name, text in lines.items())])
+
+
+def _checksum(name: str) -> int:
+    total = 0
+    for suffix in ("qpsnn", "npz", "json"):
+        total = zlib.crc32((FOLDER / f"{name}.{suffix}").read_bytes(), total)
+    return total

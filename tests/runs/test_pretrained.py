@@ -1,0 +1,111 @@
+"""Networks that come with the package: their cards are true, and their names stand wherever a run does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED
+
+from experiments.publish import publish
+from qpsnn_jax import fold, load_network, load_packed, pretrained
+from qpsnn_jax.data import load
+from qpsnn_jax.export import pretrained as package
+from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.pretrained import Card, cards, names, packed_path
+from qpsnn_jax.runs import pretrained as runs
+from qpsnn_jax.runs.cli.main import main
+
+_PLACES = {"digits": None, "cifar10": SHARED / "data" / "tfds", "nmnist": SHARED / "data" / "nmnist"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_card_tells_what_the_network_classifies(name):
+    card, packed = cards()[name], load_packed(packed_path(name))
+    data = packed.notes["config"]["data"]["name"]
+    place = _PLACES[data]
+    if place is not None and not place.exists():
+        pytest.skip(f"{data} is not there")
+    options = {"test_examples": card.first_images, "train_examples": 1, "timesteps": packed.folded.timesteps}
+    test = load(data, data_dir=place and str(place), **options).test
+    found = IntegerNetwork.of(packed.folded)(test.images).argmax(1)
+    assert (found == test.labels).sum() == card.first_correct
+    assert card.seeds[str(card.seed)] == pytest.approx(card.accuracy, abs=5e-5)
+    assert abs(card.first_correct / card.first_images - card.accuracy) < 0.1
+    assert len(packed.class_names) in (0, packed.folded.readout.kernel.shape[3])
+
+
+def test_all_of_them_are_small():
+    assert names()
+    assert sum(path.stat().st_size for path in package.FOLDER.iterdir()) < 1_000_000
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_network_to_train_on_has_the_codes_of_the_file(name):
+    packed = load_packed(packed_path(name))
+    graph, variables = pretrained(name)
+    mean = np.asarray(packed.folded.image.mean) / 255
+    folded = fold(graph, variables, mean, packed.notes["std"])
+    for ours, theirs in zip(folded.neurons, packed.folded.neurons, strict=True):
+        assert ours.kernel.dtype != np.uint8 or (ours.kernel == theirs.kernel).all()
+
+
+@pytest.fixture
+def published(small_run, tmp_path, monkeypatch):
+    """The small run among the networks of the package, under the name ``tiny``."""
+    folder = tmp_path / "networks"
+    folder.mkdir()
+    monkeypatch.setattr(package, "FOLDER", folder)
+    monkeypatch.setattr(runs, "FOLDER", folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return publish(small_run, name="tiny", command="qpsnn run small", folder=folder)
+
+
+def test_a_name_stands_for_a_run(published, small_run, tmp_path, capsys):
+    assert isinstance(published, Card)
+    graph, _ = load_network(runs.find(Path("tiny")))
+    whole, _ = load_network(small_run)
+    assert len(graph.neurons) == len(whole.neurons)
+    assert main(["evaluate", "tiny", "--test-examples", "360"]) == 0
+    assert f"| tiny | {100 * published.accuracy:.2f} %" in capsys.readouterr().out
+    assert main(["pretrained"]) == 0
+    assert "| tiny |" in capsys.readouterr().out
+    assert main(["pretrained", "tiny"]) == 0
+    assert "qpsnn run small" in capsys.readouterr().out
+    np.save(tmp_path / "image.npy", np.zeros((8, 8, 1), np.uint8))
+    assert main(["infer", "tiny", str(tmp_path / "image.npy")]) == 0
+    assert main(["export", "tiny", "--format", "packed", "--out", str(tmp_path / "tiny.qpsnn")]) == 0
+    first, second = (load_packed(p).folded for p in (packed_path("tiny"), tmp_path / "tiny.qpsnn"))
+    images = load("digits", test_examples=50, train_examples=1).test.images
+    np.testing.assert_array_equal(
+        IntegerNetwork.of(first)(images).argmax(1), IntegerNetwork.of(second)(images).argmax(1)
+    )
+
+
+def test_training_goes_on_from_a_pretrained_network(published, tmp_path, capsys):
+    out = tmp_path / "more"
+    assert main(["finetune", "tiny"]) == 2
+    assert "name the directory of a new run with --out" in capsys.readouterr().err
+    assert main(["finetune", "tiny", "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    last = {stage["name"]: stage["accuracy_last"] for stage in report["stages"]}
+    assert last["quantized"] == last["pruned"] == pytest.approx(published.result["accuracy_last"], abs=0.02)
+    assert main(["finetune", str(out), "--out", str(tmp_path / "again")]) == 2
+    assert "--out is for a pretrained network" in capsys.readouterr().err
+
+
+def test_a_wrong_name_is_answered_with_the_right_ones(published, capsys, monkeypatch, tmp_path):
+    assert main(["pretrained", "tinny"]) == 2
+    assert "there is no pretrained network 'tinny'; did you mean tiny?" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="there are tiny"):
+        pretrained("resnet")
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.expanduser", _no_home)
+    assert main(["evaluate", "tiny"]) == 2
+    assert "set XDG_CACHE_HOME" in capsys.readouterr().err
+
+
+def _no_home(self):
+    raise RuntimeError("Could not determine home directory.")
