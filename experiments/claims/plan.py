@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from experiments.claims.units import Unit
-from qpsnn_jax import Config
+from qpsnn_jax import Config, cost
 from qpsnn_jax.data.settings import DataSettings
-from qpsnn_jax.model.settings import NetworkSettings
+from qpsnn_jax.model.settings import NetworkSettings, build
 from qpsnn_jax.pruning.settings import Pruning
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.training.settings import Training
@@ -71,7 +72,7 @@ def config_of(recipe: Recipe, network: NetworkSettings, pruning: Pruning, seed: 
 
 def plan() -> list[Unit]:
     """All units, each once, every one after what it starts from."""
-    units = [*headline(), *gamma(), *criterion(), *table2(), *table3()]
+    units = [*headline(), *gamma(), *criterion(), *table2(), *table3(), *rule(), *distillation()]
     return list({unit.name: unit for unit in units}.values())
 
 
@@ -128,12 +129,35 @@ def table3() -> Iterator[Unit]:
         yield replace(unit, kind="quantize", base=_dense("float", None, "none", seed))
 
 
+def rule() -> Iterator[Unit]:
+    """The widths: by the ratios, or by one ranking of all channels under the bytes that the ratios lead to."""
+    for removed in _REMOVED:
+        for seed in SEEDS:
+            yield _pruned("rule", f"by-hand-{removed}", "mean", 2, "svs", removed, seed)
+        for seed in SEEDS:
+            unit = _pruned("rule", f"by-rule-{removed}", "mean", 2, "svs", removed, seed)
+            yield replace(unit, config=replace(unit.config, prune=_same_bytes(unit.config.network, removed)))
+
+
+def distillation() -> Iterator[Unit]:
+    """Fine-tuning alone, or with the unpruned network as teacher."""
+    for removed in _REMOVED:
+        for seed in SEEDS:
+            yield _pruned("distillation", f"plain-{removed}", "mean", 2, "svs", removed, seed)
+        for seed in SEEDS:
+            unit = _pruned("distillation", f"distilled-{removed}", "mean", 2, "svs", removed, seed)
+            finetune = replace(unit.config.finetune, distill="quantized")
+            yield replace(unit, config=replace(unit.config, finetune=finetune))
+
+
 QUESTIONS: Mapping[str, str] = {
     "headline": "98kB",
     "gamma": "none-2",
     "criterion": "random-50",
     "table2": "none-sca-2",
     "table3": "prune-quantize",
+    "rule": "by-hand-50",
+    "distillation": "plain-50",
 }
 """The arm of each question that the others are compared with."""
 
@@ -151,6 +175,13 @@ def _pruned(question: str, arm: str, rule: str, bits: int, name: str, removed: s
     pruning = Pruning(criterion=name, ratios=_REMOVED[removed], recalibrate="always")
     config = config_of(SHORT, _network(bits, rule), pruning, seed)
     return Unit(question, arm, SHORT.name, config, "finetune", _dense(f"{rule}-{bits}", bits, rule, seed))
+
+
+@cache
+def _same_bytes(network: NetworkSettings, removed: str) -> Pruning:
+    """The budget of the bytes (Eq. 16) that the ratios of :data:`_REMOVED` lead to."""
+    smaller = build(network, input_shape=(32, 32, 3), classes=10, ratios=_REMOVED[removed])
+    return Pruning(criterion="svs", budget=f"{cost(smaller).size_bytes:.0f}B", recalibrate="always")
 
 
 def _polished(config: Config) -> Config:
