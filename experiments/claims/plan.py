@@ -14,7 +14,7 @@ from qpsnn_jax.training.settings import Training
 
 SEEDS = (0, 1, 2)
 HEADLINE_SEEDS = (0, 1)
-_GAMMAS = ("none", "max", "percentile", "mean", "mse", "learned")
+_GAMMAS = ("none", "mean", "learned", "mse", "max", "percentile")
 _CRITERIA = {
     "svs": "svs",
     "sca": "sca",
