@@ -4,7 +4,9 @@ import fcntl
 import gc
 import itertools
 import json
+import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -135,13 +137,32 @@ def small_config(small_network: str, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
+@contextmanager
+def programs_compiled() -> Iterator[list[str]]:
+    """The names of the programs that XLA compiles within."""
+    found: list[str] = []
+
+    class Names(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.extend(re.findall(r"Finished XLA compilation of jit\((\w+)\)", record.getMessage()))
+
+    logger, handler = logging.getLogger("jax"), Names(logging.WARNING)
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield found
+    logger.removeHandler(handler)
+
+
 @pytest.fixture(scope="session")
 def small_run(small_config: Path, once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """Directory of a finished run of that config. Not to be changed; copy it."""
+    """Directory of a finished run of that config, and beside it what it compiled. Not to be changed; copy it."""
     from qpsnn_jax.runs.cli.main import main
 
     def run(directory: Path) -> None:
-        assert main(["run", str(small_config), "--out", str(directory)]) == 0
+        jax.clear_caches()  # So that it compiles all of its programs.
+        with programs_compiled() as compiled:
+            assert main(["run", str(small_config), "--out", str(directory)]) == 0
+        directory.with_name("small_compiled.txt").write_text("\n".join(compiled))
 
     return once("small", run)
 

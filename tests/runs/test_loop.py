@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -402,18 +401,11 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(plan, whole, tmp_pat
     assert accuracies == [(e.test_accuracy, 5 * e.epoch) for e in whole[0].epochs]
 
 
-SMALL = shlex.split(
-    "digits --network.name small_runs:small --network.width 1 --data.train_examples 192 --data.test_examples 60 "
-    "--train.batch_size 32 --finetune.batch_size 32 --train.epochs 6 --finetune.epochs 6 "
-    "--prune.ratios stem=0.3,middle=0.55 --prune.score_batches 1 --run.checkpoint_epochs 2 --run.checkpoint_steps 4"
-)  # six steps in an epoch
-
-
-def started(directory: Path, cache: Path) -> subprocess.Popen:
-    # The cache only spares the later processes the compilation: the programs they load are the first one's.
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+def started(directory: Path, config: Path) -> subprocess.Popen:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    command = [sys.executable, "-m", "qpsnn_jax", "run", *SMALL, "--out", str(directory)]
+    words = ["run", str(config), "--out", str(directory), "--run.checkpoint_steps", "4"]
+    command = [sys.executable, "-m", "qpsnn_jax", *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -432,17 +424,14 @@ def killed_when(process: subprocess.Popen, happened) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path):
-    """Terminated, killed while it trains and while it fine-tunes, in all three stages."""
-    cache, whole, broken = (tmp_path / name for name in ("cache", "whole", "broken"))
-    process = started(whole, cache)
-    assert process.wait() == 0, process.communicate()
-    process.communicate()
+def test_a_killed_run_ends_with_the_same_bits(small_config, small_run, small_report, tmp_path):
+    """Terminated, killed while it trains and while it fine-tunes, in all three stages, like the run that was not."""
+    broken = tmp_path / "broken"
 
     def saved(stage):
         return any(name.isdigit() for name in (p.name.removeprefix("step_") for p in (broken / stage).glob("step_*")))
 
-    process = started(broken, cache)
+    process = started(broken, small_config)
     when(process, lambda: saved("quantized"))
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
@@ -450,25 +439,25 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     assert said.splitlines()[-1] == "qpsnn: stopped; the same command resumes a run from its last checkpoint."
     last = max(int(name.removeprefix("step_")) for name in steps_saved(broken / "quantized"))
     assert len(lines(broken / "quantized")) == last  # nothing is lost
-    if last < 20:
-        killed_when(started(broken, cache), lambda: f"step_{last}" not in steps_saved(broken / "quantized"))
+    if last < 24:
+        killed_when(started(broken, small_config), lambda: f"step_{last}" not in steps_saved(broken / "quantized"))
     assert not (broken / "quantized" / "stage.json").exists()
-    killed_when(started(broken, cache), lambda: saved("finetuned"))
+    killed_when(started(broken, small_config), lambda: saved("finetuned"))
     assert (broken / "pruned" / "stage.json").exists()
     assert not (broken / "finetuned" / "stage.json").exists()
-    process = started(broken, cache)
+    process = started(broken, small_config)
     assert process.wait() == 0, process.communicate()
     process.communicate()
 
-    for stage in ("quantized", "pruned", "finetuned"):
-        assert checksums(broken / stage) == checksums(whole / stage)
-        assert checksums(whole / stage)["final/step_0"]
-    for stage in ("quantized", "finetuned"):
-        assert lines(broken / stage) == lines(whole / stage)
-        assert len(lines(whole / stage)) == 36
-    reports = [json.loads((directory / "report.json").read_text()) for directory in (whole, broken)]
-    assert records(reports[0]) == records(reports[1])
-    assert reports[0]["stages"][-1]["connection_ratio"] < 0.5
+    for stage, steps in (("quantized", 40), ("finetuned", 20)):
+        found, expected = checksums(broken / stage), checksums(small_run / stage)
+        for name in ("final/step_0", f"step_{steps}"):  # the last state of training with its momenta
+            assert found[name] == expected[name] != {}
+        assert lines(broken / stage) == lines(small_run / stage)
+        assert len(lines(broken / stage)) == steps
+    assert checksums(broken / "pruned") == checksums(small_run / "pruned") != {}
+    assert records(json.loads((broken / "report.json").read_text())) == records(small_report)
+    assert small_report["stages"][-1]["connection_ratio"] < 0.5
 
 
 def test_memory_counts_for_large_networks_alone():
