@@ -34,6 +34,8 @@ from .model.network import Output as Output
 from .model.network import SpikingNetwork as SpikingNetwork
 from .model.nodes import AttentionTrace as AttentionTrace
 from .model.nodes import Quantizer as Quantizer
+from .model.precision import with_edge_bits as with_edge_bits
+from .model.precision import with_layer_bits as with_layer_bits
 from .model.settings import NetworkSettings as NetworkSettings
 from .model.sparsity import connection_sparsity as connection_sparsity
 from .numerics.early_exit import early_exit as early_exit
@@ -57,6 +59,8 @@ from .numerics.surrogate import fire_step as fire_step
 from .numerics.surrogate import rectangular as rectangular
 from .numerics.surrogate import sigmoid as sigmoid
 from .numerics.surrogate import triangular as triangular
+from .pruning.bits import allocate_bits as allocate_bits
+from .pruning.bits import bit_sensitivity as bit_sensitivity
 from .pruning.budget import allocate as allocate
 from .pruning.channels import channel_groups as channel_groups
 from .pruning.rank import matrix_ranks as matrix_ranks

@@ -1,5 +1,6 @@
 """Networks of every exportable kind, with variables that leave no easy case, and pixels for them."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -9,8 +10,18 @@ from small_networks import random_variables, residual_graph
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.nodes import LIF, Quantizer
+from qpsnn_jax.model.nodes import LIF, Input, Quantizer
+from qpsnn_jax.model.precision import with_edge_bits, with_layer_bits
 from qpsnn_jax.model.zoo import resnet20, sew_resnet18, vgg16, vggsnn
+
+
+def _mixed() -> Graph:
+    """Quantized first and last layers, and between them ternary weights and others of 3, 1 and 8 bits."""
+    graph = with_edge_bits(residual_graph(Quantizer(2, levels=3)), 8)
+    bits = {"conv2": 3, "conv3": 1, "conv4": 8}
+    nodes = (replace(node, shape=(6, 6, 1)) if isinstance(node, Input) else node for node in graph.nodes)
+    return with_layer_bits(Graph(tuple(nodes), graph.timesteps), bits)
+
 
 SMALL = {"input_shape": (8, 8, 1), "width": 1 / 8}
 GRAPHS: dict[str, Graph] = {
@@ -23,6 +34,7 @@ GRAPHS: dict[str, Graph] = {
     "vggsnn": vggsnn(bits=2, timesteps=5, input_shape=(16, 18, 2), width=1 / 8),
     "sew_resnet18": sew_resnet18(bits=3, timesteps=3, classes=7, input_shape=(33, 32, 3), width=1 / 8),
     "dense": residual_graph(Quantizer(1)),
+    "mixed": _mixed(),
 }
 
 

@@ -181,7 +181,9 @@ def _settings(unit: Unit) -> dict[str, Any]:
 def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str, Any]:
     """What a finished unit gave; the only place where test images are read."""
     graph, variables = load_network(run.directory / final)
-    data = run.data if unit.test is None else load(unit.test, data_dir=data_dir, train_examples=1)
+    data = run.data
+    if unit.test is not None:
+        data = dataclasses.replace(data, test=load(unit.test, data_dir=data_dir, train_examples=1).test)
     assert isinstance(data.test, Arrays)
     found = evaluate(graph, variables, data.test, data, precision=run.settings.precision)
     measured = measure(final, graph, run.graph, found, None, 0.0)

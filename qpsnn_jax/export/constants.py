@@ -142,7 +142,7 @@ def _integer_weights(layer: Neurons) -> tuple[np.ndarray, np.ndarray | None, np.
     """Integer weights, int32, their 256ths, and the scale of each channel; float32 weights become 24 bits, 16 and 8."""
     scale = layer.scale.astype(np.float64)
     if layer.kernel.dtype == np.uint8:
-        return 2 * layer.kernel.astype(np.int32) - ((1 << layer.bits) - 1), None, scale
+        return 2 * layer.kernel.astype(np.int32) - layer.top, None, scale
     if layer.kernel.dtype == np.int8:
         return layer.kernel.astype(np.int32), None, scale
     largest = np.abs(layer.kernel).max((0, 1, 2)).astype(np.float64)
@@ -165,9 +165,12 @@ def readout_constants(folded: Folded) -> ReadoutConstants:
     """
     layer = folded.readout
     bound, reads = 0, folded.timesteps * layer.window[0] * layer.window[1] * folded.maps[layer.source].largest
-    for width in (8,) if layer.kernel.dtype == np.int8 else range(16, 7, -1):
+    integers = layer.kernel.dtype != np.float32
+    for width in (8,) if integers else range(16, 7, -1):
         if layer.kernel.dtype == np.int8:
             weights, step = layer.kernel.astype(np.int64), 1.0
+        elif layer.kernel.dtype == np.uint8:
+            weights, step = 2 * layer.kernel.astype(np.int64) - layer.top, 1.0
         else:
             # As many bits, up to 16, as keep the logits within 32 bits.
             step = max(float(np.abs(layer.kernel).max()), 1e-30) / (2 ** (width - 1) - 1)

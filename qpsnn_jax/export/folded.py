@@ -54,15 +54,16 @@ class Neurons:
 
     Attributes:
         name, source: of this layer's spikes and of the map it reads.
-        kernel: ``h w i o``. On spikes uint8 codes c, with :math:`q = 2c - (2^b - 1)`; on pixels the weight of one grey
-            level, as q in int8 or as float32.
-        bits: b of the codes, 1 to 8; on pixels 8 or 32.
+        kernel: ``h w i o``: uint8 codes c, with :math:`q = 2c - s` and :math:`s = 2^b - 1`, or 2 if they are ternary.
+            On pixels it is the weight of one grey level, and may also be q in int8, or float32.
+        bits: b of the codes, 1 to 8; of int8 8, of float32 32.
         strides, padding: as those of :class:`qpsnn_jax.model.nodes.Conv`.
         scale: a, float32 of shape ``o``, positive, or zero where the synapses have no effect.
         bias: b, float32 of shape ``o``.
         threshold: θ.
         strict: fire at > θ instead of ≥ θ.
         residual: R, if any.
+        levels: of the codes: 3 if they are ternary, with 2 bits, else None for 2^b.
     """
 
     name: str
@@ -76,6 +77,12 @@ class Neurons:
     threshold: float = 1.0
     strict: bool = False
     residual: Residual | None = None
+    levels: int | None = None
+
+    @property
+    def top(self) -> int:
+        """s, the largest code."""
+        return (self.levels or 1 << self.bits) - 1
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,11 @@ class Readout:
     Attributes:
         name, source: of this layer and of the map it reads.
         window, strides: of the average-pool, ``(1, 1)`` for none.
-        kernel: ``h w i o`` over the pooled map, q in int8, or float32.
+        kernel: ``h w i o`` over the pooled map: uint8 codes c with :math:`q = 2c - s` as in :class:`Neurons`, q in
+            int8, or float32.
         scale: a, one number for all classes, so that their integers compare; 1 for float32.
         bias: b, float32 of shape ``o``.
+        bits: b of the codes, 1 to 8; of int8 8, of float32 32.
     """
 
     name: str
@@ -117,6 +126,12 @@ class Readout:
     kernel: np.ndarray
     scale: float
     bias: np.ndarray
+    bits: int
+
+    @property
+    def top(self) -> int:
+        """s, the largest code."""
+        return (1 << self.bits) - 1
 
 
 Layer = Neurons | MaxPool | Sum | Readout
@@ -234,14 +249,12 @@ def _map(layer: Layer, maps: dict[str, Map], image: str) -> Map:
 
 def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
     kernel, source = layer.kernel, maps[layer.source].shape
-    if layer.source == image:
-        fits = (layer.bits, kernel.dtype) in ((8, np.int8), (32, np.float32))
-    else:
-        fits = layer.bits in range(1, 9) and kernel.dtype == np.uint8
+    fits = _has_codes(layer) or (layer.source == image and _has_weights(layer))
     if not fits or kernel.ndim != 4 or kernel.shape[2] != source[2] or not kernel.size:
         raise ValueError(f"a kernel {kernel.dtype} {kernel.shape} of {layer.bits} bits does not fit {source}.")
-    if kernel.dtype == np.uint8 and int(kernel.max()) >= 1 << layer.bits:
-        raise ValueError(f"a code is above {(1 << layer.bits) - 1}.")
+    _check_codes(layer)
+    if layer.levels is not None and (layer.levels, layer.bits, kernel.dtype) != (3, 2, np.uint8):
+        raise ValueError(f"only codes of 2 bits can have 3 levels, got {layer.levels} levels.")
     outputs = kernel.shape[3]
     _floats(scale=layer.scale, bias=layer.bias, shape=(outputs,))
     if (kernel.dtype == np.float32 and not np.isfinite(kernel).all()) or not (layer.scale >= 0).all():
@@ -264,14 +277,29 @@ def _readout_map(layer: Readout, maps: dict[str, Map]) -> Map:
     *size, channels = maps[layer.source].shape
     pooled = (*_pooled(size, layer.window, layer.strides, (0, 0)), channels)
     kernel = layer.kernel
-    if kernel.dtype not in (np.int8, np.float32) or kernel.ndim != 4 or kernel.shape[:3] != pooled or not kernel.size:
+    fits = _has_codes(layer) or _has_weights(layer)
+    if not fits or kernel.ndim != 4 or kernel.shape[:3] != pooled or not kernel.size:
         raise ValueError(f"a kernel {kernel.dtype} {kernel.shape} does not fit {pooled}.")
+    _check_codes(layer)
     _floats(bias=layer.bias, shape=(kernel.shape[3],))
     if not (np.isfinite(kernel).all() and math.isfinite(layer.scale) and layer.scale > 0):
         raise ValueError("weights must be finite, and the scale positive.")
     if kernel.dtype == np.float32 and layer.scale != 1:
         raise ValueError(f"float32 weights have the scale 1, got {layer.scale}.")
     return Map((1, 1, kernel.shape[3]), _LARGEST_LOGIT)
+
+
+def _has_codes(layer: Neurons | Readout) -> bool:
+    return layer.kernel.dtype == np.uint8 and layer.bits in range(1, 9)
+
+
+def _has_weights(layer: Neurons | Readout) -> bool:
+    return (layer.bits, layer.kernel.dtype) in ((8, np.int8), (32, np.float32))
+
+
+def _check_codes(layer: Neurons | Readout) -> None:
+    if layer.kernel.dtype == np.uint8 and int(layer.kernel.max()) > layer.top:
+        raise ValueError(f"a code is above {layer.top}.")
 
 
 def _pooled(size: list[int] | tuple[int, ...], window: Pair, strides: Pair, padding: Pair) -> Pair:

@@ -60,8 +60,9 @@ def fold(
             output does not need are left out.
         variables: its ``params``, ``batch_stats`` and ``scales``.
         mean, std: of each input channel, pixels scaled to [0, 1].
-        stem_bits: of the weights on pixels: 8, rounded to the nearest for each channel, or 32 for float32.
-        readout_bits: of the readout's weights: 8, with one scale for all classes, or 32.
+        stem_bits: of the weights on pixels, if they are not quantized: 8, rounded to the nearest for each channel, or
+            32 for float32.
+        readout_bits: of the readout's weights, if they are not quantized: 8, with one scale for all classes, or 32.
 
     Returns:
         A :class:`Folded` of NumPy arrays. ``gamma``, ``granularity`` and the gains of a pruned network are in its codes
@@ -149,6 +150,7 @@ def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
     ((layer, norm),) = synapses
     factor, bias = affine(folding.weights, layer, norm)
     source, kernel, bits, scale = _synapses(layer, factor, folding)
+    levels = layer.quantizer and layer.quantizer.levels
     strides, padding = (layer.strides, layer.padding) if isinstance(layer, Conv) else ((1, 1), (0, 0))
     return Neurons(
         name=node.name,
@@ -162,6 +164,7 @@ def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
         threshold=threshold,
         strict=node.fire == ">",
         residual=next(iter(residuals), None),
+        levels=levels,
     )
 
 
@@ -212,22 +215,26 @@ def _synapses(layer: Weighted, factor: np.ndarray, folding: Folding) -> tuple[st
     """The map that a layer reads, its weights ``h w i o``, their bits and the scale of each channel."""
     source, kernel = weights_on_map(folding.graph, folding.weights, layer)
     if source == folding.graph.input.name:
-        return source, *_stem(layer, kernel * factor, folding)
-    if source not in folding.spikes:
+        if layer.quantizer is None:
+            return source, *_stem(layer, kernel * factor, folding)
+        if len(set(folding.std)) > 1:
+            raise ValueError(
+                f"node {layer.name!r}: quantized weights on pixels need one std for all channels, got {folding.std}."
+            )
+        factor = factor / (255 * folding.std[0])
+    elif source not in folding.spikes:
         raise ValueError(
             f"node {layer.name!r} reads {source!r}, which is not spikes; that cannot be exported as integers."
         )
     if layer.quantizer is None:
         raise ValueError(f"node {layer.name!r} reads spikes with full-precision weights; quantize it.")
     # -(2c - s) = 2(s - c) - s
-    flipped = np.where(factor < 0, (1 << layer.quantizer.bits) - 1 - kernel, kernel)
+    flipped = np.where(factor < 0, layer.quantizer.top - kernel, kernel)
     return source, flipped.astype(np.uint8), layer.quantizer.bits, factor
 
 
 def _stem(layer: Weighted, kernel: np.ndarray, folding: Folding) -> tuple[np.ndarray, int, np.ndarray]:
     """Weights of a grey level, their bits, and a scale for each channel."""
-    if layer.quantizer:
-        raise ValueError(f"node {layer.name!r} reads the image; keep it in full precision, the export rounds it.")
     kernel = kernel / (255 * folding.std[:, None])
     if folding.stem_bits == _FULL:
         return kernel.astype(np.float32), _FULL, np.ones(layer.features)

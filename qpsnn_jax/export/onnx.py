@@ -82,7 +82,8 @@ def onnx_model(folded: Folded) -> Any:
     given = value("pixels", kinds.UINT8, ("b", *steps, *folded.image.shape))
     made = value("currents", kinds.FLOAT, ("b", folded.readout.kernel.shape[3]))
     graph = onnx.helper.make_graph(build.nodes, "qpsnn", [given], [made], list(build.constants.values()))
-    small = any(_stored_bits(layer) == 2 for layer in folded.neurons if layer.kernel.dtype == np.uint8)
+    layers = (*folded.neurons, folded.readout)
+    small = any(_stored_bits(layer) == 2 for layer in layers if layer.kernel.dtype == np.uint8)
     opset = onnx.helper.make_opsetid("", _OPSET_2_BITS if small else _OPSET)
     version = onnx.helper.find_min_ir_version_for([opset])
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=version, producer_name="qpsnn_jax")
@@ -150,8 +151,8 @@ def _currents(build: _Builder, layer: Neurons, inputs: list[str]) -> list[str]:
     return build.node("Split", driven, outputs=len(inputs), axis=0, num_outputs=len(inputs)) if inputs[1:] else [driven]
 
 
-def _weights(build: _Builder, layer: Neurons) -> str:
-    """Weights ``o i h w`` as floating integers, stored as codes; on pixels unchanged."""
+def _weights(build: _Builder, layer: Neurons | Readout) -> str:
+    """Weights ``o i h w`` as floating integers, stored as codes; unchanged if they are no integers."""
     kernel = np.ascontiguousarray(layer.kernel.transpose(3, 2, 0, 1))
     if kernel.dtype == np.float32:
         return build.constant(kernel)
@@ -161,10 +162,10 @@ def _weights(build: _Builder, layer: Neurons) -> str:
     kind = getattr(build.types, kinds[_stored_bits(layer)])
     codes = build.tensor(kind, kernel, kernel.ravel().tolist())
     doubled = build.one("DequantizeLinear", codes, build.constant(np.float32(2)))
-    return build.one("Sub", doubled, build.constant(np.float32((1 << layer.bits) - 1)))
+    return build.one("Sub", doubled, build.constant(np.float32(layer.top)))
 
 
-def _stored_bits(layer: Neurons) -> int:
+def _stored_bits(layer: Neurons | Readout) -> int:
     return next(bits for bits in (2, 4, 8) if layer.bits <= bits)
 
 
@@ -191,6 +192,6 @@ def _readout(build: _Builder, layer: Readout, spikes: list[str]) -> str:
     pooled = summed
     if (layer.window, layer.strides) != ((1, 1), (1, 1)):
         pooled = build.one("AveragePool", summed, kernel_shape=layer.window, strides=layer.strides)
-    kernel = layer.kernel.astype(np.float32).transpose(3, 2, 0, 1) * np.float32(layer.scale / len(spikes))
-    currents = build.one("Conv", pooled, build.constant(np.ascontiguousarray(kernel)), build.constant(layer.bias))
-    return build.one("Flatten", currents)
+    scale = build.constant(np.float32(layer.scale / len(spikes)))
+    kernel = build.one("Mul", _weights(build, layer), scale)
+    return build.one("Flatten", build.one("Conv", pooled, kernel, build.constant(layer.bias)))

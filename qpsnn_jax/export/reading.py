@@ -79,10 +79,10 @@ def affine(weights: Weights, layer: Weighted, norm: BatchNorm | None) -> tuple[n
 
 
 def summed_weights(weights: Weights, layer: Weighted) -> np.ndarray:
-    """The weights that a layer's factor multiplies, float64: the odd integers 2c - s, or unquantized the kernel."""
+    """The weights that a layer's factor multiplies, float64: the integers 2c - s, or unquantized the kernel."""
     if layer.quantizer is None:
         return weights.variables["params"][layer.name]["kernel"]
-    return 2.0 * weights.codes[layer.name][0] - ((1 << layer.quantizer.bits) - 1)
+    return 2.0 * weights.codes[layer.name][0] - layer.quantizer.top
 
 
 def _codes(graph: Graph, variables: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -20,7 +20,8 @@ def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) ->
     Args:
         graph, weights: the network.
         spikes: names of the maps of spikes and of their sums.
-        bits: of the weights, 8 or 32.
+        bits: of the weights, 8 or 32, where they are not codes already: with a γ for each class, and of three levels,
+            they are real numbers.
 
     Raises:
         ValueError: it is not a dense layer on spikes; the message names the node.
@@ -32,14 +33,19 @@ def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) ->
     source, window, strides = window_of(graph.by_name[read], graph)
     if source not in spikes:
         raise ValueError(f"node {node.name!r}: a readout of {source!r} is none of spikes, their average-pool or sums.")
-    summed = summed_weights(weights, node)
-    kernel = on_map(graph, read, summed * weights.codes[node.name][1] if node.quantizer else summed)
     bias = weights.variables["params"][node.name]["bias"] if node.bias else np.zeros(node.features)
-    place = {"name": node.name, "source": source, "window": window, "strides": strides}
+    place = {"name": node.name, "source": source, "window": window, "strides": strides, "bias": bias.astype(np.float32)}
+    quantizer = node.quantizer
+    if quantizer is not None and quantizer.levels is None and len(gamma := weights.codes[node.name][1]) == 1:
+        codes = on_map(graph, read, weights.codes[node.name][0])
+        if (scale := float(np.float32(gamma[0]))) > 0:
+            return Readout(**place, kernel=codes, scale=scale, bits=quantizer.bits)
+    summed = summed_weights(weights, node)
+    kernel = on_map(graph, read, summed * weights.codes[node.name][1] if quantizer else summed)
     if bits == _FULL:
-        return Readout(**place, kernel=kernel.astype(np.float32), scale=1.0, bias=bias.astype(np.float32))
+        return Readout(**place, kernel=kernel.astype(np.float32), scale=1.0, bits=_FULL)
     step = float(np.float32(max(np.abs(kernel).max(), 1e-30) / 127))
-    return Readout(**place, kernel=np.rint(kernel / step).astype(np.int8), scale=step, bias=bias.astype(np.float32))
+    return Readout(**place, kernel=np.rint(kernel / step).astype(np.int8), scale=step, bits=8)
 
 
 @singledispatch

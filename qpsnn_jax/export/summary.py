@@ -43,9 +43,9 @@ def _kind(layer: Neurons | MaxPool | Sum | Readout) -> str:
     match layer:
         case Neurons() | Readout():
             height, width, inputs, outputs = layer.kernel.shape
-            bits = layer.bits if isinstance(layer, Neurons) else 8 * layer.kernel.dtype.itemsize
+            ternary = isinstance(layer, Neurons) and layer.levels is not None
             kind = "neurons" if isinstance(layer, Neurons) else "readout"
-            return f"{kind}, {height}×{width}×{inputs}×{outputs} at {bits} bits,"
+            return f"{kind}, {height}×{width}×{inputs}×{outputs} at {1.6 if ternary else layer.bits} bits,"
         case MaxPool():
             return f"max-pool {layer.window[0]}×{layer.window[1]}"
         case Sum():

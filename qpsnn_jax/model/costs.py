@@ -233,8 +233,8 @@ def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any]) -> NodeCos
         type(node).__name__,
         params=sum(leaf.size for leaf in params),
         quantized=sum(leaf.size for leaf in params if leaf.bits < _FULL_PRECISION_BITS),
-        size_bits=sum(leaf.size * leaf.bits for leaf in params),
-        buffer_bits=sum(leaf.size * leaf.bits for leaf in leaves if leaf.collection != "params"),
+        size_bits=sum(leaf.storage for leaf in params),
+        buffer_bits=sum(leaf.storage for leaf in leaves if leaf.collection != "params"),
         **counted._asdict(),
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from qpsnn_jax.runtime.naming import find
-from qpsnn_jax.runtime.settings import check, setting
+from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
 if TYPE_CHECKING:
     from qpsnn_jax.model.graph import Graph
@@ -34,6 +34,13 @@ class NetworkSettings:
     width: float = setting(1.0, "factor on the number of channels", above=0, most=100)
     timesteps: int = setting(2, "time steps T", least=1, most=1_000_000)
     bits: int | None = setting(2, "bits of the quantized weights; none: full precision", least=1, most=8)
+    levels: int | None = setting(None, "3: ternary weights in place of 2^bits levels, with 2 bits", least=3, most=3)
+    edge_bits: int | None = setting(
+        None, "bits of the first and the last layer, in training too; none: full precision", least=1, most=8
+    )
+    layer_bits: Mapping[str, float] = setting(
+        FrozenMapping(), "other bits of single layers, by their names", least=1, most=8
+    )
     gamma: str = setting(
         "mean", "rule for the scale γ of weights", names=("none", "max", "percentile", "mean", "mse", "learned")
     )
@@ -48,6 +55,12 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.bits is None and (self.edge_bits, self.levels) != (None, None):
+            raise ValueError("edge_bits and levels need bits: the other layers must be quantized too.")
+        if self.levels is not None and self.bits != 2:
+            raise ValueError(f"levels needs 2 bits, got {self.bits}.")
+        if whole := [name for name, bits in self.layer_bits.items() if bits != int(bits)]:
+            raise ValueError(f"layer_bits must be integers, got {self.layer_bits[whole[0]]} of {whole[0]!r}.")
 
 
 def build(
@@ -76,12 +89,14 @@ def build(
     """
     from qpsnn_jax.model.graph import Graph, to_json
     from qpsnn_jax.model.nodes import LIF, Quantizer
+    from qpsnn_jax.model.precision import with_edge_bits, with_layer_bits
 
     name = str(settings.name)
     make = find(NETWORKS.get(name, name))
     quantizer = None
     if settings.bits is not None:
-        quantizer = Quantizer(settings.bits, _option(settings.gamma), settings.granularity, _option(settings.ste))
+        options = (_option(settings.gamma), settings.granularity, _option(settings.ste), settings.levels)
+        quantizer = Quantizer(settings.bits, *options)
     constants = (
         "learned" if settings.learned_tau else LIF.tau,
         "learned" if settings.learned_threshold else LIF.threshold,
@@ -104,6 +119,9 @@ def build(
     if graph.input.frames != frames:
         kind = "recordings of events" if frames else "still images"
         raise ValueError(f"network {name} does not take {kind}.")
+    if settings.edge_bits is not None:
+        graph = with_edge_bits(graph, settings.edge_bits)
+    graph = with_layer_bits(graph, {name: int(bits) for name, bits in settings.layer_bits.items()})
     to_json(graph)  # raises before training what would only raise when the network is saved
     return graph
 

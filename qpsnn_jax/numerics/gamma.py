@@ -19,6 +19,7 @@ Granularity = Literal["layer", "channel"]
 GammaRule = Callable[[Array, ArrayLike, tuple[int, ...]], Array]
 """A function of W, b and the axes that share one γ, which returns γ with those axes kept at size 1."""
 
+TERNARY = 3
 _PERCENTILE = 99.0
 _MSE_GRID = 64
 _MSE_ROUNDS = 8
@@ -27,7 +28,12 @@ _FEW_WEIGHTS, _FEW_PLACES = 64, 4096
 
 
 def gamma_of(
-    weights: Array, bits: ArrayLike, gamma: Gamma | GammaRule = "mean", granularity: Granularity = "layer"
+    weights: Array,
+    bits: ArrayLike,
+    gamma: Gamma | GammaRule = "mean",
+    granularity: Granularity = "layer",
+    *,
+    levels: int | None = None,
 ) -> Array:
     r"""The scaling coefficient γ of ReScaW, chosen from the weights.
 
@@ -41,6 +47,7 @@ def gamma_of(
         gamma: the rule: its name, or a function :data:`~qpsnn_jax.numerics.gamma.GammaRule` of W (in float32 at least),
             b and the axes that share one γ.
         granularity: one γ for the ``layer`` (paper) or for each output ``channel`` (released code).
+        levels: of the grid, as for :func:`qpsnn_jax.quantize`.
 
     Returns:
         γ of shape ``1 … 1`` (layer) or ``1 … 1 o`` (channel) and the dtype of ``weights``; NaN where it covers a NaN.
@@ -53,16 +60,24 @@ def gamma_of(
     References:
         QP-SNN (ICLR 2025), Eq. 9-10 and section 4.1; per channel as in the released code.
     """
-    return wide_gamma(weights, bits, gamma, granularity).astype(jnp.result_type(weights))
+    return wide_gamma(weights, bits, gamma, granularity, levels).astype(jnp.result_type(weights))
 
 
-def wide_gamma(weights: Array, bits: ArrayLike, gamma: Gamma | GammaRule, granularity: Granularity) -> Array:
+def wide_gamma(
+    weights: Array,
+    bits: ArrayLike,
+    gamma: Gamma | GammaRule,
+    granularity: Granularity,
+    levels: int | None = None,
+) -> Array:
     """:func:`gamma_of` in float32 at least."""
     weights, axes = widened(weights), _reduced_axes(weights, granularity)
-    top_level(bits, weights)
+    top_level(bits, weights, levels)
     if not callable(gamma) and gamma not in GAMMAS:
         raise ValueError(f"gamma must be {', '.join(GAMMAS)}, a function or an array, got {gamma!r}.")
     rule = gamma if callable(gamma) else GAMMAS[gamma]
+    if levels is not None and gamma == "mse":
+        rule = _ternary_mse
     follows = [None if axis in axes else axis for axis in range(weights.ndim)]
     found = jnp.asarray(with_auto_axes(lambda w: rule(w, bits, axes), weights, follows), weights.dtype)
     ceiling = _largest(weights, bits, axes)
@@ -83,12 +98,16 @@ def widened(weights: Array) -> Array:
     return weights.astype(np.promote_types(weights.dtype, np.float32))
 
 
-def top_level(bits: ArrayLike, like: Array) -> Array:
-    """The top level s = 2^b - 1 in the dtype of ``like``, by an integer shift: exp2 need not be exact.
+def top_level(bits: ArrayLike, like: Array, levels: int | None = None) -> Array:
+    """The top level s = 2^b - 1 in the dtype of ``like``, by an integer shift: exp2 need not be exact; 2 if ternary.
 
     Raises:
-        ValueError: bits are not integers from 1 to 8.
+        ValueError: bits are not integers from 1 to 8, or levels neither None nor 3.
     """
+    if levels is not None:
+        if levels != TERNARY:
+            raise ValueError(f"levels must be 3 (ternary) or None, got {levels!r}.")
+        return jnp.asarray(TERNARY - 1, like.dtype)
     if not isinstance(bits, Tracer):
         given = np.asarray(bits)
         if given.dtype.kind not in "iu" or not np.isin(given, range(1, 9)).all():
@@ -146,6 +165,22 @@ def _mse(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
     """The γ of the least squared error."""
     most = 255 if isinstance(bits, Tracer) else 2 ** int(np.max(bits)) - 1
     return _least_squares(weights, top_level(bits, weights), axes, most)
+
+
+def _ternary_mse(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
+    r"""The γ of the least squared error of the levels -γ, 0 and γ.
+
+    Where the k largest weights are ±γ, the best γ is their mean magnitude, and the error falls by
+    :math:`(\sum_{i ≤ k} |W_i|)^2 / k`; all k are tried.
+    """
+    del bits
+    rest = tuple(axis for axis in range(weights.ndim) if axis not in axes)
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(weights.shape))
+    largest = -jnp.sort(-jnp.transpose(jnp.abs(weights), (*axes, *rest)).reshape(-1, *kept), axis=0)
+    sums = jnp.cumsum(largest, axis=0)
+    counts = jnp.arange(1, len(sums) + 1, dtype=weights.dtype).reshape(-1, *(1 for _ in kept))
+    best = jnp.argmax(jnp.square(sums) / counts, axis=0)
+    return jnp.take_along_axis(sums / counts, best[None], axis=0)[0]
 
 
 @partial(jax.jit, static_argnames=("axes", "most"))

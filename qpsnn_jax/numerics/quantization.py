@@ -36,6 +36,7 @@ def integer_weights(
     granularity: Granularity = "layer",
     ste: STE | GradientRule = "clipped",
     gain: ArrayLike = 1.0,
+    levels: int | None = None,
 ) -> tuple[Array, Array]:
     r"""The two factors of the quantized weights: odd integers ``2·code - s`` and ``scale`` = γ/s.
 
@@ -51,6 +52,7 @@ def integer_weights(
         ste: ``clipped``, ``plain``, ``scaled``, or a function from dL/dŴ, W and γ to dL/dW.
         gain: constant factor on a γ found by a rule, that broadcasts like γ; preserves the value of γ when channels are
             removed (see :func:`qpsnn_jax.prune`).
+        levels: as in :func:`quantize`; the integers of three levels are -2, 0 and 2.
 
     Returns:
         ``(integers, scale)``: floating odd integers in ``[-s, s]`` of the shape of ``weights`` (all zero where γ is
@@ -63,7 +65,7 @@ def integer_weights(
         QP-SNN (ICLR 2025), Eq. 4-6 and 9-10.
     """
     dtype = jnp.result_type(weights)
-    integers, scale = _factors(weights, bits, gamma, granularity, ste, gain)
+    integers, scale = _factors(weights, bits, gamma, granularity, ste, gain, levels)
     return integers.astype(dtype), scale.astype(dtype)
 
 
@@ -75,6 +77,7 @@ def quantize(
     granularity: Granularity = "layer",
     ste: STE | GradientRule = "clipped",
     gain: ArrayLike = 1.0,
+    levels: int | None = None,
 ) -> Array:
     r"""Fake-quantized weights: floating numbers on a grid of 2^b levels, with a straight-through gradient.
 
@@ -99,6 +102,8 @@ def quantize(
         ste: ``clipped``, ``plain``, ``scaled``, or a function from dL/dŴ, W and γ to dL/dW, which stands for m·g in the
             rule for γ. It may close over traced arrays.
         gain: constant factor on a γ found by a rule.
+        levels: None for 2^b levels, or 3 for ternary weights -γ, 0 and γ: then s = 2 whatever b is, and weights below
+            γ/2 become zero.
 
     Returns:
         Ŵ, of the shape and dtype of ``weights``, computed in float32 at least; NaN where γ or W is. Where γ is zero,
@@ -108,9 +113,10 @@ def quantize(
         ValueError: unknown option, bits outside 1 to 8, or weights that are not floating.
 
     References:
-        QP-SNN (ICLR 2025), Eq. 4-6 and 9-10; learned γ: Esser et al., ICLR 2020.
+        QP-SNN (ICLR 2025), Eq. 4-6 and 9-10; learned γ: Esser et al., ICLR 2020; ternary with the mean magnitude: Ma et
+        al., The Era of 1-bit LLMs, 2024.
     """
-    integers, scale = _factors(weights, bits, gamma, granularity, ste, gain)
+    integers, scale = _factors(weights, bits, gamma, granularity, ste, gain, levels)
     return (integers * scale).astype(jnp.result_type(weights))
 
 
@@ -121,13 +127,14 @@ def codes(
     gamma: Gamma | GammaRule | ArrayLike = "mean",
     granularity: Granularity = "layer",
     gain: ArrayLike = 1.0,
+    levels: int | None = None,
 ) -> Codes:
     """Integer codes and scale of the quantized weights, for storage; :func:`quantize` gives the weights themselves.
 
     Args:
         weights: W, shape ``… o``, floating.
         bits: b, 1 to 8.
-        gamma, granularity, gain: as in :func:`quantize`.
+        gamma, granularity, gain, levels: as in :func:`quantize`.
 
     Returns:
         ``Codes(values, scale)``: int32 codes in ``{0, …, 2^b - 1}`` of the shape of ``weights``, and the scale γ/s,
@@ -141,19 +148,20 @@ def codes(
         QP-SNN (ICLR 2025), Eq. 4-6.
     """
     weights = widened(weights)
-    top = top_level(bits, weights)
-    found = _resolve_gamma(weights, bits, gamma, granularity, gain)
+    top = top_level(bits, weights, levels)
+    found = _resolve_gamma(weights, bits, gamma, granularity, gain, levels)
     values = round_codes(weights, jnp.where(found > 0, found, 1), top)
     # An integer cannot be NaN; the scale is.
     return Codes(values.astype(jnp.int32), found / top + _sum_to(0 * weights, found.shape))
 
 
-def dequantize(codes: Codes, bits: ArrayLike) -> Array:
+def dequantize(codes: Codes, bits: ArrayLike, *, levels: int | None = None) -> Array:
     """Weights from codes, ``scale · (2·code - s)`` with ``s = 2^b - 1``.
 
     Args:
         codes: integer codes of any shape and a scale that broadcasts against them.
         bits: b, 1 to 8.
+        levels: as in :func:`quantize`.
 
     Returns:
         Weights of the shape of the codes and the dtype of the scale.
@@ -164,7 +172,7 @@ def dequantize(codes: Codes, bits: ArrayLike) -> Array:
     References:
         QP-SNN (ICLR 2025), Eq. 6.
     """
-    top = top_level(bits, codes.scale)
+    top = top_level(bits, codes.scale, levels)
     return (2 * codes.values.astype(codes.scale.dtype) - top) * codes.scale
 
 
@@ -213,10 +221,11 @@ def _resolve_gamma(
     gamma: Gamma | GammaRule | ArrayLike,
     granularity: Granularity,
     gain: ArrayLike,
+    levels: int | None,
 ) -> Array:
     if isinstance(gamma, str) or callable(gamma):
         rule: Any = gamma
-        found = jax.lax.stop_gradient(wide_gamma(weights, bits, rule, granularity))
+        found = jax.lax.stop_gradient(wide_gamma(weights, bits, rule, granularity, levels))
         gamma = found * jnp.asarray(gain, found.dtype)
     gamma = jnp.asarray(gamma, weights.dtype)
     return gamma.reshape((1,) * (weights.ndim - gamma.ndim) + gamma.shape)
@@ -229,13 +238,14 @@ def _factors(
     granularity: Granularity,
     ste: STE | GradientRule,
     gain: ArrayLike,
+    levels: int | None,
 ) -> tuple[Array, Array]:
     """:func:`integer_weights` in float32 at least."""
     if not callable(ste) and ste not in STES:
         raise ValueError(f"ste must be {', '.join(STES)} or a function, got {ste!r}.")
     weights = widened(weights)
-    top = top_level(bits, weights)
-    gamma = _resolve_gamma(weights, bits, gamma, granularity, gain)
+    top = top_level(bits, weights, levels)
+    gamma = _resolve_gamma(weights, bits, gamma, granularity, gain, levels)
     silent = gamma <= 0
     # An all-zero filter has γ = 0: its integers are then zero, and any positive γ leaves Ŵ = 0 and gradients finite.
     gamma = jnp.where(silent, 1, gamma)

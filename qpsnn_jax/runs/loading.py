@@ -1,11 +1,14 @@
 """The data of a run, and test data for a trained network."""
 
+import dataclasses
+import math
 from pathlib import Path
 
 from qpsnn_jax.data import DataRequest, DataSet, describe, load
 from qpsnn_jax.data.settings import DataSettings, request
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.runs.config import Config
+from qpsnn_jax.model.precision import reads_pixels_quantized
+from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.directory import read_class_names
 from qpsnn_jax.runs.loop import whole_batches
 from qpsnn_jax.runtime.processes import fail_together
@@ -19,7 +22,7 @@ def load_data(config: Config) -> DataSet:
         ValueError: the data are missing, or fewer than a batch.
     """
     asked = request(config.data, seed=config.run.seed, timesteps=config.network.timesteps)
-    data = load(config.data.name, **asked._asdict())
+    data = for_network(build_graph(config), load(config.data.name, **asked._asdict()))
     for training in (config.train, config.finetune):
         whole_batches(data, training.batch_size)
     return data
@@ -47,7 +50,7 @@ def load_test_data(
     if name is None and config is None:
         raise ValueError("a network that does not belong to a run needs the name of a data set.")
     name, data_dir = name or own.name, data_dir or own.data_dir
-    return load(
+    data = load(
         name,
         data_dir=data_dir,
         seed=config.run.seed if config else 0,
@@ -58,6 +61,18 @@ def load_test_data(
         frame_binning=own.frame_binning,
         grey=name == "folder" and graph.input.shape[2] == 1,
     )
+    return for_network(graph, data)
+
+
+def for_network(graph: Graph, data: DataSet) -> DataSet:
+    """A data set whose channels have one std, their root mean square, if a quantized layer reads the image.
+
+    The normalization of a pixel is folded into the weights, and integers cannot have a factor for each input.
+    """
+    if not reads_pixels_quantized(graph):
+        return data
+    shared = math.sqrt(sum(std**2 for std in data.std) / len(data.std))
+    return dataclasses.replace(data, std=(shared,) * len(data.std))
 
 
 def check_classes(path: Path, data: DataSet) -> None:

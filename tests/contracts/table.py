@@ -97,6 +97,8 @@ def quantizer_table() -> list[Contract]:
         Contract(
             "quantize-learned", lambda g: q.quantize(jnp.asarray(KERNEL, g.dtype), 2, gamma=g), GAMMAS, forward=False
         ),
+        custom("quantize-ternary", lambda w: q.quantize(w, 2, levels=3, gamma="mse", **per_channel), WEIGHTS),
+        Contract("gamma_of-ternary", lambda w: gamma.gamma_of(w, 2, "mse", levels=3), WEIGHTS),
         Contract(
             "integer_weights", lambda w: q.integer_weights(w, 3, gamma="max", **per_channel), WEIGHTS, forward=False
         ),

@@ -74,6 +74,8 @@ def calls(folder: Path) -> dict[str, Callable]:
         "SpikingNetwork": lambda: (network.apply(variables, images), network.init(key, images)),
         "activity_reducers": lambda: network.apply(variables, images, capture=qp.activity_reducers(GRAPH)),
         "allocate": lambda: qp.allocate(GRAPH, scores, params=300),
+        "allocate_bits": lambda: qp.allocate_bits(GRAPH, {"conv": {1: 2.0, 2: 1.0}}, bytes=400),
+        "bit_sensitivity": lambda: qp.bit_sensitivity(GRAPH, variables, [(images, labels)], bits=(1, 4)),
         "c_source": lambda: qp.c_source(integers),
         "channel_groups": lambda: qp.channel_groups(GRAPH),
         "compare": lambda: qp.compare(GRAPH, variables, integers, pixels, MEAN, STD),
@@ -105,6 +107,8 @@ def calls(folder: Path) -> dict[str, Callable]:
         "stablehlo": lambda: qp.stablehlo(GRAPH, variables, MEAN, STD),
         "timesteps_by_epoch": lambda: qp.timesteps_by_epoch("1:0.5,2", 4),
         "unfold": lambda: qp.unfold(folded, STD, qp.current_moments(GRAPH, variables)),
+        "with_edge_bits": lambda: qp.with_edge_bits(GRAPH, 8),
+        "with_layer_bits": lambda: qp.with_layer_bits(GRAPH, {"conv": 4}),
         "write_nir": lambda: qp.write_nir(folder / "b.nir", document),
         "write_packed": lambda: qp.write_packed(folder / "b.qpsnn", folded, {}),
     }

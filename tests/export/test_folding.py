@@ -1,6 +1,7 @@
 """Folding: the affine map of every channel, on an oracle written in floating point, and the networks that raise."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,13 @@ from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
 from small_networks import random_variables
 
 from qpsnn_jax.data import load
+from qpsnn_jax.data.feed import feed
 from qpsnn_jax.export import folded
 from qpsnn_jax.export.agreement import compare
 from qpsnn_jax.export.folding import fold, fold_node
 from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.packed.file import payload_bytes
+from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import (
@@ -29,10 +33,14 @@ from qpsnn_jax.model.nodes import (
     Result,
     Unary,
 )
+from qpsnn_jax.model.precision import with_edge_bits
 from qpsnn_jax.model.zoo import resnet20
+from qpsnn_jax.model.zoo.blocks import conv_bn
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning import prune
 from qpsnn_jax.runs.directory import load_network, read_config
+from qpsnn_jax.training.optim import optimizer
+from qpsnn_jax.training.steps import init_state, init_variables, make_train_step
 
 
 def test_first_currents_are_the_float_networks():
@@ -107,9 +115,9 @@ INVALID = {
         _graph(Conv("conv1", "image", 2), MaxPool("pool", "conv1"), LIF("lif1", "pool")),
         "node 'pool': a max-pool of other values than spikes",
     ),
-    "quantized stem": (
-        _graph(Conv("conv1", "image", 2, quantizer=Quantizer(2)), LIF("lif1", "conv1")),
-        "node 'conv1' reads the image; keep it in full precision",
+    "quantized stem and two std": (
+        Graph((Input("image", (4, 4, 2)), Conv("conv1", "image", 2, quantizer=Quantizer(2)), LIF("lif1", "conv1")), 2),
+        "node 'conv1': quantized weights on pixels need one std for all channels",
     ),
     "average-pool between": (
         _graph(*STEM, AveragePool("pool", "lif1"), Conv("conv2", "pool", 2, quantizer=Quantizer(2)), LIF("l", "conv2")),
@@ -133,7 +141,38 @@ def test_what_integers_cannot_express_raises(name):
     graph, message = INVALID[name]
     channels = graph.input.shape[2]
     with pytest.raises(ValueError, match=message):
-        fold(graph, random_variables(graph), (0.5,) * channels, (0.25,) * channels)
+        fold(graph, random_variables(graph), (0.5,) * channels, (0.25, 0.5)[:channels] if channels < 3 else (0.25,) * 3)
+
+
+def test_first_and_last_layers_of_8_bits_are_exact_after_training():
+    """A small network on the digits: every prediction is the float network's, and no weight is stored as a float."""
+    data = load("digits", train_examples=480, test_examples=120)
+    options = {"quantizer": Quantizer(2, ste="plain")}
+    nodes = (
+        Input("image", (8, 8, 1)),
+        *conv_bn("image", "conv1", "bn1", 6),
+        LIF("lif1", "bn1"),
+        *conv_bn("lif1", "conv2", "bn2", 8, strides=(2, 2), **options),
+        LIF("lif2", "bn2"),
+        Flatten("flat", "lif2"),
+        Dense("fc", "flat", 10),
+    )
+    graph = with_edge_bits(Graph(nodes, 2), 8)
+    tx, batches = optimizer("adam", 0.02), feed(data.train, 60, 0)
+    prepare = partial(normalize, mean=data.mean, std=data.std)
+    step = jax.jit(make_train_step(graph, tx, prepare=lambda key, images: prepare(images)))
+    state = init_state(init_variables(graph, jax.random.key(0)), tx, jax.random.key(0))
+    for _ in range(40):
+        state, _ = step(state, *next(batches))
+    folded = fold(graph, state.variables, data.mean, data.std)
+    images, labels = data.test
+    network = IntegerNetwork.of(folded)
+    found = compare(graph, state.variables, network, images, data.mean, data.std, labels)
+    assert found.predictions == 1
+    assert found.accuracy_other > 0.6
+    assert {layer.kernel.dtype for layer in (*folded.neurons, folded.readout)} == {np.dtype(np.uint8)}
+    assert all(constants.fine is None for constants in network.neurons.values())
+    assert payload_bytes(folded) == cost(graph).size_bytes + 4  # and one scale of the readout
 
 
 def test_options_are_checked():

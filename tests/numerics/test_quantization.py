@@ -103,6 +103,32 @@ def test_mse_gamma_is_as_good_as_an_exhaustive_search(bits: int):
     assert squared_error(w, quantize(w, bits, gamma="mse")) <= 1.002 * best
 
 
+@granularities
+def test_ternary_weights_are_the_nearest_of_three(granularity: str):
+    w = normal(30, 4)
+    gamma = np.abs(w).astype(np.float64).mean(AXES[granularity], keepdims=True) + 0 * w
+    levels = np.stack([-gamma, 0 * gamma, gamma])
+    expected = np.take_along_axis(levels, np.abs(levels - w).argmin(0)[None], 0)[0]
+    options = {"levels": 3, "granularity": granularity}
+    np.testing.assert_allclose(quantize(w, 2, **options), expected, rtol=1e-5)
+    integers, scale = integer_weights(w, 2, **options)
+    assert set(np.unique(integers)) == {-2, 0, 2}
+    np.testing.assert_allclose(integers * scale, expected, rtol=1e-5)
+    found = codes(w, 2, **options)
+    np.testing.assert_array_equal(2 * found.values - 2, integers)
+    np.testing.assert_array_equal(dequantize(found, 2, levels=3), quantize(w, 2, **options))
+    assert not np.any(quantize(0 * w, 2, **options))
+    with pytest.raises(ValueError, match="levels must be 3"):
+        quantize(w, 2, levels=5)
+
+
+def test_the_ternary_mse_gamma_is_the_best_of_a_fine_grid():
+    w = normal(200, 1)
+    grid = np.linspace(0, np.abs(w).max(), 4001)[1:]
+    best = min(squared_error(w, gamma * np.clip(np.round(w / gamma), -1, 1)) for gamma in grid)
+    assert squared_error(w, quantize(w, 2, gamma="mse", levels=3)) <= (1 + 1e-5) * best
+
+
 @over(
     ("rule", "bits", "snr"),
     [("mean", 2, 7.6), ("mean", 4, 8.6), ("mean", 8, 8.7), ("mse", 2, 9.2), ("mse", 4, 19.4), ("mse", 8, 40.5)],

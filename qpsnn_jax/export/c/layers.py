@@ -57,7 +57,8 @@ def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons
     if layer.residual is not None:
         residual, stride = _place(layout, layer.residual.source), layer.residual.stride
     declared, names, size = _declared(index, arrays)
-    taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, layer.bits, words, group)
+    ternary = int(layer.levels is not None)
+    taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, layer.bits, words, group, ternary)
     fields = ", ".join(names.get(field, "0") for field in ("bias", "threshold", "live", "shift", "added", "from"))
     maps = ", ".join(_place(layout, name) for name in (layer.source, layer.name))
     record = (
@@ -145,7 +146,8 @@ def _values(kind: str, values: np.ndarray) -> str:
 
 def weight_type(layer: Readout) -> str:
     """C's type of the readout's weights."""
-    return "int8_t" if layer.kernel.dtype == np.int8 else "int16_t"
+    narrow = layer.kernel.dtype == np.int8 or (layer.kernel.dtype == np.uint8 and layer.bits < 8)
+    return "int8_t" if narrow else "int16_t"
 
 
 def unsigned(bits: int) -> str:

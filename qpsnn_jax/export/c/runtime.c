@@ -118,11 +118,11 @@ typedef void dot_products(const word *restrict, const uint16_t *restrict, int, i
                           int32_t *restrict);
 
 /* Spiking neurons on spikes. Weights lie as [block][word of the patch][bit plane][output]; `dot` takes a block and `group`
-   patches at once and `rest` what is left over. `live` is 0 for outputs whose synapses have no effect, else -1. With a
+   patches at once and `rest` what is left over. Codes c stand for 2c - (2^bits - 1), or with `ternary` 1 for 2c - 2. `live` is 0 for outputs whose synapses have no effect, else -1. With a
    residual, `added` is what one of its spikes adds, and `from` its channel for each output, or 0 for the same. */
 typedef struct {
   map in, out, residual;
-  int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x, bits, words, group;
+  int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x, bits, words, group, ternary;
   dot_products *dot, *rest;
   const word *weights;
   const int32_t *bias, *threshold;
@@ -232,7 +232,7 @@ static void run_neurons(const neurons *n) {
         offsets[t] = 0;
         for (int p = 0; p < planes; p++, v++) {
           const int32_t ones = gather(n, t, p, y0, x0, patch + v, patches);
-          offsets[t] += shifted(shifted(ones, n->bits) - ones, p);
+          offsets[t] += shifted(shifted(ones, n->bits) - shifted(ones, n->ternary), p);
         }
       }
       for (int v = 0, g = 0; v < patches; v += n->group, g++) {

@@ -8,8 +8,9 @@ import numpy as np
 
 from qpsnn_jax.export.folded import Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
 
-DTYPES = {"codes": np.uint8, "int8": np.int8, "float32": np.float32}
-_KINDS = {np.dtype(dtype): kind for kind, dtype in DTYPES.items()}
+DTYPES = {"codes": np.uint8, "int8": np.int8, "float32": np.float32, "ternary": np.uint8}
+_KINDS = {np.dtype(dtype): kind for kind, dtype in reversed(DTYPES.items())}
+_BITS = {"int8": 8, "float32": 32, "ternary": 2}
 _LONGEST_NAME = 256
 
 
@@ -23,6 +24,8 @@ class StoredArray(NamedTuple):
     @property
     def size(self) -> int:
         """Its bytes."""
+        if self.kind == "ternary":
+            return -(-math.prod(self.shape) // 5)
         return -(-math.prod(self.shape) * self.bits // 8)
 
 
@@ -30,7 +33,7 @@ def describe(layer: Layer) -> dict[str, Any]:
     """A layer as plain values, without its numbers."""
     match layer:
         case Neurons():
-            entry = {"kind": "neurons", "source": layer.source, "kernel": _kernel(layer.kernel, layer.bits)}
+            entry = {"kind": "neurons", "source": layer.source, "kernel": _kernel(layer, layer.levels)}
             entry |= {"strides": layer.strides, "padding": layer.padding}
             entry |= {"threshold": layer.threshold, "strict": layer.strict, "residual": None}
             if (residual := layer.residual) is not None:
@@ -42,14 +45,14 @@ def describe(layer: Layer) -> dict[str, Any]:
         case Sum():
             entry = {"kind": "sum", "first": layer.first, "second": layer.second}
         case Readout():
-            bits = 8 * layer.kernel.dtype.itemsize
-            entry = {"kind": "readout", "source": layer.source, "kernel": _kernel(layer.kernel, bits)}
+            entry = {"kind": "readout", "source": layer.source, "kernel": _kernel(layer)}
             entry |= {"window": layer.window, "strides": layer.strides}
     return {"name": layer.name, **entry}
 
 
-def _kernel(kernel: np.ndarray, bits: int) -> dict[str, Any]:
-    return {"kind": _KINDS[kernel.dtype], "bits": bits, "shape": kernel.shape}
+def _kernel(layer: Neurons | Readout, levels: int | None = None) -> dict[str, Any]:
+    kind = "ternary" if levels else _KINDS[layer.kernel.dtype]
+    return {"kind": kind, "bits": layer.bits, "shape": layer.kernel.shape}
 
 
 def arrays_of(entry: Mapping[str, Any]) -> Iterator[StoredArray]:
@@ -62,11 +65,11 @@ def arrays_of(entry: Mapping[str, Any]) -> Iterator[StoredArray]:
         raise ValueError(f"a kernel cannot have the shape {str(shape)[:80]}")
     if kernel["kind"] not in DTYPES or type(kernel["bits"]) is not int or not 1 <= kernel["bits"] <= 32:
         raise ValueError("a kernel is of an unknown kind")
-    bits = kernel["bits"] if kernel["kind"] == "codes" else 8 * np.dtype(DTYPES[kernel["kind"]]).itemsize
+    bits = kernel["bits"] if kernel["kind"] == "codes" else _BITS[kernel["kind"]]
     if bits != kernel["bits"]:
         raise ValueError("a kernel has a wrong number of bits")
     yield StoredArray(shape, kernel["kind"], bits)
-    if entry["kind"] == "neurons" or kernel["kind"] == "int8":
+    if entry["kind"] == "neurons" or kernel["kind"] != "float32":
         yield StoredArray((shape[3] if entry["kind"] == "neurons" else 1,), "float32", 32)
     yield StoredArray((shape[3],), "float32", 32)
 
@@ -94,8 +97,11 @@ def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
         return MaxPool(name, source, _pair(entry["window"]), strides, _pair(entry["padding"]))
     kernel = next(numbers)
     if kind == "readout":
-        scale = float(next(numbers)[0]) if kernel.dtype == np.int8 else 1.0
-        return Readout(name, source, _pair(entry["window"]), strides, kernel, scale, next(numbers))
+        scale = 1.0 if kernel.dtype == np.float32 else float(next(numbers)[0])
+        bits = entry["kernel"]["bits"]
+        if entry["kernel"]["kind"] == "ternary":
+            raise ValueError("a readout cannot be ternary")
+        return Readout(name, source, _pair(entry["window"]), strides, kernel, scale, next(numbers), bits)
     if kind != "neurons":
         raise ValueError("a layer is of an unknown kind")
     scale, bias, residual = next(numbers), next(numbers), entry["residual"]
@@ -105,7 +111,8 @@ def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
         channels = _channels(residual["channels"], kernel.shape[3])
         residual = Residual(_name(residual["source"]), channels, residual["stride"])
     threshold = _number("a threshold", entry["threshold"])
-    options = (strides, _pair(entry["padding"]), scale, bias, threshold, entry["strict"], residual)
+    levels = 3 if entry["kernel"]["kind"] == "ternary" else None
+    options = (strides, _pair(entry["padding"]), scale, bias, threshold, entry["strict"], residual, levels)
     return Neurons(name, source, kernel, entry["kernel"]["bits"], *options)
 
 

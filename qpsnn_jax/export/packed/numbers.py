@@ -8,6 +8,8 @@ import numpy as np
 from qpsnn_jax.export.folded import Layer, Neurons, Readout
 from qpsnn_jax.export.packed.description import DTYPES, StoredArray, arrays_of, describe
 
+_POWERS = 3 ** np.arange(5, dtype=np.uint8)
+
 
 def pack_codes(codes: np.ndarray, bits: int) -> bytes:
     """Codes of ``bits`` bits in as few bytes, low bits first: code i takes bits i·b to i·b + b - 1 of the stream."""
@@ -28,21 +30,44 @@ def unpack_codes(data: bytes, count: int, bits: int) -> np.ndarray:
     return (planes << np.arange(bits, dtype=np.uint8)).sum(1, dtype=np.uint8)
 
 
+def pack_ternary(codes: np.ndarray) -> bytes:
+    """Codes 0, 1 and 2, five in a byte as the digits of a number to the base 3, the first the lowest."""
+    digits = np.concatenate([codes.ravel(), np.zeros(-codes.size % 5, np.uint8)]).reshape(-1, 5)
+    return (digits * _POWERS).sum(1, dtype=np.uint8).tobytes()
+
+
+def unpack_ternary(data: bytes, count: int) -> np.ndarray:
+    """The ``count`` codes that :func:`pack_ternary` packed, uint8.
+
+    Raises:
+        ValueError: there are too few bytes, a byte is none of 0 to 242, or digits left over in the last are not zero.
+    """
+    numbers = np.frombuffer(data, np.uint8)
+    codes = (numbers[:, None] // _POWERS % 3).astype(np.uint8).ravel()
+    if len(codes) < count or codes[count:].any() or (numbers > 242).any():
+        raise ValueError(f"{len(data)} bytes do not hold {count} ternary codes")
+    return codes[:count]
+
+
 def layer_bytes(layer: Layer) -> bytes:
     """The arrays of a layer, one after the other."""
     match layer:
         case Neurons():
             arrays = [layer.kernel, layer.scale, layer.bias]
-        case Readout(kernel=kernel) if kernel.dtype == np.int8:
+        case Readout(kernel=kernel) if kernel.dtype != np.float32:
             arrays = [layer.kernel, np.asarray([layer.scale]), layer.bias]
         case Readout():
             arrays = [layer.kernel, layer.bias]
         case _:
             arrays = []
-    return b"".join(
-        pack_codes(array, stored.bits) if stored.kind == "codes" else array.astype(_little(stored.kind)).tobytes()
-        for array, stored in zip(arrays, arrays_of(describe(layer)), strict=True)
-    )
+    pairs = zip(arrays, arrays_of(describe(layer)), strict=True)
+    return b"".join(_packed(array, stored) for array, stored in pairs)
+
+
+def _packed(array: np.ndarray, stored: StoredArray) -> bytes:
+    if stored.kind == "codes":
+        return pack_codes(array, stored.bits)
+    return pack_ternary(array) if stored.kind == "ternary" else array.astype(_little(stored.kind)).tobytes()
 
 
 def _little(kind: str) -> np.dtype:
@@ -61,6 +86,8 @@ def unpack(payload: bytes, arrays: list[StoredArray]) -> Iterator[np.ndarray]:
         place += len(data)
         if stored.kind == "codes":
             values = unpack_codes(data, math.prod(stored.shape), stored.bits)
+        elif stored.kind == "ternary":
+            values = unpack_ternary(data, math.prod(stored.shape))
         else:
             values = np.frombuffer(data, _little(stored.kind)).astype(DTYPES[stored.kind])
         yield values.reshape(stored.shape)

@@ -49,13 +49,18 @@ class Leaf(NamedTuple):
     init: Callable[..., Array]
     axes: tuple[str | None, ...]
     collection: str = "params"
-    bits: int = 32
+    bits: float = 32
     derive: Callable[[Leaves], Array] | None = None
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def storage(self) -> int:
+        """Bits of all of them, rounded up."""
+        return math.ceil(self.size * self.bits - 1e-6)
 
     def start(self, key: Array, before: Leaves) -> Array:
         """Its first value, float32, where ``before`` are the node's leaves that stand before it."""
@@ -192,7 +197,7 @@ class Node(ABC):
         if (synapses := self.synapses(inputs)) is None:
             return Count()
         steps = timesteps if inputs[0].timed else 1
-        bits = sum(leaf.size * leaf.bits for leaf in self.leaves(inputs).values() if leaf.collection == "params")
+        bits = sum(leaf.storage for leaf in self.leaves(inputs).values() if leaf.collection == "params")
         return count_synapses(synapses, inputs[0], activity, timesteps)._replace(traffic_bits=steps * bits)
 
     def measure(self, value: Value, captured: Any) -> Array:

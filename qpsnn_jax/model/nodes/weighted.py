@@ -49,7 +49,7 @@ class Weighted(Unary):
         """``kernel`` … i o, ``bias`` o and, if quantized, ``gain``, a constant factor on γ, or a learned ``gamma``."""
         own, quantizer = (self.name,), self.quantizer
         axes = (*(None for _ in shape[:-2]), self.input, self.name)
-        leaves = {"kernel": Leaf(shape, init, axes, bits=quantizer.bits if quantizer else _FULL_PRECISION_BITS)}
+        leaves = {"kernel": Leaf(shape, init, axes, bits=quantizer.stored_bits if quantizer else _FULL_PRECISION_BITS)}
         if self.bias:
             leaves["bias"] = Leaf((self.features,), zeros, own)
         if quantizer is not None:
@@ -138,7 +138,8 @@ class Conv(Weighted):
         """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
         (x,), (given,) = inputs, context.inputs
         sums = partial(convolve, precision=context.precision)
-        if self.quantizer is not None and given.spiking:
+        # The fast algorithms take odd integers; those of three levels are even.
+        if self.quantizer is not None and self.quantizer.levels is None and given.spiking:
             sums = partial(conv_spikes, bits=self.quantizer.bits, precision=context.precision)
         linear = partial(sums, strides=self.strides, padding=self.padding)
         return Result(self.apply_linear(linear, leaves, x, given.timed))
@@ -209,7 +210,8 @@ def _same_levels(quantizer: Quantizer, gain: Array, before: Array, after: Array,
     # No gain makes the old γ of weights that are zero, so they become what they were quantized to.
     largest = gamma_of(after, quantizer.bits, "max", quantizer.granularity).ravel()
     silent = (old > 0) & (largest <= _SILENT * old)
-    levels = quantize(after, quantizer.bits, gamma=jnp.where(old > 0, gain.astype(old.dtype) * old, 1))
+    gamma = jnp.where(old > 0, gain.astype(old.dtype) * old, 1)
+    levels = quantize(after, quantizer.bits, gamma=gamma, levels=quantizer.levels)
     kernel = jnp.where(silent, levels, after)
     new = quantizer.gamma_of(kernel).ravel()
     ratio = jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)

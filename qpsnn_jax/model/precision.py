@@ -1,0 +1,65 @@
+"""Bits by layer: the graph with other quantizers."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import Quantizer, Weighted
+
+
+def with_edge_bits(graph: Graph, bits: int) -> Graph:
+    """The graph with its layers in full precision quantized, which in the zoo are the stem and the readout.
+
+    The scale is the largest magnitude, so that no weight is clipped: that of each output channel, and in the last layer
+    that of all weights, so that its integers can be compared. The paper keeps these layers in full precision.
+
+    Args:
+        graph: the network.
+        bits: b of these weights, 1 to 8.
+
+    Returns:
+        A graph whose fresh variables have a ``gain`` for each of these layers.
+
+    Raises:
+        ValueError: ``bits`` is not from 1 to 8.
+    """
+
+    def quantizer(node: Weighted) -> Quantizer:
+        return Quantizer(bits, "max", "layer" if node.name == graph.output.name else "channel")
+
+    nodes = (
+        replace(node, quantizer=quantizer(node)) if isinstance(node, Weighted) and node.quantizer is None else node
+        for node in graph.nodes
+    )
+    return Graph(tuple(nodes), graph.timesteps)
+
+
+def with_layer_bits(graph: Graph, bits: Mapping[str, int]) -> Graph:
+    """The graph with other bits in some of its quantized layers; they are no longer ternary.
+
+    Args:
+        graph: the network.
+        bits: by the name of the layer, each from 1 to 8.
+
+    Raises:
+        ValueError: a name is not that of a quantized layer, or bits are not from 1 to 8.
+    """
+    nodes = dict(graph.by_name)
+    for name, number in bits.items():
+        node = nodes.get(name)
+        if not isinstance(node, Weighted) or node.quantizer is None:
+            known = ", ".join(quantized_layers(graph)) or "none"
+            raise ValueError(f"bits name {name!r}, which is not a quantized layer; there are {known}.")
+        nodes[name] = replace(node, quantizer=replace(node.quantizer, bits=number, levels=None))
+    return Graph(tuple(nodes.values()), graph.timesteps)
+
+
+def quantized_layers(graph: Graph) -> dict[str, Quantizer]:
+    """The quantizers of the layers that have one, by name."""
+    layers = {node.name: node.quantizer for node in graph.nodes if isinstance(node, Weighted)}
+    return {name: quantizer for name, quantizer in layers.items() if quantizer is not None}
+
+
+def reads_pixels_quantized(graph: Graph) -> bool:
+    """Whether a quantized layer reads the image."""
+    return any(graph.by_name[name].inputs == (graph.input.name,) for name in quantized_layers(graph))
