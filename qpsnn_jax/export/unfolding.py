@@ -28,7 +28,7 @@ def unfold(
 ) -> tuple[Graph, Variables]:
     r"""A graph and variables that compute what a folded network does, as from :func:`qpsnn_jax.load_packed`.
 
-    Each quantized layer has a learned γ for each channel, :math:`γ = a s`, with :math:`s = 2^b - 1`, and the weights
+    Each quantized layer has a learned γ for each channel, :math:`γ = a s`, with s the largest code, and the weights
     :math:`a q`, so that folding gives the same codes q. A layer without moments has the bias b. A layer with moments
     has a batch-norm with the scale :math:`\sqrt{var + ε}` and the bias :math:`b + mean`, which changes nothing in
     evaluation; in training the moments of a batch are close to these, so that training goes on from this network.
@@ -124,8 +124,11 @@ def _unfold_layer(
             if layer.window != (1, 1) or layer.strides != (1, 1):
                 graph.append(nodes.AveragePool(read := f"{layer.name}/pool", layer.source, layer.window, layer.strides))
             graph.append(nodes.Flatten(f"{layer.name}/flat", read))
-            graph.append(nodes.Dense(layer.name, f"{layer.name}/flat", layer.kernel.shape[-1]))
-            leaves[layer.name] = {"kernel": layer.kernel.astype(np.float64) * layer.scale, "bias": layer.bias}
+            codes, weights = layer.kernel.dtype == np.uint8, layer.kernel.astype(np.float64)
+            quantizer = Quantizer(layer.bits, gamma="learned") if codes else None
+            graph.append(nodes.Dense(layer.name, f"{layer.name}/flat", layer.kernel.shape[-1], quantizer))
+            weights = layer.scale * (2 * weights - layer.top if codes else weights)
+            leaves[layer.name] = {"kernel": weights, "bias": layer.bias, "gamma": layer.top * layer.scale}
         case Neurons():
             current = _unfold_synapses(layer, folded, std, moments, graph, leaves)
             if layer.residual is not None:
@@ -146,12 +149,16 @@ def _unfold_synapses(
     *window, _, outputs = layer.kernel.shape
     conv, scale = f"{layer.name}/conv", layer.scale.astype(np.float64)
     quantizer, arrays = None, {"bias": layer.bias}
-    if layer.source == folded.image.name:
+    if layer.source == folded.image.name and layer.kernel.dtype == np.uint8:
+        if len(set(std)) > 1:
+            raise ValueError(f"std must be one number for all channels, as {layer.name!r} has codes, got {std}.")
+        scale = scale * (255 * std[0])
+    if layer.kernel.dtype != np.uint8:
         arrays["kernel"] = layer.kernel.astype(np.float64) * scale * (255 * std[:, None])
     else:
-        quantizer, top = Quantizer(layer.bits, gamma="learned", granularity="channel"), (1 << layer.bits) - 1
-        arrays["kernel"] = (2.0 * layer.kernel - top) * scale
-        arrays["gamma"] = top * scale
+        quantizer = Quantizer(layer.bits, gamma="learned", granularity="channel", levels=layer.levels)
+        arrays["kernel"] = (2.0 * layer.kernel - layer.top) * scale
+        arrays["gamma"] = layer.top * scale
     options = {"kernel": tuple(window), "strides": layer.strides, "padding": layer.padding, "quantizer": quantizer}
     graph.append(nodes.Conv(conv, layer.source, outputs, bias=moments is None, label=layer.name, **options))
     leaves[conv] = arrays

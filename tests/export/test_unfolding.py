@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from exported import GRAPHS, folded_of, moments
 
 from qpsnn_jax import SpikingNetwork, fold, unfold
 from qpsnn_jax.export.integer_network import IntegerNetwork
@@ -80,3 +81,15 @@ def test_wrong_input_is_named(network, std, moments, words):
     graph, variables = network
     with pytest.raises(ValueError, match=words):
         unfold(fold(graph, variables, _MEAN, _STD), std, moments)
+
+
+def test_codes_of_first_and_last_layers_and_ternary_ones():
+    folded, (mean, std) = folded_of("mixed"), moments(GRAPHS["mixed"])
+    twice = fold(*unfold(folded, std), mean, std)
+    for first, second in zip(folded.neurons, twice.neurons, strict=True):
+        live = first.scale > 0
+        np.testing.assert_array_equal(first.kernel[..., live], second.kernel[..., live])
+        np.testing.assert_allclose(first.scale, second.scale, rtol=1e-5)
+        assert (first.bits, first.levels) == (second.bits, second.levels)
+    np.testing.assert_array_equal(folded.readout.kernel, twice.readout.kernel)
+    assert folded.readout.scale == pytest.approx(twice.readout.scale, rel=1e-6)
