@@ -77,8 +77,9 @@ def weighted(node: Any, x: np.ndarray, variables: Mapping[str, Any], kernel: np.
     if kernel.ndim == 2:
         sums = x @ kernel
     else:
-        patches = windows(x, kernel.shape[:2], node.strides, node.padding)
-        sums = np.tensordot(patches, kernel, ((4, 5, 6), (2, 0, 1)))
+        patches = windows(x, kernel.shape[:2], node.strides, node.padding, node.dilation)
+        parts = zip(np.split(patches, node.groups, 4), np.split(kernel, node.groups, 3), strict=True)
+        sums = np.concatenate([np.tensordot(p, k, ((4, 5, 6), (2, 0, 1))) for p, k in parts], -1)
     return sums + np.asarray(params["bias"], np.float64) if node.bias else sums
 
 
@@ -118,16 +119,19 @@ def shortcut(node: Any, x: np.ndarray) -> np.ndarray:
     return np.stack([picked[..., c] if c >= 0 else zeros for c in node.source], -1)
 
 
-def windows(x: np.ndarray, window: Any, strides: Any, padding: Any, fill: float = 0) -> np.ndarray:
+def windows(
+    x: np.ndarray, window: Any, strides: Any, padding: Any, dilation: Any = (1, 1), fill: float = 0
+) -> np.ndarray:
     """Windows of ``b t h w c`` as ``b t h' w' c kh kw``."""
     around = ((0, 0), (0, 0), *((p, p) for p in padding), (0, 0))
-    seen = sliding_window_view(np.pad(x, around, constant_values=fill), tuple(window), (2, 3))
-    return seen[:, :, :: strides[0], :: strides[1]]
+    spread = tuple(d * (k - 1) + 1 for d, k in zip(dilation, window, strict=True))
+    seen = sliding_window_view(np.pad(x, around, constant_values=fill), spread, (2, 3))
+    return seen[:, :, :: strides[0], :: strides[1], :, :: dilation[0], :: dilation[1]]
 
 
 STATELESS: dict[str, Callable[..., np.ndarray]] = {
     "Input": lambda node, x: x,
-    "MaxPool": lambda node, x: windows(x, node.window, node.strides, node.padding, -np.inf).max((-1, -2)),
+    "MaxPool": lambda node, x: windows(x, node.window, node.strides, node.padding, fill=-np.inf).max((-1, -2)),
     "AveragePool": lambda node, x: windows(x, node.window, node.strides, node.padding).mean((-1, -2)),
     "GlobalAveragePool": lambda node, x: x.mean((2, 3)),
     "Flatten": lambda node, x: x.reshape(*x.shape[:2], -1),

@@ -213,6 +213,8 @@ def _current_of_sum(node: nodes.Add, folding: Folding) -> Current:
 
 def _synapses(layer: Weighted, factor: np.ndarray, folding: Folding) -> tuple[str, np.ndarray, int, np.ndarray]:
     """The map that a layer reads, its weights ``h w i o``, their bits and the scale of each channel."""
+    if isinstance(layer, Conv) and (layer.groups != 1 or layer.dilation != (1, 1)):
+        raise ValueError(f"node {layer.name!r}: integers take no groups and no dilation of a convolution.")
     source, kernel = weights_on_map(folding.graph, folding.weights, layer)
     if source == folding.graph.input.name:
         if layer.quantizer is None:

@@ -10,31 +10,40 @@ from qpsnn_jax.kernels.geometry import Geometry, Pair
 
 
 class ConvSpec(NamedTuple):
-    """A convolution as data: its geometry, channels in and out, and the bits of its weights."""
+    """A convolution as data: its geometry, channels in and out, the bits of its weights, and its groups of channels."""
 
     geometry: Geometry
     inputs: int
     outputs: int
     bits: int = 8
+    groups: int = 1
 
     @classmethod
-    def of(cls, x: Any, kernel: Any, bits: int, strides: Pair, padding: Pair) -> "ConvSpec":
-        """Of maps ``b h w i`` and a kernel ``h w i o``."""
-        return cls(Geometry.of(x, kernel, strides, padding), kernel.shape[2], kernel.shape[3], bits)
+    def of(
+        cls, x: Any, kernel: Any, bits: int, strides: Pair, padding: Pair, groups: int = 1, dilation: Pair = (1, 1)
+    ) -> "ConvSpec":
+        """Of maps ``b h w i`` and a kernel ``h w i/groups o``."""
+        return cls(Geometry.of(x, kernel, strides, padding, dilation), x.shape[3], kernel.shape[3], bits, groups)
 
     @property
     def narrowest(self) -> int:
         """The smaller number of channels."""
         return min(self.inputs, self.outputs)
 
+    @property
+    def standard(self) -> bool:
+        """Whether every output reads all channels, by taps side by side."""
+        return self.groups == 1 and self.geometry.dilation == (1, 1)
+
 
 class Algorithm(NamedTuple):
     """One way to compute the sums of a convolution, the gradient by its input, or the gradient by its kernel.
 
     ``run`` takes two arrays and the :class:`ConvSpec`: spikes and integers; or the cotangent of the sums and the
-    kernel; or the maps and the cotangent. ``supports`` says for which specs its result is exact, and ``limits`` says
-    it in words. ``preference`` is its rank on a processor with the given flags: the algorithm of the highest rank runs,
-    XLA's own (rank 0) if none is higher.
+    kernel; or the maps and the cotangent. ``supports`` says for which standard specs its result is exact, and
+    ``limits`` says it in words; only if it is ``general`` does it compute convolutions in groups or with dilation.
+    ``preference`` is its rank on a processor with the given flags: the algorithm of the highest rank runs, XLA's own
+    (rank 0) if none is higher.
     """
 
     name: str
@@ -42,6 +51,11 @@ class Algorithm(NamedTuple):
     supports: Callable[[ConvSpec], bool] = lambda spec: True
     preference: Callable[[ConvSpec, frozenset[str]], int] = lambda spec, flags: 0
     limits: str = "all shapes and bits"
+    general: bool = False
+
+    def accepts(self, spec: ConvSpec) -> bool:
+        """Whether its result is exact."""
+        return (self.general or spec.standard) and self.supports(spec)
 
 
 def with_nans(sums: Array, spikes: Array, integers: Array) -> Array:

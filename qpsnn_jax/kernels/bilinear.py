@@ -21,7 +21,6 @@ from jax.interpreters import ad, batching, mlir
 from qpsnn_jax.kernels import plain, skipping
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.dispatch import INPUT_GRADS, KERNEL_GRADS, NATIVE, NO_FLAGS, select_algorithm
-from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.kernels.native.call import calls_are_possible, devices_of, shardings_are_types
 
 Role = Literal["sums", "input_grad", "kernel_grad"]
@@ -31,11 +30,11 @@ _SUMS = Algorithm("plain", lambda x, kernel, spec: plain.convolution(x, kernel, 
 _ALGORITHMS = {"sums": (_SUMS, skipping.SUMS), "input_grad": INPUT_GRADS, "kernel_grad": KERNEL_GRADS}
 
 
-def convolution(x: Array, kernel: Array, geometry: Geometry, *, native: bool) -> Array:
-    """The convolution of maps ``b h w i`` with a kernel ``h w i o``, ``b h w o``; if ``native``, in C++ on a CPU."""
-    if shardings_are_types(x, kernel) or x.dtype != kernel.dtype:
-        return plain.convolution(x, kernel, geometry)
-    return _bind(x, kernel, role="sums", spec=ConvSpec(geometry, kernel.shape[2], kernel.shape[3]), native=native)
+def convolution(x: Array, kernel: Array, spec: ConvSpec, *, native: bool) -> Array:
+    """The convolution of maps ``b h w i`` with a kernel, ``b h w o``; if ``native`` and standard, in C++ on a CPU."""
+    if shardings_are_types(x, kernel) or x.dtype != kernel.dtype or not spec.standard:
+        return plain.convolution(x, kernel, spec.geometry)
+    return _bind(x, kernel, role="sums", spec=spec, native=native)
 
 
 # Compiled once for each role and shapes, also if it is called outside of jit.

@@ -8,36 +8,48 @@ from jax.experimental import checkify
 from qpsnn_jax.kernels.algorithm import ConvSpec
 from qpsnn_jax.kernels.bilinear import convolution
 from qpsnn_jax.kernels.dispatch import Precision, check_precision, compute, make_plan
-from qpsnn_jax.kernels.geometry import Geometry, Pair
+from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.kernels.native.call import shardings_are_types
 
 
 def convolve(
-    x: Array, kernel: Array, *, strides: Pair = (1, 1), padding: Pair = (0, 0), precision: Precision = "auto"
+    x: Array,
+    kernel: Array,
+    *,
+    strides: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    groups: int = 1,
+    dilation: Pair = (1, 1),
+    precision: Precision = "auto",
 ) -> Array:
     r"""Convolution of maps with a kernel, zeros around the maps.
 
-    .. math:: y_{bhwo} = \sum_{klc} x_{b,\,s_h h + k - p_h,\,s_w w + l - p_w,\,c}\, K_{klco}
+    .. math:: y_{bhwo} = \sum_{klc} x_{b,\,s_h h + d_h k - p_h,\,s_w w + d_w l - p_w,\,c}\, K_{klco}
+
+    With g groups, output o reads only the channels of its group: c from :math:`⌊o g/O⌋\, I/g` on, I/g of them.
 
     On a CPU with a C++ compiler, float32 is computed by kernels that skip the zeros of ``x``, forward and backward
-    (:mod:`qpsnn_jax.kernels.skipping`); with ``precision="exact"``, and everywhere else, by XLA.
+    (:mod:`qpsnn_jax.kernels.skipping`); with groups or dilation, ``precision="exact"``, and everywhere else, by XLA.
 
     Args:
         x: maps ``b h w i``.
-        kernel: K, ``h w i o``, of the dtype of ``x``.
+        kernel: K, ``h w i/g o``, of the dtype of ``x``.
         strides: vertical and horizontal step s of the window.
         padding: rows and columns p of zeros on either side.
+        groups: g; both i and o are multiples of it.
+        dilation: vertical and horizontal step d from tap to tap.
         precision: ``exact``, the same program on every machine, or ``auto``.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``x``.
 
     Raises:
-        ValueError: ``x`` and ``kernel`` differ in their channels, or ``precision`` is unknown.
+        ValueError: ``x``, ``kernel`` and ``groups`` do not fit, or ``precision`` is unknown.
     """
-    _check_channels("x", x, "kernel", kernel)
+    _check_channels("x", x, "kernel", kernel, groups)
     check_precision(precision)
-    return convolution(x, kernel, Geometry.of(x, kernel, strides, padding), native=precision == "auto")
+    spec = ConvSpec.of(x, kernel, 8, strides, padding, groups, dilation)
+    return convolution(x, kernel, spec, native=precision == "auto")
 
 
 def conv_spikes(
@@ -47,6 +59,8 @@ def conv_spikes(
     bits: int,
     strides: Pair = (1, 1),
     padding: Pair = (0, 0),
+    groups: int = 1,
+    dilation: Pair = (1, 1),
     precision: Precision = "auto",
     algorithm: str | None = None,
     checked: bool = False,
@@ -59,7 +73,8 @@ def conv_spikes(
 
     ``precision="exact"`` runs float32 convolutions, forward and backward: the same program on every machine, and
     differentiable in every mode. ``"auto"`` uses the fastest algorithm for the shapes on the CPU that it is lowered
-    for, and float32 on every other platform, with several processes, and on a mesh with explicit or manual axes:
+    for, and float32 with groups or dilation, on every other platform, with several processes, and on a mesh with
+    explicit or manual axes:
 
     - ``popcount`` counts bits, 32 channels at once (:mod:`qpsnn_jax.kernels.popcount`);
     - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.kernels.winograd`);
@@ -77,10 +92,10 @@ def conv_spikes(
 
     Args:
         spikes: 0 and 1, ``b h w i``, floating.
-        integers: odd, or 0 throughout a channel, ``h w i o``, of the dtype of ``spikes``
+        integers: odd, or 0 throughout a channel, ``h w i/g o``, of the dtype of ``spikes``
             (:func:`qpsnn_jax.integer_weights`).
         bits: of the weights.
-        strides, padding: as in :func:`convolve`.
+        strides, padding, groups, dilation: as in :func:`convolve`.
         precision: ``exact`` or ``auto``.
         algorithm: the name of one of the above, or ``float32``, for the sums on every platform.
         checked: raise if the spikes are not 0 and 1; under ``jit`` this needs
@@ -90,25 +105,28 @@ def conv_spikes(
         Sums ``b h w o``, of the dtype of ``spikes``.
 
     Raises:
-        ValueError: ``spikes`` and ``integers`` differ in their channels, ``precision`` or ``algorithm`` is unknown, or
+        ValueError: ``spikes``, ``integers`` and ``groups`` do not fit, ``precision`` or ``algorithm`` is unknown, or
             the algorithm does not support the shapes, the bits or the mesh.
     """
-    _check_channels("spikes", spikes, "integers", integers)
+    _check_channels("spikes", spikes, "integers", integers, groups)
     check_precision(precision)
     if checked:
         checkify.check(jnp.all((spikes == 0) | (spikes == 1)), "conv_spikes takes spikes of 0 and 1.")
-    spec = ConvSpec.of(spikes, integers, bits, strides, padding)
+    spec = ConvSpec.of(spikes, integers, bits, strides, padding, groups, dilation)
     typed = shardings_are_types(spikes, integers)
     if typed and algorithm is not None:
         raise ValueError(f"algorithm {algorithm} is not for meshes with explicit or manual axes; leave it out.")
     if typed or (precision == "exact" and algorithm is None):
         wide = np.promote_types(spikes.dtype, np.float32)
-        return convolution(spikes.astype(wide), integers.astype(wide), spec.geometry, native=False).astype(spikes.dtype)
+        return convolution(spikes.astype(wide), integers.astype(wide), spec, native=False).astype(spikes.dtype)
     return compute(spikes, integers, spec, make_plan(spec, (spikes, integers), precision, algorithm))
 
 
-def _check_channels(first: str, x: Array, second: str, kernel: Array) -> None:
-    if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
+def _check_channels(first: str, x: Array, second: str, kernel: Array, groups: int) -> None:
+    fit = x.ndim == kernel.ndim == 4 and groups > 0 and x.shape[-1] == groups * kernel.shape[2]
+    if not fit or kernel.shape[3] % groups:
+        each, more = ("i", "") if groups == 1 else (f"i/{groups}", f", i and o multiples of the {groups} groups")
         raise ValueError(
-            f"{first} must be b h w i and {second} h w i o with as many channels i, got {x.shape} and {kernel.shape}."
+            f"{first} must be b h w i and {second} h w {each} o with as many channels i{more}, got {x.shape} and "
+            f"{kernel.shape}."
         )

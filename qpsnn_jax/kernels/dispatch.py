@@ -50,7 +50,7 @@ def check_precision(precision: str) -> None:
 
 def select_algorithm(algorithms: tuple[Algorithm, ...], spec: ConvSpec, flags: frozenset[str]) -> Algorithm:
     """The algorithm that a processor with these flags prefers, of those that support ``spec``."""
-    return max((a for a in algorithms if a.supports(spec)), key=lambda a: a.preference(spec, flags))
+    return max((a for a in algorithms if a.accepts(spec)), key=lambda a: a.preference(spec, flags))
 
 
 def named_algorithm(name: str, spec: ConvSpec) -> Algorithm:
@@ -62,8 +62,9 @@ def named_algorithm(name: str, spec: ConvSpec) -> Algorithm:
     found = {algorithm.name: algorithm for algorithm in SUMS}
     if name not in found:
         raise ValueError(f"algorithm must be one of {', '.join(found)}, got {name!r}.")
-    if not found[name].supports(spec):
-        raise ValueError(f"algorithm {name} is for {found[name].limits}; got {spec}.")
+    if not found[name].accepts(spec):
+        only = "" if found[name].general else ", without groups and dilation"
+        raise ValueError(f"algorithm {name} is for {found[name].limits}{only}; got {spec}.")
     return found[name]
 
 

@@ -37,14 +37,15 @@ class QuantConv(nn.Module):
     .. math:: y = \frac{γ}{s} \sum (2c - s)\, x + b, \quad s = 2^b - 1
 
     The sums over the integers 2c - s come first and the scale after, so that on spikes they are exactly those of an
-    integer device (:func:`qpsnn_jax.conv_spikes`). Its arrays are ``params`` ``kernel`` h w i o, He-normal over the
-    fan-out, and ``bias`` o, and ``scales`` ``gain``, a constant factor on γ, 1 until channels are pruned.
+    integer device (:func:`qpsnn_jax.conv_spikes`). Its arrays are ``params`` ``kernel`` h w i/groups o, He-normal over
+    the fan-out, and ``bias`` o, and ``scales`` ``gain``, a constant factor on γ, 1 until channels are pruned.
 
     Args:
         features: output channels o.
         kernel, strides, padding: height and width; padding is that many zeros on each side.
         quantizer: how the weights are quantized.
         bias: whether a bias is added.
+        groups, dilation: as those of :class:`qpsnn_jax.nodes.Conv`.
         spiking: whether the input consists of 0 and 1 only, which is not checked.
         precision: of the convolution of spikes, as in :func:`qpsnn_jax.conv_spikes`.
 
@@ -61,6 +62,8 @@ class QuantConv(nn.Module):
     padding: Pair = (1, 1)
     quantizer: Quantizer | None = Quantizer()
     bias: bool = False
+    groups: int = 1
+    dilation: Pair = (1, 1)
     spiking: bool = False
     precision: Precision = "auto"
 
@@ -76,6 +79,8 @@ class QuantConv(nn.Module):
             self.padding,
             self.quantizer,
             self.bias,
+            groups=self.groups,
+            dilation=self.dilation,
         )
         check_precision(self.precision)
         given = _value(x, spatial=2, spiking=self.spiking)

@@ -1,17 +1,14 @@
 """Selection of channels by a budget of bytes, operations or parameters in place of ratios."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.nodes.base import Node
 from qpsnn_jax.pruning.channels import Group, channel_groups
+from qpsnn_jax.pruning.usage import Resource, Usage, usage
 
-Resource = Literal["bytes", "params", "sops"]
 Comparison = Literal["share", "mean", "max", "rank", "none"]
 
 _COMPARED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -77,7 +74,7 @@ def allocate(
         )
     groups = {name: group for name, group in channel_groups(graph).items() if name in scores}
     ranking = {name: _compared(graph, group, scores[name], comparison) for name, group in groups.items()}
-    model = _model(graph, groups, resource, activity)
+    model = usage(graph, groups, resource, activity)
     kept = {name: np.ones(group.size // group.unit, bool) for name, group in groups.items()}
     least = _least(groups, floor)
     while model.total(kept) > limit:
@@ -109,57 +106,10 @@ def check_budget(
     resource, limit = _only_budget({"bytes": bytes, "params": params})
     groups = {name: group for name, group in channel_groups(graph).items() if name in scored}
     least = _least(groups, floor)
-    model = _model(graph, groups, resource, None)
+    model = usage(graph, groups, resource, None)
     total = model.total({name: np.arange(g.size // g.unit) < least[name] for name, g in groups.items()})
     if total > limit:
         raise _unmet(graph, scored, resource, limit, floor, total)
-
-
-@dataclass(frozen=True)
-class _Term:
-    """An amount that is ``coefficient`` times the widths of ``axes``, and times the part of the input that is left.
-
-    ``shares`` are those of the units of the group ``source`` in that input, whose sum is 1.
-    """
-
-    coefficient: float
-    axes: tuple[str, ...]
-    source: str | None = None
-    shares: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A network's use of a resource as a sum of terms, for the units that are kept in each group."""
-
-    terms: tuple[_Term, ...]
-    units: Mapping[str, int]
-
-    def amounts(self, kept: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The value of every term."""
-        widths = {name: float(self.units[name] * mask.sum()) for name, mask in kept.items()}
-        values = np.array([term.coefficient for term in self.terms])
-        for i, term in enumerate(self.terms):
-            for axis in term.axes:
-                values[i] *= widths[axis]
-            if term.source is not None and term.shares is not None:
-                values[i] *= term.shares[kept[term.source]].sum()
-        return values
-
-    def total(self, kept: Mapping[str, np.ndarray]) -> float:
-        """Their sum."""
-        return float(self.amounts(kept).sum())
-
-    def savings(self, kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The saving by the removal of each unit of each group; only those of kept units are meaningful."""
-        saved = {name: np.zeros(len(mask)) for name, mask in kept.items()}
-        for term, amount in zip(self.terms, self.amounts(kept), strict=True):
-            for axis in set(term.axes):
-                left = 1 - 1 / kept[axis].sum()
-                saved[axis] += amount * (1 - left ** term.axes.count(axis))
-            if term.source is not None and term.shares is not None:
-                saved[term.source] += amount * term.shares / max(term.shares[kept[term.source]].sum(), 1e-30)
-        return saved
 
 
 def _only_budget(given: Mapping[str, float | None]) -> tuple[Resource, float]:
@@ -207,56 +157,8 @@ def _compared(graph: Graph, group: Group, scores: Any, comparison: str) -> _Scor
     return _Scores(_COMPARED[comparison](values.reshape(-1, group.unit).mean(axis=1)), makers, comparison == "share")
 
 
-def _model(graph: Graph, groups: Mapping[str, Group], resource: Resource, activity: Mapping[str, Any] | None) -> _Model:
-    owner = {member: name for name, group in groups.items() for member in group.members}
-    if resource == "sops":
-        terms = _operations(graph, groups, owner, activity or {})
-    else:
-        terms = [
-            _term(leaf.size * (leaf.bits / 8 if resource == "bytes" else 1), leaf.axes, groups, owner)
-            for node in graph.nodes
-            for leaf in node.leaves(graph.inputs_of(node)).values()
-            if leaf.collection == "params"
-        ]
-    return _Model(tuple(terms), {name: group.unit for name, group in groups.items()})
-
-
-def _term(amount: float, nodes: tuple[str | None, ...], groups: Mapping[str, Group], owner: Mapping[str, str]) -> _Term:
-    axes = tuple(owner[node] for node in nodes if node is not None and node in owner)
-    return _Term(amount / float(np.prod([groups[axis].size for axis in axes])), axes)
-
-
-def _operations(
-    graph: Graph, groups: Mapping[str, Group], owner: Mapping[str, str], activity: Mapping[str, Any]
-) -> list[_Term]:
-    terms = []
-    for spent in cost(graph, activity).nodes:
-        node = graph.by_name[spent.name]
-        if spent.acs is None:
-            raise ValueError(f"a budget of sops needs the activity of the inputs of node {node.name!r}.")
-        if not spent.acs:
-            continue
-        synaptic = node.channels == "made" and node.synapses(graph.inputs_of(node)) is not None
-        term = _term(spent.acs, (node.name,) if synaptic else (), groups, owner)
-        if synaptic and (source := owner.get(node.inputs[0])):
-            shares = _shares(graph, node, groups[source], activity)
-            term = _Term(term.coefficient, term.axes, source, shares)
-        terms.append(term)
-    return terms
-
-
-def _shares(graph: Graph, node: Node, group: Group, activity: Mapping[str, Any]) -> np.ndarray:
-    """The share of a layer's operations that the spikes of each unit of its input cause."""
-    (given,) = graph.inputs_of(node)
-    rates = np.broadcast_to(np.asarray(activity[node.inputs[0]], np.float64), given.shape)
-    synapses = np.asarray(node.synapses([given]))
-    per_channel = (rates * (synapses[..., None] if synapses.ndim else synapses)).reshape(-1, given.shape[-1]).sum(0)
-    per_unit = per_channel.reshape(-1, group.size // group.unit, group.unit).sum((0, 2))
-    return per_unit / per_unit.sum()
-
-
 def _cheapest(
-    model: _Model, kept: Mapping[str, np.ndarray], ranking: Mapping[str, _Scores], least: Mapping[str, int]
+    model: Usage, kept: Mapping[str, np.ndarray], ranking: Mapping[str, _Scores], least: Mapping[str, int]
 ) -> tuple[str, int] | None:
     """The unit with the lowest worth for its saving; of equal ones, the last; None if all groups are at the floor."""
     best, found = np.inf, None
@@ -272,7 +174,7 @@ def _cheapest(
     return found
 
 
-def _refill(model: _Model, kept: dict[str, np.ndarray], ranking: Mapping[str, _Scores], limit: float) -> None:
+def _refill(model: Usage, kept: dict[str, np.ndarray], ranking: Mapping[str, _Scores], limit: float) -> None:
     """Take back units that still fit: the best such unit of each group, first where it costs least for its worth.
 
     A unit that does not fit never will, because the return of a unit makes no other one cheaper.

@@ -1,13 +1,16 @@
 """Groups of channels that must be removed together."""
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
+
+import numpy as np
 
 from qpsnn_jax.model.graph import Graph
 
 
 class Group(NamedTuple):
-    """Channels that are kept or removed together.
+    """Channels that the same nodes hold, so that one ratio removes some of them.
 
     ``name`` is that of the first convolution or dense layer that makes them, ``size`` their number, ``label`` the
     name of their pruning ratio (None: no ratio removes any, but a budget may), ``members`` all the nodes that produce
@@ -22,39 +25,33 @@ class Group(NamedTuple):
 
 
 def channel_groups(graph: Graph) -> dict[str, Group]:
-    """The groups of channels that can be removed, by name, found by union-find over the edges.
+    """The groups of channels that can be removed, by name.
 
-    A node that makes channels (convolutions and dense layers) starts a group; one that carries its inputs' passes it on
-    (batch-norm, LIF, pooling, flattening) and joins those of several inputs (an addition; an attention, whose channels
-    are split into heads). A shortcut starts one too, because it can carry any subset of its input's channels. Where
-    maps are flattened, each of their channels occurs at every position; a group has as many channels as its smallest
-    period. The input and the output are in no group, nor are channels joined to those that are never removed.
+    A node that makes channels (convolutions and dense layers) has channels of its own; one that carries its inputs'
+    passes them on (batch-norm, LIF, pooling, flattening) and ties those of several inputs (an addition; an attention,
+    whose channels are split into heads). A shortcut has channels of its own too, because it can carry any subset of its
+    input's. A convolution in groups ties all the channels of a group, of input and output, so that whole groups are
+    removed. Channels that are tied are one channel, with one number in its group; where maps are flattened, it occurs
+    at every position. A group are the channels that occur in the same nodes. The input and the output are in no group,
+    nor are channels tied to those that are never removed.
 
     Args:
         graph: any graph.
 
     Returns:
-        Groups by name, in graph order.
+        Groups by name, in graph order. Where a layer makes the channels of several groups, further ones have the name
+        of their next layer or, if that is taken, a number behind the name.
 
     References:
         Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023.
     """
-    roots = _roots(graph)
-    kept = {roots[node.name] for node in graph.nodes if node.channels == "fixed"} | {roots[graph.output.name]}
-    groups: dict[str, Group] = {}
-    for root in dict.fromkeys(roots.values()):
-        members = [node for node in graph.nodes if roots[node.name] == root]
-        makers = [node for node in members if node.channels == "made"]
-        if root in kept or not makers:
-            continue
-        labels = [getattr(node, "label", None) for node in makers]
-        label = labels[0] if len(set(labels)) == 1 else None
-        size = math.gcd(*(graph.values[node.name].shape[-1] for node in members))
-        # Heads that do not divide the period of a flattened map: nothing can be removed without splitting a head.
-        unit = math.lcm(*(node.unit for node in members))
-        names = tuple(node.name for node in members)
-        groups[makers[0].name] = Group(makers[0].name, size, label, names, size if size % unit else unit)
-    return groups
+    return dict(_partition(graph)[0])
+
+
+def channel_numbers(graph: Graph, group: str) -> dict[str, np.ndarray]:
+    """For each member of a group the number in the group of every channel of its output, or -1 for another group's."""
+    groups, numbered = _partition(graph)
+    return {name: np.where(numbered[name][0] == group, numbered[name][1], -1) for name in groups[group].members}
 
 
 def spiking_members(graph: Graph, group: Group) -> tuple[str, ...]:
@@ -62,17 +59,69 @@ def spiking_members(graph: Graph, group: Group) -> tuple[str, ...]:
     return tuple(name for name in group.members if name in graph.neurons)
 
 
-def _roots(graph: Graph) -> dict[str, str]:
-    """For each node the name of the representative of its channels."""
-    parent: dict[str, str] = {}
+@lru_cache(maxsize=32)
+def _partition(graph: Graph) -> tuple[dict[str, Group], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The groups, and for every node the group's name and the number in it of each channel ("" and -1 for none)."""
+    tied = _tied(graph)
+    holds = np.zeros((1 + max(int(each.max()) for each in tied.values()), len(graph.nodes)), bool)
+    for index, channels in enumerate(tied.values()):
+        holds[channels, index] = True
+    stay = np.asarray([node.channels == "fixed" or node is graph.output for node in graph.nodes])
+    free = ~np.any(holds[:, stay], axis=1)
+    names, numbers = np.full(len(holds), "", object), np.full(len(holds), -1)
+    groups: dict[str, Group] = {}
+    for maker in (node for node in graph.nodes if node.channels == "made"):
+        own = np.asarray([c for c in dict.fromkeys(tied[maker.name].tolist()) if free[c]], int)
+        while (waiting := own[names[own] == ""]).size:
+            held = holds[waiting[0]]
+            channels = waiting[(holds[waiting] == held).all(1)]
+            group = _group(graph, held, len(channels), groups)
+            groups[group.name], names[channels], numbers[channels] = group, group.name, np.arange(len(channels))
+    numbered = {name: (names[channels], numbers[channels]) for name, channels in tied.items()}
+    return {name: group._replace(unit=_unit(graph, group, numbered)) for name, group in groups.items()}, numbered
 
-    def find(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
 
-    for node in graph.nodes:
-        parent[node.name] = node.name
-        for source in node.inputs if node.channels == "carried" else ():
-            parent[find(node.name)] = find(source)
-    return {name: find(name) for name in parent}
+def _tied(graph: Graph) -> dict[str, np.ndarray]:
+    """For every node a number for each channel of its output, the same for channels that are removed together."""
+    sizes = [graph.values[node.name].shape[-1] for node in graph.nodes]
+    starts = dict(zip(graph.by_name, np.cumsum([0, *sizes]).tolist(), strict=False))
+    pairs = np.concatenate(
+        [
+            each + np.asarray([starts[node.name], starts[source]])
+            for node in graph.nodes
+            for source, each in zip(node.inputs, node.ties(graph.inputs_of(node)), strict=True)
+        ]
+        or [np.zeros((0, 2), int)]
+    )
+    # Union-find on all pairs at once: the larger root of each pair becomes a child of the smaller.
+    roots, ends = np.arange(sum(sizes)), pairs.T
+    while not np.array_equal(*roots[ends]):
+        first, second = roots[ends]
+        np.minimum.at(roots, np.maximum(first, second), np.minimum(first, second))
+        while not np.array_equal(roots, above := roots[roots]):
+            roots = above
+    _, roots = np.unique(roots, return_inverse=True)
+    return {name: roots[starts[name] :][:size] for name, size in zip(graph.by_name, sizes, strict=True)}
+
+
+def _group(graph: Graph, held: np.ndarray, size: int, groups: dict[str, Group]) -> Group:
+    """The group of so many channels that these nodes hold, with a name that no other has."""
+    members = [node for node, holds in zip(graph.nodes, held, strict=True) if holds]
+    makers = [node for node in members if node.channels == "made"]
+    labels = {getattr(node, "label", None) for node in makers}
+    free = [node.name for node in makers if node.name not in groups]
+    name = free[0] if free else f"{makers[0].name}.{len(groups)}"
+    return Group(name, size, labels.pop() if len(labels) == 1 else None, tuple(node.name for node in members))
+
+
+def _unit(graph: Graph, group: Group, numbered: dict[str, tuple[np.ndarray, np.ndarray]]) -> int:
+    """How many channels are removed together; all of them where heads do not lie one after the other in the group."""
+    units = [(graph.by_name[name].unit, *numbered[name]) for name in group.members if graph.by_name[name].unit > 1]
+    unit = math.lcm(*(each for each, *_ in units))
+    whole = all(
+        (names.reshape(-1, each) == names[::each, None]).all()
+        and (numbers.reshape(-1, each) == numbers[::each, None] + np.arange(each))[names[::each] == group.name].all()
+        and not (numbers[::each] % each)[names[::each] == group.name].any()
+        for each, names, numbers in units
+    )
+    return unit if whole and group.size % unit == 0 else group.size

@@ -8,7 +8,7 @@ import numpy as np
 from jax.tree_util import DictKey, GetAttrKey
 
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.pruning.channels import Group, channel_groups
+from qpsnn_jax.pruning.channels import Group, channel_groups, channel_numbers
 
 Tree = TypeVar("Tree")
 Keep = Mapping[str, Sequence[int] | np.ndarray]
@@ -68,13 +68,11 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
 
 def _left(graph: Graph, kept: dict[str, np.ndarray]) -> Left:
     """For each node the channels of its output that are kept, at every position of a flattened map; None for all."""
-    left: Left = dict.fromkeys(graph.by_name)
-    for group in channel_groups(graph).values():
-        if len(channels := kept.get(group.name, ())) not in (0, group.size):
-            for name in group.members:
-                repeats = graph.values[name].shape[-1] // group.size
-                left[name] = (np.arange(repeats)[:, None] * group.size + channels).ravel()
-    return left
+    stays = {name: np.ones(value.shape[-1], bool) for name, value in graph.values.items()}
+    for group, channels in kept.items():
+        for name, numbers in channel_numbers(graph, group).items():
+            stays[name] &= (numbers < 0) | np.isin(numbers, channels)
+    return {name: None if mask.all() else np.flatnonzero(mask) for name, mask in stays.items()}
 
 
 def _shrunk(graph: Graph, left: Left) -> Graph:

@@ -15,7 +15,7 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.zoo.blocks import kept_channels
 from qpsnn_jax.numerics.neurons import LIFTrace
-from qpsnn_jax.pruning.channels import Group, channel_groups, spiking_members
+from qpsnn_jax.pruning.channels import Group, channel_groups, channel_numbers, spiking_members
 from qpsnn_jax.pruning.scores import count_ranks, magnitude_scores, random_scores, sca_scores, spike_counts
 from qpsnn_jax.runtime.sharding import batch_sharding, device_put, replicated, sharded_mean
 
@@ -133,14 +133,22 @@ def make_score_step(
         raise ValueError(f"criterion must be a Criterion(observe, score), got {criterion!r}.")
     groups = channel_groups(graph)
     layers = {name: members for name, group in groups.items() if (members := spiking_members(graph, group))}
-    capture = {layer: partial(_observe, criterion, groups[name].size) for name in layers for layer in layers[name]}
+    places: dict[str, dict[str, np.ndarray]] = {}
+    for name, members in layers.items():
+        numbers = channel_numbers(graph, name)
+        for layer in members:
+            places.setdefault(layer, {})[name] = _places(numbers[layer])
+    capture = {layer: partial(_observe, criterion, own) for layer, own in places.items()}
 
     def batch_scores(variables: Any, images: Array) -> Scores:
         output: Any = SpikingNetwork(graph, precision).apply(variables, images, capture=capture)
-        found = _score_maps(criterion, output.captured)
+        maps = {(layer, name): own for layer, each in output.captured.items() for name, own in each.items()}
+        found = _score_maps(criterion, maps)
         # Maps may be integers, which cannot be NaN; the currents of an image with a NaN are.
         nan = jnp.sum(0 * output.currents)
-        means = {name: jnp.mean(jnp.stack([found[m] for m in members]), axis=0) for name, members in layers.items()}
+        means = {
+            name: jnp.mean(jnp.stack([found[m, name] for m in members]), axis=0) for name, members in layers.items()
+        }
         return {name: scores + nan.astype(scores.dtype) for name, scores in means.items()}
 
     return batch_scores
@@ -152,9 +160,11 @@ def magnitude_group_scores(graph: Graph, variables: Any, key: Array | None = Non
     scores = {}
     for name, group in channel_groups(graph).items():
         # A channel at several positions of a flattened map has the sum of its weights at all of them.
-        kernels = [variables["params"][node][leaf] for node, leaf in _kernels(graph, group)]
-        own = [jnp.sum(magnitude_scores(kernel).reshape(-1, group.size), axis=0) for kernel in kernels]
-        scores[name] = jnp.sum(jnp.stack(own), axis=0)
+        places = {node: _places(numbers) for node, numbers in channel_numbers(graph, name).items()}
+        norms = [
+            magnitude_scores(variables["params"][node][leaf])[places[node]] for node, leaf in _kernels(graph, group)
+        ]
+        scores[name] = jnp.sum(jnp.stack([jnp.sum(own, axis=0) for own in norms]), axis=0)
     return scores
 
 
@@ -204,22 +214,34 @@ def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] 
     return {name: _highest(group, scores, chosen.get(str(group.label), 0.0)) for name, group in groups.items()}
 
 
-def _observe(criterion: Criterion, channels: int, trace: LIFTrace) -> Array:
+def _places(numbers: np.ndarray) -> np.ndarray:
+    """The channels of a layer that are those of a group, by position and number in the group."""
+    channels = np.argsort(numbers, kind="stable")[np.count_nonzero(numbers < 0) :]
+    return channels.reshape(numbers.max() + 1, -1).T
+
+
+def _observe(criterion: Criterion, groups: dict[str, np.ndarray], trace: LIFTrace) -> dict[str, Array]:
+    """The maps of the channels of each group in one layer, by the group's name, from their places."""
+    return {name: _maps(criterion, places, trace) for name, places in groups.items()}
+
+
+def _maps(criterion: Criterion, places: np.ndarray, trace: LIFTrace) -> Array:
     # The positions at which a channel of a flattened map occurs are the width of its map.
     rows = trace.spikes.shape[2] if trace.spikes.ndim == 5 else 1
-    trace = LIFTrace(*(x.reshape(*x.shape[:2], rows, -1, channels) for x in trace))
-    maps = criterion.observe(trace)
+    channels, own = places.shape[-1], np.array_equal(places.ravel(), np.arange(trace.spikes.shape[-1]))
+    parts = trace if own else LIFTrace(*(x[..., places.ravel()] for x in trace))
+    maps = criterion.observe(LIFTrace(*(x.reshape(*x.shape[:2], rows, -1, channels) for x in parts)))
     if maps.ndim != 4 or maps.shape[-1] != channels:
         raise ValueError(f"observe of the criterion must give maps b h w {channels}, gave the shape {maps.shape}.")
     return maps
 
 
-def _score_maps(criterion: Criterion, maps: dict[str, Array]) -> dict[str, Array]:
-    """Scores by layer."""
-    batched: dict[Any, list[str]] = {}
+def _score_maps(criterion: Criterion, maps: dict[Any, Array]) -> dict[Any, Array]:
+    """Scores by layer and group."""
+    batched: dict[Any, list[Any]] = {}
     for layer, own in maps.items():
         batched.setdefault(own.shape[:3] if criterion.channelwise else layer, []).append(layer)
-    scores: dict[str, Array] = {}
+    scores: dict[Any, Array] = {}
     for layers in batched.values():
         widths = [maps[layer].shape[-1] for layer in layers]
         found = criterion.score(jnp.concatenate([maps[layer] for layer in layers], axis=-1))

@@ -127,6 +127,9 @@ def convolution_table() -> list[Contract]:
         Contract("conv_spikes", conv(), SPIKES[:, 0], forward=False),
         Contract("conv_spikes-exact", conv(precision="exact"), SPIKES[:, 0]),
         *(alone(f"conv_spikes-{name}", conv(algorithm=name), SPIKES[:, 0], forward=False) for name in ALGORITHMS),
+        Contract(
+            "convolve-groups", lambda k: convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k, groups=3), normal(2, 2, 1, 6)
+        ),
         alone("convolve", lambda k: convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k), normal(2, 2, 3, 4)),
         Contract("convolution", lambda x: plain.convolution(x, jnp.asarray(three, x.dtype), square), MAPS),
         Contract("input_grad", lambda y: plain.input_grad(y, jnp.asarray(flipped, y.dtype), square), MAPS),

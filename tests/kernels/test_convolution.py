@@ -34,6 +34,56 @@ def test_sums_and_gradients(shape, kernel, strides, padding):
         assert np.vdot(by_weights, turn) == np.vdot(cotangent, by_sums(x, turn, strides, padding))
 
 
+def by_parts(x, kernel, strides, padding, groups, dilation):
+    """Every group alone, with zeros between the taps."""
+    size = [d * (k - 1) + 1 for d, k in zip(dilation, kernel.shape[:2], strict=True)]
+    spread = np.zeros((*size, *kernel.shape[2:]), int)
+    spread[:: dilation[0], :: dilation[1]] = kernel
+    parts = zip(np.split(x, groups, -1), np.split(spread, groups, -1), strict=True)
+    return np.concatenate([by_sums(*part, strides, padding) for part in parts], -1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "outputs", "dilation", "strides", "padding"),
+    [
+        (6, 6, (1, 1), (1, 1), (1, 1)),
+        (6, 12, (2, 1), (2, 1), (2, 0)),
+        (3, 6, (1, 2), (1, 2), (0, 2)),
+        (1, 4, (2, 3), (1, 1), (2, 3)),
+    ],
+)
+def test_groups_and_dilation(groups, outputs, dilation, strides, padding):
+    rng = np.random.default_rng(0)
+    spikes = rng.integers(0, 2, (3, 6, 7, 6))
+    integers = 2 * rng.integers(0, 4, (3, 2, 6 // groups, outputs)) - 3
+    options = {"strides": strides, "padding": padding, "groups": groups, "dilation": dilation}
+    expected = by_parts(spikes, integers, **options)
+    cotangent = rng.integers(-3, 4, expected.shape)
+    step, turn = rng.integers(-3, 4, spikes.shape), rng.integers(-3, 4, integers.shape)
+    operands = [jnp.asarray(each, jnp.float32) for each in (spikes, integers)]
+    for run in (partial(convolve, **options), partial(conv_spikes, bits=2, **options)):
+        got, pull = jax.vjp(run, *operands)
+        np.testing.assert_array_equal(got, expected)
+        by_spikes, by_integers = pull(jnp.asarray(cotangent, jnp.float32))
+        assert np.vdot(by_spikes, step) == np.vdot(cotangent, by_parts(step, integers, **options))
+        assert np.vdot(by_integers, turn) == np.vdot(cotangent, by_parts(spikes, turn, **options))
+    with pytest.raises(ValueError, match=r"algorithm skipping is for .*, without groups and dilation; got ConvSpec"):
+        conv_spikes(*operands, bits=2, algorithm="skipping", **options)
+
+
+def test_groups_that_do_not_fit():
+    x, kernel = jnp.zeros((1, 4, 4, 6)), jnp.zeros((3, 3, 3, 4))
+    with pytest.raises(ValueError, match="x must be b h w i and kernel h w i o with as many channels i, got"):
+        convolve(x, kernel)
+    for groups in (3, 0, -2):
+        with pytest.raises(ValueError, match=f"i and o multiples of the {groups} groups"):
+            convolve(x, kernel, groups=groups)
+    with pytest.raises(
+        ValueError, match="spikes must be b h w i and integers h w i/2 o .* o multiples of the 2 groups"
+    ):
+        conv_spikes(x, jnp.zeros((3, 3, 3, 5)), bits=2, groups=2)
+
+
 ALGORITHMS = ["float32", "bfloat16", "int8", "skipping"]
 
 

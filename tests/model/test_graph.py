@@ -34,6 +34,10 @@ IMAGE, CONV, SPIKES = Input("image", (9, 8, 2)), Conv("conv", "image", 4), LIF("
 QUANTIZED = Conv("q", "lif", 6, (3, 2), (2, 1), (1, 0), Quantizer(3, "mse", "channel", "scaled"), bias=True, label="a")
 
 
+def grouped(name: str, features: int, groups: int, dilation: tuple[int, int] = (1, 1)) -> Conv:
+    return Conv(name, "lif", features, groups=groups, dilation=dilation)
+
+
 class Foreign(Node):
     pass
 
@@ -108,6 +112,11 @@ MISTAKES = [
     *((Conv, ("x", "lif", 4, (3, 3), k), "node 'x': strides must") for k in ((1, 0), (1, 1, 1), 2)),
     (Conv, ("x", "lif", 4, (3, 3), (1, 1), (0, -1)), "node 'x': padding must be an integer from 0"),
     (Conv, ("x", "lif", 4, (3, 3), (1, 1), 1), "node 'x': padding must be a tuple of 2"),
+    (grouped, ("x", 4, 3), "node 'x': groups of 3 do not divide its 4 features"),
+    (grouped, ("x", 6, 3), "node 'x': groups of 3 do not divide the 4 channels of 'lif'"),
+    (grouped, ("x", 4, 0), f"node 'x': groups {INTEGER}"),
+    (grouped, ("x", 4, 1, (1, 0)), f"node 'x': dilation {INTEGER}"),
+    (grouped, ("x", 4, 1, (1, 5)), r"node 'x': a window .* padding \(1, 1\) and dilation \(1, 5\)"),
     (Conv, ("x", "lif", 4, (3, 3), (1, 1), (1, 1), 4), "node 'x': quantizer must be a Quantizer or None, got 4"),
     *((kind, ("x", "lif", (0, 2)), "node 'x': window must") for kind in (MaxPool, AveragePool)),
     *((kind, ("x", "lif", (2, 2), (0, 2)), "node 'x': strides must") for kind in (MaxPool, AveragePool)),
@@ -131,7 +140,7 @@ MISTAKES = [
 
 
 @over(("kind", "fields", "message"), MISTAKES)
-def test_mistakes_name_the_node(kind: type[Node], fields: tuple, message: str):
+def test_mistakes_name_the_node(kind, fields: tuple, message: str):
     with pytest.raises(ValueError, match=message):
         graph(kind(*fields))
 

@@ -77,6 +77,12 @@ class Growing:
     def label(self) -> str | None:
         return self.one_of("a", "b", None)
 
+    def groups(self, channels: int, features: int) -> dict[str, int]:
+        """Groups that divide both, in half of the cases of which that is possible more than one."""
+        divisors = [n for n in range(2, channels + 1) if channels % n == 0 == features % n]
+        more = divisors and not (self.integers or self.nir) and self.chance(0.5)
+        return {"groups": self.one_of(*divisors)} if more else {}
+
     def windows(self, shape: tuple[int, ...], most: int = 3) -> tuple[tuple[int, int], ...]:
         """Window, strides and padding that fit a map; no window lies in the padding alone."""
         chosen = []
@@ -104,6 +110,10 @@ class Growing:
         if len(shape) == 1:
             return self.add(Dense, source, **fields)
         kernel, strides, padding = self.windows(shape)
+        fields |= self.groups(shape[-1], fields["features"])
+        dilation = self.pair(1, 2) if not (self.integers or self.nir) and self.chance(0.3) else (1, 1)
+        if all(n + 2 * p > d * (k - 1) for n, k, p, d in zip(shape, kernel, padding, dilation, strict=False)):
+            fields["dilation"] = dilation
         return self.add(Conv, source, kernel=kernel, strides=strides, padding=padding, **fields)
 
     def unit(self, source: str) -> str:
@@ -116,6 +126,7 @@ class Growing:
         kernel = tuple(2 * k + 1 for k in self.pair(0, 1))
         fields = {"kernel": kernel, "strides": (stride, stride), "padding": (kernel[0] // 2, kernel[1] // 2)}
         fields |= {"quantizer": quantizer, "bias": self.chance(0.4), "label": self.label()}
+        fields |= self.groups(self.shape(source)[-1], features)
         return self.norm(self.add(Conv, source, features=features, **fields))
 
     def shortcut(self, source: str, features: int, stride: int) -> str:
@@ -238,7 +249,7 @@ def variables_of(graph: Graph, seed: int) -> dict[str, Any]:
     for node in graph.nodes:
         if isinstance(node, Conv | Dense):
             window = node.kernel if isinstance(node, Conv) else ()
-            shape = (*window, graph.values[node.input].shape[-1], node.features)
+            shape = (*window, graph.values[node.input].shape[-1] // node.groups, node.features)
             kernel = draw.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1]))
             by_channel = node.quantizer is not None and node.quantizer.granularity == "channel"
             # Alone in a layer with one γ, a filter of zeros is zero; beside others it is the level next to zero.

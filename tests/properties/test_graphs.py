@@ -15,6 +15,7 @@ from qpsnn_jax.model.graph import Graph, from_json, to_json
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import Attention, BatchNorm, Conv, Dense
 from qpsnn_jax.pruning import channel_groups, prune
+from qpsnn_jax.pruning.channels import channel_numbers
 
 
 def widened(tree: Any) -> Any:
@@ -70,7 +71,7 @@ def counted(graph: Graph, variables: Any, run: reference.Run, found: Any) -> Non
         if not isinstance(node, Conv | Dense | Attention):
             continue
         inputs = [run.values[name] for name in node.inputs]
-        operations = attended(node, *inputs) if isinstance(node, Attention) else reached(node, inputs[0] != 0)
+        operations = attended(node, *inputs) if isinstance(node, Attention) else reached(node, abs(inputs[0]) > 1e-9)
         every = [np.ones_like(x) for x in inputs]
         whole = attended(node, *every) if isinstance(node, Attention) else reached(node, every[0])
         static = not any(graph.values[name].timed for name in node.inputs)
@@ -100,8 +101,8 @@ def reached(node: Any, nonzero: np.ndarray) -> float:
     """Multiplications of a layer whose input is not zero, by a layer of ones."""
     if isinstance(node, Dense):
         return float(nonzero.sum() * node.features)
-    patches = reference.windows(nonzero.astype(np.float64), node.kernel, node.strides, node.padding)
-    return float(patches.sum() * node.features)
+    patches = reference.windows(nonzero.astype(np.float64), node.kernel, node.strides, node.padding, node.dilation)
+    return float(patches.sum() * node.features / node.groups)
 
 
 def attended(node: Any, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> float:
@@ -118,16 +119,14 @@ def attended(node: Any, query: np.ndarray, key: np.ndarray, value: np.ndarray) -
 def test_a_pruned_graph_is_the_whole_with_its_channels_silenced(seed):
     graph, draw = graph_of(seed), np.random.default_rng(seed + 3)
     variables, images = widened(variables_of(graph, seed)), images_of(graph, seed)
-    kept, keep = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    masks, keep = dict[str, np.ndarray](), dict[str, np.ndarray]()
     for group in channel_groups(graph).values():
         if draw.random() < 0.8:
             units = draw.permutation(group.size // group.unit)[: draw.integers(1, group.size // group.unit + 1)]
             keep[group.name] = (units[:, None] * group.unit + np.arange(group.unit)).ravel()
-            for name in group.members:
-                size = graph.values[name].shape[-1]
-                places = np.arange(size // group.size)[:, None] * group.size
-                kept[name] = np.sort((places + keep[group.name]).ravel())
-    masks = {name: np.isin(np.arange(graph.values[name].shape[-1]), stays) for name, stays in kept.items()}
+            for name, numbers in channel_numbers(graph, group.name).items():
+                masks[name] = masks.get(name, True) & ((numbers < 0) | np.isin(numbers, keep[group.name]))
+    kept = {name: np.flatnonzero(mask) for name, mask in masks.items()}
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         smaller, pruned = jax.device_get(prune(graph, variables, keep))
     whole = reference.run(graph, variables, images, masks=masks).values

@@ -175,6 +175,8 @@ def _(node: Flatten, build: Builder, sources: Sequence[Translated]) -> Translate
 def _(node: Conv | Dense, build: Builder, sources: Sequence[Translated]) -> Translated:
     """A convolution; a dense layer is one whose kernel covers its complete input."""
     (source,) = sources
+    if isinstance(node, Conv) and (node.groups != 1 or node.dilation != (1, 1)):
+        raise ValueError(f"node {node.name!r}: a convolution in groups or with dilation cannot be exported to NIR.")
     factor, bias = affine(build.weights, node, build.norms.get(node.name))
     kernel = summed_weights(build.weights, node) * factor
     if isinstance(node, Dense):

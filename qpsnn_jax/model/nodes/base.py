@@ -122,6 +122,8 @@ class Node(ABC):
       :meth:`shrink`;
     - ``fixed``: they are never removed.
 
+    Which channels can only be removed together follows from ``channels``, or from :meth:`ties`.
+
     ``fires`` means that its trace is a :class:`~qpsnn_jax.numerics.neurons.LIFTrace`, by which pruning scores its
     channels; ``counts_operations`` that its trace has ``operations`` (``b`` or ``b t``), which :meth:`measure` returns
     instead of rates.
@@ -171,6 +173,16 @@ class Node(ABC):
         """Its arrays by name."""
         del inputs
         return {}
+
+    def ties(self, inputs: Values) -> Sequence[np.ndarray]:
+        """For each input the pairs, ``n 2``, of a channel of the output and one of that input that go together.
+
+        By default one to one if the channels are ``carried``, where flattened maps repeat theirs at every position.
+        """
+        if self.channels != "carried":
+            return [np.zeros((0, 2), int) for _ in inputs]
+        sizes = [(self.infer(inputs).shape[-1], value.shape[-1]) for value in inputs]
+        return [np.arange(max(pair))[:, None] % pair for pair in sizes]
 
     def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> "Node":
         """The node with only these channels of its output and of its inputs; None for all of them."""

@@ -83,16 +83,17 @@ def image_shape(value: Value) -> tuple[int, int, int]:
     return h, w, c
 
 
-def output_hw(value: Value, window: Pair, strides: Pair, padding: Pair) -> Pair:
+def output_hw(value: Value, window: Pair, strides: Pair, padding: Pair, dilation: Pair = (1, 1)) -> Pair:
     """Height and width of the output of a window that slides over an input.
 
     Raises:
         ValueError: the input is flat, or smaller than the window.
     """
     h, w, _ = image_shape(value)
-    size = Geometry((h, w), window, strides, padding).output_hw
+    size = Geometry((h, w), window, strides, padding, dilation).output_hw
     if min(size) < 1:
-        raise ValueError(f"a window of {window} does not fit an input of {h}×{w} with padding {padding}.")
+        spread = "" if dilation == (1, 1) else f" and dilation {dilation}"
+        raise ValueError(f"a window of {window} does not fit an input of {h}×{w} with padding {padding}{spread}.")
     return size
 
 

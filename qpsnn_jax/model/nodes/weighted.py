@@ -32,6 +32,7 @@ class Weighted(Unary):
     quantizer: Quantizer | None
     bias: bool
     label: str | None
+    groups: int = 1
 
     channels: ClassVar[Channels] = "made"
 
@@ -48,7 +49,7 @@ class Weighted(Unary):
     def weighted_leaves(self, shape: tuple[int, ...], init: Initializer) -> dict[str, Leaf]:
         """``kernel`` … i o, ``bias`` o and, if quantized, ``gain``, a constant factor on γ, or a learned ``gamma``."""
         own, quantizer = (self.name,), self.quantizer
-        axes = (*(None for _ in shape[:-2]), self.input, self.name)
+        axes = (*(None for _ in shape[:-2]), self.input if self.groups == 1 else None, self.name)
         leaves = {"kernel": Leaf(shape, init, axes, bits=quantizer.stored_bits if quantizer else _FULL_PRECISION_BITS)}
         if self.bias:
             leaves["bias"] = Leaf((self.features,), zeros, own)
@@ -101,7 +102,9 @@ class Weighted(Unary):
 
 @dataclass(frozen=True)
 class Conv(Weighted):
-    """Convolution, weights ``h w i o``, initialized He-normal over the fan-out.
+    """Convolution, weights ``h w i/groups o``, initialized He-normal over the fan-out.
+
+    A 1-D convolution is one on maps of height 1, with a kernel ``(1, k)`` and padding ``(0, p)``.
 
     Args:
         features: output channels.
@@ -109,6 +112,10 @@ class Conv(Weighted):
         quantizer: None keeps full precision.
         bias: whether a bias is added, initially zero.
         label: name of the pruning ratio of the output channels; with None no ratio removes any.
+        groups: how many parts the channels are divided into, each convolved alone; as many as channels for a depthwise
+            convolution. Whole groups are pruned, the inputs of a group with its outputs, so that the layers that make
+            both need one label.
+        dilation: vertical and horizontal step from tap to tap.
     """
 
     features: int
@@ -118,21 +125,43 @@ class Conv(Weighted):
     quantizer: Quantizer | None = None
     bias: bool = False
     label: str | None = None
+    groups: int = 1
+    dilation: Pair = (1, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        tuple_fields(self, 2, "kernel", "strides")
+        integer_fields(self, "groups")
+        tuple_fields(self, 2, "kernel", "strides", "dilation")
         tuple_fields(self, 2, "padding", least=0)
+        if self.features % self.groups:
+            raise ValueError(f"node {self.name!r}: groups of {self.groups} do not divide its {self.features} features.")
 
     def infer(self, inputs: Values) -> Value:
         """Maps of ``features`` channels."""
-        size = output_hw(inputs[0], self.kernel, self.strides, self.padding)
+        if (channels := image_shape(inputs[0])[2]) % self.groups:
+            raise ValueError(f"groups of {self.groups} do not divide the {channels} channels of {self.input!r}.")
+        size = output_hw(inputs[0], self.kernel, self.strides, self.padding, self.dilation)
         return Value((*size, self.features), inputs[0].timed, spiking=False)
 
     def leaves(self, inputs: Values) -> dict[str, Leaf]:
-        """``kernel`` h w i o, ``bias`` and ``gain``."""
-        shape = (*self.kernel, image_shape(inputs[0])[2], self.features)
-        return self.weighted_leaves(shape, variance_scaling(2.0, "fan_out", "normal"))
+        """``kernel`` h w i/groups o, ``bias`` and ``gain``."""
+        shape = (*self.kernel, image_shape(inputs[0])[2] // self.groups, self.features)
+        # JAX counts the outputs of all groups as the fan-out.
+        return self.weighted_leaves(shape, variance_scaling(2.0 * self.groups, "fan_out", "normal"))
+
+    def ties(self, inputs: Values) -> Sequence[np.ndarray]:
+        """In groups, all channels of a group, of input and output."""
+        if self.groups == 1:
+            return super().ties(inputs)
+        given, made = (np.arange(n) // (n // self.groups) for n in (inputs[0].shape[-1], self.features))
+        return [np.argwhere(made[:, None] == given)]
+
+    def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> "Conv":
+        """The layer with the remaining number of features, and of groups."""
+        del inputs
+        features = self.features if outputs is None else len(outputs)
+        groups = 1 if self.groups == 1 else self.groups * features // self.features
+        return dataclasses.replace(self, features=features, groups=groups)
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
         """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
@@ -141,15 +170,16 @@ class Conv(Weighted):
         # The fast algorithms take odd integers; those of three levels are even.
         if self.quantizer is not None and self.quantizer.levels is None and given.spiking:
             sums = partial(conv_spikes, bits=self.quantizer.bits, precision=context.precision)
-        linear = partial(sums, strides=self.strides, padding=self.padding)
+        window = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
+        linear = partial(sums, **window, groups=self.groups)
         return Result(self.apply_linear(linear, leaves, x, given.timed))
 
     def synapses(self, inputs: Values) -> np.ndarray:
-        """For every position of the input, features times the (output position, kernel tap) pairs that read it."""
+        """For every position of the input, a group's features times the (output position, tap) pairs that read it."""
         h, w, _ = image_shape(inputs[0])
-        geometry = Geometry((h, w), self.kernel, self.strides, self.padding)
+        geometry = Geometry((h, w), self.kernel, self.strides, self.padding, self.dilation)
         rows, columns = (_reads(*axis) for axis in zip(*geometry, geometry.output_hw, strict=True))
-        return self.features * np.outer(rows, columns)
+        return self.features // self.groups * np.outer(rows, columns)
 
     def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
         """The operations of its synapses; each weight is a connection."""
@@ -192,9 +222,9 @@ class Dense(Weighted):
         return np.asarray(self.features)
 
 
-def _reads(size: int, kernel: int, stride: int, padding: int, outputs: int) -> np.ndarray:
+def _reads(size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int) -> np.ndarray:
     """Number of (output position, kernel tap) pairs that read each input position along one axis."""
-    reads = np.arange(outputs)[:, None] * stride + np.arange(kernel) - padding
+    reads = np.arange(outputs)[:, None] * stride + np.arange(kernel) * dilation - padding
     return np.bincount(reads[(reads >= 0) & (reads < size)], minlength=size)
 
 

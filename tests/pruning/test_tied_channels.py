@@ -1,0 +1,125 @@
+"""Groups of channels where layers hold parts of them: convolutions in groups."""
+
+import numpy as np
+import pytest
+from small_networks import images_of, random_variables
+
+from qpsnn_jax.model.costs import activity_reducers, cost
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import (
+    LIF,
+    Attention,
+    Conv,
+    Dense,
+    GlobalAveragePool,
+    Input,
+    Node,
+    Quantizer,
+)
+from qpsnn_jax.pruning import Criterion, Group, allocate, channel_groups, magnitude_group_scores, prune, score, select
+
+QUANTIZER = Quantizer(3)
+RATE = Criterion(lambda trace: trace.spikes.mean(1), lambda maps: maps.mean((0, 1, 2)))
+LAYERS = {"point.lif": 2, "wide.lif": 3}
+
+
+def graph_of(*nodes: Node) -> Graph:
+    return Graph((Input("image", (4, 4, 2)), *nodes), timesteps=2)
+
+
+def ended(*nodes: Node) -> Graph:
+    last = nodes[-1].name
+    return graph_of(*nodes, GlobalAveragePool("pool", last), Dense("fc", "pool", 3))
+
+
+def unit(name: str, source: str, features: int, label: str | None = "a", **options) -> tuple[Node, Node]:
+    return (
+        Conv(name, source, features, quantizer=QUANTIZER, label=label, **options),
+        LIF(f"{name}.lif", name, threshold=0.2),
+    )
+
+
+GROUPED = ended(
+    *unit("stem", "image", 6),
+    *unit("depth", "stem.lif", 6, groups=6),
+    *unit("point", "depth.lif", 8, "b", kernel=(1, 1), padding=(0, 0)),
+    *unit("wide", "point.lif", 12, "b", groups=4),
+    *unit("mixed", "wide.lif", 4),
+)
+
+
+def test_a_group_of_a_convolution_is_one_channel():
+    depthwise = ("stem", "stem.lif", "depth", "depth.lif")
+    grouped = ("point", "point.lif", "wide", "wide.lif")
+    assert channel_groups(GROUPED) == {
+        "stem": Group("stem", 6, "a", depthwise),
+        "point": Group("point", 4, "b", grouped),
+        "mixed": Group("mixed", 4, "a", ("mixed", "mixed.lif", "pool")),
+    }
+    variables = random_variables(GROUPED)
+    smaller, pruned = prune(GROUPED, variables, {"stem": [1, 4], "point": [0, 3]})
+    widths = {node.name: (node.features, node.groups) for node in smaller.nodes if isinstance(node, Conv)}
+    assert widths == {"stem": (2, 1), "depth": (2, 2), "point": (4, 1), "wide": (6, 2), "mixed": (4, 1)}
+    kernels = {name: leaves["kernel"] for name, leaves in variables["params"].items()}
+    found = {name: leaves["kernel"] for name, leaves in pruned["params"].items()}
+    np.testing.assert_array_equal(found["depth"], kernels["depth"][..., [1, 4]])
+    np.testing.assert_array_equal(found["point"], kernels["point"][:, :, [1, 4]][..., [0, 1, 6, 7]])
+    np.testing.assert_array_equal(found["wide"], kernels["wide"][..., [0, 1, 2, 9, 10, 11]])
+    np.testing.assert_array_equal(found["mixed"], kernels["mixed"][:, :, [0, 1, 2, 9, 10, 11]])
+
+
+def test_scores_of_a_group_of_a_convolution():
+    variables, images = random_variables(GROUPED), images_of(GROUPED)
+    norms = {
+        name: np.abs(leaves["kernel"]).reshape(-1, leaves["kernel"].shape[-1]).sum(0)
+        for name, leaves in variables["params"].items()
+    }
+    scores = magnitude_group_scores(GROUPED, variables)
+    np.testing.assert_allclose(scores["stem"], norms["stem"] + norms["depth"], rtol=1e-5)
+    expected = norms["point"].reshape(4, 2).sum(1) + norms["wide"].reshape(4, 3).sum(1)
+    np.testing.assert_allclose(scores["point"], expected, rtol=1e-5)
+    rates = score(GROUPED, variables, [images], RATE)
+    assert {name: each.shape for name, each in rates.items()} == {"stem": (6,), "point": (4,), "mixed": (4,)}
+    traces = SpikingNetwork(GROUPED).apply(variables, images, capture=["point.lif", "wide.lif"])[1]
+    both = [np.asarray(traces[name].spikes).reshape(-1, 4, n).mean((0, 2)) for name, n in LAYERS.items()]
+    np.testing.assert_allclose(rates["point"], np.mean(both, axis=0), rtol=1e-6)
+    best = np.sort(np.argsort(-np.mean(both, axis=0), kind="stable")[:2])
+    np.testing.assert_array_equal(select(GROUPED, rates, {"b": 0.5})["point"], best)
+
+
+@pytest.mark.parametrize("resource", ["bytes", "sops"])
+def test_budgets_count_what_the_smaller_network_costs(resource):
+    variables, images = random_variables(GROUPED), images_of(GROUPED)
+    captured = SpikingNetwork(GROUPED).apply(variables, images, capture=activity_reducers(GROUPED))[1]
+    activity = {name: np.asarray(rates) for name, rates in captured.items()}
+    whole = cost(GROUPED, activity)
+    limit = 0.4 * (whole.size_bytes if resource == "bytes" else whole.sops_total)
+    scores = magnitude_group_scores(GROUPED, variables)
+    keep = allocate(GROUPED, scores, **{resource: limit}, activity=activity)
+    smaller, _ = prune(GROUPED, variables, keep)
+    # The channels that stay fire as before.
+    left = {name: rates for name, rates in activity.items() if rates.shape == smaller.values[name].shape}
+    channels = {"stem": keep["stem"], "depth": keep["stem"], "mixed": keep["mixed"]}
+    channels |= {"point": _of(keep["point"], 2), "wide": _of(keep["point"], 3)}
+    left |= {f"{name}.lif": activity[f"{name}.lif"][..., kept] for name, kept in channels.items() if name != "mixed"}
+    left["pool"] = activity["pool"][keep["mixed"]]
+    spent = cost(smaller, left)
+    used = spent.size_bytes if resource == "bytes" else spent.sops_total
+    assert 0.8 * limit < used <= limit * (1 + 1e-6)
+
+
+def _of(kept: np.ndarray, each: int) -> np.ndarray:
+    return (kept[:, None] * each + np.arange(each)).ravel()
+
+
+def test_channels_tied_to_the_image_stay():
+    graph = ended(*unit("depth", "image", 4, groups=2), *unit("next", "depth.lif", 4))
+    assert list(channel_groups(graph)) == ["next"]
+
+
+def test_heads_that_lie_across_groups_of_a_convolution_stay():
+    heads = Attention("heads", "wide.lif", "wide.lif", "wide.lif", 4)
+    graph = ended(*unit("stem", "image", 4), *unit("wide", "stem.lif", 12, groups=4), heads)
+    (group,) = channel_groups(graph).values()
+    assert (group.size, group.unit) == (4, 4)
