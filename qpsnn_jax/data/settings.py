@@ -5,6 +5,7 @@ JAX is imported only when data are read, so that the command line starts quickly
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from qpsnn_jax.data.augment.records import Augmentation, EventAugmentation
@@ -90,11 +91,18 @@ def make_prepare(settings: DataSettings, data: "DataSet") -> "Callable[[Array, A
     Raises:
         ValueError: the settings use an augmentation of the other kind of data.
     """
+    return _prepare(augmentation(settings, frames=len(data.shape) == 4), data.mean, data.std)
+
+
+@lru_cache(maxsize=16)
+def _prepare(
+    chosen: "Augmentation | EventAugmentation", mean: tuple[float, ...], std: tuple[float, ...]
+) -> "Callable[[Array, Array], Array]":
+    """The same function for the same arguments, so that programs that contain it can be cached."""
     from qpsnn_jax.data.augment.frames import augment_frames
     from qpsnn_jax.data.augment.images import normalize_and_augment
     from qpsnn_jax.numerics.normalization import normalize
 
-    chosen = augmentation(settings, frames=len(data.shape) == 4)
     if isinstance(chosen, EventAugmentation):
-        return lambda key, pixels: augment_frames(key, normalize(pixels, data.mean, data.std), chosen)
-    return lambda key, pixels: normalize_and_augment(key, pixels, chosen, data.mean, data.std)
+        return lambda key, pixels: augment_frames(key, normalize(pixels, mean, std), chosen)
+    return lambda key, pixels: normalize_and_augment(key, pixels, chosen, mean, std)

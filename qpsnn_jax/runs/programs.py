@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from qpsnn_jax.data.feed import Feed
+from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.costs import sops_reducers
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Reducer
@@ -36,8 +37,9 @@ _LARGE = 1 << 26
 _LOSSES: dict[str, Callable[..., Array]] = {"cross_entropy": cross_entropy, "tet": temporal_cross_entropy}
 
 
+@lru_cache(maxsize=16)
 def make_optimizer(training: Training, steps_per_epoch: int) -> Any:
-    """The Optax transformation that ``training`` describes."""
+    """The Optax transformation that ``training`` describes; the same object for the same arguments."""
     schedule = cosine_schedule(
         training.learning_rate,
         epochs=max(1, training.epochs),
@@ -54,12 +56,14 @@ def make_optimizer(training: Training, steps_per_epoch: int) -> Any:
     )
 
 
+_init_state = jax.jit(init_state, static_argnames=("tx", "ema"))
+
+
 def initial_state(
     variables: Variables, tx: Any, mesh: Mesh, *, ema: bool, run: RunSettings
 ) -> tuple[TrainState, TrainState]:
     """The state before the first step, on the devices, and the sharding of each of its arrays."""
-    key = jax.random.key(run.seed)
-    state = jax.jit(partial(init_state, tx=tx, ema=ema))(variables, key=key)
+    state = _init_state(variables, tx, jax.random.key(run.seed), ema=ema)
     shardings = state_shardings(state, mesh, fsdp=run.fsdp)
     return device_put(state, shardings), shardings
 
@@ -98,29 +102,41 @@ def make_advance(
 ) -> Callable[[int], Advance]:
     """For a number of time steps: a function that takes the next training step, or several as one program."""
     taught = () if teacher is None else (device_put(teacher.variables, replicated(mesh)),)
+    leaves, tree = jax.tree.flatten(shardings)
+    placed = tuple(leaves), tree
 
     @cache
     def at(timesteps: int) -> Advance:
         changed, prepared = at_timesteps(graph, timesteps), prepare_at(prepare, graph, timesteps)
         # Its first steps, which are what it would do at this T: only its batch-norm looks at time, and is constant.
         teaching = teacher and distillation_by(training, at_timesteps(teacher.graph, timesteps))
-        return _advance(changed, tx, training, prepared, mesh, shardings, run, teaching, taught)
+        step, steps = _jitted_steps(changed, tx, training, prepared, mesh, *placed, run.precision, teaching)
+
+        def advance(state: TrainState, batches: Feed, size: int) -> tuple[TrainState, dict[str, Array]]:
+            if size == 1:
+                return step(state, *next(batches), *taught)
+            return steps(state, *batches.several(size), *taught)
+
+        return advance
 
     return at
 
 
-def _advance(
+@lru_cache(maxsize=8)
+def _jitted_steps(
     graph: Graph,
     tx: Any,
     training: Training,
     prepare: Prepare,
     mesh: Mesh,
-    shardings: TrainState,
-    run: RunSettings,
+    shardings: tuple[Sharding, ...],
+    tree: Any,
+    precision: Precision,
     distillation: Distillation | None,
-    taught: tuple[Variables, ...],
-) -> Advance:
+) -> tuple[Callable, Callable]:
+    """The compiled step, and several. Cached: a process that resumes a training, or repeats it, compiles it once."""
     whole = replicated(mesh)
+    sharded = any(sharding != whole for sharding in shardings)
     made = make_train_step(
         graph,
         tx,
@@ -129,18 +145,12 @@ def _advance(
         ema_decay=training.ema_decay or 0.0,
         penalty=_penalty(graph, training.sops_penalty),
         distillation=distillation,
-        precision=run.precision,
-        **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if run.fsdp else {}),
+        precision=precision,
+        **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if sharded else {}),
     )
-    jit = partial(_jit(graph, training.batch_size // mesh.size), donate_argnums=0, out_shardings=(shardings, whole))
-    step, steps = jit(made), jit(scan_steps(made))
-
-    def advance(state: TrainState, batches: Feed, size: int) -> tuple[TrainState, dict[str, Array]]:
-        if size == 1:
-            return step(state, *next(batches), *taught)
-        return steps(state, *batches.several(size), *taught)
-
-    return advance
+    results = jax.tree.unflatten(tree, shardings), whole
+    jit = partial(_jit(graph, training.batch_size // mesh.size), donate_argnums=0, out_shardings=results)
+    return jit(made), jit(scan_steps(made))
 
 
 def distillation_by(training: Training, teacher: Graph) -> Distillation:

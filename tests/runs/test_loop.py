@@ -342,6 +342,9 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(plan, whole, tmp_path, monk
 
         return bad
 
+    monkeypatch.setattr(
+        programs, "_jitted_steps", programs._jitted_steps.__wrapped__
+    )  # not one that was compiled before
     monkeypatch.setattr(programs, "make_train_step", poisoned)
     with pytest.raises(FloatingPointError, match="the loss is nan at step 13; the checkpoints before it stay in"):
         fitted(plan, tmp_path)
@@ -370,6 +373,9 @@ def test_weights_that_are_not_finite_are_never_saved(plan, tmp_path, monkeypatch
 
         return bad
 
+    monkeypatch.setattr(
+        programs, "_jitted_steps", programs._jitted_steps.__wrapped__
+    )  # not one that was compiled before
     monkeypatch.setattr(programs, "make_train_step", poisoned)
     with pytest.raises(FloatingPointError, match="a weight is not finite after step 20"):
         fitted(plan, tmp_path)
@@ -469,6 +475,9 @@ def test_the_precision_reaches_the_step(plan, tmp_path, monkeypatch):
     def seen(*_arguments, precision, **_options):
         raise RuntimeError(precision)
 
+    monkeypatch.setattr(
+        programs, "_jitted_steps", programs._jitted_steps.__wrapped__
+    )  # not one that was compiled before
     monkeypatch.setattr(programs, "make_train_step", seen)
     with pytest.raises(RuntimeError, match="exact"):
         fitted(plan._replace(run=RunSettings(precision="exact")), tmp_path)
