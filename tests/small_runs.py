@@ -45,6 +45,21 @@ def small(
     return Graph(nodes, timesteps)
 
 
+def tiny(*, bits, timesteps, classes, input_shape, width, ratios, lif):
+    """One quantized convolution, in the middle."""
+    middle = kept_channels(6, checked_ratios(ratios, ("middle",))["middle"])
+    nodes = (
+        Input("image", input_shape),
+        *conv_bn("image", "conv1", "bn1", 4, label=None),
+        neuron("lif1", "bn1", lif),
+        *conv_bn("lif1", "conv2", "bn2", middle, quantizer=bits, label="middle"),
+        neuron("lif2", "bn2", lif),
+        GlobalAveragePool("pool", "lif2"),
+        Dense("fc", "pool", classes),
+    )
+    return Graph(nodes, timesteps)
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file below a directory but the lock, which names the last process that held it."""
     files = (p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != LOCK_FILE)

@@ -34,32 +34,16 @@ from qpsnn_jax import (
 )
 from qpsnn_jax.data import load
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, GlobalAveragePool, Input
-from qpsnn_jax.model.zoo.blocks import checked_ratios, conv_bn, kept_channels, neuron
 from qpsnn_jax.runs.config import check_config
 from qpsnn_jax.runtime.stopping import Terminated, termination
 
 DIGITS = held_out("digits", 360)
 
 
-def tiny(*, bits, timesteps, classes, input_shape, width, ratios, lif):
-    """One quantized convolution, in the middle."""
-    middle = kept_channels(6, checked_ratios(ratios, ("middle",))["middle"])
-    nodes = (
-        Input("image", input_shape),
-        *conv_bn("image", "conv1", "bn1", 4, label=None),
-        neuron("lif1", "bn1", lif),
-        *conv_bn("lif1", "conv2", "bn2", middle, quantizer=bits, label="middle"),
-        neuron("lif2", "bn2", lif),
-        GlobalAveragePool("pool", "lif2"),
-        Dense("fc", "pool", classes),
-    )
-    return Graph(nodes, timesteps)
-
-
 def unit(arm, kind="train", base=None, *, epochs=1, bits=2, **pruning):
     train = Training(epochs=epochs, batch_size=32, optimizer="adam", learning_rate=0.01)
     config = Config(
-        NetworkSettings(f"{__name__}:tiny", timesteps=1, bits=bits, ste="plain"),
+        NetworkSettings("small_runs:tiny", timesteps=1, bits=bits, ste="plain"),
         DataSettings(f"{__name__}:DIGITS", train_examples=64),
         train,
         Pruning(score_batches=1, score_batch_size=32, **pruning),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from qpsnn_jax.kernels.dispatch import Precision
@@ -71,7 +72,7 @@ class Distillation(NamedTuple):
             weight * jnp.mean(jnp.square(membranes[name] - targets.captured[name]))
             for name, weight in self.membranes.items()
         ]
-        wide = jnp.promote_types(currents.dtype, jnp.float32)
+        wide = np.promote_types(currents.dtype, np.float32)
         return distilled.astype(wide), sum(parts, jnp.zeros((), currents.dtype)).astype(wide)
 
 
