@@ -23,6 +23,7 @@ from qpsnn_jax.export.unfolding import current_moments
 from qpsnn_jax.runs.config import build_graph
 from qpsnn_jax.runs.directory import load_network, read_config, read_stage, run_of
 from qpsnn_jax.runs.evaluation import evaluate
+from qpsnn_jax.runs.loading import for_network
 from qpsnn_jax.runs.records import measure, versions
 from qpsnn_jax.runtime.files import write_together
 from qpsnn_jax.runtime.settings import as_dict
@@ -65,7 +66,7 @@ def publish(
     config = read_config(run)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=data or config.data.name))
     own, where = config.data, data_dir or config.data.data_dir
-    found = load(own.name, data_dir=where, train_examples=1, timesteps=graph.timesteps)
+    found = for_network(graph, load(own.name, data_dir=where, train_examples=1, timesteps=graph.timesteps))
     assert isinstance(found.test, Arrays)
     folded = fold(graph, variables, found.mean, found.std, stem_bits=int(stem_bits), readout_bits=int(readout_bits))
     plain = as_dict(config)
