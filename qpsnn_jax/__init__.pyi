@@ -38,6 +38,7 @@ from .model.precision import with_edge_bits as with_edge_bits
 from .model.precision import with_layer_bits as with_layer_bits
 from .model.settings import NetworkSettings as NetworkSettings
 from .model.sparsity import connection_sparsity as connection_sparsity
+from .model.state import initial_state as initial_state
 from .numerics.early_exit import early_exit as early_exit
 from .numerics.gamma import gamma_of as gamma_of
 from .numerics.learned import lsq_gamma as lsq_gamma

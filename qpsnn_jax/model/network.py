@@ -12,16 +12,22 @@ from jax import Array
 from qpsnn_jax.kernels.dispatch import Precision, check_precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes.base import Context, Leaf, Leaves, Node, Result
+from qpsnn_jax.model.state import State, check_state
 
 Reducer = Callable[[Any], Any]
 Capture = Mapping[str, Reducer] | Iterable[str]
 
 
 class Output(NamedTuple):
-    """The result of a network: output ``currents`` ``b t classes``, and the ``captured`` values by node."""
+    """The result of a network: output ``currents`` ``b t classes``, the ``captured`` values and the ``state`` by node.
+
+    The result for an image is the mean of the currents over all steps, also if they are computed in several calls, each
+    with the ``state`` of the one before.
+    """
 
     currents: Array
     captured: dict[str, Any]
+    state: dict[str, Any]
 
 
 class SpikingNetwork(nn.Module):
@@ -43,7 +49,9 @@ class SpikingNetwork(nn.Module):
     precision: Precision = "auto"
 
     @nn.compact
-    def __call__(self, images: Array, *, train: bool = False, capture: Capture = ()) -> Output:
+    def __call__(
+        self, images: Array, *, train: bool = False, capture: Capture = (), state: State | None = None
+    ) -> Output:
         """Output currents of the network.
 
         Args:
@@ -56,12 +64,18 @@ class SpikingNetwork(nn.Module):
                 :class:`LIFTrace` of spikes and membranes ``b t h w c``, that of an attention an
                 :class:`AttentionTrace`, that of any other node an array, without a time axis if it is the same at
                 every step.
+            state: that after the steps before these, from an earlier :class:`Output` or
+                :func:`qpsnn_jax.initial_state`; None starts at rest. T steps at once are T calls of
+                ``dataclasses.replace(graph, timesteps=1)``, each with the state of the one before: the neurons compute
+                the same, bit for bit.
 
         Returns:
-            ``Output(currents, captured)``: currents ``b t classes``, and ``captured`` by node.
+            ``Output(currents, captured, state)``: currents ``b t classes``, ``captured`` by node, and the ``state``
+            after the last step: by LIF node U[T], its membrane potentials after the reset, ``b h w c``.
 
         Raises:
-            ValueError: the images do not have the graph's input shape, or ``capture`` names an unknown node.
+            ValueError: the images do not have the graph's input shape, ``capture`` names an unknown node, or ``state``
+                is that of another network or batch.
 
         References:
             QP-SNN (ICLR 2025), section 3; direct encoding.
@@ -70,19 +84,25 @@ class SpikingNetwork(nn.Module):
         check_precision(self.precision)
         images = _check_images(graph, images)
         reducers = _reducers(graph, capture)
+        if state is not None:
+            check_state(graph, state, len(images), images.dtype)
         values: dict[str, Array] = {}
         captured: dict[str, Any] = {}
+        after: dict[str, Any] = {}
         for node in graph.nodes:
-            result = self._run(node, [values[name] for name in node.inputs] or [images], train)
+            before = None if state is None else state.get(node.name)
+            result = self._run(node, [values[name] for name in node.inputs] or [images], train, before)
             values[node.name] = result.output
+            if result.state is not None:
+                after[node.name] = result.state
             if node.name in reducers:
                 captured[node.name] = reducers[node.name](result.output if result.trace is None else result.trace)
         currents = values[graph.output.name]
         if not graph.values[graph.output.name].timed:
             currents = _repeat(currents, graph.timesteps)
-        return Output(currents, captured)
+        return Output(currents, captured, after)
 
-    def _run(self, node: Node, arrays: list[Array], train: bool) -> Result:
+    def _run(self, node: Node, arrays: list[Array], train: bool, state: Any) -> Result:
         """Run a node and store its updated leaves. Its inputs get a time axis if any of them or its output has one."""
         graph = self.graph
         given = graph.inputs_of(node) or (graph.values[node.name],)
@@ -91,7 +111,7 @@ class SpikingNetwork(nn.Module):
             pairs = zip(arrays, given, strict=True)
             arrays = [x if value.timed else _repeat(x, graph.timesteps) for x, value in pairs]
             given = tuple(value._replace(timed=True) for value in given)
-        result = node.run(leaves, arrays, Context(given, graph.timesteps, train, self.precision))
+        result = node.run(leaves, arrays, Context(given, graph.timesteps, train, self.precision, state))
         for collection, variable in variables.items():
             if result.updates and self.is_mutable_collection(collection) and not self.is_initializing():
                 variable.value = {name: result.updates.get(name, leaf) for name, leaf in variable.value.items()}
@@ -130,7 +150,10 @@ def _check_images(graph: Graph, images: Array) -> Array:
     expected = ("b", graph.timesteps, *graph.input.shape) if graph.input.frames else ("b", *graph.input.shape)
     if images.ndim != len(expected) or images.shape[1:] != expected[1:]:
         wanted = " ".join(str(n) for n in expected)
-        raise ValueError(f"images must have the shape {wanted} of node {graph.input.name!r}, got {images.shape}.")
+        other = "; dataclasses.replace(graph, timesteps=…) runs other numbers of steps" if graph.input.frames else ""
+        raise ValueError(
+            f"images must have the shape {wanted} of node {graph.input.name!r}, got {images.shape}{other}."
+        )
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be floating and normalized, got {images.dtype}.")
     return images

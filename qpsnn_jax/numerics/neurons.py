@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from qpsnn_jax.numerics.closures import hoist
-from qpsnn_jax.numerics.recurrence import drive_grad, recurrence
+from qpsnn_jax.numerics.recurrence import drive_grad, recurrence, rounded
 from qpsnn_jax.numerics.surrogate import Fire, Surrogate, fire_step, triangular
 
 Reset = Literal["hard", "soft"]
@@ -53,7 +53,7 @@ def lif_step(
         U[t] = Ũ[t] (1 - S[t]) \;\text{(hard)} \;\text{or}\; Ũ[t] - θ S[t] \;\text{(soft)}
 
     Its signature is that of a ``lax.scan`` body: ``lax.scan(lif_step, jnp.zeros_like(x[0]), x)`` runs time-major
-    currents ``t …``; :func:`lif` does this for batch-major ones.
+    currents ``t …``; :func:`lif_trace` returns the same for batch-major ones.
 
     Args:
         membrane: U[t-1], the membrane potential after the previous step, any shape.
@@ -79,14 +79,17 @@ def lif_step(
     _check_floating("current", current)
     tau, threshold = (jnp.asarray(x, current.dtype) for x in (tau, threshold))
     _check_reset(reset)
-    charged = tau * membrane + current
+    charged = rounded(tau * membrane) + rounded(current)
     spikes = fire_step(charged - threshold, surrogate, fire)
     left = _after_reset(charged, spikes, threshold, reset=reset, detach_reset=detach_reset)
     return left, LIFTrace(spikes, charged)
 
 
-def lif_trace(currents: Array, *, initial: Array | None = None, **cell: Unpack[Cell]) -> LIFTrace:
-    """Spikes and membranes of a layer of LIF neurons over time: :func:`lif_step` at every step.
+def lif_trace(currents: Array, *, initial: Array | None = None, **cell: Unpack[Cell]) -> tuple[Array, LIFTrace]:
+    """The state after a layer of LIF neurons has run over time, its spikes and its membranes.
+
+    It is :func:`lif_step` at every step. All steps at once equal several calls for some of them, one after the other,
+    each with the state that the one before returned.
 
     Called outside ``jit`` it is compiled once for each shape, dtype and set of options; a surrogate that is made anew
     at each call is compiled anew.
@@ -97,8 +100,9 @@ def lif_trace(currents: Array, *, initial: Array | None = None, **cell: Unpack[C
         **cell: the options of :func:`lif_step`. Arrays among them broadcast against one step, shape ``b …``.
 
     Returns:
-        ``LIFTrace(spikes, membranes)``, both ``b t …`` and of the dtype of ``currents``; the membranes are Ũ,
-        before the reset.
+        ``(U[T], LIFTrace(spikes, membranes))``: U[T], the potentials after the last reset, ``b …``, is the ``initial``
+        of the steps that follow; spikes and membranes are ``b t …``, the membranes Ũ, before the reset. All have the
+        dtype of ``currents``.
 
     Raises:
         ValueError: ``currents`` has no time axis or is not floating, ``initial``, τ or θ does not fit it, or an option
@@ -136,15 +140,25 @@ def _trace(
     surrogate: Callable[..., Array],
     fire: Fire,
     **reset: Any,
-) -> LIFTrace:
+) -> tuple[Array, LIFTrace]:
     if initial is not None and currents.shape[1]:
-        first = currents[:, 0] + tau * jnp.asarray(initial, currents.dtype)
+        first = rounded(currents[:, 0]) + rounded(tau * jnp.asarray(initial, currents.dtype))
         currents = jax.lax.dynamic_update_index_in_dim(currents, first, 0, 1)
     leak = partial(_leak, surrogate=surrogate, fire=fire, **reset)
     membranes: Array = recurrence(leak, False, currents, (), (tau, threshold, *constants))
     # The surrogate, and what it closes over, are of one step.
     slope = jax.vmap(lambda x: surrogate(x, *constants), in_axes=1, out_axes=1)
-    return LIFTrace(fire_step(membranes - _over_time(threshold, membranes), slope, fire), membranes)
+    trace = LIFTrace(fire_step(membranes - _over_time(threshold, membranes), slope, fire), membranes)
+    return after_last(trace, initial, threshold, **reset), trace
+
+
+def after_last(trace: LIFTrace, initial: Array | None, threshold: ArrayLike, **reset: Any) -> Array:
+    """U[T] ``b …``, the potentials after the last of the steps of a trace ``b t …``, or those before no step."""
+    membranes = trace.membranes
+    if membranes.shape[1]:
+        return _after_reset(membranes[:, -1], trace.spikes[:, -1], threshold, **reset)
+    rest = jnp.zeros((len(membranes), *membranes.shape[2:]), membranes.dtype)
+    return rest if initial is None else initial.astype(rest.dtype)
 
 
 def currents_grad(
@@ -173,10 +187,10 @@ def currents_grad(
 def _leak(charged: Array, tau: Array, threshold: Array, *constants: Array, surrogate: Any, fire: Fire, **reset: Any):
     """What is left of a step's membrane potential at the next one, τ U[t]."""
     spikes = fire_step(charged - threshold, lambda x: surrogate(x, *constants), fire)
-    return tau * _after_reset(charged, spikes, threshold, **reset)
+    return rounded(tau * _after_reset(charged, spikes, threshold, **reset))
 
 
-def _after_reset(charged: Array, spikes: Array, threshold: Array, *, reset: Reset, detach_reset: bool) -> Array:
+def _after_reset(charged: Array, spikes: Array, threshold: ArrayLike, *, reset: Reset, detach_reset: bool) -> Array:
     gate = jax.lax.stop_gradient(spikes) if detach_reset else spikes
     return charged * (1 - gate) if reset == "hard" else charged - threshold * gate
 
@@ -186,8 +200,10 @@ def _over_time(x: Array, trace: Array) -> Array:
     return jnp.expand_dims(x, 1) if x.ndim == trace.ndim - 1 and x.ndim else x
 
 
-def lif(currents: Array, *, initial: Array | None = None, **cell: Unpack[Cell]) -> Array:
-    """Spikes of a layer of LIF neurons over time; :func:`lif_trace` without the membranes.
+def lif(currents: Array, *, initial: Array | None = None, **cell: Unpack[Cell]) -> tuple[Array, Array]:
+    """The state of a layer of LIF neurons after running over time, and its spikes: :func:`lif_trace` without membranes.
+
+    ``state, spikes = lif(currents, initial=state)`` continues a sequence.
 
     Args:
         currents: X, shape ``b t …`` (axis 1 is time), floating.
@@ -196,7 +212,8 @@ def lif(currents: Array, *, initial: Array | None = None, **cell: Unpack[Cell]) 
             ``fire=">="``, ``reset="hard"``, ``detach_reset=False``.
 
     Returns:
-        Spikes, 0 and 1, shape ``b t …``, of the dtype of ``currents``; NaN from where a current is NaN.
+        ``(U[T], spikes)``: U[T] ``b …``, the ``initial`` of the steps that follow, and spikes 0 and 1, ``b t …``, both
+        of the dtype of ``currents``; NaN from where a current is NaN.
 
     Raises:
         ValueError: as :func:`lif_trace`.
@@ -204,7 +221,8 @@ def lif(currents: Array, *, initial: Array | None = None, **cell: Unpack[Cell]) 
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
     """
-    return lif_trace(currents, initial=initial, **cell).spikes
+    left, trace = lif_trace(currents, initial=initial, **cell)
+    return left, trace.spikes
 
 
 def _check_floating(name: str, x: Array) -> None:

@@ -17,6 +17,18 @@ Step = Callable[..., Array]
 Arrays = tuple[Array, ...]
 
 
+@jax.custom_jvp
+def rounded(x: Array) -> Array:
+    """``x`` itself, rounded to its dtype before it is added to something.
+
+    Compilers round a product and a sum together, in some programs and not in others; the comparison prevents that.
+    """
+    return jnp.where(x == x, x, jnp.asarray(jnp.nan, x.dtype))
+
+
+rounded.defjvps(lambda tangent, primal_out, x: tangent)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def recurrence(step: Step, reverse: bool, drive: Array, given: Arrays, constants: Arrays) -> Array:
     r"""The values of an elementwise recurrence along axis 1, forward or backward in time.
@@ -48,7 +60,10 @@ def recurrence(step: Step, reverse: bool, drive: Array, given: Arrays, constants
         here = steps - 1 - i if reverse else i
         before, earlier = (here + 1, here) if reverse else (here - 1, here - 1)
         added = step(_at(values, before), *(_at(s, earlier) for s in given), *constants)
-        return lax.dynamic_update_index_in_dim(values, _at(values, here) + added, here, 1)
+        driven = _at(values, here)
+        # A loop of one pass becomes part of the operations before it.
+        driven = rounded(driven) if steps == 2 else driven
+        return lax.dynamic_update_index_in_dim(values, driven + added, here, 1)
 
     return lax.fori_loop(1, steps, body, drive)
 

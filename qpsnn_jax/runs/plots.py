@@ -150,7 +150,7 @@ def _raster(network: tuple[Graph, Variables], data: DataSet, precision: Precisio
     image, labels = first(data.test)
     spiking = SpikingNetwork(graph, precision)
     apply = fast_compile_jit(lambda tree, x: spiking.apply(tree, normalizer(data)(x), capture=layers))
-    _, traces = apply(variables, image)
+    traces = apply(variables, image).captured
     figure, (picture, axis) = _figure(1, 2, 10, 0.28 * len(layers) + 1.6)
     frame = image[0] if image.ndim == 4 else image[0].max(0)
     picture.imshow(frame[..., 0] if frame.shape[-1] != 3 else frame, cmap="gray")

@@ -158,7 +158,7 @@ def make_train_step(
 
         def objective(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
             variables = state.variables | {"params": gather(params)}
-            (currents, captured), updates = forward(variables, images)
+            (currents, captured, _), updates = forward(variables, images)
             losses = _losses(loss, currents, labels)
             metrics = {"loss": jnp.mean(losses), "accuracy": jnp.mean(_correct(currents, labels))}
             if costs := [found["penalty"] for found in captured.values() if "penalty" in found]:
@@ -237,7 +237,7 @@ def make_eval_step(
 
     def step(variables: Variables, images: Array, labels: Array, weights: Array) -> tuple[Metrics, dict[str, Any]]:
         output: Any = SpikingNetwork(graph, precision).apply(variables, prepare(images), capture=capture)
-        currents, captured = output
+        currents, captured = output.currents, output.captured
         losses = _losses(loss, currents, labels)
         sums = {
             "loss": jnp.sum(jnp.where(weights == 0, 0, weights * losses)),

@@ -69,9 +69,7 @@ def neuron_table() -> list[Contract]:
         Contract("lif", neurons.lif, CURRENTS, forward=False),
         Contract("lif-soft", lambda x: neurons.lif(x, **options), CURRENTS, forward=False),
         Contract("lif_trace", neurons.lif_trace, CURRENTS, forward=False),
-        Contract(
-            "lif_trace-native", lambda x: native.lif_trace(x, **options, **numbers).spikes, CURRENTS, forward=False
-        ),
+        Contract("lif_trace-native", lambda x: native.lif_trace(x, **options, **numbers), CURRENTS, forward=False),
         Contract("lif_step", lambda u: neurons.lif_step(u, u / 2), DISTANCE, forward=False),
     ]
 

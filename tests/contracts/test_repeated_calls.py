@@ -88,6 +88,7 @@ def calls(folder: Path) -> dict[str, Callable]:
         "import_torch": lambda: qp.import_torch(tensors, bits=2, timesteps=2),
         "init_state": lambda: qp.init_state(variables, tx, key, ema=True),
         "init_variables": lambda: qp.init_variables(GRAPH, key),
+        "initial_state": lambda: qp.initial_state(GRAPH, 4),
         "load_network": lambda: qp.load_network(folder / "network"),
         "load_packed": lambda: qp.load_packed(folder / "a.qpsnn"),
         "make_eval_step": lambda: evaluate(variables, images, labels, jnp.ones(4)),

@@ -49,7 +49,7 @@ def ours(graph, variables, images):
     """Currents ``b t classes``, and how many spikes every neuron and max-pool gave."""
     names = [node.name for node in graph.nodes if isinstance(node, LIF | MaxPool)]
     run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x, capture=names))
-    currents, captured = run(variables, images)
+    currents, captured, _ = run(variables, images)
     return np.asarray(currents), {name: int(np.sum(getattr(x, "spikes", x))) for name, x in captured.items()}
 
 

@@ -1,6 +1,7 @@
 """Native neurons against the JAX functions that define them, with their derivatives and in programs."""
 
-from itertools import product
+from functools import partial
+from itertools import pairwise, product
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,9 @@ def currents(*shape):
 def both(function, *arrays, **options):
     """``function`` of the spikes and membranes, natively and by its definition."""
     given = OPTIONS | options
-    return [jax.jit(lambda *a, m=m: function(lambda x: m.lif_trace(x, **given), *a))(*arrays) for m in (native, plain)]
+    return [
+        jax.jit(lambda *a, m=m: function(lambda x: m.lif_trace(x, **given)[1], *a))(*arrays) for m in (native, plain)
+    ]
 
 
 def alike(found, wanted):
@@ -51,7 +54,7 @@ def test_every_option():
     def every(module):
         for name, fire, reset, detached in VARIANTS:
             options = {"surrogate": SURROGATES[name], "fire": fire, "reset": reset, "detach_reset": detached}
-            run = lambda x, o=options: module.lif_trace(x, **OPTIONS | o)  # noqa: E731
+            run = lambda x, o=options: module.lif_trace(x, **OPTIONS | o)[1]  # noqa: E731
             yield run(x).spikes, jax.grad(lambda x, run=run: jnp.vdot(run(x).spikes, cotangent))(x)
 
     found, wanted = (jax.jit(lambda m=m: list(every(m)))() for m in (native, plain))
@@ -86,6 +89,38 @@ def test_vmap():
     alike(*both(lambda run, x: jax.vmap(run)(x), currents(3, 2, 4, 5)))
 
 
+@pytest.mark.parametrize(("tau", "reset"), [(0.9, "hard"), (0.7, "soft")])
+def test_steps_in_several_calls(tau, reset):
+    """The last bits too, of random numbers whose products are rounded; and the gradient through all calls."""
+    x, cotangent = jnp.asarray(DRAW.normal(0.4, 1, (2, 6, 2051)), jnp.float32), currents(2, 6, 2051)
+    options = OPTIONS | {"tau": tau, "reset": reset, "surrogate": SURROGATES["sigmoid"]}
+
+    def pieces(run, ends, x):
+        state, traces = None, []
+        for start, end in pairwise((0, *ends)):
+            state, trace = run(x[:, start:end], state)
+            traces.append(trace)
+        return state, jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *traces)
+
+    def values(ends, x):
+        return pieces(lambda x, state: native.lif_trace(x, state, **options), ends, x)
+
+    (state, trace), (left, steps) = (jax.jit(partial(values, ends))(x) for ends in ((6,), (1, 2, 3, 4, 5, 6)))
+    np.testing.assert_array_equal(left, state)
+    jax.tree.map(np.testing.assert_array_equal, steps, trace)
+    assert np.any(np.asarray(state) != np.asarray(trace.membranes[:, -1]))
+
+    def loss(run, x):
+        state, trace = pieces(run, (2, 5, 6), x)
+        return jnp.vdot(trace.spikes, cotangent) + jnp.sum(jnp.square(state))
+
+    runs = (
+        lambda x, state: native.lif_trace(x, state, **options),
+        lambda x, state: plain.lif_trace(x, initial=state, **options),
+    )
+    alike(*(jax.jit(jax.grad(partial(loss, run)))(x) for run in runs))
+
+
 def text(x, precision="auto", **options):
     node, context = (
         LIF("lif", "x", **options),
@@ -100,5 +135,5 @@ def test_a_node_calls_the_library_once_where_it_may():
     assert "custom-call(" not in text(x, "exact")
     assert "custom-call(" not in text(x, surrogate=lambda u: triangular(u, 2.0))
     assert "custom-call(" not in text(jax.ShapeDtypeStruct(x.shape, jnp.bfloat16))
-    exported = jax.export.export(jax.jit(lambda x: native.lif_trace(x, **OPTIONS).spikes), platforms=["cpu"])(x)
+    exported = jax.export.export(jax.jit(lambda x: native.lif_trace(x, **OPTIONS)[1].spikes), platforms=["cpu"])(x)
     assert "custom_call" not in exported.mlir_module()

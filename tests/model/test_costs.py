@@ -257,20 +257,20 @@ def test_operations_of_attention_are_those_of_counting_by_loops():
     graph, images = attentive_graph(), 5
     variables, pictures = random_variables(graph), images_of(graph, images)
     network = SpikingNetwork(graph)
-    _, values = network.apply(variables, pictures, capture=["q", "k", "v", "attention"])
+    values = network.apply(variables, pictures, capture=["q", "k", "v", "attention"]).captured
     q, k, v = (np.asarray(values[name].spikes).reshape(images, 2, 6, 2, 3) for name in "qkv")
     operations = 0
     for b, t, n, head in np.ndindex(images, 2, 6, 2):
         for i, j in np.ndindex(3, 3):
             operations += bool(k[b, t, n, head, i]) and bool(v[b, t, n, head, j])
             operations += bool(q[b, t, n, head, i])
-    _, activity = network.apply(variables, pictures, capture=activity_reducers(graph))
+    activity = network.apply(variables, pictures, capture=activity_reducers(graph)).captured
     node = next(node for node in cost(graph, activity).nodes if node.name == "attention")
     assert operations > 0
     assert (node.acs, node.macs) == (pytest.approx(operations / images), 0)
     assert node.dense == 2 * 2 * 6 * 6 * 3
     assert cost(graph).sops_total is None
-    _, penalties = network.apply(variables, pictures, capture=sops_reducers(graph))
+    penalties = network.apply(variables, pictures, capture=sops_reducers(graph)).captured
     assert float(penalties["attention"]) == pytest.approx(operations / images)
 
 
@@ -297,8 +297,8 @@ def test_the_penalty_is_the_number_of_operations(frames):
     graph = residual_graph(Quantizer(2)) if not frames else pooled_graph(frames=True)
     variables, images = random_variables(graph), images_of(graph, 5)
     network = SpikingNetwork(graph)
-    _, penalties = network.apply(variables, images, capture=sops_reducers(graph))
-    _, activity = network.apply(variables, images, capture=activity_reducers(graph))
+    penalties = network.apply(variables, images, capture=sops_reducers(graph)).captured
+    activity = network.apply(variables, images, capture=activity_reducers(graph)).captured
     assert float(sum(penalties.values())) == pytest.approx(cost(graph, activity).sops_total, rel=1e-5)
 
 
@@ -309,12 +309,12 @@ def test_the_gradient_of_the_penalty_is_that_of_direct_counting():
     spiking = [node for node in weighted if graph.values[node.input].spiking]
 
     def by_reducers(params):
-        _, found = network.apply(variables | {"params": params}, images, capture=sops_reducers(graph))
+        found = network.apply(variables | {"params": params}, images, capture=sops_reducers(graph)).captured
         return sum(found.values())
 
     def by_counting(params):
         names = [node.input for node in spiking]
-        _, values = network.apply(variables | {"params": params}, images, capture=names)
+        values = network.apply(variables | {"params": params}, images, capture=names).captured
         return sum(reached(graph, node, getattr(values[node.input], "spikes", values[node.input])) for node in spiking)
 
     expected = jax.jit(jax.grad(by_counting))(variables["params"])
@@ -330,7 +330,7 @@ def test_binary_data_are_accumulated(frames):
     binary = Graph((dataclasses.replace(graph.input, binary=True), *graph.nodes[1:]), graph.timesteps)
     network, variables = SpikingNetwork(binary), random_variables(graph)
     images = (images_of(graph) > 0.5).astype(jnp.float32)
-    _, activity = network.apply(variables, images, capture=activity_reducers(binary))
+    activity = network.apply(variables, images, capture=activity_reducers(binary)).captured
     found, real = (cost(each, activity) for each in (binary, graph))
     stem, before = found.nodes[0], real.nodes[0]
     assert (stem.name, stem.macs, before.acs) == ("stem", 0, 0)
@@ -338,7 +338,7 @@ def test_binary_data_are_accumulated(frames):
     if frames:
         assert stem.acs == before.macs
         assert found.sops_total == pytest.approx(real.sops_total + before.macs)
-    _, penalties = network.apply(variables, images, capture=sops_reducers(binary))
+    penalties = network.apply(variables, images, capture=sops_reducers(binary)).captured
     assert float(sum(penalties.values())) == pytest.approx(found.sops_total, rel=1e-5)
 
 

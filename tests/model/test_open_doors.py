@@ -100,15 +100,18 @@ class Adaptive(Neuron):
 
     rise: float = 0.1
 
-    def trace(self, leaves, currents):
+    def trace(self, leaves, currents, state):
         def step(state, current):
             membrane, raised = state
             membrane, trace = lif_step(membrane, current, threshold=0.5 + raised)
             return (membrane, 0.5 * raised + self.rise * trace.spikes), trace
 
         rest = jnp.zeros_like(currents[:, 0])
-        _, trace = jax.lax.scan(step, (rest, rest), jnp.moveaxis(currents, 1, 0))
-        return LIFTrace(*(jnp.moveaxis(x, 0, 1) for x in trace))
+        left, trace = jax.lax.scan(step, state or (rest, rest), jnp.moveaxis(currents, 1, 0))
+        return left, LIFTrace(*(jnp.moveaxis(x, 0, 1) for x in trace))
+
+    def rest(self, inputs, batch, dtype):
+        return (super().rest(inputs, batch, dtype),) * 2
 
 
 def gaussian(x):
@@ -206,9 +209,9 @@ def test_pruned_it_is_silenced():
     silent = np.isin(np.arange(8), keep["conv1"]).astype(np.float32).reshape(1, 1, 1, 1, 8)
     plain = Adaptive.trace
 
-    def silenced(node, leaves, currents):
-        trace = plain(node, leaves, currents)
-        return trace._replace(spikes=trace.spikes * silent) if node.name == "adaptive" else trace
+    def silenced(node, leaves, currents, state):
+        state, trace = plain(node, leaves, currents, state)
+        return state, trace._replace(spikes=trace.spikes * silent) if node.name == "adaptive" else trace
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Adaptive, "trace", silenced)

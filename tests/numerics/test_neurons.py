@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import product
 
 import jax
@@ -5,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qpsnn_jax.numerics.neurons import LIFTrace, lif, lif_step, lif_trace
+from qpsnn_jax.numerics import neurons
+from qpsnn_jax.numerics.neurons import LIFTrace, lif_step
 from qpsnn_jax.numerics.surrogate import SURROGATES, sigmoid, triangular
 
 over = pytest.mark.parametrize
@@ -23,6 +25,18 @@ SLOPES = {
     "sigmoid": lambda x: 4 / (2 + 2 * np.cosh(4 * x)),
     "arctan": lambda x: 1 / (1 + (np.pi * x) ** 2),
 }
+
+
+def lif(currents, **options):
+    """The spikes alone."""
+    return neurons.lif(currents, **options)[1]
+
+
+def lif_trace(currents, **options):
+    """The trace alone."""
+    return neurons.lif_trace(currents, **options)[1]
+
+
 VARIANTS = [
     *(("triangular", *rest) for rest in product([">=", ">"], ["hard", "soft"], [False, True])),
     *((name, ">=", "hard", False) for name in ("rectangular", "sigmoid", "arctan")),
@@ -107,9 +121,34 @@ def test_step_is_a_scan_body_over_time_major_currents():
     np.testing.assert_array_equal(left, trace.membranes[-1] * (1 - trace.spikes[-1]))
 
 
-def test_a_run_continues_from_its_last_potential():
-    left, _ = jax.lax.scan(lif_step, jnp.zeros((B, C)), jnp.swapaxes(CURRENTS[:, :2], 0, 1))
-    np.testing.assert_array_equal(lif(CURRENTS)[:, 2:], lif(CURRENTS[:, 2:], initial=left))
+@over("reset", ["hard", "soft"])
+@over("tau", [0.9, 0.3])
+def test_all_steps_at_once_are_calls_of_one_step_to_the_last_bit(tau: float, reset: str):
+    """Also where products are rounded, and with an option for each neuron."""
+    x = np.random.default_rng(4).normal(0.4, 0.8, (3, 8, 50)).astype(np.float32)
+    thresholds = np.linspace(0.5, 1, 50, dtype=np.float32)[None]
+    run = jax.jit(partial(neurons.lif_trace, tau=tau, threshold=thresholds, reset=reset))
+    whole, trace = run(x)
+    state, spikes, membranes = None, [], []
+    for t in range(8):
+        state, step = run(x[:, t : t + 1], initial=state)
+        spikes.append(step.spikes)
+        membranes.append(step.membranes)
+    np.testing.assert_array_equal(jnp.concatenate(spikes, 1), trace.spikes)
+    np.testing.assert_array_equal(jnp.concatenate(membranes, 1), trace.membranes)
+    np.testing.assert_array_equal(state, whole)
+    fired = np.asarray(trace.spikes[:, -1])
+    assert 0.1 < fired.mean() < 0.9
+    last = np.asarray(trace.membranes[:, -1])
+    left = last - (last if reset == "hard" else thresholds) * fired
+    np.testing.assert_allclose(whole, left, rtol=1e-6, atol=1e-6)
+
+
+@over("initial", [None, INITIAL])
+def test_no_step_leaves_the_state(initial):
+    left, spikes = neurons.lif(CURRENTS[:, :0], initial=initial)
+    np.testing.assert_array_equal(left, np.zeros((B, C)) if initial is None else initial)
+    assert spikes.shape == (B, 0, C)
 
 
 def test_detached_reset_changes_only_the_gradient():

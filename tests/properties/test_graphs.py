@@ -1,5 +1,6 @@
 """Random graphs: run, written, pruned and counted as NumPy does it."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -14,6 +15,7 @@ from qpsnn_jax.model.costs import activity_reducers, cost
 from qpsnn_jax.model.graph import Graph, from_json, to_json
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import Attention, BatchNorm, Conv, Dense
+from qpsnn_jax.model.state import initial_state
 from qpsnn_jax.pruning import channel_groups, prune
 from qpsnn_jax.pruning.channels import channel_numbers
 
@@ -49,16 +51,43 @@ def test_every_node_gives_what_numpy_gives_and_costs_what_is_counted(seed):
         return SpikingNetwork(graph).apply(variables, images, capture=activity_reducers(graph))[1]
 
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        (currents, captured), activity = jax.device_get(jax.jit(lambda *a: (run(*a), measure(*a)))(variables, images))
+        output, activity = jax.device_get(jax.jit(lambda *a: (run(*a), measure(*a)))(variables, images))
     shapes = jax.eval_shape(SpikingNetwork(graph).init, jax.random.key(0), jnp.asarray(images, jnp.float32))
     assert jax.tree.map(np.shape, {k: v for k, v in variables.items() if v}) == jax.tree.map(np.shape, dict(shapes))
     expected = reference.run(graph, variables, images)
-    for name, value in captured.items():
+    for name, value in output.captured.items():
         value = value[0] if isinstance(value, tuple) else value
         steps = value if graph.values[name].timed else np.repeat(value[:, None], graph.timesteps, 1)
         same(np.asarray(steps), expected.values[name], name)
-    same(np.asarray(currents), expected.values[graph.output.name], "currents")
+    same(np.asarray(output.currents), expected.values[graph.output.name], "currents")
     counted(graph, variables, expected, cost(graph, activity))
+
+
+@seeds(4)
+def test_step_by_step_a_graph_gives_what_it_gives_at_once(seed):
+    graph = graph_of(seed)
+    variables, images = widened(variables_of(graph, seed)), images_of(graph, seed).astype(np.float64)
+    one = SpikingNetwork(dataclasses.replace(graph, timesteps=1))
+
+    def steps(variables: Any, images: Any) -> Any:
+        def step(state: Any, frame: Any) -> Any:
+            output = one.apply(variables, frame[:, None] if graph.input.frames else images, state=state)
+            return output.state, output.currents[:, 0]
+
+        frames = jnp.moveaxis(images, 1, 0) if graph.input.frames else None
+        rest = initial_state(graph, len(images), images.dtype)
+        state, currents = jax.lax.scan(step, rest, frames, graph.timesteps)
+        return jnp.moveaxis(currents, 0, 1), state
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        currents, state = jax.device_get(jax.jit(steps)(variables, images))
+    expected = reference.run(graph, variables, images)
+    same(currents, expected.values[graph.output.name], "currents")
+    assert set(state) == set(graph.neurons)
+    for name, left in state.items():
+        node, spikes = graph.by_name[name], expected.values[name][:, -1]
+        reset = expected.membranes[name][:, -1] if node.reset == "hard" else node.threshold
+        same(left, expected.membranes[name][:, -1] - reset * spikes, name)
 
 
 def counted(graph: Graph, variables: Any, run: reference.Run, found: Any) -> None:

@@ -74,10 +74,10 @@ def masked(masks):
     """LIF layers whose spikes are multiplied by masks, in an otherwise unchanged network."""
     plain = LIF.trace
 
-    def trace(node, leaves, currents):
-        trace = plain(node, leaves, currents)
+    def trace(node, leaves, currents, state):
+        state, trace = plain(node, leaves, currents, state)
         mask = jnp.asarray(masks.get(node.name, np.ones(currents.shape[-1])), currents.dtype)
-        return trace._replace(spikes=trace.spikes * mask.reshape((1,) * (currents.ndim - 1) + (-1,)))
+        return state, trace._replace(spikes=trace.spikes * mask.reshape((1,) * (currents.ndim - 1) + (-1,)))
 
     return mock.patch.object(LIF, "trace", trace)
 

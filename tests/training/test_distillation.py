@@ -69,12 +69,12 @@ def test_a_step_takes_the_gradient_of_the_weighted_sum():
     step = jax.jit(make_train_step(STUDENT, tx, distillation=mixed, penalty=penalty))
     state, metrics = step(init_state(variables, tx, jax.random.key(0)), images, LABELS, TAUGHT)
 
-    target, captured = SpikingNetwork(TEACHER).apply(TAUGHT, images, capture=["lif0"])
+    target, captured, _ = SpikingNetwork(TEACHER).apply(TAUGHT, images, capture=["lif0"])
 
     def by_hand(params):
         given = variables | {"params": params}
         capture = ["lif0", *reducers]
-        (currents, traces), _ = SpikingNetwork(STUDENT).apply(
+        (currents, traces, _), _ = SpikingNetwork(STUDENT).apply(
             given, images, train=True, mutable=["batch_stats"], capture=capture
         )
         labelled = optax.softmax_cross_entropy_with_integer_labels(currents.mean(1), LABELS).mean()

@@ -26,8 +26,11 @@ struct Cell {
 };
 
 template <bool Membranes>
-static ffi::Error LIF(ffi::ThreadPool threads, Floats currents, FloatResult result, ffi::Dictionary cell) {
-  lif<Membranes>(pool_of(threads), Cell::of(cell).neurons(currents), currents.typed_data(), result->typed_data());
+static ffi::Error LIF(ffi::ThreadPool threads, Floats currents, Floats initial, FloatResult result,
+                      ffi::Dictionary cell) {
+  const bool rest = initial.dimensions().size() == 0;
+  lif<Membranes>(pool_of(threads), Cell::of(cell).neurons(currents), currents.typed_data(),
+                 rest ? nullptr : initial.typed_data(), result->typed_data());
   return ffi::Error::Success();
 }
 
@@ -53,11 +56,21 @@ static ffi::Error LIFGrad(ffi::ThreadPool threads, Floats membranes, Floats cota
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     lif_spikes, qpsnn::LIF<false>,
-    qpsnn::ffi::Ffi::Bind().Ctx<qpsnn::ffi::ThreadPool>().Arg<qpsnn::Floats>().Ret<qpsnn::Floats>().Attrs());
+    qpsnn::ffi::Ffi::Bind()
+        .Ctx<qpsnn::ffi::ThreadPool>()
+        .Arg<qpsnn::Floats>()
+        .Arg<qpsnn::Floats>()
+        .Ret<qpsnn::Floats>()
+        .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     lif_membranes, qpsnn::LIF<true>,
-    qpsnn::ffi::Ffi::Bind().Ctx<qpsnn::ffi::ThreadPool>().Arg<qpsnn::Floats>().Ret<qpsnn::Floats>().Attrs());
+    qpsnn::ffi::Ffi::Bind()
+        .Ctx<qpsnn::ffi::ThreadPool>()
+        .Arg<qpsnn::Floats>()
+        .Arg<qpsnn::Floats>()
+        .Ret<qpsnn::Floats>()
+        .Attrs());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_grad, qpsnn::LIFGrad,
                               qpsnn::ffi::Ffi::Bind()

@@ -84,21 +84,25 @@ inline void store(float* to, Vector x, int64_t count) {
   std::memcpy(to, &x, count * sizeof(float));
 }
 
-// piece(offset, count) for the pieces of every example; `offset` is that of the piece at the first step.
+// piece(offset, start, count) for the pieces of every example; `offset` is that of the piece at the first step, `start` that in
+// an array of one step.
 template <class Piece>
 void for_pieces(const Pool& pool, const Neurons& n, const Piece& piece) {
   const int64_t pieces = ceil_div(n.size, kPiece);
   parallel_for(pool, n.batch * pieces, [&](int64_t item, int) {
     const int64_t start = item % pieces * kPiece;
-    piece(item / pieces * n.steps * n.size + start, std::min(kPiece, n.size - start));
+    const int64_t example = item / pieces * n.size;
+    piece(example * n.steps + start, example + start, std::min(kPiece, n.size - start));
   });
 }
 
-// Spikes or membranes before the reset, which may be written over the currents.
+// Spikes or membranes before the reset, which may be written over the currents. `initial` is the potentials before the first
+// step, null for zeros.
 template <bool Membranes>
-void lif(const Pool& pool, const Neurons& n, const float* currents, float* result) {
-  for_pieces(pool, n, [&](int64_t offset, int64_t count) {
+void lif(const Pool& pool, const Neurons& n, const float* currents, const float* initial, float* result) {
+  for_pieces(pool, n, [&](int64_t offset, int64_t start, int64_t count) {
     float left[kPiece] = {};
+    if (initial) std::copy_n(initial + start, count, left);
     for (int64_t t = 0; t < n.steps; ++t, offset += n.size)
       for (int64_t i = 0; i < count; i += kLanes) {
         const Vector charged = n.tau * load(left + i) + load(currents + offset + i, count - i);
@@ -115,7 +119,7 @@ template <class Slope>
 void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, const float* membranes,
               const float* cotangent, float* result) {
   const float attached = detached ? 0 : 1;
-  for_pieces(pool, n, [&](int64_t offset, int64_t count) {
+  for_pieces(pool, n, [&](int64_t offset, int64_t, int64_t count) {
     float later[kPiece] = {};
     offset += n.steps * n.size;
     for (int64_t t = 0; t < n.steps; ++t) {

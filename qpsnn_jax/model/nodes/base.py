@@ -70,21 +70,24 @@ class Leaf(NamedTuple):
 class Context(NamedTuple):
     """The context in which a node runs: inputs, number of time steps T, whether batch statistics are used, precision.
 
-    If the output or any input has a time axis, all inputs have one when the node runs, and ``inputs`` say so.
+    If the output or any input has a time axis, all inputs have one when the node runs, and ``inputs`` say so. ``state``
+    is what the node returned as its state at the step before the first, or None at rest.
     """
 
     inputs: tuple[Value, ...]
     timesteps: int
     train: bool = False
     precision: Precision = "auto"
+    state: Any = None
 
 
 class Result(NamedTuple):
-    """The result of a node: ``output`` ``b [t] …``, what ``capture`` receives if that is more, and updated leaves."""
+    """The result of a node: ``output`` ``b [t] …``, what ``capture`` receives if that is more, leaves and its state."""
 
     output: Array
     trace: Any = None
     updates: Mapping[str, Array] | None = None
+    state: Any = None
 
 
 class Activity(NamedTuple):
@@ -183,6 +186,10 @@ class Node(ABC):
             return [np.zeros((0, 2), int) for _ in inputs]
         sizes = [(self.infer(inputs).shape[-1], value.shape[-1]) for value in inputs]
         return [np.arange(max(pair))[:, None] % pair for pair in sizes]
+
+    def rest(self, inputs: Values, batch: int, dtype: Any) -> Any:
+        """Its state before the first step, a tree of arrays ``b …``; None for a node without a state."""
+        del inputs, batch, dtype
 
     def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> "Node":
         """The node with only these channels of its output and of its inputs; None for all of them."""

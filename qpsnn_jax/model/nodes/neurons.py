@@ -40,8 +40,14 @@ class Neuron(Unary, ABC):
     fires: ClassVar[bool] = True
 
     @abstractmethod
-    def trace(self, leaves: Leaves, currents: Array) -> LIFTrace:
-        """Spikes and membranes ``b t …`` from its arrays by name and currents ``b t …``."""
+    def trace(self, leaves: Leaves, currents: Array, state: Any) -> tuple[Any, LIFTrace]:
+        """Its state after the last step, and its spikes and membranes ``b t …``.
+
+        Args:
+            leaves: its arrays by name.
+            currents: ``b t …``.
+            state: that after the step before the first, None at rest.
+        """
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -52,11 +58,14 @@ class Neuron(Unary, ABC):
         """Spikes over time, of its input's shape."""
         return Value(inputs[0].shape, timed=True, spiking=True)
 
+    def rest(self, inputs: Values, batch: int, dtype: Any) -> Any:
+        """Membrane potentials of zero, ``b …``."""
+        return jnp.zeros((batch, *inputs[0].shape), dtype)
+
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
         """Its spikes; the trace holds its membranes too."""
-        del context
-        trace = self.trace(leaves, inputs[0])
-        return Result(trace.spikes, trace)
+        state, trace = self.trace(leaves, inputs[0], context.state)
+        return Result(trace.spikes, trace, state=state)
 
     def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
         """One update of each membrane per step, which reads and writes it."""
@@ -103,17 +112,17 @@ class LIF(Neuron):
             "threshold": jnp.exp(leaves["log_threshold"][0]) if self.threshold == _LEARNED else self.threshold,
         }
 
-    def trace(self, leaves: Leaves, currents: Array) -> LIFTrace:
+    def trace(self, leaves: Leaves, currents: Array, state: Any) -> tuple[Any, LIFTrace]:
         """:func:`qpsnn_jax.lif_trace` of the currents."""
-        return lif_trace(currents, **self._cell(leaves))
+        return lif_trace(currents, initial=state, **self._cell(leaves))
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
         """Its spikes; by a native kernel where there is one, unless τ or θ is learned or the precision is ``exact``."""
         # A subclass may trace otherwise.
         if leaves or context.precision == "exact" or type(self).trace is not _LIF_TRACE:
             return super().run(leaves, inputs, context)
-        trace = native_neurons.lif_trace(inputs[0], **self._cell(leaves))
-        return Result(trace.spikes, trace)
+        state, trace = native_neurons.lif_trace(inputs[0], context.state, **self._cell(leaves))
+        return Result(trace.spikes, trace, state=state)
 
     def _cell(self, leaves: Leaves) -> dict[str, Any]:
         surrogate = SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate
