@@ -66,6 +66,7 @@ from .pruning.budget import allocate as allocate
 from .pruning.channels import channel_groups as channel_groups
 from .pruning.rank import matrix_ranks as matrix_ranks
 from .pruning.removal import prune as prune
+from .pruning.rounds import pruning_rounds as pruning_rounds
 from .pruning.scores import magnitude_scores as magnitude_scores
 from .pruning.scores import random_scores as random_scores
 from .pruning.scores import sca_scores as sca_scores
@@ -84,6 +85,8 @@ from .runs.directory import load_network as load_network
 from .runs.directory import save_network as save_network
 from .runs.settings import RunSettings as RunSettings
 from .training.distillation import Distillation as Distillation
+from .training.dual import OperationsTarget as OperationsTarget
+from .training.dual import next_price as next_price
 from .training.optim import cosine_schedule as cosine_schedule
 from .training.optim import optimizer as optimizer
 from .training.recalibration import recalibrate as recalibrate

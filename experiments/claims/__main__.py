@@ -23,39 +23,49 @@ from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runtime.files import user_cache
 from qpsnn_jax.runtime.stopping import Terminated, termination
 
-_RESULTS = Path(__file__).parents[1] / "results" / "claims"
+_RESULTS = Path(__file__).parents[1] / "results"
 _WARM, _STEPS = 10, 200  # steps that are not measured, and that are
 
 
-@click.command()
-@click.option("--hours", type=click.FloatRange(0, min_open=True), help="stop after so many; none: when all is done")
-@click.option("--share", default="1/1", metavar="K/N", help="the K-th of N machines that do the plan together")
-@click.option("--only", metavar="QUESTION", help="one question alone")
-@click.option("--data-dir", metavar="DIR", help="TFDS data directory with CIFAR-10")
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/claims"), show_default=True)
-@click.option("--results", type=click.Path(path_type=Path), default=_RESULTS, help="folder of the results")
-@click.option("--tables", is_flag=True, help="show what came out, and do nothing")
-@click.option("--list", "listed", is_flag=True, help="show the units and whether they are done, and do nothing")
-@click.option("--measure", is_flag=True, help=f"measure {_STEPS} steps of every kind of network, and the plan's hours")
-def main(
-    hours: float | None, share: str, only: str | None, data_dir: str | None, runs: Path, results: Path, **show: bool
-) -> None:
-    """Do the next units of the plan for some hours, or show what came out."""
-    units = [unit for unit in shared(plan(), share) if only in (None, unit.question)]
-    if only not in (None, *QUESTIONS):
-        raise click.UsageError(f"--only must be one of {', '.join(QUESTIONS)}, got {only!r}.")
-    if show["tables"]:
-        click.echo(tables(units, results))
-    elif show["listed"]:
-        for unit in units:
-            click.echo(f"{'done' if is_done(unit, results) else '    '}  {unit.name}")
-    elif show["measure"]:
-        click.echo(hours_needed(units, data_dir))
-    else:
-        # The seeds of an arm have the same programs.
-        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
-        left = work(units, runs, results, data_dir, hours)
-        click.echo(f"{left} of {len(units)} units are left." if left else "All units are done.")
+def command(name: str, plan: Callable[[], list[Unit]], questions: Mapping[str, str]) -> click.Command:
+    """The command that does a plan, of runs in ``runs/NAME`` and results in ``experiments/results/NAME``.
+
+    Args:
+        name: of the plan.
+        plan: its units, in the order in which they are done.
+        questions: their names, and the arm of each that the others are compared with.
+    """
+
+    @click.command(help=f"Do the next units of the plan of experiments/{name}.md, or show what came out.")
+    @click.option("--hours", type=click.FloatRange(0, min_open=True), help="stop after so many; none: when all is done")
+    @click.option("--share", default="1/1", metavar="K/N", help="the K-th of N machines that do the plan together")
+    @click.option("--only", metavar="QUESTION", help="one question alone")
+    @click.option("--data-dir", metavar="DIR", help="TFDS data directory with CIFAR-10")
+    @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs") / name, show_default=True)
+    @click.option("--results", type=click.Path(path_type=Path), default=_RESULTS / name, help="folder of the results")
+    @click.option("--tables", is_flag=True, help="show what came out, and do nothing")
+    @click.option("--list", "listed", is_flag=True, help="show the units and whether they are done, and do nothing")
+    @click.option("--measure", is_flag=True, help=f"measure {_STEPS} steps of every network, and the plan's hours")
+    def main(
+        hours: float | None, share: str, only: str | None, data_dir: str | None, runs: Path, results: Path, **show: bool
+    ) -> None:
+        units = [unit for unit in shared(plan(), share) if only in (None, unit.question)]
+        if only not in (None, *questions):
+            raise click.UsageError(f"--only must be one of {', '.join(questions)}, got {only!r}.")
+        if show["tables"]:
+            click.echo(tables(units, results, questions))
+        elif show["listed"]:
+            for unit in units:
+                click.echo(f"{'done' if is_done(unit, results) else '    '}  {unit.name}")
+        elif show["measure"]:
+            click.echo(hours_needed(units, data_dir))
+        else:
+            # The seeds of an arm have the same programs.
+            jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled"))
+            left = work(units, runs, results, data_dir, hours)
+            click.echo(f"{left} of {len(units)} units are left." if left else "All units are done.")
+
+    return main
 
 
 def work(units: list[Unit], runs: Path, results: Path, data_dir: str | None, hours: float | None) -> int:
@@ -121,14 +131,14 @@ def _root(unit: Unit) -> str:
     return unit.name if unit.base is None else _root(unit.base)
 
 
-def tables(units: list[Unit], results: Path) -> str:
+def tables(units: list[Unit], results: Path, questions: Mapping[str, str]) -> str:
     """The tables of all questions of some units."""
     found = read_results(results)
     arms: dict[str, list[str]] = {}
     for unit in units:
         if unit.arm not in arms.setdefault(unit.question, []):
             arms[unit.question].append(unit.arm)
-    return "\n".join(table(question, names, QUESTIONS[question], found) for question, names in arms.items())
+    return "\n".join(table(question, names, questions[question], found) for question, names in arms.items())
 
 
 def hours_needed(units: list[Unit], data_dir: str | None) -> str:
@@ -168,6 +178,8 @@ def _seconds_of_a_step(unit: Unit, timesteps: int, data_dir: str | None) -> floa
         stages.train(run, training)
     return (times[-1] - times[_WARM - 1]) / (len(times) - _WARM)
 
+
+main = command("claims", plan, QUESTIONS)
 
 if __name__ == "__main__":
     main()

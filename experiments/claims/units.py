@@ -17,12 +17,13 @@ from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import write_packed
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs import stages
-from qpsnn_jax.runs.config import Config, build_graph
+from qpsnn_jax.runs.config import Config, build_graph, finetuning_parts
 from qpsnn_jax.runs.directory import STAGES, open_run, read_stage
 from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runs.records import measure, read_notes, versions
+from qpsnn_jax.runs.rounds import prune_in_rounds
 from qpsnn_jax.runs.stages import Run
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.runtime.settings import as_dict
@@ -116,9 +117,8 @@ def _train(unit: Unit, run: Run, runs: Path) -> str:
 def _finetune(unit: Unit, run: Run, runs: Path) -> str:
     """Prune the network of the base, recalibrate it as the config says, and fine-tune."""
     source = _base(unit, runs) / "quantized"
-    stages.prune_channels(run, unit.config.prune, source=source)
-    stages.recalibrate_pruned(run, unit.config.prune)
-    stages.finetune(run, unit.config.finetune, source=source)
+    prune_in_rounds(unit.config, run, source=source)
+    stages.finetune(run, finetuning_parts(unit.config)[-1], source=source)
     return "finetuned"
 
 

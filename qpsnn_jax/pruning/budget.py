@@ -28,7 +28,7 @@ def allocate(
     params: float | None = None,
     sops: float | None = None,
     activity: Mapping[str, Any] | None = None,
-    floor: float = 0.1,
+    floor: float | Mapping[str, float] = 0.1,
     comparison: Comparison = "share",
 ) -> dict[str, np.ndarray]:
     r"""The channels to keep so that the network meets a budget, by one ranking of the channels of all groups.
@@ -56,7 +56,7 @@ def allocate(
         sops: the most synaptic operations of an image over all steps, as :attr:`qpsnn_jax.Cost.sops_total`, if the
             channels that are left fire as before. Operations of attentions are taken as constant.
         activity: for ``sops``, as measured with :func:`qpsnn_jax.activity_reducers`.
-        floor: share of every group that is always kept, in [0, 1]; at least one channel is.
+        floor: share of every group that is always kept, in [0, 1]; at least one channel is. Or one by group.
         comparison: how the worth of a channel follows from its score.
 
     Returns:
@@ -67,7 +67,8 @@ def allocate(
             comparison, or scores that are not finite and non-negative numbers, one for each channel.
     """
     resource, limit = _only_budget({"bytes": bytes, "params": params, "sops": sops})
-    if comparison not in get_args(Comparison) or not 0 <= floor <= 1:
+    floors = floor.values() if isinstance(floor, Mapping) else [floor]
+    if comparison not in get_args(Comparison) or not all(0 <= share <= 1 for share in floors):
         raise ValueError(
             f"comparison must be one of {', '.join(get_args(Comparison))} and floor from 0 to 1, "
             f"got {comparison!r} and {floor}."
@@ -120,18 +121,25 @@ def _only_budget(given: Mapping[str, float | None]) -> tuple[Resource, float]:
     return name, limit if name == "sops" else float(np.floor(limit))
 
 
-def _least(groups: Mapping[str, Group], floor: float) -> dict[str, int]:
+def _least(groups: Mapping[str, Group], floor: float | Mapping[str, float]) -> dict[str, int]:
     """The fewest units that every group keeps."""
-    return {name: max(1, int(np.ceil(floor * (g.size // g.unit) - 1e-9))) for name, g in groups.items()}
+    floors = floor if isinstance(floor, Mapping) else dict.fromkeys(groups, floor)
+    return {name: max(1, int(np.ceil(floors[name] * (g.size // g.unit) - 1e-9))) for name, g in groups.items()}
 
 
 def _unmet(
-    graph: Graph, scored: Collection[str], resource: str, limit: float, floor: float, total: float
+    graph: Graph,
+    scored: Collection[str],
+    resource: str,
+    limit: float,
+    floor: float | Mapping[str, float],
+    total: float,
 ) -> ValueError:
+    least = max(floor.values(), default=0.0) if isinstance(floor, Mapping) else floor
     unscored = [name for name in channel_groups(graph) if name not in scored]
     whole = f" and all channels of {', '.join(unscored)}, which the criterion does not score" if unscored else ""
     return ValueError(
-        f"a budget of {limit:,.0f} {resource} cannot be met: with a floor of {floor:g}{whole} the network keeps "
+        f"a budget of {limit:,.0f} {resource} cannot be met: with a floor of {least:g}{whole} the network keeps "
         f"{total:,.0f}; lower the floor or raise the budget."
     )
 

@@ -206,12 +206,22 @@ def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] 
     References:
         QP-SNN (ICLR 2025), Algorithm 1, with the counts that reproduce its sizes.
     """
+    chosen = checked_ratios(graph, ratios)
     groups = {name: group for name, group in channel_groups(graph).items() if group.label is not None}
-    labels = {str(group.label) for group in groups.values()}
+    return {name: highest(group, scores, _kept(group, chosen[str(group.label)])) for name, group in groups.items()}
+
+
+def checked_ratios(graph: Graph, ratios: Mapping[str, float] | float) -> dict[str, float]:
+    """The ratio of every label of a graph; see :func:`select`.
+
+    Raises:
+        ValueError: a label that no group has.
+    """
+    labels = {group.label for group in channel_groups(graph).values() if group.label is not None}
     chosen = dict(ratios) if isinstance(ratios, Mapping) else dict.fromkeys(labels, ratios)
     if unknown := [label for label in chosen if label not in labels]:
         raise ValueError(f"ratios name {unknown[0]!r}; this network has {', '.join(sorted(labels))}.")
-    return {name: _highest(group, scores, chosen.get(str(group.label), 0.0)) for name, group in groups.items()}
+    return {label: chosen.get(label, 0.0) for label in labels}
 
 
 def _places(numbers: np.ndarray) -> np.ndarray:
@@ -253,11 +263,19 @@ def _score_maps(criterion: Criterion, maps: dict[Any, Array]) -> dict[Any, Array
     return scores
 
 
-def _highest(group: Group, scores: Mapping[str, Any], ratio: float) -> np.ndarray:
+def _kept(group: Group, ratio: float) -> int:
     try:
-        kept = kept_channels(group.size // group.unit, ratio)
+        return kept_channels(group.size // group.unit, ratio)
     except ValueError as error:
         raise ValueError(f"ratio of {group.label!r} in group {group.name!r}: {error}") from None
+
+
+def highest(group: Group, scores: Mapping[str, Any], kept: int) -> np.ndarray:
+    """The channels of the ``kept`` units of a group with the highest scores, in ascending order; see :func:`select`.
+
+    Raises:
+        ValueError: missing or non-finite scores.
+    """
     if group.name not in scores:
         raise ValueError(f"scores lack the group {group.name!r}.")
     values = np.asarray(scores[group.name], np.float64)

@@ -39,6 +39,9 @@ class Pruning:
     comparison: Literal["share", "mean", "max", "rank", "none"] = setting(
         "share", "how scores of different layers are compared under a budget"
     )
+    rounds: int = setting(
+        1, "rounds of pruning and fine-tuning, which share the epochs of fine-tuning", least=1, most=1000
+    )
     score_batches: int = setting(5, "batches of training images for the scores", least=1, most=10_000_000)
     score_batch_size: int = setting(128, "images in such a batch", least=1, most=10_000_000)
     # The moments of a sample are noisier than those that training left. Where most inputs of a layer go, they have
@@ -55,8 +58,12 @@ class Pruning:
             parse_budget(self.budget)
 
 
-def parse_budget(text: str) -> dict[str, float]:
+def parse_budget(text: str, name: str = "budget") -> dict[str, float]:
     """A budget as the keyword of :func:`qpsnn_jax.allocate`: ``"98kB"`` is ``{"bytes": 98_000}``.
+
+    Args:
+        text: the budget.
+        name: of the setting, for the message.
 
     Raises:
         ValueError: the text is not a positive number with k, M or G (powers of 1000) or none, and a unit.
@@ -64,5 +71,5 @@ def parse_budget(text: str) -> dict[str, float]:
     found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([kMG]?)(B|params|SOPs)", text.strip())
     amount = float(found[1]) * _PREFIXES[found[2]] if found else 0.0
     if not found or amount <= 0:
-        raise ValueError(f"budget must be a size or a number of operations such as 98kB or 0.2MSOPs, got {text!r}.")
+        raise ValueError(f"{name} must be a size or a number of operations such as 98kB or 0.2MSOPs, got {text!r}.")
     return {_UNITS[found[3]]: amount}

@@ -2,7 +2,7 @@
 
 import runpy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -71,6 +71,7 @@ def check_config(config: Config) -> None:
     graph = build_graph(config)
     build_graph(config, ratios=config.prune.ratios)
     augmentation(config.data, frames=graph.input.frames)
+    finetuning_parts(config)
     for name in ("train", "finetune"):
         _check_schedule(name, getattr(config, name), graph)
     if config.prune.budget is not None:
@@ -80,6 +81,22 @@ def check_config(config: Config) -> None:
         budget = parse_budget(config.prune.budget)
         if "sops" not in budget:  # these are known once the network fires
             check_budget(graph, scored_groups(config.prune.criterion, graph), floor=config.prune.floor, **budget)
+
+
+def finetuning_parts(config: Config) -> list[Training]:
+    """Fine-tuning after each round of pruning: equal numbers of epochs, and in the last what is left over.
+
+    Raises:
+        ValueError: there are fewer epochs than rounds, or those of a round are too few for its other settings.
+    """
+    rounds, epochs = config.prune.rounds, config.finetune.epochs
+    if 0 < epochs < rounds:
+        raise ValueError(f"finetune.epochs must be at least the {rounds} of prune.rounds, or 0, got {epochs}.")
+    own = [epochs // rounds] * (rounds - 1)
+    try:
+        return [replace(config.finetune, epochs=number) for number in (*own, epochs - sum(own))]
+    except ValueError as error:
+        raise ValueError(f"finetune, in {rounds} rounds: {error}") from None
 
 
 def _check_schedule(name: str, training: Training, graph: "Graph") -> None:

@@ -7,19 +7,11 @@ from pathlib import Path
 import jax
 
 from qpsnn_jax.pruning.settings import Pruning
-from qpsnn_jax.runs.config import Config, build_graph
+from qpsnn_jax.runs.config import Config, build_graph, finetuning_parts
 from qpsnn_jax.runs.directory import load_network, make_run, read_stage
 from qpsnn_jax.runs.records import StageResult, read_result, write_result
-from qpsnn_jax.runs.stages import (
-    Run,
-    finetune,
-    prepare_run,
-    prune_channels,
-    recalibrate_pruned,
-    run_stages,
-    train,
-    train_stage,
-)
+from qpsnn_jax.runs.rounds import prune_in_rounds, run_stages
+from qpsnn_jax.runs.stages import Run, finetune, prepare_run, train, train_stage
 from qpsnn_jax.training.steps import init_variables
 
 
@@ -62,7 +54,7 @@ def _baseline(config: Config, run: Run) -> list[StageResult]:
 def _random(config: Config, run: Run) -> list[StageResult]:
     changed = replace(config.prune, criterion="random")
     own, stages = _random_channels(config, changed, run, "random")
-    return [*stages, finetune(own, config.finetune, source=run.directory / "quantized")]
+    return [*stages, finetune(own, finetuning_parts(config)[-1], source=run.directory / "quantized")]
 
 
 def _random_recalibrated(config: Config, run: Run) -> list[StageResult]:
@@ -72,10 +64,9 @@ def _random_recalibrated(config: Config, run: Run) -> list[StageResult]:
 
 def _random_channels(config: Config, pruning: Pruning, run: Run, name: str) -> tuple[Run, list[StageResult]]:
     """A run that prunes the quantized network of another one, and its stages up to fine-tuning."""
-    own = _below(replace(config, prune=pruning), run, name)
-    pruned = prune_channels(own, pruning, source=run.directory / "quantized")
-    stages = [train(run, config.train), pruned, recalibrate_pruned(own, pruning)]
-    return own, [stage for stage in stages if stage]
+    changed = replace(config, prune=pruning)
+    own = _below(changed, run, name)
+    return own, [train(run, config.train), *prune_in_rounds(changed, own, source=run.directory / "quantized")]
 
 
 def _scratch(config: Config, run: Run) -> list[StageResult]:

@@ -25,8 +25,9 @@ from qpsnn_jax.runtime.sharding import data_mesh, device_put, replicated
 from qpsnn_jax.runtime.stopping import Terminated, finished_programs, termination
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.settings import Training
-from qpsnn_jax.training.steps import Prepare, TrainState, Variables, all_finite, evaluation_variables
+from qpsnn_jax.training.steps import Prepare, TrainState, Variables, evaluation_variables
 from qpsnn_jax.training.timesteps import check_timesteps
+from qpsnn_jax.training.trees import all_finite
 
 
 class Trained(NamedTuple):
@@ -81,7 +82,7 @@ def fit(
     steps_per_epoch, schedule = whole_batches(data, training.batch_size), training.schedule
     mesh = batch_mesh(training.batch_size)
     tx = make_optimizer(training, steps_per_epoch)
-    initial, shardings = initial_state(variables, tx, mesh, ema=training.ema_decay is not None, run=run)
+    initial, shardings = initial_state(variables, tx, mesh, training, run)
     batches = feed(data.train, training.batch_size, run.seed, workers=workers, mesh=mesh)
     with closing(batches), termination() as terminated, finished_programs():
         state, notes = _resume(initial, graph, directory, batches)

@@ -71,8 +71,9 @@ def _summary(records: list[StageResult]) -> Any:
     }
     figure, axes = _figure(1, len(panels), 10, 0.35 * len(records) + 1.1)
     names = [record.name for record in records]
+    colors = ["tab:blue" if name.rpartition("/")[2] in STAGES else "tab:gray" for name in names]
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
-        bars = axis.barh(names, values, color=["tab:blue" if name in STAGES else "tab:gray" for name in names])
+        bars = axis.barh(names, values, color=colors)
         axis.bar_label(bars, fmt="%.4g", padding=2, fontsize=8)
         axis.set_title(title, fontsize=9)
         axis.margins(x=0.22)
@@ -84,7 +85,8 @@ def _summary(records: list[StageResult]) -> Any:
 def _training(directory: Path) -> Any:
     figure, (loss, accuracy) = _figure(1, 2, 9, 3.2)
     done = 0
-    for name in ("quantized", "finetuned"):
+    rounds = sorted((directory / "rounds").glob("*"), key=lambda place: int(place.name))
+    for name in ("quantized", *(f"rounds/{place.name}/finetuned" for place in rounds), "finetuned"):
         epochs = read_notes(directory / name / "stage.json", "epochs")
         x = [done + epoch["epoch"] for epoch in epochs]
         loss.plot(x, [epoch["train_loss"] for epoch in epochs], label=name)

@@ -19,6 +19,7 @@ from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.compiling import low_memory_jit
 from qpsnn_jax.runtime.sharding import device_put, fsdp_shardings, replicated
 from qpsnn_jax.training.distillation import Distillation
+from qpsnn_jax.training.dual import OperationsTarget
 from qpsnn_jax.training.optim import cosine_schedule, optimizer
 from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.steps import (
@@ -56,14 +57,15 @@ def make_optimizer(training: Training, steps_per_epoch: int) -> Any:
     )
 
 
-_init_state = jax.jit(init_state, static_argnames=("tx", "ema"))
+_init_state = jax.jit(init_state, static_argnames=("tx", "ema", "priced"))
 
 
 def initial_state(
-    variables: Variables, tx: Any, mesh: Mesh, *, ema: bool, run: RunSettings
+    variables: Variables, tx: Any, mesh: Mesh, training: Training, run: RunSettings
 ) -> tuple[TrainState, TrainState]:
     """The state before the first step, on the devices, and the sharding of each of its arrays."""
-    state = _init_state(variables, tx, jax.random.key(run.seed), ema=ema)
+    options = {"ema": training.ema_decay is not None, "priced": training.target is not None}
+    state = _init_state(variables, tx, jax.random.key(run.seed), **options)
     shardings = state_shardings(state, mesh, fsdp=run.fsdp)
     return device_put(state, shardings), shardings
 
@@ -110,7 +112,10 @@ def make_advance(
         changed, prepared = at_timesteps(graph, timesteps), prepare_at(prepare, graph, timesteps)
         # Its first steps, which are what it would do at this T: only its batch-norm looks at time, and is constant.
         teaching = teacher and distillation_by(training, at_timesteps(teacher.graph, timesteps))
-        step, steps = _jitted_steps(changed, tx, training, prepared, mesh, *placed, run.precision, teaching)
+        # The target is for all steps of the network; fewer have that part of it.
+        share, goal = timesteps / graph.timesteps, training.target
+        target = None if goal is None else OperationsTarget(share * goal, training.sops_rate)
+        step, steps = _jitted_steps(changed, tx, training, prepared, mesh, *placed, run.precision, target, teaching)
 
         def advance(state: TrainState, batches: Feed, size: int) -> tuple[TrainState, dict[str, Array]]:
             if size == 1:
@@ -132,6 +137,7 @@ def _jitted_steps(
     shardings: tuple[Sharding, ...],
     tree: Any,
     precision: Precision,
+    target: OperationsTarget | None,
     distillation: Distillation | None,
 ) -> tuple[Callable, Callable]:
     """The compiled step, and several. Cached: a process that resumes a training, or repeats it, compiles it once."""
@@ -143,7 +149,8 @@ def _jitted_steps(
         loss=_loss(training),
         prepare=prepare,
         ema_decay=training.ema_decay or 0.0,
-        penalty=_penalty(graph, training.sops_penalty),
+        penalty=sops_reducers(graph) if target else _penalty(graph, training.sops_penalty),
+        target=target,
         distillation=distillation,
         precision=precision,
         **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if sharded else {}),

@@ -21,8 +21,9 @@ from qpsnn_jax.data.settings import make_prepare
 from qpsnn_jax.model.costs import activity_reducers
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
-from qpsnn_jax.pruning import allocate, prune, select
+from qpsnn_jax.pruning import prune
 from qpsnn_jax.pruning.criteria import scores_by
+from qpsnn_jax.pruning.rounds import pruning_rounds
 from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.pruning.settings import Pruning, parse_budget
 from qpsnn_jax.runs.config import Config, build_graph
@@ -55,6 +56,7 @@ class Run:
         workers: processes that read and decode files.
         settings: seed, checkpoints and sharding.
         hooks: further hooks of every training.
+        prefix: of the names of its stages, where it is a part of another run.
     """
 
     directory: Path
@@ -64,6 +66,7 @@ class Run:
     workers: int
     settings: RunSettings
     hooks: tuple[Hooks, ...] = ()
+    prefix: str = ""
 
 
 def prepare_run(config: Config, directory: Path, data: DataSet, hooks: Sequence[Hooks] = ()) -> Run:
@@ -78,12 +81,6 @@ def prepare_run(config: Config, directory: Path, data: DataSet, hooks: Sequence[
     return Run(directory, graph, data, prepare, config.data.workers, config.run, tuple(hooks))
 
 
-def run_stages(config: Config, run: Run) -> list[StageResult]:
-    """All stages in the paper's order (quantize first, then prune), resumed if an earlier call was interrupted."""
-    stages = [train(run, config.train), prune_channels(run, config.prune), recalibrate_pruned(run, config.prune)]
-    return [*(stage for stage in stages if stage), finetune(run, config.finetune)]
-
-
 def train(run: Run, training: Training) -> StageResult:
     """Stage 1: train the quantized network from scratch. Returns its result; a complete stage is only read."""
     if result := read_stage(run.directory, "quantized"):
@@ -92,40 +89,44 @@ def train(run: Run, training: Training) -> StageResult:
     return train_stage(run, "quantized", run.graph, variables, training, run.settings)
 
 
-def score_channels(run: Run, pruning: Pruning, *, source: Path | None = None) -> Scores:
+def score_channels(run: Run, pruning: Pruning, *, source: Path | None = None, done: int = 0) -> Scores:
     """Stage 2a: score the channels of the trained network. The scores are saved in ``scores.npz``.
 
     Args:
         run: the run.
         pruning: the criterion and its number of images.
         source: the stage that holds the trained network, by default the run's own.
+        done: how many rounds of pruning came before.
     """
     path = run.directory / "pruned" / "scores.npz"
     if path.exists():
         return {name: jnp.asarray(values) for name, values in read_arrays(path, "score again").items()}
-    variables = _trained_variables(run, source)
-    scores = score_network(run, pruning, variables)
+    scores = score_network(run, pruning, *_trained_network(run, source, pruned=done > 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(path, scores)
     return scores
 
 
-def prune_channels(run: Run, pruning: Pruning, *, source: Path | None = None) -> StageResult:
+def prune_channels(run: Run, pruning: Pruning, *, source: Path | None = None, done: int = 0) -> StageResult:
     """Stage 2b: remove the channels with the lowest scores. Returns its result; a complete stage is only read.
+
+    Of several rounds, this is one, and arrives at the goal in the last.
 
     Args:
         run: the run.
         pruning: the ratios, or a budget in their place.
         source: the stage that holds the trained network, by default the run's own.
+        done: how many rounds came before.
     """
     if result := read_stage(run.directory, "pruned"):
         return result
     started = time.monotonic()
-    variables = _trained_variables(run, source)
-    keep = _channels_to_keep(run, pruning, variables, score_channels(run, pruning, source=source))
-    smaller, _ = prune(run.graph, {}, keep)
+    graph, variables = _trained_network(run, source, pruned=done > 0)
+    scores = score_channels(run, pruning, source=source, done=done)
+    keep = _channels_to_keep(run, pruning, done, graph, variables, scores)
+    smaller, _ = prune(graph, {}, keep)
     # In one jit: otherwise hundreds of small gathers would be compiled one by one.
-    variables = fast_compile_jit(lambda tree: prune(run.graph, tree, keep)[1])(variables)
+    variables = fast_compile_jit(lambda tree: prune(graph, tree, keep)[1])(variables)
     notes = {"keep": {name: channels.tolist() for name, channels in keep.items()}}
     result = evaluate(smaller, variables, run.data.test, run.data, precision=run.settings.precision)
     return _finish(run, "pruned", smaller, variables, result, [], time.monotonic() - started, notes)
@@ -180,7 +181,7 @@ def train_stage(
 ) -> StageResult:
     """Train a network as a stage of a run, and save it; ``source`` as for :func:`finetune`."""
     directory = run.directory / name
-    title = f"{run.directory.name}, {name}" if run.directory.parent.name == "controls" else name
+    title = f"{run.directory.name}, {name}" if run.directory.parent.name == "controls" else run.prefix + name
     with write_metrics(directory) as metrics, show_progress(title, run.data.evaluated) as shown:
         done = fit(
             graph,
@@ -219,29 +220,30 @@ def _check_teacher(name: str, training: Training, before: Sequence[str], graph: 
         raise ValueError(f"{name}.distill: {error}") from None
 
 
-def score_network(run: Run, pruning: Pruning, variables: Variables) -> Scores:
+def score_network(run: Run, pruning: Pruning, graph: Graph, variables: Variables) -> Scores:
     """Scores of the whole network's channels by a criterion, on images of the training set."""
     batches, shared = _scored_batches(run, pruning)
     key = jax.random.key(run.settings.seed)
     options = {"mesh": shared, "precision": run.settings.precision}
-    return scores_by(pruning.criterion, run.graph, variables, batches, key, **options)
+    return scores_by(pruning.criterion, graph, variables, batches, key, **options)
 
 
-def _channels_to_keep(run: Run, pruning: Pruning, variables: Variables, scores: Scores) -> dict[str, np.ndarray]:
-    if pruning.budget is None:
-        return select(run.graph, scores, pruning.ratios)
-    budget = parse_budget(pruning.budget)
-    activity = _mean_activity(run, pruning, variables) if "sops" in budget else None
-    options = {"activity": activity, "floor": pruning.floor, "comparison": pruning.comparison}
-    return allocate(run.graph, scores, **budget, **options)
+def _channels_to_keep(
+    run: Run, pruning: Pruning, done: int, graph: Graph, variables: Variables, scores: Scores
+) -> dict[str, np.ndarray]:
+    budget = {} if pruning.budget is None else parse_budget(pruning.budget)
+    goal: dict[str, Any] = dict(budget) or {"ratios": pruning.ratios}
+    transform = pruning_rounds(pruning.rounds, floor=pruning.floor, comparison=pruning.comparison, **goal)
+    activity = _mean_activity(run, pruning, graph, variables) if "sops" in budget else None
+    return transform.keep(transform.init(run.graph)._replace(graph=graph, done=done), scores, activity)
 
 
-def _mean_activity(run: Run, pruning: Pruning, variables: Variables) -> dict[str, np.ndarray]:
+def _mean_activity(run: Run, pruning: Pruning, graph: Graph, variables: Variables) -> dict[str, np.ndarray]:
     """The activity on the images that are scored, which are of the training set."""
 
     def measured(images: Array) -> dict[str, Array]:
-        network = SpikingNetwork(run.graph, run.settings.precision)
-        output: Any = network.apply(variables, images, capture=activity_reducers(run.graph))
+        network = SpikingNetwork(graph, run.settings.precision)
+        output: Any = network.apply(variables, images, capture=activity_reducers(graph))
         return output.captured
 
     step = jax.jit(measured)
@@ -258,12 +260,13 @@ def _scored_batches(run: Run, pruning: Pruning) -> tuple[Iterator[Array], Mesh |
     return map(jax.jit(normalizer(run.data)), images), shared
 
 
-def _trained_variables(run: Run, source: Path | None) -> Variables:
+def _trained_network(run: Run, source: Path | None, *, pruned: bool = False) -> tuple[Graph, Variables]:
+    """The network to be pruned, which is the run's own unless a round has ``pruned`` it."""
     place = source or run.directory / "quantized"
     graph, variables = load_network(place)
-    if graph != run.graph:
+    if graph != run.graph and not pruned:
         raise ValueError(f"{place} holds a network that differs from the run's config; start again in a new --out.")
-    return variables
+    return graph, variables
 
 
 def _finish(
@@ -277,7 +280,7 @@ def _finish(
     notes: dict[str, Any],
 ) -> StageResult:
     best = max([result.accuracy, *(epoch.test_accuracy for epoch in epochs)])
-    stage = measure(name, graph, run.graph, result, best, seconds)
+    stage = measure(run.prefix + name, graph, run.graph, result, best, seconds)
     directory = run.directory / name
     notes = {**notes, "class_names": run.data.class_names}
     save_network(directory / "final", graph, variables, notes)

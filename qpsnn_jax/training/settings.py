@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from qpsnn_jax.pruning.settings import parse_budget
 from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
 _LARGEST = 1e38  # about the largest float32
@@ -33,6 +34,10 @@ class Training:
     sops_penalty: float = setting(
         0.0, "added to the loss for every million synaptic operations of an image", least=0, most=_LARGEST
     )
+    sops_target: str | None = setting(
+        None, "synaptic operations of an image that training keeps to by their price in the loss, such as 0.2MSOPs"
+    )
+    sops_rate: float = setting(0.01, "rise of that price in a step that takes twice the target", above=0, most=_LARGEST)
     distill: str | None = setting(
         None, "teacher: a stage of the run such as quantized, or the directory of a run, a stage or a network"
     )
@@ -50,7 +55,19 @@ class Training:
         check(self)
         if self.distill is None and self.distill_membranes:
             raise ValueError("distill_membranes needs a teacher; name one with distill.")
-        _ = self.schedule
+        _ = self.schedule, self.target
+        if self.sops_target is not None and self.sops_penalty:
+            raise ValueError("sops_penalty must be 0 with a sops_target, which finds the price itself.")
+
+    @property
+    def target(self) -> float | None:
+        """The number of ``sops_target``."""
+        if self.sops_target is None:
+            return None
+        found = parse_budget(self.sops_target, name="sops_target")
+        if "sops" not in found:
+            raise ValueError(f"sops_target must be a number of operations such as 0.2MSOPs, got {self.sops_target!r}.")
+        return found["sops"]
 
     @property
     def schedule(self) -> tuple[int, ...]:

@@ -18,8 +18,9 @@ from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.keys import is_key
 from qpsnn_jax.training.distillation import Distillation, membranes_of
+from qpsnn_jax.training.dual import OperationsTarget, next_price
+from qpsnn_jax.training.trees import Variables, all_finite_in, any_change, select, updated_ema
 
-Variables = dict[str, Any]
 Metrics = dict[str, Array]
 Loss = Callable[[Array, Array], Array]
 Prepare = Callable[[Array, Array], Array]
@@ -30,7 +31,8 @@ class TrainState(NamedTuple):
 
     ``step`` counts batches, of which an optimizer may take several for one update; ``variables`` are those of the
     network; ``opt_state`` is Optax's; ``ema`` the exponential moving average of params and batch statistics, or None;
-    ``key`` is the random key of the whole run, typed, from which each step derives its own by folding in its number.
+    ``key`` is the random key of the whole run, typed, from which each step derives its own by folding in its number;
+    ``price`` is that of operations under an :class:`~qpsnn_jax.training.dual.OperationsTarget`, or None.
     """
 
     step: Array
@@ -38,6 +40,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     ema: Variables | None
     key: Array
+    price: Array | None = None
 
 
 def init_variables(graph: Graph, key: Array) -> Variables:
@@ -67,7 +70,9 @@ def _init(graph: Graph, key: Array) -> Variables:
     return {"params": {}, "batch_stats": {}, "scales": {}} | dict(variables)
 
 
-def init_state(variables: Variables, tx: optax.GradientTransformation, key: Array, *, ema: bool = False) -> TrainState:
+def init_state(
+    variables: Variables, tx: optax.GradientTransformation, key: Array, *, ema: bool = False, priced: bool = False
+) -> TrainState:
     """The state before the first step.
 
     It holds the arrays of ``variables`` without copies, so a step that is jitted with the state donated deletes them,
@@ -78,6 +83,7 @@ def init_state(variables: Variables, tx: optax.GradientTransformation, key: Arra
         tx: the optimizer.
         key: random key of the run, typed, or raw key data of the default implementation.
         ema: whether to maintain an exponential moving average of params and batch statistics.
+        priced: whether operations have a price, which then starts at 0.
 
     Returns:
         The :class:`TrainState` at step 0.
@@ -85,7 +91,8 @@ def init_state(variables: Variables, tx: optax.GradientTransformation, key: Arra
     key = jnp.copy(key if is_key(key) else jax.random.wrap_key_data(key))
     averages = {name: variables[name] for name in ("params", "batch_stats")} if ema else None
     opt_state, averages = _unshared((tx.init(variables["params"]), averages), variables)
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, averages, key)
+    price = jnp.zeros((), jnp.float32) if priced else None
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, averages, key, price)
 
 
 def _unshared(tree: Any, given: Any) -> Any:
@@ -116,6 +123,7 @@ def make_train_step(
     prepare: Prepare = lambda key, images: images,
     ema_decay: float = 0.999,
     penalty: Mapping[str, Reducer] | None = None,
+    target: OperationsTarget | None = None,
     distillation: Distillation | None = None,
     gather: Callable[[Any], Any] = lambda params: params,
     precision: Precision = "auto",
@@ -134,6 +142,8 @@ def make_train_step(
         ema_decay: of the moving average, used if the state has one.
         penalty: reducers for ``capture`` whose scalar results are added to the loss, such as
             :func:`qpsnn_jax.sops_reducers` scaled by the cost of an operation.
+        target: a budget on the sum of ``penalty``, which then is not added to the loss but has the price that the state
+            carries; ``penalty`` is :func:`qpsnn_jax.sops_reducers` itself.
         distillation: how a teacher takes part in the loss; the step then takes its variables as its last argument.
         gather: from the params of the state to the params that the network uses, of the same values: gathers arrays
             that are sharded over devices.
@@ -141,9 +151,10 @@ def make_train_step(
 
     Returns:
         ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch, and
-        ``penalty`` and ``distillation`` if there are any; the loss does not include them. The loss is NaN where a label
-        is not the number of a class. The step raises ``ValueError`` while it is traced where the batch is empty, or the
-        labels or losses are not one for each image.
+        ``penalty`` and ``distillation`` if there are any, with a target also the ``price``; the loss does not include
+        them. The loss is NaN where a label is not the number of a class. The step raises ``ValueError`` while it is
+        traced where the batch is empty, the labels or losses are not one for each image, or the state has no price for
+        a target.
     """
     if distillation is not None:
         distillation.check(graph)
@@ -153,6 +164,8 @@ def make_train_step(
 
     def step(state: TrainState, images: Array, labels: Array, teacher: Any = None) -> tuple[TrainState, Metrics]:
         _check_batch(images, labels)
+        if (target is None) != (state.price is None):
+            raise ValueError("a state has a price if, and only if, the step has a target: see priced of init_state.")
         images = prepare(jax.random.fold_in(state.key, state.step), images)
         targets: Any = distillation and distillation.targets(teacher, images, precision)
 
@@ -163,7 +176,10 @@ def make_train_step(
             metrics = {"loss": jnp.mean(losses), "accuracy": jnp.mean(_correct(currents, labels))}
             if costs := [found["penalty"] for found in captured.values() if "penalty" in found]:
                 metrics["penalty"] = jnp.sum(jnp.stack(costs))
-            total = metrics["loss"] + metrics.get("penalty", 0)
+            paid = metrics.get("penalty", 0)
+            if target is not None and state.price is not None:
+                paid = state.price * target.excess(metrics["penalty"])
+            total = metrics["loss"] + paid
             if distillation is not None:
                 membranes = {name: captured[name]["membranes"] for name in distillation.membranes}
                 distilled, drawn = distillation.losses(currents, membranes, targets)
@@ -177,12 +193,15 @@ def make_train_step(
         changes, opt_state = update(gradients, state.opt_state, params, **extra)
         stats, ema = dict(updates), state.ema
         if withholds := _may_withhold(opt_state):
-            stats = _if(_all_finite(stats), stats, {name: state.variables[name] for name in stats})
+            stats = select(all_finite_in(stats), stats, {name: state.variables[name] for name in stats})
         variables = state.variables | {"params": optax.apply_updates(params, changes)} | stats
         if ema is not None:
-            fresh = _updated_ema(ema, variables, ema_decay)
-            ema = _if(_any_change(changes), fresh, ema) if withholds else fresh
-        return TrainState(state.step + 1, variables, opt_state, ema, state.key), metrics
+            fresh = updated_ema(ema, variables, ema_decay)
+            ema = select(any_change(changes), fresh, ema) if withholds else fresh
+        price = state.price
+        if target is not None and price is not None:
+            metrics["price"] = price = next_price(price, target.excess(metrics["penalty"]), target.rate)
+        return TrainState(state.step + 1, variables, opt_state, ema, state.key, price), metrics
 
     return step
 
@@ -249,16 +268,6 @@ def make_eval_step(
     return step
 
 
-@fast_compile_jit
-def all_finite(tree: Any) -> Array:
-    """Whether no number in a tree of arrays is NaN or infinite, computed on the devices of the arrays."""
-    return _all_finite(tree)
-
-
-def _all_finite(tree: Any) -> Array:
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
 def _may_withhold(opt_state: optax.OptState) -> bool:
     """Whether an optimizer may let a batch change nothing; for others no program is made to ask."""
 
@@ -266,14 +275,6 @@ def _may_withhold(opt_state: optax.OptState) -> bool:
         return isinstance(state, optax.ApplyIfFiniteState | optax.MultiStepsState)
 
     return any(map(withholds, jax.tree.leaves(opt_state, is_leaf=withholds)))
-
-
-def _any_change(changes: Any) -> Array:
-    return jnp.any(jnp.array([jnp.any(leaf != 0) for leaf in jax.tree.leaves(changes)]))
-
-
-def _if(condition: Array, yes: Any, no: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def _check_batch(images: Array, labels: Array) -> None:
@@ -294,7 +295,3 @@ def _losses(loss: Loss, currents: Array, labels: Array) -> Array:
 def _correct(currents: Array, labels: Array) -> Array:
     guesses = jnp.argmax(jnp.mean(currents, axis=1), axis=-1)
     return (guesses.astype(jnp.int32) == labels.astype(jnp.int32)).astype(jnp.float32)
-
-
-def _updated_ema(ema: Variables, variables: Variables, decay: float) -> Variables:
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, {name: variables[name] for name in ema})

@@ -14,6 +14,7 @@ from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.numerics import early_exit, gamma, learned, losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import rank, scores
+from qpsnn_jax.training.dual import next_price
 from qpsnn_jax.training.timesteps import merge_frames
 
 DRAW = np.random.default_rng(0)
@@ -142,6 +143,7 @@ def convolution_table() -> list[Contract]:
 
 def score_and_loss_table() -> list[Contract]:
     return [
+        Contract("next_price", lambda p: next_price(p, 0.5, 0.1), GAMMAS),
         Contract("merge_frames", lambda x: merge_frames(x, 2), CURRENTS),
         Contract("singular_values", scores.singular_values, normal(2, 3, 5, 4, 2), out=F32),
         Contract("svs_scores", scores.svs_scores, SPIKES, grad=False, out=F32),

@@ -21,7 +21,7 @@ STUB = Path(qp.__file__).with_suffix(".pyi")
 # Records, settings and namespaces, which compute nothing.
 DATA = {"DataSettings", "Precision", "nodes", "zoo", "Cost", "Energy", "Graph", "Output", "AttentionTrace", "Quantizer"}
 DATA |= {"NetworkSettings", "LIFTrace", "Codes", "Criterion", "Pruning", "Config", "RunSettings", "Training"}
-DATA |= {"TrainState", "Distillation", "sca_criterion", "svs_criterion"}
+DATA |= {"TrainState", "Distillation", "OperationsTarget", "sca_criterion", "svs_criterion"}
 GRAPH = qp.Graph(
     (
         qp.nodes.Input("image", (4, 4, 1)),
@@ -99,6 +99,7 @@ def calls(folder: Path) -> dict[str, Callable]:
         "optimizer": lambda: tx.update(gradients, state.opt_state, variables["params"]),
         "pretrained": lambda: qp.pretrained("digits-43kb"),
         "prune": lambda: qp.prune(GRAPH, variables, {"stem": [0, 2], "conv": [1, 3]}),
+        "pruning_rounds": lambda: qp.pruning_rounds(2, ratios={"a": 0.5}).init(GRAPH),
         "read_nir": lambda: qp.read_nir(folder / "a.nir"),
         "recalibrate": lambda: qp.recalibrate(GRAPH, variables, [images]),
         "save_network": lambda: qp.save_network(folder / "again", GRAPH, variables, {}),

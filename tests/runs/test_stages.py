@@ -40,7 +40,7 @@ def lazy(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a complete stage was computed again")
 
-    for name in ("fit", "evaluate", "score_network", "_trained_variables"):
+    for name in ("fit", "evaluate", "score_network", "_trained_network"):
         monkeypatch.setattr(stages, name, fail)
 
 
@@ -351,10 +351,10 @@ def test_a_loss_that_is_not_finite_ends_with_status_1(small_config, tmp_path, ca
 
 def test_the_criterion_decides_the_scores(small_run):
     config = read_config(small_run)
-    _, variables = load_network(small_run / "quantized")
+    graph, variables = load_network(small_run / "quantized")
     run = stages.prepare_run(config, small_run, load_data(config))
     scores = {
-        name: stages.score_network(run, dataclasses.replace(config.prune, criterion=name), variables)
+        name: stages.score_network(run, dataclasses.replace(config.prune, criterion=name), graph, variables)
         for name in ("svs", "sca", "magnitude", "random")
     }
     flat = {name: np.concatenate([np.asarray(x).ravel() for x in found.values()]) for name, found in scores.items()}
@@ -394,11 +394,13 @@ def test_a_criterion_of_ones_own_is_named(small_run, tmp_path):
         "neither = 3\n"
     )
     config = read_config(small_run)
-    _, variables = load_network(small_run / "quantized")
+    graph, variables = load_network(small_run / "quantized")
     run = stages.prepare_run(config, small_run, load_data(config))
 
     def scores(name):
-        return stages.score_network(run, dataclasses.replace(config.prune, criterion=f"{path}:{name}"), variables)
+        return stages.score_network(
+            run, dataclasses.replace(config.prune, criterion=f"{path}:{name}"), graph, variables
+        )
 
     assert all(((found >= 0) & (found <= 1)).all() for found in scores("rate").values())
     assert scores("ordered")["conv1"].tolist() == list(range(10))

@@ -16,13 +16,13 @@ from qpsnn_jax.numerics.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.runtime.keys import key_to_data
 from qpsnn_jax.training.optim import optimizer
 from qpsnn_jax.training.steps import (
-    all_finite,
     evaluation_variables,
     init_state,
     init_variables,
     make_eval_step,
     make_train_step,
 )
+from qpsnn_jax.training.trees import all_finite
 
 
 def graph_of(quantizer):

@@ -30,7 +30,7 @@ def run(config: str, changes: dict[str, str], out: Path, *, compare: bool, **pro
     settings = _chosen(config, changes, processes)
     from qpsnn_jax.runs.controls import read_controls, run_controls
     from qpsnn_jax.runs.report import table, write_report
-    from qpsnn_jax.runs.stages import run_stages
+    from qpsnn_jax.runs.rounds import run_stages
 
     with _started(settings, out) as running:
         stages = run_stages(settings, running)
@@ -61,25 +61,27 @@ def train(config: str, changes: dict[str, str], out: Path, **processes: Any) -> 
 def score(directory: Path, **processes: Any) -> None:
     """Score the channels of a trained run."""
     with _continued(directory, processes, "quantized") as (settings, running):
+        from qpsnn_jax.runs.rounds import round_of
         from qpsnn_jax.runs.stages import score_channels
 
-        scores = score_channels(running, settings.prune)
+        # The channels of the whole network are those of the first round.
+        own = running if settings.prune.rounds == 1 else round_of(running, 0)
+        scores = score_channels(own, settings.prune, source=directory / "quantized")
     for name, values in scores.items():
         say(f"{name:20} {len(values):5} channels, scores {values.min():.4g} to {values.max():.4g}")
-    say(f"\nscores: {directory / 'pruned' / 'scores.npz'}")
+    say(f"\nscores: {own.directory / 'pruned' / 'scores.npz'}")
 
 
 @click.command()
 @_DIRECTORY
 @joining
 def prune(directory: Path, **processes: Any) -> None:
-    """Remove the channels with the lowest scores from a trained run, and recalibrate batch-norm."""
+    """Remove the channels with the lowest scores from a trained run, in all its rounds, and recalibrate batch-norm."""
     with _continued(directory, processes, "quantized") as (settings, running):
         from qpsnn_jax.runs.report import table
-        from qpsnn_jax.runs.stages import prune_channels, recalibrate_pruned
+        from qpsnn_jax.runs.rounds import prune_in_rounds
 
-        stages = [prune_channels(running, settings.prune), recalibrate_pruned(running, settings.prune)]
-        say(table([stage for stage in stages if stage]))
+        say(table(prune_in_rounds(settings, running)))
 
 
 @click.command()
@@ -92,7 +94,7 @@ def finetune(directory: Path, out: Path | None, **processes: Any) -> None:
     with _continued(directory, processes, "pruned") as (settings, running):
         from qpsnn_jax.runs.controls import read_controls
         from qpsnn_jax.runs.report import table, write_report
-        from qpsnn_jax.runs.stages import run_stages
+        from qpsnn_jax.runs.rounds import run_stages
 
         stages = run_stages(settings, running)
         write_report(settings, directory, running.data, stages, read_controls(directory))
