@@ -205,8 +205,9 @@ def step_in_jax(case: Case, tx: optax.GradientTransformation | None = None) -> S
 
 def _inference_in_jax(case: Case) -> Callable[[], float]:
     variables, images = jax.device_put((case.variables, case.images))
-    apply = jax.jit(SpikingNetwork(case.graph).apply).lower(variables, images).compile()
-    return lambda: _loss_of(np.asarray(apply(variables, images).currents).mean(1), case.labels)
+    currents = jax.jit(lambda *given: SpikingNetwork(case.graph).apply(*given).currents)  # without the state
+    compiled = currents.lower(variables, images).compile()
+    return lambda: _loss_of(np.asarray(compiled(variables, images)).mean(1), case.labels)
 
 
 def around(side: Side, within: Callable[[], Any]) -> Side:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.kernels.native.call import native_call
 from qpsnn_jax.numerics import neurons
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset
-from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate, fire_step
+from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
 
 
 class _Cell(NamedTuple):
@@ -35,8 +36,20 @@ class _Cell(NamedTuple):
         return {**numbers, "surrogate": surrogate, "fire": fire, "reset": reset, "detach_reset": self.detached}
 
 
+class _Given(NamedTuple):
+    """The arrays of a layer: its currents, and U[0] ``b …``. A scalar of 0 stands for no residual, or for U[0] = 0."""
+
+    currents: Affine
+    initial: Array
+
+    @property
+    def operands(self) -> tuple[Array, ...]:
+        """Those of a native call."""
+        return (*(x for x in self.currents if x is not None), self.initial)
+
+
 def lif_trace(
-    currents: Array,
+    currents: Array | Affine,
     initial: Array | None = None,
     *,
     tau: float,
@@ -46,71 +59,83 @@ def lif_trace(
     reset: Reset,
     detach_reset: bool,
 ) -> tuple[Array, LIFTrace]:
-    """:func:`qpsnn_jax.lif_trace` for τ and θ that are numbers.
+    """:func:`qpsnn_jax.lif_trace` for τ and θ that are numbers, of currents that may still have to be computed.
 
     On a CPU with a C++ compiler float32 neurons with a surrogate of :data:`~qpsnn_jax.numerics.surrogate.SURROGATES` go
-    through all steps in one native call, forward and backward; membranes are written where they are used. Gradients are
-    rounded otherwise than those of :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
+    through all steps in one native call, forward and backward, which computes the currents too; membranes are written
+    where they are used, and computed again for the gradient. Gradients are rounded otherwise than those of
+    :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
 
     Raises:
         ValueError: as :func:`qpsnn_jax.lif_trace`.
     """
-    if currents.dtype != jnp.float32 or surrogate not in SURROGATES.values():
+    x = currents.x if isinstance(currents, Affine) else currents
+    if x.dtype != jnp.float32 or surrogate not in SURROGATES.values() or x.ndim < 3:
         options: dict[str, Any] = {"fire": fire, "reset": reset, "detach_reset": detach_reset}
         constants = {"tau": tau, "threshold": threshold, "surrogate": surrogate}
-        return neurons.lif_trace(currents, initial=initial, **constants, **options)
+        return neurons.lif_trace(computed(currents), initial=initial, **constants, **options)
     (shape,) = cast(FunctionType, surrogate).__defaults__ or (0.0,)
     number = list(SURROGATES.values()).index(surrogate)
     cell = _Cell(tau, threshold, fire == ">=", reset == "soft", detach_reset, number, shape)
-    trace: Any = _lif(currents, _rest(currents) if initial is None else initial.astype(currents.dtype), cell)
+    affine, nothing = currents if isinstance(currents, Affine) else Affine.of(currents), jnp.zeros((), x.dtype)
+    affine = affine._replace(residual=nothing) if affine.residual is None else affine
+    trace: Any = _lif(_Given(affine, nothing if initial is None else initial.astype(x.dtype)), cell)
     return neurons.after_last(trace, initial, threshold, reset=reset, detach_reset=detach_reset), trace
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _lif(currents: Array, initial: Array, cell: _Cell) -> LIFTrace:
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _lif(given: _Given, cell: _Cell) -> LIFTrace:
+    return _trace(given, cell, in_place=0)
+
+
+def _trace(given: _Given, cell: _Cell, in_place: int | None) -> LIFTrace:
     # Of the two calls, one whose result nobody uses is removed from the program.
-    options = cell._asdict()
-    spikes = native_call("lif_spikes", _spikes, currents, initial, in_place=0, **options)
-    return LIFTrace(spikes, native_call("lif_membranes", _membranes, currents, initial, in_place=0, **options))
+    call = partial(native_call, in_place=in_place, **cell._asdict())
+    return LIFTrace(call("lif_spikes", _spikes, *given.operands), call("lif_membranes", _membranes, *given.operands))
 
 
-def _forward(currents: Any, initial: Any, cell: _Cell) -> tuple[LIFTrace, tuple[Array, Array]]:
-    membranes = native_call("lif_membranes", _membranes, currents.value, initial.value, in_place=0, **cell._asdict())
-    # XLA computes the spikes anew where they are used again, which saves their memory.
-    spikes = fire_step(membranes - cell.threshold, cell.options["surrogate"], cell.options["fire"])
-    return LIFTrace(spikes, membranes), (membranes, initial.value)
+def _forward(given: Any, cell: _Cell) -> tuple[LIFTrace, _Given]:
+    given = jax.tree.map(lambda x: x.value, given, is_leaf=lambda x: hasattr(x, "perturbed"))
+    # Not in place, for the backward pass reads the currents.
+    return _trace(given, cell, None), given
 
 
-def _backward(cell: _Cell, saved: tuple[Array, Array], cotangents: LIFTrace) -> tuple[Array, Array]:
-    membranes, initial = saved
-    spikes, of_membranes = (None if isinstance(x, SymbolicZero) else x for x in cotangents)
-    spikes = jnp.zeros_like(membranes) if spikes is None else spikes
+def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]:
+    (x, factor, _, residual), initial = given
+    spikes, of_membranes = (None if isinstance(each, SymbolicZero) else each for each in cotangents)
+    operands = jnp.zeros_like(x) if spikes is None else spikes, *given.operands
     if of_membranes is None:
-        to_currents = native_call("lif_grad", _grad, membranes, spikes, in_place=1, **cell._asdict())
+        by_currents, by_factor, by_offset = native_call("lif_grad", _grad, *operands, **cell._asdict())
     else:
-        to_currents = neurons.currents_grad(membranes, spikes, of_membranes, **cell.options)
-    return to_currents, cell.tau * jnp.sum(to_currents[:, :1], 1) if initial.ndim else jnp.zeros_like(initial)
+        by_currents, by_factor, by_offset = _grad(*operands, of_membranes=of_membranes, **cell._asdict())
+    by_x = by_currents * factor.reshape((1,) * (x.ndim - 1) + (-1,))
+    by_residual = by_currents if residual is not None and residual.ndim else jnp.zeros((), x.dtype)
+    by_initial = cell.tau * jnp.sum(by_currents[:, :1], 1) if initial.ndim else jnp.zeros_like(initial)
+    return (_Given(Affine(by_x, by_factor, by_offset, by_residual), by_initial),)
 
 
 _lif.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _rest(currents: Array) -> Array:
-    """U[0] = 0, as a scalar in place of an array."""
-    return jnp.zeros((), currents.dtype)
+def _plain(*operands: Array, **cell: Any) -> LIFTrace:
+    *currents, initial = operands
+    given = Affine(*currents).compute()
+    return neurons.lif_trace(given, initial=initial if initial.ndim else None, **_Cell(**cell).options)[1]
 
 
-def _spikes(currents: Array, initial: Array, **cell: Any) -> Array:
-    return _trace(currents, initial, **cell).spikes
+def _spikes(*operands: Array, **cell: Any) -> Array:
+    return _plain(*operands, **cell).spikes
 
 
-def _membranes(currents: Array, initial: Array, **cell: Any) -> Array:
-    return _trace(currents, initial, **cell).membranes
+def _membranes(*operands: Array, **cell: Any) -> Array:
+    return _plain(*operands, **cell).membranes
 
 
-def _trace(currents: Array, initial: Array, **cell: Any) -> LIFTrace:
-    return neurons.lif_trace(currents, initial=initial if initial.ndim else None, **_Cell(**cell).options)[1]
-
-
-def _grad(membranes: Array, cotangent: Array, **cell: Any) -> Array:
-    return neurons.currents_grad(membranes, cotangent, **_Cell(**cell).options)
+def _grad(
+    spikes: Array, *operands: Array, of_membranes: Array | None = None, **cell: Any
+) -> tuple[Array, Array, Array]:
+    """The gradient by the currents, for a cotangent of the spikes, and those by their factor and offset."""
+    membranes = _membranes(*operands, **cell)
+    found = neurons.currents_grad(membranes, spikes, of_membranes, **_Cell(**cell).options)
+    axes = tuple(range(found.ndim - 1))
+    return found, jnp.sum(found * operands[0], axes), jnp.sum(found, axes)

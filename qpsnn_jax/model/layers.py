@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 from jax import Array
 
+from qpsnn_jax.kernels.affine import computed
 from qpsnn_jax.kernels.dispatch import Precision, check_precision
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.model import nodes
@@ -197,7 +198,7 @@ def run_node(module: nn.Module, node: Node, x: Array, context: Context) -> Array
     for name, value in (result.updates or {}).items():
         if module.is_mutable_collection(others[name].collection) and not module.is_initializing():
             others[name].value = value
-    return result.output
+    return computed(result.output)
 
 
 def _value(x: Array, *, spatial: int, spiking: bool = False) -> Value:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.kernels.dispatch import Precision, check_precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes.base import Context, Leaf, Leaves, Node, Result
@@ -86,7 +87,7 @@ class SpikingNetwork(nn.Module):
         reducers = _reducers(graph, capture)
         if state is not None:
             check_state(graph, state, len(images), images.dtype)
-        values: dict[str, Array] = {}
+        values: dict[str, Array | Affine] = {}
         captured: dict[str, Any] = {}
         after: dict[str, Any] = {}
         for node in graph.nodes:
@@ -96,22 +97,27 @@ class SpikingNetwork(nn.Module):
             if result.state is not None:
                 after[node.name] = result.state
             if node.name in reducers:
-                captured[node.name] = reducers[node.name](result.output if result.trace is None else result.trace)
-        currents = values[graph.output.name]
+                captured[node.name] = reducers[node.name](
+                    computed(result.output) if result.trace is None else result.trace
+                )
+        currents = computed(values[graph.output.name])
         if not graph.values[graph.output.name].timed:
             currents = _repeat(currents, graph.timesteps)
         return Output(currents, captured, after)
 
-    def _run(self, node: Node, arrays: list[Array], train: bool, state: Any) -> Result:
+    def _run(self, node: Node, arrays: list[Array | Affine], train: bool, state: Any) -> Result:
         """Run a node and store its updated leaves. Its inputs get a time axis if any of them or its output has one."""
         graph = self.graph
+        arrays = arrays if node.uses_affine else [computed(x) for x in arrays]
         given = graph.inputs_of(node) or (graph.values[node.name],)
         leaves, variables = self._declare(node)
         if graph.values[node.name].timed or any(value.timed for value in given):
             pairs = zip(arrays, given, strict=True)
             arrays = [x if value.timed else _repeat(x, graph.timesteps) for x, value in pairs]
             given = tuple(value._replace(timed=True) for value in given)
-        result = node.run(leaves, arrays, Context(given, graph.timesteps, train, self.precision, state))
+        # Kernels that compute an affine function of float32 themselves; otherwise every node computes its own output.
+        lazy = node.uses_affine and self.precision == "auto" and all(_dtype(x) == jnp.float32 for x in arrays)
+        result = node.run(leaves, arrays, Context(given, graph.timesteps, train, self.precision, state, lazy))
         for collection, variable in variables.items():
             if result.updates and self.is_mutable_collection(collection) and not self.is_initializing():
                 variable.value = {name: result.updates.get(name, leaf) for name, leaf in variable.value.items()}
@@ -141,8 +147,16 @@ def fresh_leaves(key: Array, leaves: Mapping[str, Leaf]) -> Leaves:
     return arrays
 
 
-def _repeat(x: Array, timesteps: int) -> Array:
+def _repeat(x: Any, timesteps: int) -> Any:
+    """The same at every step."""
+    if isinstance(x, Affine):
+        residual = None if x.residual is None else _repeat(x.residual, timesteps)
+        return x._replace(x=_repeat(x.x, timesteps), residual=residual)
     return jnp.broadcast_to(jnp.expand_dims(x, 1), (x.shape[0], timesteps, *x.shape[1:]))
+
+
+def _dtype(x: Array | Affine) -> jnp.dtype:
+    return (x.x if isinstance(x, Affine) else x).dtype
 
 
 def _check_images(graph: Graph, images: Array) -> Array:

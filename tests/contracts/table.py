@@ -10,8 +10,10 @@ import numpy as np
 
 from qpsnn_jax.kernels import neurons as native
 from qpsnn_jax.kernels import plain
+from qpsnn_jax.kernels.affine import Affine
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry
+from qpsnn_jax.kernels.moments import channel_moments
 from qpsnn_jax.numerics import early_exit, gamma, learned, losses, neurons, quantization, surrogate
 from qpsnn_jax.pruning import rank, scores
 from qpsnn_jax.training.dual import next_price
@@ -71,6 +73,13 @@ def neuron_table() -> list[Contract]:
         Contract("lif-soft", lambda x: neurons.lif(x, **options), CURRENTS, forward=False),
         Contract("lif_trace", neurons.lif_trace, CURRENTS, forward=False),
         Contract("lif_trace-native", lambda x: native.lif_trace(x, **options, **numbers), CURRENTS, forward=False),
+        Contract(
+            "lif_trace-affine",
+            lambda x: native.lif_trace(Affine(x, x[0, 0, 0], x[0, 0, 1], x), **options, **numbers),
+            CURRENTS,
+            forward=False,
+        ),
+        Contract("channel_moments", lambda x: jnp.stack(channel_moments(x)), CURRENTS, forward=False, floats=(F32,)),
         Contract("lif_step", lambda u: neurons.lif_step(u, u / 2), DISTANCE, forward=False),
     ]
 

@@ -288,6 +288,13 @@ inline void conv_sums(const Pool& pool, const Conv& conv, const float* maps, con
               return kernel[((r * conv.kw + s) * conv.channels + c) * conv.outputs + o];
             },
             sums);
+  // Skipped products of weights that are not finite would not show.
+  std::vector<float> skipped(conv.outputs);
+  for (int64_t i = 0; i < conv.kh * conv.kw * conv.channels; ++i)
+    for (int64_t o = 0; o < conv.outputs; ++o) skipped[o] += 0 * kernel[i * conv.outputs + o];
+  if (std::all_of(skipped.begin(), skipped.end(), [](float x) { return x == 0; })) return;
+  for (int64_t i = 0; i < conv.images * conv.oh * conv.ow; ++i)
+    for (int64_t o = 0; o < conv.outputs; ++o) sums[i * conv.outputs + o] += skipped[o];
 }
 
 // Positions of one phase of the stride are sums over windows of the cotangent, at stride 1.

@@ -1,4 +1,4 @@
-// The handlers of neurons. Arrays are b t …; the attributes of all three are the fields of `Cell`.
+// The handlers of neurons. Arrays are b t … c; the attributes of all three are the fields of `Cell`.
 #include "neurons.h"
 
 #include "handlers.h"
@@ -21,27 +21,48 @@ struct Cell {
   Neurons neurons(const Floats& array) const {
     const auto shape = array.dimensions();
     const int64_t rows = shape[0] * shape[1], size = rows ? static_cast<int64_t>(array.element_count()) / rows : 0;
-    return {shape[0], shape[1], size, static_cast<float>(tau), static_cast<float>(threshold), inclusive, soft};
+    return {shape[0], shape[1], size, shape.back(), static_cast<float>(tau), static_cast<float>(threshold), inclusive,
+            soft};
   }
 };
 
-template <bool Membranes>
-static ffi::Error LIF(ffi::ThreadPool threads, Floats currents, Floats initial, FloatResult result,
-                      ffi::Dictionary cell) {
-  const bool rest = initial.dimensions().size() == 0;
-  lif<Membranes>(pool_of(threads), Cell::of(cell).neurons(currents), currents.typed_data(),
-                 rest ? nullptr : initial.typed_data(), result->typed_data());
+// A scalar stands for an array that is not there.
+static const float* data_of(const Floats& array) { return array.dimensions().size() ? array.typed_data() : nullptr; }
+
+static Currents currents_of(Floats x, Floats factor, Floats offset, Floats residual, Floats initial) {
+  return {x.typed_data(), factor.typed_data(), offset.typed_data(), data_of(residual), data_of(initial)};
+}
+
+// `run` with std::true_type if there is a residual.
+template <class Run>
+static ffi::Error with_residual(const Currents& currents, const Run& run) {
+  if (currents.residual)
+    run(std::true_type());
+  else
+    run(std::false_type());
   return ffi::Error::Success();
 }
 
-static ffi::Error LIFGrad(ffi::ThreadPool threads, Floats membranes, Floats cotangent, FloatResult result,
-                          ffi::Dictionary attributes) {
+template <bool Membranes>
+static ffi::Error LIF(ffi::ThreadPool threads, Floats x, Floats factor, Floats offset, Floats residual, Floats initial,
+                      FloatResult result, ffi::Dictionary cell) {
+  const Currents currents = currents_of(x, factor, offset, residual, initial);
+  return with_residual(currents, [&](auto added) {
+    lif<Membranes, added>(pool_of(threads), Cell::of(cell).neurons(x), currents, result->typed_data());
+  });
+}
+
+static ffi::Error LIFGrad(ffi::ThreadPool threads, Floats cotangent, Floats x, Floats factor, Floats offset,
+                          Floats residual, Floats initial, FloatResult by_currents, FloatResult by_factor,
+                          FloatResult by_offset, ffi::Dictionary attributes) {
   const Cell cell = Cell::of(attributes);
+  const Currents currents = currents_of(x, factor, offset, residual, initial);
   const float shape = static_cast<float>(cell.shape);
   const auto run = [&](auto slope) {
-    lif_grad(pool_of(threads), cell.neurons(membranes), slope, cell.detached, membranes.typed_data(),
-             cotangent.typed_data(), result->typed_data());
-    return ffi::Error::Success();
+    return with_residual(currents, [&](auto added) {
+      lif_grad<added>(pool_of(threads), cell.neurons(x), slope, cell.detached, currents, cotangent.typed_data(),
+                      by_currents->typed_data(), by_factor->typed_data(), by_offset->typed_data());
+    });
   };
   switch (cell.surrogate) {
     case 0: return run(Triangular{shape});
@@ -52,30 +73,24 @@ static ffi::Error LIFGrad(ffi::ThreadPool threads, Floats membranes, Floats cota
   return ffi::Error::InvalidArgument("the surrogate is unknown");
 }
 
+// x, factor, offset, residual, initial.
+template <class Bind>
+static auto with_currents(Bind&& bind) {
+  auto two = std::move(bind).template Arg<Floats>().template Arg<Floats>();
+  return std::move(two).template Arg<Floats>().template Arg<Floats>().template Arg<Floats>();
+}
+
+static auto forward() {
+  return with_currents(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()).Ret<Floats>().Attrs();
+}
+
+static auto backward() {
+  auto operands = with_currents(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>());
+  return std::move(operands).Ret<Floats>().Ret<Floats>().Ret<Floats>().Attrs();
+}
+
 }  // namespace qpsnn
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    lif_spikes, qpsnn::LIF<false>,
-    qpsnn::ffi::Ffi::Bind()
-        .Ctx<qpsnn::ffi::ThreadPool>()
-        .Arg<qpsnn::Floats>()
-        .Arg<qpsnn::Floats>()
-        .Ret<qpsnn::Floats>()
-        .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    lif_membranes, qpsnn::LIF<true>,
-    qpsnn::ffi::Ffi::Bind()
-        .Ctx<qpsnn::ffi::ThreadPool>()
-        .Arg<qpsnn::Floats>()
-        .Arg<qpsnn::Floats>()
-        .Ret<qpsnn::Floats>()
-        .Attrs());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_grad, qpsnn::LIFGrad,
-                              qpsnn::ffi::Ffi::Bind()
-                                  .Ctx<qpsnn::ffi::ThreadPool>()
-                                  .Arg<qpsnn::Floats>()
-                                  .Arg<qpsnn::Floats>()
-                                  .Ret<qpsnn::Floats>()
-                                  .Attrs());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_spikes, qpsnn::LIF<false>, qpsnn::forward());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_membranes, qpsnn::LIF<true>, qpsnn::forward());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_grad, qpsnn::LIFGrad, qpsnn::backward());

@@ -1,25 +1,24 @@
 // Leaky integrate-and-fire neurons over time and their gradient, each in one pass over memory.
 //
-// A piece of the neurons of an example goes through all steps while its potentials stay in the first level of the cache.
+// A piece of the neurons of an example goes through all steps while its potentials stay in the first levels of the cache.
 #pragma once
 
-#include <algorithm>
-
-#include "parallel.h"
-#include "vectors.h"
+#include "channels.h"
 
 namespace qpsnn {
 
-// Arrays are `batch` x `steps` x `size`. Neurons fire at the threshold too if it is `inclusive`.
+// Arrays are `batch` x `steps` x `size`, channels last. Neurons fire at the threshold too if it is `inclusive`.
 struct Neurons {
-  int64_t batch, steps, size;
+  int64_t batch, steps, size, channels;
   float tau, threshold;
   bool inclusive, soft;
 };
 
-constexpr int64_t kPiece = 2048;
-
-typedef int32_t Whole __attribute__((vector_size(4 * kLanes)));
+// x * factor + offset + residual, with factor and offset by channel, and the potentials before the first step, b size.
+// The last two may be null, for zeros.
+struct Currents {
+  const float *x, *factor, *offset, *residual, *initial;
+};
 
 inline Vector all(float x) { return x - Vector{}; }
 inline Vector magnitude(Vector x) { return x < 0 ? -x : x; }
@@ -71,69 +70,105 @@ struct Arctan {
   }
 };
 
-// The first `count` lanes, all if it is larger.
-inline Vector load(const float* from, int64_t count) {
-  if (count >= kLanes) return load(from);
-  Vector x = {};
-  std::memcpy(&x, from, count * sizeof(float));
-  return x;
+// What the passes share: the factor and the offset at every place of a piece, and one step of the neurons.
+class Layer {
+ public:
+  Layer(const Neurons& n, const Currents& from, int64_t length)
+      : pieces(n.batch, n.size, n.channels, length), n_(n), from_(from),
+        factor_(pieces.repeated(from.factor)), offset_(pieces.repeated(from.offset)) {}
+
+  // Lanes i of a piece of which `count` are left: their currents at `place`.
+  template <bool Residual>
+  Vector current(int64_t place, int64_t i, int64_t count) const {
+    const Vector y = load(from_.x + place, count) * load(&factor_[i]) + load(&offset_[i]);
+    return Residual ? y + load(from_.residual + place, count) : y;
+  }
+
+  // The potentials of a piece before the first step.
+  void start(float* left, int64_t place, int64_t count) const {
+    std::fill_n(left, pieces.length, 0.0f);
+    if (from_.initial) std::copy_n(from_.initial + place, count, left);
+  }
+
+  // Updates the potentials that are left; returns those before the reset, and whether they fire.
+  std::pair<Vector, Vector> step(float* left, Vector current) const {
+    const Vector charged = n_.tau * load(left) + current, spike = fire(charged - n_.threshold, n_.inclusive);
+    store(left, spike == 1 ? charged - (n_.soft ? all(n_.threshold) : charged) : charged);
+    return {charged, spike};
+  }
+
+  const Pieces pieces;
+
+ private:
+  const Neurons n_;
+  const Currents from_;
+  const std::vector<float> factor_, offset_;
+};
+
+// Spikes or membranes before the reset, which may be written over x.
+template <bool Membranes, bool Residual>
+void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result) {
+  const Layer layer(n, from, 1024);
+  std::vector<std::vector<float>> potentials(pool.threads);
+  layer.pieces.each(
+      pool, [](int) {},
+      [&](int64_t example, int64_t start, int64_t count, int worker) {
+        potentials[worker].resize(layer.pieces.length);
+        float* left = potentials[worker].data();
+        layer.start(left, example * n.size + start, count);
+        int64_t place = example * n.steps * n.size + start;
+        for (int64_t t = 0; t < n.steps; ++t, place += n.size)
+          for (int64_t i = 0; i < count; i += kLanes) {
+            const auto [charged, spike] = layer.step(left + i, layer.current<Residual>(place + i, i, count - i));
+            store(result + place + i, Membranes ? charged : spike, count - i);
+          }
+      },
+      [](int64_t, int) {});
 }
 
-inline void store(float* to, Vector x, int64_t count) {
-  if (count >= kLanes) return store(to, x);
-  std::memcpy(to, &x, count * sizeof(float));
-}
-
-// piece(offset, start, count) for the pieces of every example; `offset` is that of the piece at the first step, `start` that in
-// an array of one step.
-template <class Piece>
-void for_pieces(const Pool& pool, const Neurons& n, const Piece& piece) {
-  const int64_t pieces = ceil_div(n.size, kPiece);
-  parallel_for(pool, n.batch * pieces, [&](int64_t item, int) {
-    const int64_t start = item % pieces * kPiece;
-    const int64_t example = item / pieces * n.size;
-    piece(example * n.steps + start, example + start, std::min(kPiece, n.size - start));
-  });
-}
-
-// Spikes or membranes before the reset, which may be written over the currents. `initial` is the potentials before the first
-// step, null for zeros.
-template <bool Membranes>
-void lif(const Pool& pool, const Neurons& n, const float* currents, const float* initial, float* result) {
-  for_pieces(pool, n, [&](int64_t offset, int64_t start, int64_t count) {
-    float left[kPiece] = {};
-    if (initial) std::copy_n(initial + start, count, left);
-    for (int64_t t = 0; t < n.steps; ++t, offset += n.size)
-      for (int64_t i = 0; i < count; i += kLanes) {
-        const Vector charged = n.tau * load(left + i) + load(currents + offset + i, count - i);
-        const Vector spike = fire(charged - n.threshold, n.inclusive);
-        store(left + i, spike == 1 ? charged - (n.soft ? all(n.threshold) : charged) : charged);
-        store(result + offset + i, Membranes ? charged : spike, count - i);
-      }
-  });
-}
-
-// The gradient of the spikes by the currents, which may be written over the cotangent of the spikes; `detached` omits what
-// flows through resets.
-template <class Slope>
-void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, const float* membranes,
-              const float* cotangent, float* result) {
+// Gradients for a cotangent of the spikes: by the currents, which may be written over the cotangent, by the factor and
+// by the offset. `detached` omits what flows through resets.
+template <bool Residual, class Slope>
+void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, const Currents& from,
+              const float* cotangent, float* by_currents, float* by_factor, float* by_offset) {
   const float attached = detached ? 0 : 1;
-  for_pieces(pool, n, [&](int64_t offset, int64_t, int64_t count) {
-    float later[kPiece] = {};
-    offset += n.steps * n.size;
-    for (int64_t t = 0; t < n.steps; ++t) {
-      offset -= n.size;
-      for (int64_t i = 0; i < count; i += kLanes) {
-        const Vector charged = load(membranes + offset + i, count - i), distance = charged - n.threshold;
-        const Vector rise = slope(distance), through = attached * (n.soft ? all(n.threshold) : charged) * rise;
-        const Vector kept = n.soft ? all(1) : 1 - fire(distance, n.inclusive);
-        const Vector gradient = load(cotangent + offset + i, count - i) * rise + load(later + i) * (kept - through);
-        store(later + i, n.tau * gradient);
-        store(result + offset + i, gradient, count - i);
-      }
-    }
-  });
+  // The membranes of a piece at all steps stay in the cache.
+  const Layer layer(n, from, std::clamp<int64_t>(16384 / std::max<int64_t>(1, n.steps), 64, 1024));
+  const int64_t length = layer.pieces.length;
+  ChannelSums sums(layer.pieces, pool, 2);
+  std::vector<std::vector<float>> scratch(pool.threads);
+  layer.pieces.each(
+      pool, [&](int worker) { sums.begin(worker); },
+      [&](int64_t example, int64_t start, int64_t count, int worker) {
+        scratch[worker].resize((n.steps + 2) * length);
+        float *left = scratch[worker].data(), *later = left + length, *membranes = later + length;
+        layer.start(left, example * n.size + start, count);
+        std::fill_n(later, length, 0.0f);
+        float *factor = sums.places(worker, 0), *offset = sums.places(worker, 1);
+        int64_t place = example * n.steps * n.size + start;
+        for (int64_t t = 0; t < n.steps; ++t, place += n.size, membranes += length)
+          for (int64_t i = 0; i < count; i += kLanes)
+            store(membranes + i, layer.step(left + i, layer.current<Residual>(place + i, i, count - i)).first);
+        for (int64_t t = 0; t < n.steps; ++t) {
+          place -= n.size, membranes -= length;
+          for (int64_t i = 0; i < count; i += kLanes) {
+            const Vector charged = load(membranes + i), distance = charged - n.threshold, rise = slope(distance);
+            const Vector through = attached * (n.soft ? all(n.threshold) : charged) * rise;
+            const Vector kept = n.soft ? all(1) : 1 - fire(distance, n.inclusive);
+            // Beyond the last neuron it is 0, as its cotangent is.
+            const Vector grad = load(cotangent + place + i, count - i) * rise + load(later + i) * (kept - through);
+            store(later + i, n.tau * grad);
+            store(factor + i, load(factor + i) + grad * load(from.x + place + i, count - i));
+            store(offset + i, load(offset + i) + grad);
+            store(by_currents + place + i, grad, count - i);
+          }
+        }
+      },
+      [&](int64_t part, int worker) { sums.end(part, worker); });
+  for (int64_t c = 0; c < n.channels; ++c) {
+    by_factor[c] = static_cast<float>(sums.total(0, c));
+    by_offset[c] = static_cast<float>(sums.total(1, c));
+  }
 }
 
 }  // namespace qpsnn

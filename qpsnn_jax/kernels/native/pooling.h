@@ -1,7 +1,7 @@
 // The gradient of a max-pool whose windows do not overlap.
 #pragma once
 
-#include "neurons.h"
+#include "channels.h"
 
 namespace qpsnn {
 

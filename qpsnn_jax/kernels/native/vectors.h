@@ -17,6 +17,7 @@ constexpr int kLanes = 4, kRegisters = 16;
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Whole __attribute__((vector_size(4 * kLanes)));
 
 inline Vector load(const float* from) {
   Vector x;

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.kernels.affine import Affine
 from qpsnn_jax.kernels.dispatch import Precision
 
 Leaves = dict[str, Array]
@@ -71,7 +72,8 @@ class Context(NamedTuple):
     """The context in which a node runs: inputs, number of time steps T, whether batch statistics are used, precision.
 
     If the output or any input has a time axis, all inputs have one when the node runs, and ``inputs`` say so. ``state``
-    is what the node returned as its state at the step before the first, or None at rest.
+    is what the node returned as its state at the step before the first, or None at rest. With ``affine`` the node may
+    return an :class:`~qpsnn_jax.kernels.affine.Affine`, which the node that reads it computes.
     """
 
     inputs: tuple[Value, ...]
@@ -79,12 +81,13 @@ class Context(NamedTuple):
     train: bool = False
     precision: Precision = "auto"
     state: Any = None
+    affine: bool = False
 
 
 class Result(NamedTuple):
     """The result of a node: ``output`` ``b [t] …``, what ``capture`` receives if that is more, leaves and its state."""
 
-    output: Array
+    output: Array | Affine
     trace: Any = None
     updates: Mapping[str, Array] | None = None
     state: Any = None
@@ -129,7 +132,8 @@ class Node(ABC):
 
     ``fires`` means that its trace is a :class:`~qpsnn_jax.numerics.neurons.LIFTrace`, by which pruning scores its
     channels; ``counts_operations`` that its trace has ``operations`` (``b`` or ``b t``), which :meth:`measure` returns
-    instead of rates.
+    instead of rates. ``uses_affine`` means that :meth:`run` takes inputs, and with ``Context.affine`` may return an
+    output, that still have to be computed (:class:`~qpsnn_jax.kernels.affine.Affine`).
     """
 
     name: str
@@ -137,9 +141,12 @@ class Node(ABC):
     channels: ClassVar[Channels] = "carried"
     fires: ClassVar[bool] = False
     counts_operations: ClassVar[bool] = False
+    uses_affine: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        """Adds the class to :data:`KINDS`."""
+        """Adds the class to :data:`KINDS`. One with a :meth:`run` of its own uses arrays unless it says otherwise."""
+        if "run" in vars(cls):
+            cls.uses_affine = vars(cls).get("uses_affine", False)
         known = KINDS.setdefault(cls.__name__, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"a node class named {cls.__name__} is already defined in {known.__module__}; rename one.")
@@ -169,7 +176,7 @@ class Node(ABC):
         """
 
     @abstractmethod
-    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Any], context: Context) -> Result:
         """Its output ``b [t] …`` for its arrays by name and its inputs ``b [t] …``."""
 
     def leaves(self, inputs: Values) -> dict[str, Leaf]:

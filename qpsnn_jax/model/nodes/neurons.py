@@ -13,6 +13,7 @@ from jax import Array
 from jax.nn.initializers import zeros
 
 from qpsnn_jax.kernels import neurons as native_neurons
+from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.model.nodes.base import (
     Activity,
     Context,
@@ -93,6 +94,8 @@ class LIF(Neuron):
     detach_reset: bool = False
     surrogate: str | Surrogate = "triangular"
 
+    uses_affine: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         float_fields(self, *(name for name in ("tau", "threshold") if getattr(self, name) != _LEARNED))
         one_of("fire", self.fire, (">=", ">"))
@@ -116,11 +119,11 @@ class LIF(Neuron):
         """:func:`qpsnn_jax.lif_trace` of the currents."""
         return lif_trace(currents, initial=state, **self._cell(leaves))
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
         """Its spikes; by a native kernel where there is one, unless τ or θ is learned or the precision is ``exact``."""
         # A subclass may trace otherwise.
         if leaves or context.precision == "exact" or type(self).trace is not _LIF_TRACE:
-            return super().run(leaves, inputs, context)
+            return super().run(leaves, [computed(x) for x in inputs], context)
         state, trace = native_neurons.lif_trace(inputs[0], context.state, **self._cell(leaves))
         return Result(trace.spikes, trace, state=state)
 

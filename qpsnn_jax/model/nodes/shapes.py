@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.model.nodes.base import Channels, Context, Leaves, Node, Result, Unary, Value, Values
 from qpsnn_jax.model.nodes.checks import image_shape, integer_fields, tuple_fields
 
@@ -57,8 +58,11 @@ class Shortcut(Unary):
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
         """The strided slice, with its channels at the places that ``source`` gives and zeros elsewhere."""
         x = inputs[0][..., :: self.stride, :: self.stride, :]
-        if self.source == tuple(range(x.shape[-1])):
-            return Result(x)
+        carried = [i for i, channel in enumerate(self.source) if channel >= 0]
+        if [self.source[i] for i in carried] == list(range(x.shape[-1])) and carried[-1] - carried[0] < len(carried):
+            # All of them side by side, as in a network that is not pruned: faster than to gather them.
+            around = carried[0], len(self.source) - 1 - carried[-1]
+            return Result(jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [around]))
         source = jnp.asarray(self.source)
         return Result(jnp.where(source.reshape((1,) * (x.ndim - 1) + (-1,)) >= 0, x[..., source], 0))
 
@@ -79,6 +83,8 @@ class Add(Node):
     first: str
     second: str
 
+    uses_affine: ClassVar[bool] = True
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the nodes it reads."""
@@ -91,6 +97,11 @@ class Add(Node):
             raise ValueError(f"adds {self.first!r} of shape {first.shape} to {self.second!r} of {second.shape}.")
         return Value(first.shape, first.timed or second.timed, spiking=False)
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
         """The sum."""
-        return Result(inputs[0] + inputs[1])
+        first, second = inputs
+        if context.affine:
+            affine, other = (first, second) if isinstance(first, Affine) else (second, first)
+            if isinstance(affine, Affine) and affine.residual is None:
+                return Result(affine._replace(residual=computed(other)))
+        return Result(computed(first) + computed(second))

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.nn.initializers import Initializer, lecun_normal, ones, variance_scaling, zeros
 
+from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.model.nodes.base import Activity, Channels, Context, Count, Leaf, Leaves, Result, Unary, Value, Values
@@ -61,20 +62,27 @@ class Weighted(Unary):
                 leaves["gain"] = Leaf(shape, ones, axes, "scales")
         return leaves
 
-    def apply_linear(self, linear: Callable[[Array, Array], Array], leaves: Leaves, x: Array, timed: bool) -> Array:
+    def apply_linear(
+        self, linear: Callable[[Array, Array], Array], leaves: Leaves, x: Array, context: Context
+    ) -> Array | Affine:
         """``linear(x, kernel)`` on ``b [t] …`` with time folded into the batch, then scale and bias.
 
         A quantized layer multiplies by odd integers and scales the sums, so that on spikes the sums are exactly those
         of an integer device. Weights are quantized in their own dtype; everything after has the dtype of x.
         """
+        timed = context.inputs[0].timed
         kernel, scale = self._factors(leaves)
         y = linear(x.reshape(-1, *x.shape[2:]) if timed else x, kernel.astype(x.dtype))
+        y = y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
+        scale = None if scale is None else scale.astype(x.dtype).ravel()
+        bias = leaves["bias"].astype(x.dtype) if self.bias else None
+        if context.affine and (scale is not None or bias is not None):
+            shape = (self.features,)
+            factor = jnp.ones(shape, x.dtype) if scale is None else jnp.broadcast_to(scale, shape)
+            return Affine(y, factor, jnp.zeros(shape, x.dtype) if bias is None else bias)
         over_channels = (1,) * (y.ndim - 1) + (-1,)
-        if scale is not None:
-            y = y * scale.astype(x.dtype).reshape(over_channels)
-        if self.bias:
-            y = y + leaves["bias"].astype(x.dtype).reshape(over_channels)
-        return y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
+        y = y if scale is None else y * scale.reshape(over_channels)
+        return y if bias is None else y + bias.reshape(over_channels)
 
     def _factors(self, leaves: Leaves) -> tuple[Array, Array | None]:
         """The kernel, or the odd integers that it is quantized to and their scale."""
@@ -128,6 +136,8 @@ class Conv(Weighted):
     groups: int = 1
     dilation: Pair = (1, 1)
 
+    uses_affine: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         integer_fields(self, "groups")
@@ -163,16 +173,16 @@ class Conv(Weighted):
         groups = 1 if self.groups == 1 else self.groups * features // self.features
         return dataclasses.replace(self, features=features, groups=groups)
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
         """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
-        (x,), (given,) = inputs, context.inputs
+        x, (given,) = computed(inputs[0]), context.inputs
         sums = partial(convolve, precision=context.precision)
         # The fast algorithms take odd integers; those of three levels are even.
         if self.quantizer is not None and self.quantizer.levels is None and given.spiking:
             sums = partial(conv_spikes, bits=self.quantizer.bits, precision=context.precision)
         window = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
         linear = partial(sums, **window, groups=self.groups)
-        return Result(self.apply_linear(linear, leaves, x, given.timed))
+        return Result(self.apply_linear(linear, leaves, x, context))
 
     def synapses(self, inputs: Values) -> np.ndarray:
         """For every position of the input, a group's features times the (output position, tap) pairs that read it."""
@@ -202,6 +212,8 @@ class Dense(Weighted):
     bias: bool = True
     label: str | None = None
 
+    uses_affine: ClassVar[bool] = True
+
     def infer(self, inputs: Values) -> Value:
         """``features`` values."""
         if len(inputs[0].shape) != 1:
@@ -212,9 +224,9 @@ class Dense(Weighted):
         """``kernel`` i o, ``bias`` and ``gain``."""
         return self.weighted_leaves((inputs[0].shape[-1], self.features), lecun_normal())
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
         """The product with the weights."""
-        return Result(self.apply_linear(jnp.matmul, leaves, inputs[0], context.inputs[0].timed))
+        return Result(self.apply_linear(jnp.matmul, leaves, computed(inputs[0]), context))
 
     def synapses(self, inputs: Values) -> np.ndarray:
         """The features: each is reached by every spike."""

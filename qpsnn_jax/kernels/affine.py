@@ -1,0 +1,43 @@
+"""Currents that their reader computes: a scale and a shift of each channel of an array, and a sum with another.
+
+Convolutions, batch normalization and residual sums end in these. Neurons read their operands and compute them in the
+same pass over memory; whatever else reads them, computes them first.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class Affine(NamedTuple):
+    """``x · factor + offset + residual``: x and residual ``… c``, factor and offset ``c``, all of one dtype."""
+
+    x: Array
+    factor: Array
+    offset: Array
+    residual: Array | None = None
+
+    @classmethod
+    def of(cls, x: "Array | Affine") -> "Affine":
+        """The same numbers, as an affine function without a residual."""
+        if isinstance(x, Affine) and x.residual is None:
+            return x
+        x = computed(x)
+        channels = x.shape[-1:]
+        return cls(x, jnp.ones(channels, x.dtype), jnp.zeros(channels, x.dtype))
+
+    def scaled(self, factor: Array, offset: Array) -> "Affine":
+        """Itself times ``factor`` plus ``offset``, both ``c``; for one without a residual."""
+        return Affine(self.x, self.factor * factor, self.offset * factor + offset)
+
+    def compute(self) -> Array:
+        """The array ``… c``."""
+        shape = (1,) * (self.x.ndim - 1) + (-1,)
+        y = self.x * self.factor.reshape(shape) + self.offset.reshape(shape)
+        return y if self.residual is None else y + self.residual
+
+
+def computed(x: Array | Affine) -> Array:
+    """An array: ``x`` itself, or the numbers of an affine function."""
+    return x.compute() if isinstance(x, Affine) else x
