@@ -137,5 +137,6 @@ STATELESS: dict[str, Callable[..., np.ndarray]] = {
     "Flatten": lambda node, x: x.reshape(*x.shape[:2], -1),
     "Shortcut": shortcut,
     "Add": lambda node, x, y: x + y,
+    "Concatenate": lambda node, *parts: np.concatenate(parts, -1),
     "Attention": attention,
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.export.folded import MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded import Concatenation, MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
 
 _FLOAT32 = 2**24
@@ -27,6 +27,8 @@ def simulate(network: IntegerNetwork, pixels: Array) -> Array:
                 maps[layer.name] = _pool(maps[layer.source], layer.window, layer.strides, layer.padding, jax.lax.max)
             case Sum():
                 maps[layer.name] = maps[layer.first] + maps[layer.second]
+            case Concatenation():
+                maps[layer.name] = jnp.concatenate([maps[name] for name in layer.sources], axis=-1)
             case Readout():
                 logits = _readout(network, layer, maps[layer.source])
     return logits
@@ -43,6 +45,7 @@ def _simulated(network: IntegerNetwork, layer: Neurons, maps: Mapping[str, Array
             jnp.asarray(kernel).astype(kind),
             layer.strides,
             tuple((p, p) for p in layer.padding),
+            rhs_dilation=layer.dilation,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=jax.lax.Precision.HIGHEST,
         )

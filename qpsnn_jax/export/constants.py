@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Folded, Neurons
+from qpsnn_jax.export.folded import Folded, Neurons, among_all
 
 # Integers up to here are exact in float32, so that a simulation in float32 can follow.
 FLOAT32 = 2**24
@@ -25,10 +25,10 @@ _NEGLIGIBLE = 2.0**-14
 class Constants(NamedTuple):
     """Integers of one layer of neurons; per output channel, shape ``o``.
 
-    ``weights`` are q, ``h w i o`` int32; on pixels ``fine`` are additional 256ths, 0 to 255, or None.
-    ``shift`` is F. ``live`` is False if the current is constant: the synapses then have no effect. ``pads`` ``h w o``
-    is the contribution of a tap outside the image (zero on spikes); ``residual`` that of a residual spike. ``sums``
-    bounds the size of Σ q S, and ``low``, ``high`` the membrane.
+    ``weights`` are q, ``h w i o`` int32, zero between the groups of a convolution; on pixels ``fine`` are additional
+    256ths, 0 to 255, or None. ``shift`` is F. ``live`` is False if the current is constant: the synapses then have no
+    effect. ``pads`` ``h w o`` is the contribution of a tap outside the image (zero on spikes); ``residual`` that of a
+    residual spike. ``sums`` bounds the size of Σ q S, and ``low``, ``high`` the membrane.
     """
 
     weights: np.ndarray
@@ -60,7 +60,8 @@ def neuron_constants(folded: Folded, layer: Neurons) -> Constants:
         ValueError: a membrane could exceed 32 bits; the message names the layer.
     """
     stem = layer.source == folded.image.name
-    weights, fine, scale = _integer_weights(layer)
+    compact, parts, scale = _integer_weights(layer)
+    weights, fine = among_all(compact, layer.groups), None if parts is None else among_all(parts, layer.groups)
     largest = folded.maps[layer.source].largest
     above = 0 if fine is None else 1
     high = largest * np.maximum(weights + above, 0).sum((0, 1, 2), dtype=np.int64)

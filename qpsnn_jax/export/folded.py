@@ -64,6 +64,7 @@ class Neurons:
         strict: fire at > θ instead of ≥ θ.
         residual: R, if any.
         levels: of the codes: 3 if they are ternary, with 2 bits, else None for 2^b.
+        groups, dilation: as those of :class:`qpsnn_jax.model.nodes.Conv`; the kernel is ``h w i/groups o``.
     """
 
     name: str
@@ -78,6 +79,8 @@ class Neurons:
     strict: bool = False
     residual: Residual | None = None
     levels: int | None = None
+    groups: int = 1
+    dilation: Pair = (1, 1)
 
     @property
     def top(self) -> int:
@@ -103,6 +106,14 @@ class Sum:
     name: str
     first: str
     second: str
+
+
+@dataclass(frozen=True)
+class Concatenation:
+    """The channels of several maps, one after the other."""
+
+    name: str
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +145,7 @@ class Readout:
         return (1 << self.bits) - 1
 
 
-Layer = Neurons | MaxPool | Sum | Readout
+Layer = Neurons | MaxPool | Sum | Concatenation | Readout
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,16 +226,30 @@ def sources(layer: Layer) -> tuple[str, ...]:
     match layer:
         case Sum():
             return (layer.first, layer.second)
+        case Concatenation():
+            return layer.sources
         case Neurons(residual=Residual(source=other)):
             return (layer.source, other)
     return (layer.source,)
+
+
+def among_all(kernel: np.ndarray, groups: int) -> np.ndarray:
+    """Weights ``h w i/groups o`` as ``h w i o``, zero for inputs of other groups."""
+    if groups == 1:
+        return kernel
+    h, w, inputs, outputs = kernel.shape
+    whole = np.zeros((h, w, groups, inputs, groups, outputs // groups), kernel.dtype)
+    parts = kernel.reshape(h, w, inputs, groups, outputs // groups)
+    for group in range(groups):
+        whole[:, :, group, :, group] = parts[:, :, :, group]
+    return whole.reshape(h, w, groups * inputs, outputs)
 
 
 def _synapses(layer: Layer) -> int:
     """The number of values from which each value of a layer's map is computed."""
     if isinstance(layer, MaxPool):
         return math.prod(layer.window)
-    return 1 if isinstance(layer, Sum) else math.prod(layer.kernel.shape[:3])
+    return 1 if isinstance(layer, Sum | Concatenation) else math.prod(layer.kernel.shape[:3])
 
 
 def _map(layer: Layer, maps: dict[str, Map], image: str) -> Map:
@@ -236,6 +261,8 @@ def _map(layer: Layer, maps: dict[str, Map], image: str) -> Map:
             if first.largest + second.largest > 255:
                 raise ValueError("sums of spikes above 255 do not fit into 8 bits.")
             return Map(first.shape, first.largest + second.largest)
+        case Concatenation():
+            return _joined([maps[name] for name in layer.sources])
         case MaxPool():
             if maps[layer.source].largest != 1:
                 raise ValueError("max-pool takes spikes, 0 or 1, not sums of them.")
@@ -247,11 +274,20 @@ def _map(layer: Layer, maps: dict[str, Map], image: str) -> Map:
             return _readout_map(layer, maps)
 
 
+def _joined(maps: list[Map]) -> Map:
+    if len({place.shape[:2] for place in maps}) != 1:
+        raise ValueError(f"concatenates maps of the shapes {', '.join(str(place.shape) for place in maps)}.")
+    (h, w, _), channels = maps[0].shape, sum(place.shape[2] for place in maps)
+    return Map((h, w, channels), max(place.largest for place in maps))
+
+
 def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
-    kernel, source = layer.kernel, maps[layer.source].shape
+    kernel, source, groups = layer.kernel, maps[layer.source].shape, integer("its groups", layer.groups, 1, _MOST)
     fits = _has_codes(layer) or (layer.source == image and _has_weights(layer))
-    if not fits or kernel.ndim != 4 or kernel.shape[2] != source[2] or not kernel.size:
+    if not fits or kernel.ndim != 4 or kernel.shape[2] * groups != source[2] or not kernel.size:
         raise ValueError(f"a kernel {kernel.dtype} {kernel.shape} of {layer.bits} bits does not fit {source}.")
+    if kernel.shape[3] % groups:
+        raise ValueError(f"groups of {groups} do not divide its {kernel.shape[3]} outputs.")
     _check_codes(layer)
     if layer.levels is not None and (layer.levels, layer.bits, kernel.dtype) != (3, 2, np.uint8):
         raise ValueError(f"only codes of 2 bits can have 3 levels, got {layer.levels} levels.")
@@ -261,7 +297,7 @@ def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
         raise ValueError("weights must be finite, and scales not negative.")
     if not 1e-6 < layer.threshold < 1e6:
         raise ValueError(f"the threshold must be positive, between 1e-6 and 1e6, got {layer.threshold}.")
-    size = _pooled(source[:2], (kernel.shape[0], kernel.shape[1]), layer.strides, layer.padding)
+    size = _pooled(source[:2], (kernel.shape[0], kernel.shape[1]), layer.strides, layer.padding, layer.dilation)
     if (residual := layer.residual) is not None:
         h, w, channels = maps[residual.source].shape
         stride = integer("the stride of its residual", residual.stride, 1, _MOST)
@@ -302,13 +338,16 @@ def _check_codes(layer: Neurons | Readout) -> None:
         raise ValueError(f"a code is above {layer.top}.")
 
 
-def _pooled(size: list[int] | tuple[int, ...], window: Pair, strides: Pair, padding: Pair) -> Pair:
+def _pooled(
+    size: list[int] | tuple[int, ...], window: Pair, strides: Pair, padding: Pair, dilation: Pair = (1, 1)
+) -> Pair:
     _integers("its window", window, 2, 1)
     _integers("its strides", strides, 2, 1)
     _integers("its padding", padding, 2, 0)
-    if padding[0] >= window[0] or padding[1] >= window[1]:
+    _integers("its dilation", dilation, 2, 1)
+    if any(p > d * (k - 1) for p, k, d in zip(padding, window, dilation, strict=True)):
         raise ValueError(f"a window of {window} can lie in a padding of {padding} alone.")
-    output = Geometry((size[0], size[1]), window, strides, padding).output_hw
+    output = Geometry((size[0], size[1]), window, strides, padding, dilation).output_hw
     if min(output) < 1:
         raise ValueError(f"a window of {window} does not fit {size[0]}×{size[1]} with padding {padding}.")
     return output

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Folded, Image, Layer, MaxPool, Neurons, Residual, Sum
-from qpsnn_jax.export.reading import Weights, affine, needed_nodes, neuron_options, registered, weights_of
+from qpsnn_jax.export.folded import Concatenation, Folded, Image, Layer, MaxPool, Neurons, Residual, Sum
+from qpsnn_jax.export.reading import Weights, affine, by_weight, needed_nodes, neuron_options, registered, weights_of
 from qpsnn_jax.export.readout import fold_readout, weights_on_map
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.graph import Graph
@@ -19,6 +19,7 @@ from qpsnn_jax.model.nodes import BatchNorm, Conv, Node, Weighted
 from qpsnn_jax.numerics.normalization import check_statistics
 
 _FULL = 32
+_WHOLE: dict[str, Any] = {"strides": (1, 1), "padding": (0, 0)}
 
 
 class Current(NamedTuple):
@@ -126,6 +127,13 @@ def _sum(node: nodes.Add, folding: Folding) -> Sum | None:
     return Sum(node.name, node.first, node.second) if folding.spikes.issuperset(node.inputs) else None
 
 
+@fold_node.register(nodes.Concatenate)
+def _concatenation(node: nodes.Concatenate, folding: Folding) -> Concatenation:
+    if not folding.spikes.issuperset(node.sources):
+        raise ValueError(f"node {node.name!r}: integers concatenate spikes and their sums, no other values.")
+    return Concatenation(node.name, node.sources)
+
+
 @fold_node.register(nodes.MaxPool)
 def _max_pool(node: nodes.MaxPool, folding: Folding) -> MaxPool:
     if node.input not in folding.spikes:
@@ -151,14 +159,14 @@ def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
     factor, bias = affine(folding.weights, layer, norm)
     source, kernel, bits, scale = _synapses(layer, factor, folding)
     levels = layer.quantizer and layer.quantizer.levels
-    strides, padding = (layer.strides, layer.padding) if isinstance(layer, Conv) else ((1, 1), (0, 0))
+    options = ("strides", "padding", "groups", "dilation")
+    window = {name: getattr(layer, name) for name in options} if isinstance(layer, Conv) else _WHOLE
     return Neurons(
         name=node.name,
         source=source,
         kernel=kernel,
         bits=bits,
-        strides=strides,
-        padding=padding,
+        **window,
         scale=np.abs(scale).astype(np.float32),
         bias=bias.astype(np.float32),
         threshold=threshold,
@@ -213,8 +221,6 @@ def _current_of_sum(node: nodes.Add, folding: Folding) -> Current:
 
 def _synapses(layer: Weighted, factor: np.ndarray, folding: Folding) -> tuple[str, np.ndarray, int, np.ndarray]:
     """The map that a layer reads, its weights ``h w i o``, their bits and the scale of each channel."""
-    if isinstance(layer, Conv) and (layer.groups != 1 or layer.dilation != (1, 1)):
-        raise ValueError(f"node {layer.name!r}: integers take no groups and no dilation of a convolution.")
     source, kernel = weights_on_map(folding.graph, folding.weights, layer)
     if source == folding.graph.input.name:
         if layer.quantizer is None:
@@ -237,7 +243,8 @@ def _synapses(layer: Weighted, factor: np.ndarray, folding: Folding) -> tuple[st
 
 def _stem(layer: Weighted, kernel: np.ndarray, folding: Folding) -> tuple[np.ndarray, int, np.ndarray]:
     """Weights of a grey level, their bits, and a scale for each channel."""
-    kernel = kernel / (255 * folding.std[:, None])
+    groups = layer.groups if isinstance(layer, Conv) else 1
+    kernel = kernel / (255 * by_weight(folding.std, groups, layer.features))
     if folding.stem_bits == _FULL:
         return kernel.astype(np.float32), _FULL, np.ones(layer.features)
     largest = np.abs(kernel).max((0, 1, 2))

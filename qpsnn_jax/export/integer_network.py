@@ -25,7 +25,8 @@ from qpsnn_jax.export.constants import (
     neuron_constants,
     readout_constants,
 )
-from qpsnn_jax.export.folded import Folded, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded import Concatenation, Folded, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.kernels.geometry import Pair
 
 # Elements in the patches that are multiplied at once.
 _CHUNK = 2**24
@@ -97,6 +98,8 @@ def run_layers(network: IntegerNetwork, pixels: np.ndarray) -> dict[str, np.ndar
                 )
             case Sum():
                 maps[layer.name] = maps[layer.first] + maps[layer.second]
+            case Concatenation():
+                maps[layer.name] = np.concatenate([maps[name] for name in layer.sources], axis=-1)
             case Readout():
                 maps[layer.name] = _logits(layer, network.readout, maps[layer.source])
     return maps
@@ -104,15 +107,16 @@ def run_layers(network: IntegerNetwork, pixels: np.ndarray) -> dict[str, np.ndar
 
 def currents(layer: Neurons, constants: Constants, maps: Mapping[str, np.ndarray]) -> np.ndarray:
     """Currents X of a layer in the units of its membranes, int64 ``b t h w o``; a static image has t = 1."""
-    weights, size = constants.weights, layer.kernel.shape[:2]
-    patches = _patches(maps[layer.source], (size[0], size[1]), layer.strides, layer.padding)
+    weights, (rows, columns) = constants.weights, layer.kernel.shape[:2]
+    window = ((rows, columns), layer.strides, layer.padding, layer.dilation)
+    patches = _patches(maps[layer.source], *window)
     sums = _products(patches, weights, constants.sums) << constants.shift
     if constants.fine is not None:
         sums += _products(patches, constants.fine, constants.sums) << constants.shift >> FINE
     totals = constants.live * sums + constants.bias
     if constants.pads.any():
         inside = np.ones((1, 1, *maps[layer.source].shape[2:4], 1), np.uint8)
-        outside = 1 - _patches(inside, (size[0], size[1]), layer.strides, layer.padding)
+        outside = 1 - _patches(inside, *window)
         totals = totals + _products(outside, constants.pads[:, :, None], INT32)
     if layer.residual is not None:
         totals = totals + _carried(layer.residual, maps[layer.residual.source]) * constants.residual.astype(np.int64)
@@ -157,14 +161,13 @@ def _carried(residual: Residual, spikes: np.ndarray) -> np.ndarray:
     return np.where(channels >= 0, strided[..., channels], 0).astype(np.int64)
 
 
-def _patches(
-    maps: np.ndarray, window: tuple[int, int], strides: tuple[int, int], padding: tuple[int, int]
-) -> np.ndarray:
+def _patches(maps: np.ndarray, window: Pair, strides: Pair, padding: Pair, dilation: Pair = (1, 1)) -> np.ndarray:
     """Windows of ``b t h w c`` as ``b t h' w' kh kw c``, zeros outside."""
-    (ph, pw), (sh, sw) = padding, strides
+    (ph, pw), (sh, sw), (dh, dw) = padding, strides, dilation
     padded = np.pad(maps, ((0, 0), (0, 0), (ph, ph), (pw, pw), (0, 0)))
-    seen = np.lib.stride_tricks.sliding_window_view(padded, window, axis=(2, 3))
-    return np.moveaxis(seen[:, :, ::sh, ::sw], 4, -1)
+    spread = (dh * (window[0] - 1) + 1, dw * (window[1] - 1) + 1)
+    seen = np.lib.stride_tricks.sliding_window_view(padded, spread, axis=(2, 3))
+    return np.moveaxis(seen[:, :, ::sh, ::sw, :, ::dh, ::dw], 4, -1)
 
 
 def _checked_pixels(folded: Folded, pixels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Folded, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded import Concatenation, Folded, MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.runtime.files import write_atomically
 
 # The first version with 2-bit integers; 4-bit integers need 21.
@@ -73,6 +73,9 @@ def onnx_model(folded: Folded) -> Any:
             case Sum():
                 pairs = zip(maps[layer.first], maps[layer.second], strict=True)
                 maps[layer.name] = [build.one("Add", *pair) for pair in pairs]
+            case Concatenation():
+                parts = zip(*(maps[name] for name in layer.sources), strict=True)
+                maps[layer.name] = [build.one("Concat", *each, axis=1) for each in parts]
             case Readout():
                 maps[layer.name] = [_readout(build, layer, maps[layer.source])]
     (currents,) = maps[folded.readout.name]
@@ -145,6 +148,7 @@ def _currents(build: _Builder, layer: Neurons, inputs: list[str]) -> list[str]:
     """Convolution of all steps as one batch, then scale and bias for each channel."""
     joined = build.one("Concat", *inputs, axis=0) if len(inputs) > 1 else inputs[0]
     geometry = {"kernel_shape": layer.kernel.shape[:2], "strides": layer.strides, "pads": layer.padding * 2}
+    geometry |= {"group": layer.groups, "dilations": layer.dilation}
     sums = build.one("Conv", joined, _weights(build, layer), **geometry)
     scaled = build.one("Mul", sums, build.constant(layer.scale[:, None, None]))
     driven = build.one("Add", scaled, build.constant(layer.bias[:, None, None]))

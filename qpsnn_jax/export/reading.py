@@ -85,6 +85,11 @@ def summed_weights(weights: Weights, layer: Weighted) -> np.ndarray:
     return 2.0 * weights.codes[layer.name][0] - layer.quantizer.top
 
 
+def by_weight(values: np.ndarray, groups: int, outputs: int) -> np.ndarray:
+    """Values of the input channels as those of the weights that read them, ``i/groups o``."""
+    return np.repeat(values.reshape(groups, -1).T, outputs // groups, axis=1)
+
+
 def _codes(graph: Graph, variables: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Codes and γ/s of every quantized layer, in one compiled program."""
     quantizers = {node.name: node.quantizer for node in graph.nodes if isinstance(node, Weighted)}

@@ -2,7 +2,7 @@
 
 import math
 
-from qpsnn_jax.export.folded import MaxPool, Neurons, Readout, Sum, sources
+from qpsnn_jax.export.folded import Concatenation, Layer, MaxPool, Neurons, Readout, Sum, sources
 from qpsnn_jax.export.packed.file import Packed
 
 
@@ -39,7 +39,7 @@ def _text(note: object) -> str:
     return ascii(note)[1:-1] if isinstance(note, str) else "?"
 
 
-def _kind(layer: Neurons | MaxPool | Sum | Readout) -> str:
+def _kind(layer: Layer) -> str:
     match layer:
         case Neurons() | Readout():
             height, width, inputs, outputs = layer.kernel.shape
@@ -50,3 +50,5 @@ def _kind(layer: Neurons | MaxPool | Sum | Readout) -> str:
             return f"max-pool {layer.window[0]}×{layer.window[1]}"
         case Sum():
             return "sum"
+        case Concatenation():
+            return "concatenation"

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.export.folded import Folded, Layer, MaxPool, Neurons, Readout, Residual, Sum
-from qpsnn_jax.export.reading import affine, weights_of
+from qpsnn_jax.export.folded import Concatenation, Folded, Layer, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.reading import affine, by_weight, weights_of
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import Node, Quantizer
@@ -117,6 +117,8 @@ def _unfold_layer(
     match layer:
         case Sum():
             graph.append(nodes.Add(layer.name, layer.first, layer.second))
+        case Concatenation():
+            graph.append(nodes.Concatenate(layer.name, layer.sources))
         case MaxPool():
             graph.append(nodes.MaxPool(layer.name, layer.source, layer.window, layer.strides, layer.padding))
         case Readout():
@@ -154,12 +156,13 @@ def _unfold_synapses(
             raise ValueError(f"std must be one number for all channels, as {layer.name!r} has codes, got {std}.")
         scale = scale * (255 * std[0])
     if layer.kernel.dtype != np.uint8:
-        arrays["kernel"] = layer.kernel.astype(np.float64) * scale * (255 * std[:, None])
+        arrays["kernel"] = layer.kernel.astype(np.float64) * scale * (255 * by_weight(std, layer.groups, outputs))
     else:
         quantizer = Quantizer(layer.bits, gamma="learned", granularity="channel", levels=layer.levels)
         arrays["kernel"] = (2.0 * layer.kernel - layer.top) * scale
         arrays["gamma"] = layer.top * scale
     options = {"kernel": tuple(window), "strides": layer.strides, "padding": layer.padding, "quantizer": quantizer}
+    options |= {"groups": layer.groups, "dilation": layer.dilation}
     graph.append(nodes.Conv(conv, layer.source, outputs, bias=moments is None, label=layer.name, **options))
     leaves[conv] = arrays
     if moments is None:

@@ -170,5 +170,5 @@ def _tiny(threshold=1.0, timesteps=2, strict=False, bias=0.0, readout_bias=0.0):
     one = np.ones((1, 1, 1, 1), np.int8)
     scale, zero = np.ones(1, np.float32), np.float32([bias])
     lif = Neurons("lif", "image", one, 8, (1, 1), (0, 0), scale, zero, threshold, strict)
-    fc = Readout("fc", "lif", (1, 1), (1, 1), one, 1.0, np.float32([readout_bias]))
+    fc = Readout("fc", "lif", (1, 1), (1, 1), one, 1.0, np.float32([readout_bias]), 8)
     return Folded(Image("image", (1, 1, 1), (0.0,)), (lif, fc), timesteps)

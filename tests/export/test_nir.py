@@ -317,8 +317,6 @@ FOREIGN = {
     "nothing read": (lambda: _with("side", _neurons((6,)), ("side", "last")), "node 'side': no edge leads to it"),
     "edge to nothing": (lambda: _foreign(edges=[("cells", "absent")]), "an edge from 'cells' to 'absent'"),
     "two inputs": (lambda: _with("in2", nir.Input(np.array([6])), ("in2", "last")), "exactly one Input"),
-    "groups": (lambda: _with("side", _conv(groups=2), ("in", "side"), ("side", "flat")), "node 'side': .*groups"),
-    "dilation": (lambda: _with("side", _conv(dilation=2), ("in", "side"), ("side", "flat")), "node 'side': .*dilation"),
     "channels": (
         lambda: _with("side", _conv(weight=np.ones((2, 3, 1, 1))), ("in", "side"), ("side", "flat")),
         "node 'side': weights of shape .* do not fit 2 channels",

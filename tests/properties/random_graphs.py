@@ -15,6 +15,7 @@ from qpsnn_jax.model.nodes import (
     Attention,
     AveragePool,
     BatchNorm,
+    Concatenate,
     Conv,
     Dense,
     Flatten,
@@ -80,7 +81,7 @@ class Growing:
     def groups(self, channels: int, features: int) -> dict[str, int]:
         """Groups that divide both, in half of the cases of which that is possible more than one."""
         divisors = [n for n in range(2, channels + 1) if channels % n == 0 == features % n]
-        more = divisors and not (self.integers or self.nir) and self.chance(0.5)
+        more = divisors and self.chance(0.5)
         return {"groups": self.one_of(*divisors)} if more else {}
 
     def windows(self, shape: tuple[int, ...], most: int = 3) -> tuple[tuple[int, int], ...]:
@@ -111,7 +112,7 @@ class Growing:
             return self.add(Dense, source, **fields)
         kernel, strides, padding = self.windows(shape)
         fields |= self.groups(shape[-1], fields["features"])
-        dilation = self.pair(1, 2) if not (self.integers or self.nir) and self.chance(0.3) else (1, 1)
+        dilation = self.pair(1, 2) if self.chance(0.3) else (1, 1)
         if all(n + 2 * p > d * (k - 1) for n, k, p, d in zip(shape, kernel, padding, dilation, strict=False)):
             fields["dilation"] = dilation
         return self.add(Conv, source, kernel=kernel, strides=strides, padding=padding, **fields)
@@ -168,6 +169,17 @@ class Growing:
             return self.neurons(last) if self.integers or self.chance(0.7) else last
         return self.add(Add, self.norm(self.weights(flat, size, quantizer=self.quantizer())), flat)
 
+    def concatenated(self, source: str) -> str:
+        """With earlier maps of its size, or with itself; with integers of neurons alone."""
+        values = self.graph().values
+        fit = [n for n, v in values.items() if v.shape[:-1] == values[source].shape[:-1] and v.shape[-1] < 20]
+        if self.integers:
+            fit = [name for name in fit if values[name].spiking and name != self.nodes[0].name]
+        others = [self.one_of(*fit) for _ in range(self.number(0, 2))] if fit else []
+        sources = [source, *others]
+        self.draw.shuffle(sources)
+        return self.add(Concatenate, sources=tuple(sources))
+
     def joined(self, source: str) -> str:
         """The sum with an earlier value of equal shape, or with itself."""
         values = self.graph().values
@@ -182,7 +194,7 @@ def graph_of(seed: int, *, nir: bool = False) -> Graph:
     for _ in range(grow.number(1, 5)):
         if grow.chance(0.2):
             trunk = grow.one_of(*(node.name for node in grow.nodes))
-        blocks = [grow.unit, grow.joined]
+        blocks = [grow.unit, grow.joined] + ([] if nir else [grow.concatenated])
         if len(grow.shape(trunk)) == 3:
             blocks += [grow.unit, grow.residual, grow.residual, grow.pool, grow.hidden]
             blocks += [] if nir else [grow.attention]
@@ -199,11 +211,13 @@ def integer_graph_of(seed: int, *, nir: bool = False) -> Graph:
     """A graph that integers express: quantized layers of spiking neurons, max-pools, sums and a readout."""
     grow = Growing(seed, integers=True, nir=nir)
     trunk = grow.neurons(grow.norm(grow.weights(grow.nodes[0].name)))
+    steps = [_layer, _layer, Growing.residual, _pool, _summed, Growing.hidden]
+    steps += [] if nir else [Growing.concatenated]
     for _ in range(grow.number(1, 4)):
         if len(grow.shape(trunk)) == 1:
             trunk = grow.hidden(trunk)
             continue
-        trunk = grow.one_of(_layer, _layer, Growing.residual, _pool, _summed, Growing.hidden)(grow, trunk)
+        trunk = grow.one_of(*steps)(grow, trunk)
     shape = grow.shape(trunk)
     if len(shape) == 3:
         trunk = _averaged(grow, trunk, shape) if grow.chance(0.6) else grow.add(Flatten, trunk)

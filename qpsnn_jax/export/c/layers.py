@@ -7,7 +7,7 @@ import numpy as np
 
 from qpsnn_jax.export.c.layout import Layout, groups_of, interleaved, padded, planes_of, words_of
 from qpsnn_jax.export.constants import Constants
-from qpsnn_jax.export.folded import Layer, MaxPool, Neurons, Readout, Sum
+from qpsnn_jax.export.folded import Concatenation, Layer, MaxPool, Neurons, Readout, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
 
 _LONGEST_LINE = 116
@@ -33,6 +33,8 @@ def layer_text(network: IntegerNetwork, layout: Layout, index: int, layer: Layer
     match layer:
         case Neurons() if layer.source == layout.folded.image.name:
             return _stem(network, layout, index, layer, title)
+        case Neurons() if layer.groups > 1:
+            return _grouped(network, layout, index, layer, title)
         case Neurons():
             return _neurons(network, layout, index, layer, title)
         case MaxPool():
@@ -42,6 +44,8 @@ def layer_text(network: IntegerNetwork, layout: Layout, index: int, layer: Layer
         case Sum():
             maps = ", ".join(f"(map){_place(layout, name)}" for name in (layer.first, layer.second, layer.name))
             return LayerText([], f"add_maps({maps}); {title}", 0)
+        case Concatenation():
+            return LayerText([], f"{_joined(layout, layer)} {title}", 0)
         case Readout():
             return _readout(network, layout, layer, title)
 
@@ -53,19 +57,48 @@ def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons
         raise ValueError(f"layer {layer.name!r}: C takes no neurons with {layer.kernel[..., 0].size:,} synapses.")
     weights = (unsigned(layout.words.word), interleaved(layer, layout.words))
     arrays = {"weights": weights, **_per_channel(constants, layout), **_residual_arrays(constants, layout, layer)}
+    declared, names, size = _declared(index, arrays)
+    counts = _numbers(layer.bits, words, group, int(layer.levels is not None))
+    dots = f"dot_{layer.bits}_{group}, dot_{layer.bits}_{rest}, {names['weights']}"
+    record = f"static const neurons layer{index} = {_record(layout, layer, counts, dots, names)};\n"
+    return LayerText([title, *declared, record], f"run_neurons(&layer{index});", size)
+
+
+def _grouped(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, title: str) -> LayerText:
+    """Neurons of a convolution in groups: its integers as they are, and the first channel that each output reads."""
+    constants, (*_, inputs, outputs) = network.neurons[layer.name], layer.kernel.shape
+    kernel = 2 * layer.kernel.astype(np.int16) - layer.top
+    if layer.groups * inputs > _MOST_CHANNELS:
+        raise ValueError(f"layer {layer.name!r}: C takes no {layer.groups * inputs:,} channels in groups.")
+    kind = "int8_t" if layer.top < 2**7 else "int16_t"
+    arrays = {"each": (kind, padded(kernel, 0, layout.words))}
+    arrays |= {"first": ("int16_t", np.arange(outputs) // (outputs // layer.groups) * inputs)}
+    arrays |= {**_per_channel(constants, layout), **_residual_arrays(constants, layout, layer)}
+    declared, names, size = _declared(index, arrays)
+    record = _record(layout, layer, _numbers(layer.bits, 0, 0, 0), "0, 0, 0", names)
+    narrow, wide = (names["each"], "0") if kind == "int8_t" else ("0", names["each"])
+    text = f"static const grouped layer{index} = {{{record}, {narrow}, {wide}, {names['first']}, {inputs}}};\n"
+    return LayerText([title, *declared, text], f"run_grouped(&layer{index});", size)
+
+
+def _record(layout: Layout, layer: Neurons, counts: str, dots: str, names: dict[str, str]) -> str:
+    """The C struct of a layer of neurons on spikes."""
     residual, stride = "{0, 0, 0, 0, 0}", 1
     if layer.residual is not None:
         residual, stride = _place(layout, layer.residual.source), layer.residual.stride
-    declared, names, size = _declared(index, arrays)
-    ternary = int(layer.levels is not None)
-    taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, layer.bits, words, group, ternary)
+    taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, *layer.dilation)
     fields = ", ".join(names.get(field, "0") for field in ("bias", "threshold", "live", "shift", "added", "from"))
     maps = ", ".join(_place(layout, name) for name in (layer.source, layer.name))
-    record = (
-        f"static const neurons layer{index} = {{\n    {maps}, {residual}, {taps},\n"
-        f"    dot_{layer.bits}_{group}, dot_{layer.bits}_{rest}, {names['weights']}, {fields}, {stride}}};\n"
-    )
-    return LayerText([title, *declared, record], f"run_neurons(&layer{index});", size)
+    return f"{{\n    {maps}, {residual}, {taps}, {counts},\n    {dots}, {fields}, {stride}}}"
+
+
+def _joined(layout: Layout, layer: Concatenation) -> str:
+    """The statements that copy the channels of every map behind those of the one before."""
+    out, first, calls = f"(map){_place(layout, layer.name)}", 0, []
+    for name in layer.sources:
+        calls.append(f"copy_channels((map){_place(layout, name)}, {out}, {first});")
+        first += layout.folded.maps[name].shape[2]
+    return " ".join([f"clear_map({out});", *calls])
 
 
 def _residual_arrays(constants: Constants, layout: Layout, layer: Neurons) -> dict[str, tuple[str, np.ndarray]]:
@@ -90,7 +123,7 @@ def _stem(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, t
         arrays["fine"] = ("uint8_t", padded(constants.fine, 0, layout.words))
     arrays |= {"pads": ("int32_t", padded(constants.pads, 0, layout.words)), **_per_channel(constants, layout)}
     declared, names, size = _declared(index, arrays)
-    taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding)
+    taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, *layer.dilation)
     fields = ", ".join(
         names.get(field, "0") for field in ("weights", "fine", "pads", "bias", "threshold", "live", "shift")
     )

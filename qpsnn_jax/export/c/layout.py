@@ -68,6 +68,11 @@ def on_spikes(folded: Folded) -> Iterable[Neurons]:
     return (layer for layer in folded.neurons if layer.source != folded.image.name)
 
 
+def by_words(folded: Folded) -> Iterable[Neurons]:
+    """Those among them whose outputs all read the same channels, in words."""
+    return (layer for layer in on_spikes(folded) if layer.groups == 1)
+
+
 def patches_of(folded: Folded, layer: Neurons) -> int:
     """Patches at one position: steps times bit planes."""
     return folded.timesteps * planes_of(folded.maps[layer.source])
@@ -108,7 +113,7 @@ def _lanes(folded: Folded) -> int:
     sizes = {
         lanes: sum(
             math.prod(layer.kernel.shape[:3]) * layer.bits * lanes * -(-layer.kernel.shape[3] // lanes)
-            for layer in on_spikes(folded)
+            for layer in by_words(folded)
         )
         for lanes in (8, 16)
     }

@@ -113,7 +113,7 @@ static inline void fire(int32_t *restrict v, const int32_t *restrict current, co
   store(out, spikes);
 }
 
-//@ neurons
+//@ on_spikes
 typedef void dot_products(const word *restrict, const uint16_t *restrict, int, int, const word *restrict,
                           int32_t *restrict);
 
@@ -122,7 +122,7 @@ typedef void dot_products(const word *restrict, const uint16_t *restrict, int, i
    residual, `added` is what one of its spikes adds, and `from` its channel for each output, or 0 for the same. */
 typedef struct {
   map in, out, residual;
-  int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x, bits, words, group, ternary;
+  int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, bits, words, group, ternary;
   dot_products *dot, *rest;
   const word *weights;
   const int32_t *bias, *threshold;
@@ -132,48 +132,6 @@ typedef struct {
   const int16_t *from;
   int residual_stride;
 } neurons;
-
-/* Copies the bits under a window, one after the other, into words `step` apart; returns how many are set. */
-static int32_t gather(const neurons *n, int t, int plane, int y0, int x0, word *to, int step) {
-  const map *in = &n->in;
-  const int channels = in->channels, bytes = pixel_bytes(in);
-  word current = 0, ones = 0;
-  int fill = 0;
-  for (int y = y0; y < y0 + n->kernel_h; y++) {
-    const uint8_t *row = pixel(in, t, y < 0 || y >= in->height ? 0 : y, 0) + plane * plane_bytes(in);
-    for (int x = x0; x < x0 + n->kernel_w; x++) {
-      const int inside = y >= 0 && y < in->height && x >= 0 && x < in->width;
-      const uint8_t *p = inside ? row + x * bytes : memory;
-      for (int c = 0; c < channels; c += WORD, p += WORD / 8) {
-        const int size = channels - c < WORD ? channels - c : WORD;
-        const word bits = inside ? load(p) & ((word)-1 >> (WORD - size)) : 0;
-        ones += popcount(bits);
-        current |= bits << fill;
-        fill += size;
-        if (fill >= WORD) {
-          fill -= WORD;
-          *to = current;
-          to += step;
-          current = fill ? bits >> (size - fill) : 0;
-        }
-      }
-    }
-  }
-  if (fill) *to = current;
-  return (int32_t)ones;
-}
-
-/* Lists the words that are not zero in every one of `group` patches. */
-static int listed(const word *x, int words, int step, int group, uint16_t *list) {
-  int count = 0;
-  for (int k = 0; k < words; k++) {
-    word any = 0;
-    for (int v = 0; v < group; v++) any |= x[k * step + v];
-    list[count] = (uint16_t)k;
-    count += any != 0;
-  }
-  return count;
-}
 
 /* The residual's spikes for each output, [step][plane][output]. */
 static void carry(const neurons *n, int y, int x) {
@@ -220,6 +178,49 @@ static void run_block(const neurons *n, int block, int32_t *restrict sums, const
   }
 }
 
+//@ neurons
+/* Copies the bits under a window, one after the other, into words `step` apart; returns how many are set. */
+static int32_t gather(const neurons *n, int t, int plane, int y0, int x0, word *to, int step) {
+  const map *in = &n->in;
+  const int channels = in->channels, bytes = pixel_bytes(in);
+  word current = 0, ones = 0;
+  int fill = 0;
+  for (int ky = 0, y = y0; ky < n->kernel_h; ky++, y += n->dilation_y) {
+    const uint8_t *row = pixel(in, t, y < 0 || y >= in->height ? 0 : y, 0) + plane * plane_bytes(in);
+    for (int kx = 0, x = x0; kx < n->kernel_w; kx++, x += n->dilation_x) {
+      const int inside = y >= 0 && y < in->height && x >= 0 && x < in->width;
+      const uint8_t *p = inside ? row + x * bytes : memory;
+      for (int c = 0; c < channels; c += WORD, p += WORD / 8) {
+        const int size = channels - c < WORD ? channels - c : WORD;
+        const word bits = inside ? load(p) & ((word)-1 >> (WORD - size)) : 0;
+        ones += popcount(bits);
+        current |= bits << fill;
+        fill += size;
+        if (fill >= WORD) {
+          fill -= WORD;
+          *to = current;
+          to += step;
+          current = fill ? bits >> (size - fill) : 0;
+        }
+      }
+    }
+  }
+  if (fill) *to = current;
+  return (int32_t)ones;
+}
+
+/* Lists the words that are not zero in every one of `group` patches. */
+static int listed(const word *x, int words, int step, int group, uint16_t *list) {
+  int count = 0;
+  for (int k = 0; k < words; k++) {
+    word any = 0;
+    for (int v = 0; v < group; v++) any |= x[k * step + v];
+    list[count] = (uint16_t)k;
+    count += any != 0;
+  }
+  return count;
+}
+
 static void run_neurons(const neurons *n) {
   const int planes = n->in.planes, patches = STEPS * planes;
   const int step = n->out.height * n->out.width * plane_bytes(&n->out);
@@ -253,13 +254,62 @@ static void run_neurons(const neurons *n) {
   }
 }
 
+//@ grouped
+/* Spiking neurons that read the channels of their group alone: `first` and those that follow, `inputs` of them. Weights
+   lie as [tap][channel of the group][output], in 8 or in 16 bits. */
+typedef struct {
+  neurons of;
+  const int8_t *narrow;
+  const int16_t *wide, *first;
+  int inputs;
+} grouped;
+
+/* Adds the weights of every spike in one plane of a patch to the sums of a block. */
+static void add_weights(const grouped *g, int t, int plane, int y0, int x0, int block, int32_t *restrict sums) {
+  const neurons *n = &g->of;
+  const map *in = &n->in;
+  const int outputs = blocks_of(&n->out) * LANES, begin = block * LANES;
+  const int lanes = n->out.channels - begin < LANES ? n->out.channels - begin : LANES;
+  for (int l = 0; l < LANES; l++) sums[l] = 0;
+  for (int tap = 0; tap < n->kernel_h * n->kernel_w; tap++) {
+    const int y = y0 + tap / n->kernel_w * n->dilation_y, x = x0 + tap % n->kernel_w * n->dilation_x;
+    if (y < 0 || y >= in->height || x < 0 || x >= in->width) continue;
+    const uint8_t *bits = pixel(in, t, y, x) + plane * plane_bytes(in);
+    for (int i = 0; i < g->inputs; i++) {
+      const int at = (tap * g->inputs + i) * outputs + begin;
+      for (int l = 0; l < lanes; l++) {
+        const int c = g->first[begin + l] + i;
+        const int32_t weight = g->narrow ? g->narrow[at + l] : g->wide[at + l];
+        sums[l] += weight & -(bits[c >> 3] >> (c & 7) & 1);
+      }
+    }
+  }
+}
+
+static void run_grouped(const grouped *g) {
+  const neurons *n = &g->of;
+  const int planes = n->in.planes, step = n->out.height * n->out.width * plane_bytes(&n->out);
+  int32_t offsets[STEPS] = {0}, sums[PATCHES * LANES];
+  for (int y = 0; y < n->out.height; y++) {
+    for (int x = 0; x < n->out.width; x++) {
+      const int y0 = y * n->stride_y - n->pad_y, x0 = x * n->stride_x - n->pad_x;
+      if (n->added) carry(n, y, x);
+      uint8_t *out = pixel(&n->out, 0, y, x);
+      for (int b = 0; b < blocks_of(&n->out); b++, out += LANES / 8) {
+        for (int v = 0; v < STEPS * planes; v++) add_weights(g, v / planes, v % planes, y0, x0, b, sums + v * LANES);
+        run_block(n, b, sums, offsets, out, step);
+      }
+    }
+  }
+}
+
 //@ stem
 /* Spiking neurons on pixels. Weights lie as [tap][channel][output]; `fine` are 256ths of a weight; a tap outside the
    image adds `pads`, what a pixel of mean colour would. */
 typedef struct {
   int height, width, channels;
   map out;
-  int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x;
+  int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x;
   const int16_t *weights;
   const uint8_t *fine;
   const int32_t *pads, *bias, *threshold;
@@ -271,7 +321,7 @@ static void look(const stem *n, const uint8_t *image, int y0, int x0, int output
   for (int o = 0; o < outputs; o++) whole[o] = parts[o] = outside[o] = 0;
   for (int ky = 0; ky < n->kernel_h; ky++) {
     for (int kx = 0; kx < n->kernel_w; kx++) {
-      const int y = y0 + ky, x = x0 + kx, tap = ky * n->kernel_w + kx;
+      const int y = y0 + ky * n->dilation_y, x = x0 + kx * n->dilation_x, tap = ky * n->kernel_w + kx;
       if (y < 0 || y >= n->height || x < 0 || x >= n->width) {
         const int32_t *pads = n->pads + tap * outputs;
         for (int o = 0; o < outputs; o++) outside[o] += pads[o];
@@ -346,6 +396,30 @@ static void add_maps(map first, map second, map out) {
             const int v = p < second.planes ? pixel(&second, t, y, x)[p * bytes + b] : 0;
             pixel(&out, t, y, x)[p * bytes + b] = (uint8_t)(u ^ v ^ over);
             over = (u & v) | (over & (u ^ v));
+          }
+        }
+      }
+    }
+  }
+}
+
+//@ concatenation
+static void clear_map(map out) {
+  for (int i = 0; i < STEPS * out.height * out.width * pixel_bytes(&out); i++) memory[out.at + i] = 0;
+}
+
+/* Copies a map to the channels of another from `first` on, where there are zeros. */
+static void copy_channels(map in, map out, int first) {
+  for (int t = 0; t < STEPS; t++) {
+    for (int y = 0; y < out.height; y++) {
+      for (int x = 0; x < out.width; x++) {
+        for (int p = 0; p < in.planes; p++) {
+          const uint8_t *from = pixel(&in, t, y, x) + p * plane_bytes(&in);
+          uint8_t *to = pixel(&out, t, y, x) + p * plane_bytes(&out) + (first >> 3);
+          for (int b = 0; 8 * b < in.channels; b++) {
+            const int bits = from[b] << (first & 7);
+            to[b] |= (uint8_t)bits;
+            if (bits >> 8) to[b + 1] |= (uint8_t)(bits >> 8);
           }
         }
       }

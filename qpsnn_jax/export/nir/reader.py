@@ -83,8 +83,8 @@ def import_nir(
     Raises:
         ValueError: T is not known, a number is out of range, or something that a graph does not express, naming the
             node: another kind than Input, Conv2d, Affine, Linear, LIF, AvgPool2d, Flatten to one axis and Output;
-            neurons of one node that differ, that do not rest and reset at zero or whose τ is less than dt; groups or
-            dilation; a cycle, a dead end, or an output that is not that of one layer over its complete input.
+            neurons of one node that differ, that do not rest and reset at zero or whose τ is less than dt; a
+            cycle, a dead end, or an output that is not that of one layer over its complete input.
     """
     notes = document.metadata if isinstance(document.metadata, Mapping) else {}
     timesteps = timesteps if timesteps is not None else notes.get("timesteps")
@@ -158,11 +158,11 @@ def _input(reader: Reader, found: Found) -> str:
 
 def _conv(reader: Reader, found: Found) -> str:
     name, node = found.name, found.node
-    if pair_field(name, "groups", node.groups, 1) != (1, 1) or pair_field(name, "dilation", node.dilation, 1) != (1, 1):
-        raise ValueError(f"node {name!r}: a Graph has no convolution with groups or dilation.")
+    groups, dilation = pair_field(name, "groups", node.groups, 1)[0], pair_field(name, "dilation", node.dilation, 1)
     weight, bias = weights_field(name, "weight", node.weight, 4), weights_field(name, "bias", node.bias, 1)
     strides = pair_field(name, "stride", node.stride, 1)
-    return _weighted(reader, found, weight, bias, strides, _padding(name, node.padding, strides, weight.shape[2:]))
+    padding = _padding(name, node.padding, strides, weight.shape[2:], dilation)
+    return _weighted(reader, found, weight, bias, strides, padding, groups, dilation)
 
 
 def _affine(reader: Reader, found: Found) -> str:
@@ -174,25 +174,36 @@ def _affine(reader: Reader, found: Found) -> str:
     return _weighted(reader, found, weight.reshape(-1, c, h, w), bias, (1, 1), (0, 0))
 
 
-def _weighted(reader: Reader, found: Found, weight: np.ndarray, bias: np.ndarray, strides: Pair, padding: Pair) -> str:
-    """A convolution with weights ``o i h w``, or the shortcut or readout that it represents."""
+def _weighted(
+    reader: Reader,
+    found: Found,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    strides: Pair,
+    padding: Pair,
+    groups: int = 1,
+    dilation: Pair = (1, 1),
+) -> str:
+    """A convolution with weights ``o i/groups h w``, or the shortcut or readout that it represents."""
     name, source = found.name, found.source
     *size, channels = reader.hwc(source)
     outputs, inputs, *window = weight.shape
-    if inputs != channels or bias.shape != (outputs,):
+    if inputs * groups != channels or bias.shape != (outputs,):
         raise ValueError(f"node {name!r}: weights of shape {weight.shape} do not fit {channels} channels.")
     kernel = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
     bias_of = {"bias": bias} if bias.any() else {}
     readers = [type(reader.nodes_of[other]).__name__ for other in reader.readers[name]]
-    if readers == ["Output"] and window == size and padding == (0, 0):
+    plain = groups == 1 and dilation == (1, 1)
+    if plain and readers == ["Output"] and window == size and padding == (0, 0):
         flat = reader.add(Flatten(reader.fresh(f"{name}.flat"), source))
         reader.params[name] = {"kernel": kernel.reshape(-1, outputs), **bias_of}
         return reader.add(Dense(name, flat, outputs, bias=bool(bias_of)))
-    if (carried := _carried(weight, bias, strides, padding)) is not None:
+    if plain and (carried := _carried(weight, bias, strides, padding)) is not None:
         return reader.add(Shortcut(name, source, carried, strides[0]))
     reader.params[name] = {"kernel": kernel, **bias_of}
     kernel_size = (window[0], window[1])
-    return reader.add(Conv(name, source, outputs, kernel_size, strides, padding, bias=bool(bias_of)))
+    options = {"bias": bool(bias_of), "groups": groups, "dilation": dilation}
+    return reader.add(Conv(name, source, outputs, kernel_size, strides, padding, **options))
 
 
 def _carried(weight: np.ndarray, bias: np.ndarray, strides: Pair, padding: Pair) -> tuple[int, ...] | None:
@@ -253,7 +264,7 @@ def _output(reader: Reader, found: Found) -> str:
     return found.source
 
 
-def _padding(name: str, value: Any, strides: Pair, window: tuple[int, ...]) -> Pair:
+def _padding(name: str, value: Any, strides: Pair, window: tuple[int, ...], dilation: Pair) -> Pair:
     text = value.decode(errors="replace") if isinstance(value, bytes) else value
     if not isinstance(text, str):
         return pair_field(name, "padding", value, 0)
@@ -261,9 +272,10 @@ def _padding(name: str, value: Any, strides: Pair, window: tuple[int, ...]) -> P
         return 0, 0
     if text != "same":
         raise ValueError(f"node {name!r}: padding must be integers, 'same' or 'valid', got {text[:80]!r}.")
-    if strides != (1, 1) or any(k % 2 == 0 for k in window):
+    around = [d * (k - 1) for d, k in zip(dilation, window, strict=True)]
+    if strides != (1, 1) or any(n % 2 for n in around):
         raise ValueError(f"node {name!r}: its padding is not the same on both sides.")
-    return window[0] // 2, window[1] // 2
+    return around[0] // 2, around[1] // 2
 
 
 READINGS: dict[str, Callable[[Reader, Found], str]] = {

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qpsnn_jax.export.folded import among_all
 from qpsnn_jax.export.nir.file import nir_package
 from qpsnn_jax.export.reading import (
     Weights,
@@ -173,15 +174,15 @@ def _(node: Flatten, build: Builder, sources: Sequence[Translated]) -> Translate
 
 @translate.register
 def _(node: Conv | Dense, build: Builder, sources: Sequence[Translated]) -> Translated:
-    """A convolution; a dense layer is one whose kernel covers its complete input."""
+    """A convolution, with zeros between groups; a dense layer is one whose kernel covers its complete input."""
     (source,) = sources
-    if isinstance(node, Conv) and (node.groups != 1 or node.dilation != (1, 1)):
-        raise ValueError(f"node {node.name!r}: a convolution in groups or with dilation cannot be exported to NIR.")
     factor, bias = affine(build.weights, node, build.norms.get(node.name))
     kernel = summed_weights(build.weights, node) * factor
     if isinstance(node, Dense):
         return _conv(build, node.name, source, kernel.reshape(*source.shape, node.features), bias)
-    return _conv(build, node.name, source, kernel, bias, node.strides, node.padding)
+    # The package nir takes the channels of one group for those of the input.
+    kernel = among_all(kernel, node.groups)
+    return _conv(build, node.name, source, kernel, bias, node.strides, node.padding, node.dilation)
 
 
 def _conv(
@@ -192,17 +193,18 @@ def _conv(
     bias: np.ndarray,
     strides: Pair = (1, 1),
     padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
 ) -> Translated:
     h, w, _, features = kernel.shape
     if h != w:
         raise ValueError(f"node {name!r}: a kernel of {h}×{w} is not square, and NIR infers shapes from its height.")
-    shape = (*Geometry(source.shape[:2], (h, w), strides, padding).output_hw, features)
+    shape = (*Geometry(source.shape[:2], (h, w), strides, padding, dilation).output_hw, features)
     layer = build.nir.Conv2d(
         input_shape=source.shape[:2],
         weight=np.ascontiguousarray(kernel.transpose(3, 2, 0, 1), np.float32),
         stride=strides,
         padding=padding,
-        dilation=(1, 1),
+        dilation=dilation,
         groups=1,
         bias=bias.astype(np.float32),
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded import Concatenation, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
 
 DTYPES = {"codes": np.uint8, "int8": np.int8, "float32": np.float32, "ternary": np.uint8}
 _KINDS = {np.dtype(dtype): kind for kind, dtype in reversed(DTYPES.items())}
@@ -35,6 +35,9 @@ def describe(layer: Layer) -> dict[str, Any]:
         case Neurons():
             entry = {"kind": "neurons", "source": layer.source, "kernel": _kernel(layer, layer.levels)}
             entry |= {"strides": layer.strides, "padding": layer.padding}
+            # Left out where they change nothing, as most files need neither.
+            entry |= {"groups": layer.groups} if layer.groups != 1 else {}
+            entry |= {"dilation": layer.dilation} if layer.dilation != (1, 1) else {}
             entry |= {"threshold": layer.threshold, "strict": layer.strict, "residual": None}
             if (residual := layer.residual) is not None:
                 runs = _runs(residual.channels)
@@ -44,6 +47,8 @@ def describe(layer: Layer) -> dict[str, Any]:
             entry |= {"strides": layer.strides, "padding": layer.padding}
         case Sum():
             entry = {"kind": "sum", "first": layer.first, "second": layer.second}
+        case Concatenation():
+            entry = {"kind": "concatenation", "sources": layer.sources}
         case Readout():
             entry = {"kind": "readout", "source": layer.source, "kernel": _kernel(layer)}
             entry |= {"window": layer.window, "strides": layer.strides}
@@ -92,6 +97,8 @@ def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
     name, kind = _name(entry["name"]), entry["kind"]
     if kind == "sum":
         return Sum(name, _name(entry["first"]), _name(entry["second"]))
+    if kind == "concatenation":
+        return Concatenation(name, tuple(_name(source) for source in _list(entry["sources"])))
     source, strides = _name(entry["source"]), _pair(entry["strides"])
     if kind == "max_pool":
         return MaxPool(name, source, _pair(entry["window"]), strides, _pair(entry["padding"]))
@@ -113,7 +120,8 @@ def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
     threshold = _number("a threshold", entry["threshold"])
     levels = 3 if entry["kernel"]["kind"] == "ternary" else None
     options = (strides, _pair(entry["padding"]), scale, bias, threshold, entry["strict"], residual, levels)
-    return Neurons(name, source, kernel, entry["kernel"]["bits"], *options)
+    groups, dilation = entry.get("groups", 1), _pair(entry.get("dilation", [1, 1]))
+    return Neurons(name, source, kernel, entry["kernel"]["bits"], *options, groups, dilation)
 
 
 def _runs(channels: tuple[int, ...]) -> list[list[int]]:

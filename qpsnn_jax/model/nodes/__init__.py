@@ -7,7 +7,7 @@ from qpsnn_jax.model.nodes.neurons import LIF, Neuron
 from qpsnn_jax.model.nodes.norm import BatchNorm
 from qpsnn_jax.model.nodes.pools import AveragePool, GlobalAveragePool, MaxPool
 from qpsnn_jax.model.nodes.quantizer import Quantizer
-from qpsnn_jax.model.nodes.shapes import Add, Flatten, Shortcut
+from qpsnn_jax.model.nodes.shapes import Add, Concatenate, Flatten, Shortcut
 from qpsnn_jax.model.nodes.weighted import Conv, Dense, Weighted
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "AttentionTrace",
     "AveragePool",
     "BatchNorm",
+    "Concatenate",
     "Context",
     "Conv",
     "Count",

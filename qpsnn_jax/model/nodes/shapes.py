@@ -1,4 +1,4 @@
-"""Nodes that rearrange or add their inputs."""
+"""Nodes that rearrange, join or add their inputs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -74,6 +74,44 @@ class Shortcut(Unary):
             place = {int(channel): i for i, channel in enumerate(left)}
             source = tuple(place.get(channel, -1) for channel in source)
         return dataclasses.replace(self, source=source)
+
+
+@dataclass(frozen=True)
+class Concatenate(Node):
+    """The channels of several nodes, one after the other; maps of equal height and width, or flat values.
+
+    Args:
+        sources: names of the nodes. Channels that are removed from one of them are missing here.
+    """
+
+    sources: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sources, tuple) or not self.sources:
+            raise ValueError(f"node {self.name!r}: sources must be a tuple of names of nodes, got {self.sources!r}.")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the nodes it reads."""
+        return self.sources
+
+    def infer(self, inputs: Values) -> Value:
+        """All channels, with a time axis if any input has one; spikes if all are."""
+        shapes = [value.shape for value in inputs]
+        if len({shape[:-1] for shape in shapes}) != 1:
+            raise ValueError(f"concatenates maps of different sizes, {', '.join(map(str, shapes))}.")
+        shape = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        return Value(shape, any(value.timed for value in inputs), all(value.spiking for value in inputs))
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """The concatenation of the last axes."""
+        return Result(jnp.concatenate(inputs, axis=-1))
+
+    def ties(self, inputs: Values) -> Sequence[np.ndarray]:
+        """The channels of each input in turn, one to one."""
+        sizes = [value.shape[-1] for value in inputs]
+        starts = np.cumsum([0, *sizes])
+        return [np.arange(n)[:, None] + [start, 0] for start, n in zip(starts, sizes, strict=False)]
 
 
 @dataclass(frozen=True)
