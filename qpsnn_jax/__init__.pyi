@@ -30,11 +30,13 @@ from .model.layers import BatchNorm as BatchNorm
 from .model.layers import LIFLayer as LIFLayer
 from .model.layers import QuantConv as QuantConv
 from .model.layers import QuantDense as QuantDense
+from .model.masks import with_masks as with_masks
 from .model.network import Output as Output
 from .model.network import SpikingNetwork as SpikingNetwork
 from .model.nodes import AttentionTrace as AttentionTrace
 from .model.nodes import Quantizer as Quantizer
 from .model.precision import with_edge_bits as with_edge_bits
+from .model.precision import with_float_weights as with_float_weights
 from .model.precision import with_layer_bits as with_layer_bits
 from .model.settings import NetworkSettings as NetworkSettings
 from .model.sparsity import connection_sparsity as connection_sparsity
@@ -64,6 +66,11 @@ from .pruning.bits import allocate_bits as allocate_bits
 from .pruning.bits import bit_sensitivity as bit_sensitivity
 from .pruning.budget import allocate as allocate
 from .pruning.channels import channel_groups as channel_groups
+from .pruning.masks import mask_by as mask_by
+from .pruning.masks import weight_at_random as weight_at_random
+from .pruning.masks import weight_by_gradient as weight_by_gradient
+from .pruning.masks import weight_by_rate as weight_by_rate
+from .pruning.masks import weight_magnitude as weight_magnitude
 from .pruning.rank import matrix_ranks as matrix_ranks
 from .pruning.removal import prune as prune
 from .pruning.rounds import pruning_rounds as pruning_rounds

@@ -74,6 +74,8 @@ def weighted(node: Any, x: np.ndarray, variables: Mapping[str, Any], kernel: np.
         kernel = np.asarray(params["kernel"], np.float64)
         if node.quantizer is not None:
             kernel = quantized(node.quantizer, kernel, variables["scales"][node.name]["gain"])
+        if node.masked:
+            kernel = kernel * variables["masks"][node.name]["mask"]
     if kernel.ndim == 2:
         sums = x @ kernel
     else:

@@ -28,6 +28,8 @@ def random_variables(graph: Graph, seed: int = 0) -> dict:
                 values = draw.uniform(0.8, 1.6, leaf.shape)
             case "var":
                 values = draw.uniform(0.1, 0.4, leaf.shape)
+            case "mask":
+                values = draw.random(leaf.shape) < 0.5
             case _:
                 values = draw.normal(size=leaf.shape) * 0.2
         return values.astype(leaf.dtype)

@@ -221,6 +221,8 @@ def _current_of_sum(node: nodes.Add, folding: Folding) -> Current:
 
 def _synapses(layer: Weighted, factor: np.ndarray, folding: Folding) -> tuple[str, np.ndarray, int, np.ndarray]:
     """The map that a layer reads, its weights ``h w i o``, their bits and the scale of each channel."""
+    if layer.masked:
+        raise ValueError(f"node {layer.name!r}: a masked layer cannot be exported as integers.")
     source, kernel = weights_on_map(folding.graph, folding.weights, layer)
     if source == folding.graph.input.name:
         if layer.quantizer is None:

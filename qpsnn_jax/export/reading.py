@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.masks import read_masks
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Node, Quantizer, Weighted
 from qpsnn_jax.model.variables import check_variables
 from qpsnn_jax.numerics.quantization import Codes
 
 
 class Weights(NamedTuple):
-    """Variables in float64, and for every quantized layer the codes c and the scale γ/s of each channel."""
+    """Variables in float64, for every quantized layer the codes c and each channel's scale γ/s, and the masks."""
 
     variables: Mapping[str, Any]
     codes: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    masks: Mapping[str, np.ndarray]
 
 
 def registered(reading: Any, node: Node) -> Callable[..., Any]:
@@ -42,11 +44,11 @@ def weights_of(graph: Graph, variables: Mapping[str, Any]) -> Weights:
     """The variables of a graph in float64, with the codes of its quantized layers.
 
     Raises:
-        ValueError: they are not the graph's.
+        ValueError: they are not the graph's, or a mask does not consist of 0 and 1.
     """
     check_variables(graph, variables)
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
-    return Weights(arrays, _codes(graph, variables))
+    return Weights(arrays, _codes(graph, variables), read_masks(graph, variables))
 
 
 def neuron_options(weights: Weights, node: LIF) -> tuple[float, float]:
@@ -80,9 +82,10 @@ def affine(weights: Weights, layer: Weighted, norm: BatchNorm | None) -> tuple[n
 
 def summed_weights(weights: Weights, layer: Weighted) -> np.ndarray:
     """The weights that a layer's factor multiplies, float64: the integers 2c - s, or unquantized the kernel."""
+    mask = weights.masks.get(layer.name, True)
     if layer.quantizer is None:
-        return weights.variables["params"][layer.name]["kernel"]
-    return 2.0 * weights.codes[layer.name][0] - layer.quantizer.top
+        return weights.variables["params"][layer.name]["kernel"] * mask
+    return (2.0 * weights.codes[layer.name][0] - layer.quantizer.top) * mask
 
 
 def by_weight(values: np.ndarray, groups: int, outputs: int) -> np.ndarray:

@@ -29,6 +29,8 @@ def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) ->
     node = graph.output
     if not isinstance(node, Dense):
         raise ValueError(f"node {node.name!r}: the last node must be a dense readout.")
+    if node.masked:
+        raise ValueError(f"node {node.name!r}: a masked layer cannot be exported as integers.")
     read = _flattened(graph, node)
     source, window, strides = window_of(graph.by_name[read], graph)
     if source not in spikes:

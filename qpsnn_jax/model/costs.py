@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.masks import read_masks
 from qpsnn_jax.model.network import Reducer
 from qpsnn_jax.model.nodes.base import Activity, Count, Node
 from qpsnn_jax.numerics.neurons import LIFTrace
@@ -164,23 +165,31 @@ def activity_reducers(graph: Graph) -> dict[str, Reducer]:
     return {name: partial(graph.by_name[name].measure, graph.values[name]) for name in sorted(names)}
 
 
-def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Energy | None = None) -> Cost:
+def cost(
+    graph: Graph,
+    activity: Mapping[str, Any] | None = None,
+    *,
+    masks: Mapping[str, Any] | None = None,
+    energy: Energy | None = None,
+) -> Cost:
     r"""Cost of a network for one image.
 
     Size is Eq. 16, :math:`\sum q_i b_i + 32 \sum f_i` bits: quantized weights at b bits, everything else at 32; running
     statistics and γ are not counted. A synaptic operation is one non-zero input at one synapse, exact at the borders.
+    Of a masked layer what is left counts, with the cheapest index (:mod:`qpsnn_jax.numerics.sparsity`).
 
     Args:
         graph: the network.
         activity: as measured with :func:`activity_reducers`, or a mean firing rate in place of a map, such as
             :attr:`Cost.firing_rates`; operations that depend on a missing activity are None.
-        energy: pJ per MAC and AC; 45 nm by default.
+        masks: the collection ``masks`` of the variables; without it masked layers count in full.
+        energy: 45 nm by default.
 
     Returns:
         A :class:`Cost`.
 
     Raises:
-        ValueError: an activity map whose shape is not that of its node, or of a node that does not exist.
+        ValueError: an activity map or a mask whose shape is not that of its node, or of a node that does not exist.
 
     References:
         QP-SNN (ICLR 2025), Eq. 16 and section 5; operations as in NeuroBench (Yik et al., 2025).
@@ -188,7 +197,8 @@ def cost(graph: Graph, activity: Mapping[str, Any] | None = None, *, energy: Ene
     activity = activity or {}
     if unknown := [name for name in activity if name not in graph.by_name]:
         raise ValueError(f"activity names {unknown[0]!r}, which is not a node of the graph.")
-    nodes = [_node_cost(graph, node, activity) for node in graph.nodes]
+    known = {} if masks is None else read_masks(graph, {"masks": masks})
+    nodes = [_node_cost(graph, node, activity, known.get(node.name)) for node in graph.nodes]
     return Cost(tuple(node for node in nodes if node is not None), graph.timesteps, energy or Energy())
 
 
@@ -218,24 +228,26 @@ def sops_reducers(graph: Graph) -> dict[str, Reducer]:
     return {name: partial(_synaptic_operations, reached=synapses) for name, synapses in reached.items()} | own
 
 
-def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any]) -> NodeCost | None:
+def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any], mask: np.ndarray | None) -> NodeCost | None:
     """The cost of a node; None for a node without arrays and operations."""
     inputs = graph.inputs_of(node)
     leaves = node.leaves(inputs).values()
-    counted = node.count(inputs, _activity(graph, node, activity), graph.timesteps)
+    counted = node.count(inputs, _activity(graph, node, activity)._replace(mask=mask), graph.timesteps)
     if not leaves and counted == Count():
         return None
+    operations = counted._asdict()
+    removed, saved = operations.pop("removed"), operations.pop("saved_bits")
     if graph.input.name in node.inputs:
-        counted = counted._replace(connections=0)
+        operations["connections"] = 0
     params = [leaf for leaf in leaves if leaf.collection == "params"]
     return NodeCost(
         node.name,
         type(node).__name__,
-        params=sum(leaf.size for leaf in params),
-        quantized=sum(leaf.size for leaf in params if leaf.bits < _FULL_PRECISION_BITS),
-        size_bits=sum(leaf.storage for leaf in params),
+        params=sum(leaf.size for leaf in params) - removed,
+        quantized=max(0, sum(leaf.size for leaf in params if leaf.bits < _FULL_PRECISION_BITS) - removed),
+        size_bits=sum(leaf.storage for leaf in params) - saved,
         buffer_bits=sum(leaf.storage for leaf in leaves if leaf.collection != "params"),
-        **counted._asdict(),
+        **operations,
     )
 
 

@@ -19,7 +19,7 @@ from qpsnn_jax.model.nodes.quantizer import Quantizer
 from qpsnn_jax.runtime.checks import integer
 from qpsnn_jax.runtime.naming import NotImportedError, find_imported, name_of
 
-_COLLECTIONS = ("params", "batch_stats", "scales")
+_COLLECTIONS = ("params", "batch_stats", "scales", "masks")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class QuantConv(nn.Module):
         kernel, strides, padding: height and width; padding is that many zeros on each side.
         quantizer: how the weights are quantized.
         bias: whether a bias is added.
-        groups, dilation: as those of :class:`qpsnn_jax.nodes.Conv`.
+        groups, dilation, masked: as those of :class:`qpsnn_jax.nodes.Conv`.
         spiking: whether the input consists of 0 and 1 only, which is not checked.
         precision: of the convolution of spikes, as in :func:`qpsnn_jax.conv_spikes`.
 
@@ -65,6 +65,7 @@ class QuantConv(nn.Module):
     bias: bool = False
     groups: int = 1
     dilation: Pair = (1, 1)
+    masked: bool = False
     spiking: bool = False
     precision: Precision = "auto"
 
@@ -82,6 +83,7 @@ class QuantConv(nn.Module):
             self.bias,
             groups=self.groups,
             dilation=self.dilation,
+            masked=self.masked,
         )
         check_precision(self.precision)
         given = _value(x, spatial=2, spiking=self.spiking)
@@ -99,6 +101,7 @@ class QuantDense(nn.Module):
         features: outputs o.
         quantizer: how the weights are quantized.
         bias: whether a bias is added.
+        masked: as that of :class:`qpsnn_jax.nodes.Conv`.
 
     Raises:
         ValueError: an argument is out of range, or the input is not ``b i`` or ``b t i``.
@@ -110,11 +113,14 @@ class QuantDense(nn.Module):
     features: int
     quantizer: Quantizer | None = Quantizer()
     bias: bool = True
+    masked: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Currents ``b o`` or ``b t o``, of the dtype of ``x``, from ``b i`` or ``b t i``."""
-        node = nodes.Dense(self.name or "QuantDense", _INPUT, self.features, self.quantizer, self.bias)
+        node = nodes.Dense(
+            self.name or "QuantDense", _INPUT, self.features, self.quantizer, self.bias, masked=self.masked
+        )
         return run_node(self, node, x, Context((_value(x, spatial=0),), 1))
 
 

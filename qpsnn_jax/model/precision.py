@@ -1,7 +1,8 @@
-"""Bits by layer: the graph with other quantizers."""
+"""Bits by layer: the graph with other quantizers, or with none."""
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import Quantizer, Weighted
@@ -52,6 +53,25 @@ def with_layer_bits(graph: Graph, bits: Mapping[str, int]) -> Graph:
             raise ValueError(f"bits name {name!r}, which is not a quantized layer; there are {known}.")
         nodes[name] = replace(node, quantizer=replace(node.quantizer, bits=number, levels=None))
     return Graph(tuple(nodes.values()), graph.timesteps)
+
+
+def with_float_weights(graph: Graph, variables: Mapping[str, Any]) -> tuple[Graph, dict[str, Any]]:
+    r"""The network whose layers hold, in full precision, the weights Ŵ that they compute with.
+
+    Args:
+        graph, variables: the network.
+
+    Returns:
+        ``(graph, variables)`` of a network that computes the same, up to rounding.
+    """
+    nodes, params = dict(graph.by_name), dict(variables["params"])
+    scales = dict(variables.get("scales", {}))
+    for name, quantizer in quantized_layers(graph).items():
+        own = {**params[name], **scales.pop(name, {})}
+        integers, scale = quantizer.integer_weights(own["kernel"], own[quantizer.scale_leaf])
+        own = {leaf: array for leaf, array in own.items() if leaf != quantizer.scale_leaf}
+        nodes[name], params[name] = replace(nodes[name], quantizer=None), {**own, "kernel": integers * scale}
+    return Graph(tuple(nodes.values()), graph.timesteps), {**variables, "params": params, "scales": scales}
 
 
 def quantized_layers(graph: Graph) -> dict[str, Quantizer]:

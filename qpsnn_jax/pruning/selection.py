@@ -162,10 +162,16 @@ def magnitude_group_scores(graph: Graph, variables: Any, key: Array | None = Non
         # A channel at several positions of a flattened map has the sum of its weights at all of them.
         places = {node: _places(numbers) for node, numbers in channel_numbers(graph, name).items()}
         norms = [
-            magnitude_scores(variables["params"][node][leaf])[places[node]] for node, leaf in _kernels(graph, group)
+            magnitude_scores(_remaining(variables, node, leaf))[places[node]] for node, leaf in _kernels(graph, group)
         ]
         scores[name] = jnp.sum(jnp.stack([jnp.sum(own, axis=0) for own in norms]), axis=0)
     return scores
+
+
+def _remaining(variables: Any, node: str, leaf: str) -> Array:
+    """A kernel, zero where it is masked."""
+    kernel, mask = variables["params"][node][leaf], variables.get("masks", {}).get(node)
+    return kernel if mask is None else kernel * mask["mask"].astype(kernel.dtype)
 
 
 def _kernels(graph: Graph, group: Group) -> list[tuple[str, str]]:

@@ -51,7 +51,8 @@ def init_variables(graph: Graph, key: Array) -> Variables:
         key: a random key, typed or raw; it may be traced.
 
     Returns:
-        ``{"params": …, "batch_stats": …, "scales": …}``, each ``{node: {array: …}}`` in float32.
+        ``{"params": …, "batch_stats": …, "scales": …}``, each ``{node: {array: …}}`` in float32; with masked
+        layers ``"masks"`` of ones.
     """
     if isinstance(key, Tracer):
         return _init(graph, key)

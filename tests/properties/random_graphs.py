@@ -107,7 +107,8 @@ class Growing:
     def weights(self, source: str, features: int | None = None, *, quantizer: Quantizer | None = None) -> str:
         """A convolution or a dense layer of any shape."""
         shape, fields = self.shape(source), {"features": features or self.number(1, 6), "label": self.label()}
-        fields |= {"quantizer": quantizer, "bias": self.chance(0.4)}
+        masked = not (self.integers or self.nir) and self.chance(0.25)
+        fields |= {"quantizer": quantizer, "bias": self.chance(0.4), "masked": masked}
         if len(shape) == 1:
             return self.add(Dense, source, **fields)
         kernel, strides, padding = self.windows(shape)
@@ -259,7 +260,7 @@ def live(graph: Graph) -> Graph:
 def variables_of(graph: Graph, seed: int) -> dict[str, Any]:
     """Float32 variables with batch-norm factors of both signs, and here and there a filter or a factor of zeros."""
     draw = np.random.default_rng(seed + 1)
-    params, stats, scales = {}, {}, {}
+    params, stats, scales, masks = {}, {}, {}, {}
     for node in graph.nodes:
         if isinstance(node, Conv | Dense):
             window = node.kernel if isinstance(node, Conv) else ()
@@ -270,6 +271,8 @@ def variables_of(graph: Graph, seed: int) -> dict[str, Any]:
             if draw.random() < 0.2 and (node.quantizer is None or by_channel):
                 kernel[..., draw.integers(node.features)] = 0
             params[node.name] = {"kernel": kernel}
+            if node.masked:
+                masks[node.name] = {"mask": draw.random(shape) < draw.choice([0.1, 0.5, 1])}
             if node.bias:
                 params[node.name]["bias"] = draw.normal(size=node.features) * 0.2
             if node.quantizer is not None:
@@ -281,7 +284,7 @@ def variables_of(graph: Graph, seed: int) -> dict[str, Any]:
             params[node.name] = {"scale": factor, "bias": draw.normal(size=channels) * 0.4 + 0.3}
             moments = {"mean": draw.normal(size=channels) * 0.2, "var": draw.uniform(0.1, 0.6, channels)}
             stats[node.name] = moments
-    tree = {"params": params, "batch_stats": stats, "scales": scales}
+    tree = {"params": params, "batch_stats": stats, "scales": scales, "masks": masks}
     return _float32(tree)
 
 

@@ -16,6 +16,7 @@ from qpsnn_jax.model.graph import Graph, from_json, to_json
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import Attention, BatchNorm, Conv, Dense
 from qpsnn_jax.model.state import initial_state
+from qpsnn_jax.numerics.sparsity import stored_bits
 from qpsnn_jax.pruning import channel_groups, prune
 from qpsnn_jax.pruning.channels import channel_numbers
 
@@ -60,7 +61,7 @@ def test_every_node_gives_what_numpy_gives_and_costs_what_is_counted(seed):
         steps = value if graph.values[name].timed else np.repeat(value[:, None], graph.timesteps, 1)
         same(np.asarray(steps), expected.values[name], name)
     same(np.asarray(output.currents), expected.values[graph.output.name], "currents")
-    counted(graph, variables, expected, cost(graph, activity))
+    counted(graph, variables, expected, cost(graph, activity, masks=variables["masks"]))
 
 
 @seeds(4)
@@ -93,16 +94,21 @@ def test_step_by_step_a_graph_gives_what_it_gives_at_once(seed):
 def counted(graph: Graph, variables: Any, run: reference.Run, found: Any) -> None:
     by_name = {node.name: node for node in found.nodes}
     images = len(run.values[graph.input.name])
+    masks = {name: leaves["mask"] for name, leaves in variables["masks"].items()}
     for node in graph.nodes:
         leaves = sum(np.size(leaf) for leaf in variables["params"].get(node.name, {}).values())
+        if node.name in masks:
+            leaves -= np.sum(masks[node.name] == 0)
         if leaves:
             assert by_name[node.name].params == leaves
         if not isinstance(node, Conv | Dense | Attention):
             continue
         inputs = [run.values[name] for name in node.inputs]
-        operations = attended(node, *inputs) if isinstance(node, Attention) else reached(node, abs(inputs[0]) > 1e-9)
+        mask = masks.get(node.name, np.ones(np.shape(variables["params"].get(node.name, {}).get("kernel"))))
+        attends = isinstance(node, Attention)
+        operations = attended(node, *inputs) if attends else reached(node, abs(inputs[0]) > 1e-9, mask)
         every = [np.ones_like(x) for x in inputs]
-        whole = attended(node, *every) if isinstance(node, Attention) else reached(node, every[0])
+        whole = attended(node, *every) if attends else reached(node, every[0], np.ones_like(mask))
         static = not any(graph.values[name].timed for name in node.inputs)
         steps = graph.timesteps if static and not isinstance(node, Attention) else 1
         spiking = all(graph.values[name].spiking for name in node.inputs)
@@ -110,13 +116,16 @@ def counted(graph: Graph, variables: Any, run: reference.Run, found: Any) -> Non
         assert told.dense == whole / images / steps
         # An image is not measured, and neither is attention of anything but spikes: all of it counts.
         if not spiking and (isinstance(node, Attention) or (node.inputs[0] == graph.input.name and static)):
-            operations = whole
+            operations = whole if attends else reached(node, every[0], mask)
         np.testing.assert_allclose(told.acs if spiking else told.macs, operations / images / steps, rtol=1e-5)
         assert (told.macs if spiking else told.acs) == 0
-    assert found.params == sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
+    removed = sum(np.sum(mask == 0) for mask in masks.values())
+    assert found.params == sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"])) - removed
     quantized = {n.name: n.quantizer.bits for n in graph.nodes if isinstance(n, Conv | Dense) and n.quantizer}
     bits = sum(
-        np.size(leaf) * (quantized.get(name, 32) if part == "kernel" else 32)
+        stored(masks[name], quantized.get(name, 32))
+        if part == "kernel" and name in masks
+        else np.size(leaf) * (quantized.get(name, 32) if part == "kernel" else 32)
         for name, leaves in variables["params"].items()
         for part, leaf in leaves.items()
     )
@@ -126,12 +135,14 @@ def counted(graph: Graph, variables: Any, run: reference.Run, found: Any) -> Non
     assert found.footprint_bytes == -(-(bits + moments + scales) // 8)
 
 
-def reached(node: Any, nonzero: np.ndarray) -> float:
-    """Multiplications of a layer whose input is not zero, by a layer of ones."""
-    if isinstance(node, Dense):
-        return float(nonzero.sum() * node.features)
-    patches = reference.windows(nonzero.astype(np.float64), node.kernel, node.strides, node.padding, node.dilation)
-    return float(patches.sum() * node.features / node.groups)
+def stored(mask: np.ndarray, bits: int) -> int:
+    return stored_bits(mask, bits, has_zero=bits == 32)
+
+
+def reached(node: Any, nonzero: np.ndarray, mask: np.ndarray) -> float:
+    """Multiplications of a layer whose input is not zero, by a layer of ones and zeros."""
+    ones = dataclasses.replace(node, quantizer=None, bias=False, masked=False)
+    return float(reference.weighted(ones, nonzero.astype(np.float64), {"params": {node.name: {}}}, mask).sum())
 
 
 def attended(node: Any, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> float:

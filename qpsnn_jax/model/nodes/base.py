@@ -42,7 +42,7 @@ class Leaf(NamedTuple):
 
     ``init`` is one of :mod:`jax.nn.initializers`, or any function of a key, a shape and a dtype. ``axes`` names for
     each axis the node whose channels it holds (the node itself or one of its inputs), or None. ``collection`` is
-    ``params``, ``batch_stats`` or ``scales``; only params are random. ``bits`` is the storage of each number.
+    ``params``, ``batch_stats``, ``scales`` or ``masks``; only params are random. ``bits`` is the storage of a number.
     ``derive`` takes the place of ``init`` for an array that starts from those listed before it.
     """
 
@@ -96,15 +96,20 @@ class Result(NamedTuple):
 class Activity(NamedTuple):
     """Measured activity: by input the share of images and steps in which each value is not 0, and the node's own.
 
-    ``own`` is the mean of :meth:`Node.measure`. Activity that was not measured is None.
+    ``own`` is the mean of :meth:`Node.measure`. Activity that was not measured is None. ``mask`` is that of a masked
+    layer, 0 where a weight is removed, if it is known.
     """
 
     inputs: tuple[np.ndarray | None, ...]
     own: np.ndarray | None
+    mask: np.ndarray | None = None
 
 
 class Count(NamedTuple):
-    """The operations of a node for one image over all time steps, as in :class:`qpsnn_jax.model.costs.NodeCost`."""
+    """The operations of a node for one image over all time steps, as in :class:`qpsnn_jax.model.costs.NodeCost`.
+
+    ``removed`` is the number of weights that a mask removes, ``saved_bits`` by how much the others take less storage.
+    """
 
     dense: int = 0
     macs: float | None = 0.0
@@ -113,6 +118,8 @@ class Count(NamedTuple):
     connections: int = 0
     updates: int = 0
     traffic_bits: int = 0
+    removed: int = 0
+    saved_bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -249,11 +256,11 @@ def mean_nonzero(values: Array, value: Value) -> Array:
 
 
 def count_synapses(synapses: np.ndarray, given: Value, activity: Activity, timesteps: int) -> Count:
-    """Operations of a layer that multiplies each value of its first input ``synapses`` times."""
+    """Operations of a layer that multiplies each value of its input ``synapses`` times, ``()``, ``h w`` or all."""
     steps, nonzero = timesteps if given.timed else 1, activity.inputs[0]
-    taken = synapses[..., None] if synapses.ndim else synapses
+    taken = synapses[..., None] if 0 < synapses.ndim < len(given.shape) else synapses
     done = None if nonzero is None else float(steps * np.sum(nonzero * taken))
     # NeuroBench's rule: a value other than 0 or 1 costs a MAC, including the averages that the readout reads. The
     # paper's energies omit the readout.
     macs, acs = (0.0, done) if given.spiking else (done, 0.0)
-    return Count(steps * int(synapses.sum()) * given.shape[-1], macs, acs)
+    return Count(steps * int(np.broadcast_to(taken, (*taken.shape[:-1], given.shape[-1])).sum()), macs, acs)

@@ -1,12 +1,12 @@
 """Convolutions and dense layers, whose weights may be quantized."""
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -15,15 +15,25 @@ from jax.nn.initializers import Initializer, lecun_normal, ones, variance_scalin
 from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry, Pair
-from qpsnn_jax.model.nodes.base import Activity, Channels, Context, Count, Leaf, Leaves, Result, Unary, Value, Values
+from qpsnn_jax.model.nodes.base import (
+    Activity,
+    Channels,
+    Context,
+    Count,
+    Leaf,
+    Leaves,
+    Result,
+    Unary,
+    Value,
+    Values,
+    count_synapses,
+)
 from qpsnn_jax.model.nodes.checks import image_shape, integer_fields, output_hw, tuple_fields
+from qpsnn_jax.model.nodes.levels import same_levels
 from qpsnn_jax.model.nodes.quantizer import Quantizer
-from qpsnn_jax.numerics.gamma import gamma_of
-from qpsnn_jax.numerics.quantization import quantize
+from qpsnn_jax.numerics.sparsity import stored_bits
 
 _FULL_PRECISION_BITS = 32
-# Weights so much smaller than γ have no effect, and the quotient of γ and theirs may be too large for float32.
-_SILENT = 1e-30
 
 
 class Weighted(Unary):
@@ -34,6 +44,7 @@ class Weighted(Unary):
     bias: bool
     label: str | None
     groups: int = 1
+    masked: bool = False
 
     channels: ClassVar[Channels] = "made"
 
@@ -48,10 +59,15 @@ class Weighted(Unary):
         return self.inputs
 
     def weighted_leaves(self, shape: tuple[int, ...], init: Initializer) -> dict[str, Leaf]:
-        """``kernel`` … i o, ``bias`` o and, if quantized, ``gain``, a constant factor on γ, or a learned ``gamma``."""
+        """``kernel`` … i o, ``bias`` o, if quantized ``gain`` (a constant factor on γ) or a learned ``gamma``.
+
+        If masked, ``mask`` of the shape of the kernel, 0 where a weight is removed, in the collection ``masks``.
+        """
         own, quantizer = (self.name,), self.quantizer
         axes = (*(None for _ in shape[:-2]), self.input if self.groups == 1 else None, self.name)
         leaves = {"kernel": Leaf(shape, init, axes, bits=quantizer.stored_bits if quantizer else _FULL_PRECISION_BITS)}
+        if self.masked:
+            leaves["mask"] = Leaf(shape, ones, axes, "masks", bits=0)  # cost counts the bits of its index
         if self.bias:
             leaves["bias"] = Leaf((self.features,), zeros, own)
         if quantizer is not None:
@@ -85,11 +101,14 @@ class Weighted(Unary):
         return y if bias is None else y + bias.reshape(over_channels)
 
     def _factors(self, leaves: Leaves) -> tuple[Array, Array | None]:
-        """The kernel, or the odd integers that it is quantized to and their scale."""
-        kernel = leaves["kernel"]
-        if self.quantizer is None:
-            return kernel, None
-        return self.quantizer.integer_weights(kernel, leaves[self.quantizer.scale_leaf])
+        """The kernel, or the odd integers that it is quantized to and their scale; zero where the mask is.
+
+        γ of a rule is that of the complete kernel, so that a mask changes none of the remaining weights.
+        """
+        kernel, scale = leaves["kernel"], None
+        if self.quantizer is not None:
+            kernel, scale = self.quantizer.integer_weights(kernel, leaves[self.quantizer.scale_leaf])
+        return kernel * leaves["mask"].astype(kernel.dtype) if self.masked else kernel, scale
 
     def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> "Weighted":
         """The layer with the remaining number of features."""
@@ -101,11 +120,31 @@ class Weighted(Unary):
         if self.quantizer is None or before["kernel"].shape == after["kernel"].shape:
             return {}
         outputs = np.arange(self.features) if outputs is None else outputs
-        return _same_levels(self.quantizer, after["gain"], before["kernel"], after["kernel"], outputs)
+        return same_levels(self.quantizer, after["gain"], before["kernel"], after["kernel"], outputs)
 
     def weights(self, leaves: Leaves) -> Array:
         """The kernel, or the odd integers that it is quantized to."""
         return self._factors(leaves)[0]
+
+    @abstractmethod
+    def synapses(self, inputs: Values, mask: np.ndarray | None = None) -> np.ndarray:
+        """As of every node; with a mask those that it leaves, for every value of the input."""
+
+    def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
+        """The operations of its synapses; those of a dense device take no account of a mask."""
+        dense, mask = super().count(inputs, activity, timesteps), activity.mask
+        if mask is None:
+            return dense
+        left = count_synapses(self.synapses(inputs, mask), inputs[0], activity, timesteps)
+        kernel, removed = self.leaves(inputs)["kernel"], mask.size - int(np.count_nonzero(mask))
+        saved = kernel.storage - stored_bits(mask, kernel.bits, has_zero=self.has_zero)
+        traffic = dense.traffic_bits - saved * (timesteps if inputs[0].timed else 1)
+        return left._replace(dense=dense.dense, traffic_bits=traffic, removed=removed, saved_bits=saved)
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether a weight can be zero without a mask: in full precision, and of three levels."""
+        return self.quantizer is None or self.quantizer.levels is not None
 
 
 @dataclass(frozen=True)
@@ -124,6 +163,7 @@ class Conv(Weighted):
             convolution. Whole groups are pruned, the inputs of a group with its outputs, so that the layers that make
             both need one label.
         dilation: vertical and horizontal step from tap to tap.
+        masked: whether some weights are zero by a ``mask`` in the collection ``masks`` (:func:`qpsnn_jax.mask_by`).
     """
 
     features: int
@@ -135,6 +175,7 @@ class Conv(Weighted):
     label: str | None = None
     groups: int = 1
     dilation: Pair = (1, 1)
+    masked: bool = False
 
     uses_affine: ClassVar[bool] = True
 
@@ -177,23 +218,28 @@ class Conv(Weighted):
         """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
         x, (given,) = computed(inputs[0]), context.inputs
         sums = partial(convolve, precision=context.precision)
-        # The fast algorithms take odd integers; those of three levels are even.
-        if self.quantizer is not None and self.quantizer.levels is None and given.spiking:
-            sums = partial(conv_spikes, bits=self.quantizer.bits, precision=context.precision)
-        window = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
-        linear = partial(sums, **window, groups=self.groups)
+        # The fast algorithms take odd integers; those of three levels are even, and masked ones zero.
+        if (quantizer := self.quantizer) is not None and quantizer.levels is None and not self.masked and given.spiking:
+            sums = partial(conv_spikes, bits=quantizer.bits, precision=context.precision)
+        linear = partial(sums, strides=self.strides, padding=self.padding, dilation=self.dilation, groups=self.groups)
         return Result(self.apply_linear(linear, leaves, x, context))
 
-    def synapses(self, inputs: Values) -> np.ndarray:
+    def synapses(self, inputs: Values, mask: np.ndarray | None = None) -> np.ndarray:
         """For every position of the input, a group's features times the (output position, tap) pairs that read it."""
         h, w, _ = image_shape(inputs[0])
         geometry = Geometry((h, w), self.kernel, self.strides, self.padding, self.dilation)
         rows, columns = (_reads(*axis) for axis in zip(*geometry, geometry.output_hw, strict=True))
-        return self.features // self.groups * np.outer(rows, columns)
+        if mask is None:
+            return self.features // self.groups * np.outer(rows.sum(-1), columns.sum(-1))
+        # The outputs left at each tap of each input channel, first of the group's own channels.
+        left = mask.reshape(*mask.shape[:3], self.groups, -1).sum(-1).transpose(0, 1, 3, 2)
+        return np.einsum("yk,xl,klc->yxc", rows, columns, left.reshape(*self.kernel, -1))
 
     def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
-        """The operations of its synapses; each weight is a connection."""
-        return super().count(inputs, activity, timesteps)._replace(connections=self.leaves(inputs)["kernel"].size)
+        """The operations of its synapses; each weight that is left is a connection."""
+        mask = activity.mask
+        weights = self.leaves(inputs)["kernel"].size if mask is None else int(np.count_nonzero(mask))
+        return super().count(inputs, activity, timesteps)._replace(connections=weights)
 
 
 @dataclass(frozen=True)
@@ -205,12 +251,14 @@ class Dense(Weighted):
         quantizer: None keeps full precision.
         bias: whether a bias is added, initially zero.
         label: name of the pruning ratio of the outputs; with None no ratio removes any.
+        masked: as of :class:`Conv`.
     """
 
     features: int
     quantizer: Quantizer | None = None
     bias: bool = True
     label: str | None = None
+    masked: bool = False
 
     uses_affine: ClassVar[bool] = True
 
@@ -228,33 +276,17 @@ class Dense(Weighted):
         """The product with the weights."""
         return Result(self.apply_linear(jnp.matmul, leaves, computed(inputs[0]), context))
 
-    def synapses(self, inputs: Values) -> np.ndarray:
+    def synapses(self, inputs: Values, mask: np.ndarray | None = None) -> np.ndarray:
         """The features: each is reached by every spike."""
         del inputs
-        return np.asarray(self.features)
+        return np.asarray(self.features) if mask is None else mask.sum(-1)
 
 
 def _reads(size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int) -> np.ndarray:
-    """Number of (output position, kernel tap) pairs that read each input position along one axis."""
+    """Along one axis, how many output positions read each input position at each kernel tap, ``position tap``."""
     reads = np.arange(outputs)[:, None] * stride + np.arange(kernel) * dilation - padding
-    return np.bincount(reads[(reads >= 0) & (reads < size)], minlength=size)
+    return (reads == np.arange(size)[:, None, None]).sum(1)
 
 
 def _first_gamma(quantizer: Quantizer, leaves: Leaves) -> Array:
     return quantizer.gamma_of(leaves["kernel"]).ravel()
-
-
-@partial(jax.jit, static_argnames="quantizer")
-def _same_levels(quantizer: Quantizer, gain: Array, before: Array, after: Array, outputs: np.ndarray) -> Leaves:
-    """The gain, and the kernel, with which the remaining weights have the levels that they had among all."""
-    old = quantizer.gamma_of(before).ravel()
-    old = old[outputs] if quantizer.granularity == "channel" else old
-    # No gain makes the old γ of weights that are zero, so they become what they were quantized to.
-    largest = gamma_of(after, quantizer.bits, "max", quantizer.granularity).ravel()
-    silent = (old > 0) & (largest <= _SILENT * old)
-    gamma = jnp.where(old > 0, gain.astype(old.dtype) * old, 1)
-    levels = quantize(after, quantizer.bits, gamma=gamma, levels=quantizer.levels)
-    kernel = jnp.where(silent, levels, after)
-    new = quantizer.gamma_of(kernel).ravel()
-    ratio = jnp.where(new > 0, old / jnp.where(new > 0, new, 1), 1)
-    return {"kernel": kernel, "gain": gain * ratio.astype(gain.dtype)}
