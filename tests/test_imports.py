@@ -20,7 +20,18 @@ ONLY_IN = {
     "matplotlib": {"runs.plots"},
     "click": {
         f"runs.cli.{name}"
-        for name in ("main", "flags", "importing", "places", "joining", "training", "networks", "exports", "datasets")
+        for name in (
+            "main",
+            "flags",
+            "importing",
+            "places",
+            "joining",
+            "training",
+            "networks",
+            "exports",
+            "bits",
+            "datasets",
+        )
     },
     "nir": {"export.nir.file"},
     "h5py": {"export.nir.file"},

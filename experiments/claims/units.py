@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from qpsnn_jax import load_network, prune
+from qpsnn_jax import allocate_bits, bit_sensitivity, cost, load_network, prune, with_layer_bits
 from qpsnn_jax.data import Arrays, load
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
@@ -19,7 +19,7 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs import stages
 from qpsnn_jax.runs.config import Config, build_graph, finetuning_parts
 from qpsnn_jax.runs.directory import STAGES, open_run, read_stage
-from qpsnn_jax.runs.evaluation import evaluate
+from qpsnn_jax.runs.evaluation import evaluate, sensitivity_batches
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runs.records import measure, read_notes, versions
@@ -157,11 +157,27 @@ def _over(fresh: Variables, trained: Variables) -> Variables:
     }
 
 
+def _mixed(unit: Unit, run: Run, runs: Path) -> str:
+    """The network of the base with other bits in each layer, of as many bytes, trained and pruned as it was."""
+    if read_stage(run.directory, "quantized"):
+        graph, _ = load_network(run.directory / "quantized")
+    else:
+        whole, variables = load_network(_base(unit, runs) / "quantized")
+        losses = bit_sensitivity(whole, variables, sensitivity_batches(run.data), precision=run.settings.precision)
+        graph = with_layer_bits(whole, allocate_bits(whole, losses, bytes=cost(whole).size_bytes))
+    own = dataclasses.replace(run, graph=graph)
+    stages.train(own, unit.config.train)
+    prune_in_rounds(unit.config, own)
+    stages.finetune(own, finetuning_parts(unit.config)[-1])
+    return "finetuned"
+
+
 KINDS: Mapping[str, Callable[[Unit, Run, Path], str]] = {
     "train": _train,
     "finetune": _finetune,
     "quantize": _quantize,
     "scratch": _scratch,
+    "mixed": _mixed,
 }
 
 
@@ -237,6 +253,6 @@ def steps_of(unit: Unit) -> dict[int, int]:
     assert examples is not None, f"{unit.name} must say how many images it trains on"
     train, finetune = unit.config.train, unit.config.finetune
     whole = dataclasses.replace(train, epochs=train.epochs + finetune.epochs)
-    training = {"train": train, "scratch": whole}.get(unit.kind, finetune)
+    training = {"train": train, "scratch": whole, "mixed": whole}.get(unit.kind, finetune)
     epochs = Counter(training.schedule or (own,) * training.epochs)
     return {timesteps: number * (examples // training.batch_size) for timesteps, number in epochs.items()}

@@ -61,6 +61,7 @@ def _units(question: str) -> Iterator[Unit]:
         yield from (dense, pruned, unit("scratch", plain, "scratch", pruned))
         for arm, changed in _PRUNED.items():
             yield unit(arm, _changed(plain, changed, size), "finetune", dense)
+        yield unit("mixed", plain, "mixed", dense)
         for arm, changed in _TRAINED.items():
             if question == "digits" or arm not in _DIGITS_ALONE:
                 config = _changed(plain, changed, size)

@@ -86,12 +86,13 @@ def sample(
         yield from (examples.images[i * size : (i + 1) * size] for i in range(batches))
 
 
-def first(examples: Examples) -> Arrays:
-    """The first example, as a batch of one."""
+def first(examples: Examples, number: int = 1) -> Arrays:
+    """The first examples, files cropped as for evaluation; fewer if there are not so many."""
     if isinstance(examples, Files):
-        example = examples.centre(examples.source[0], np.random.default_rng(0))
-        return Arrays(example["image"][None], example["label"][None])
-    return Arrays(examples.images[:1], examples.labels[:1])
+        taken = range(min(number, len(examples.source)))
+        found = [examples.centre(examples.source[i], np.random.default_rng(0)) for i in taken]
+        return Arrays(np.stack([x["image"] for x in found]), np.stack([x["label"] for x in found]))
+    return Arrays(examples.images[:number], examples.labels[:number])
 
 
 def everything(examples: Examples) -> Arrays:

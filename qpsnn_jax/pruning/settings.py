@@ -40,7 +40,7 @@ class Pruning:
         "share", "how scores of different layers are compared under a budget"
     )
     rounds: int = setting(
-        1, "rounds of pruning and fine-tuning, which share the epochs of fine-tuning", least=1, most=1000
+        1, "rounds of pruning with training after each; they share the epochs of finetune", least=1, most=1000
     )
     score_batches: int = setting(5, "batches of training images for the scores", least=1, most=10_000_000)
     score_batch_size: int = setting(128, "images in such a batch", least=1, most=10_000_000)

@@ -1,16 +1,17 @@
 """Accuracy, loss and activity of a network on a data set, computed on all devices."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from qpsnn_jax.data.dataset import DataSet, Examples
-from qpsnn_jax.data.feed import evaluation_batches
+from qpsnn_jax.data.feed import evaluation_batches, first
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.costs import activity_reducers
 from qpsnn_jax.model.graph import Graph
@@ -94,6 +95,16 @@ def evaluate_early_exit(
         right += int((predictions == labels).sum())
         counts += np.bincount(steps - 1, minlength=graph.timesteps)
     return ExitEvaluation(right / counts.sum(), tuple(float(share) for share in counts / counts.sum()))
+
+
+def sensitivity_batches(data: DataSet, examples: int = 640, batch_size: int = 128) -> Iterator[tuple[Array, Array]]:
+    """The first training images, normalized, and their labels, for :func:`qpsnn_jax.bit_sensitivity`."""
+    taken = first(data.train, examples)
+    prepare = jax.jit(normalizer(data))
+    for start in range(0, len(taken.labels), batch_size):
+        images, labels = (each[start : start + batch_size] for each in taken)
+        if start == 0 or len(labels) == batch_size:
+            yield prepare(images), jnp.asarray(labels)
 
 
 def normalizer(data: DataSet) -> Callable[[Array], Array]:

@@ -81,6 +81,14 @@ def exit_table(results: Mapping[float | None, ExitEvaluation]) -> str:
     return aligned([head, *rows])
 
 
+def bits_table(losses: Mapping[str, Mapping[int, float]], chosen: Mapping[str, int]) -> str:
+    """The loss by layer and bits as a Markdown table, with the bits that were chosen."""
+    options = sorted({number for own in losses.values() for number in own})
+    head = ("layer", *(f"{number} bits" for number in options), "chosen")
+    rows = ((name, *(f"{own[number]:.4f}" for number in options), str(chosen[name])) for name, own in losses.items())
+    return aligned([head, *rows])
+
+
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows of text, the first of which is the head, as a Markdown table of equally wide columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

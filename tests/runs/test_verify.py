@@ -19,11 +19,15 @@ from qpsnn_jax.export import agreement
 from qpsnn_jax.export.images import classify
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import load_packed, write_packed
+from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.precision import with_layer_bits
 from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.pruning.bits import allocate_bits, bit_sensitivity
 from qpsnn_jax.runs import plots, verify
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.directory import load_network, read_config, read_stage
+from qpsnn_jax.runs.evaluation import sensitivity_batches
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runs.report import write_report
 
@@ -248,3 +252,17 @@ def test_evaluation_with_early_exit_is_a_second_table(small_run, capsys):
     assert left[1:3] == [f"{100 * (guesses == data.test.labels).mean():.2f} %", f"{2 - clear.mean():.2f}"]
     assert main(["evaluate", str(small_run), "--early_exit", "-1"]) == 2
     assert "is not in the range x>=0" in capsys.readouterr().err
+
+
+def test_bits_under_a_budget_are_printed_as_a_setting(small_run, capsys):
+    graph, variables = load_network(small_run)
+    limit = cost(with_layer_bits(graph, {"conv2": 1, "conv3": 4})).size_bytes + 2
+    assert main(["bits", str(small_run), "--budget", f"{limit}B"]) == 0
+    *table, _, setting = capsys.readouterr().out.splitlines()
+    config = read_config(small_run)
+    losses = bit_sensitivity(graph, variables, sensitivity_batches(load_data(config)))
+    chosen = allocate_bits(graph, losses, bytes=limit)
+    assert setting == f"--network.layer_bits conv2={chosen['conv2']},conv3={chosen['conv3']}"
+    assert [cell.strip() for cell in table[0].split("|")[1:-1]][-2:] == ["8 bits", "chosen"]
+    assert main(["bits", str(small_run), "--budget", "3MSOPs"]) == 2
+    assert "bits needs a run and a budget of bytes such as 20kB" in capsys.readouterr().err

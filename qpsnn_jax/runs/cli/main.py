@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from qpsnn_jax.runs.cli import datasets, exports, networks, training
+from qpsnn_jax.runs.cli import bits, datasets, exports, networks, training
 from qpsnn_jax.runs.cli.flags import ConfigCommand
 from qpsnn_jax.runtime.files import user_cache
 from qpsnn_jax.runtime.settings import no_setting
@@ -28,7 +28,9 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     commands={
-        command.name or "": command for room in (training, networks, exports, datasets) for command in room.COMMANDS
+        command.name or "": command
+        for room in (training, networks, bits, exports, datasets)
+        for command in room.COMMANDS
     },
     context_settings={
         "help_option_names": ["--help", "-h"],

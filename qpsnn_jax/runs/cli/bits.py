@@ -1,0 +1,36 @@
+"""The command that chooses bits by layer."""
+
+from pathlib import Path
+
+import click
+
+from qpsnn_jax.runs.cli.importing import importing
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--budget", required=True, metavar="SIZE", help="bytes of the network, such as 20kB")
+@click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")
+@importing
+def bits(path: Path, budget: str, data_dir: str | None) -> None:
+    """Measure how the loss depends on the bits of each layer, and choose them under a budget of bytes."""
+    from qpsnn_jax.pruning.bits import allocate_bits, bit_sensitivity
+    from qpsnn_jax.pruning.settings import parse_budget
+    from qpsnn_jax.runs.directory import load_network, read_config, run_of
+    from qpsnn_jax.runs.evaluation import sensitivity_batches
+    from qpsnn_jax.runs.loading import load_data
+    from qpsnn_jax.runs.report import bits_table
+
+    limit = parse_budget(budget).get("bytes")
+    if limit is None or (run := run_of(path)) is None:
+        raise ValueError(f"bits needs a run and a budget of bytes such as 20kB, got {path} and {budget!r}.")
+    graph, variables = load_network(path)
+    config = read_config(run, data_dir)
+    batches = sensitivity_batches(load_data(config))
+    losses = bit_sensitivity(graph, variables, batches, precision=config.run.precision)
+    chosen = allocate_bits(graph, losses, bytes=limit)
+    click.echo(bits_table(losses, chosen))
+    click.echo(f"\n--network.layer_bits {','.join(f'{name}={number}' for name, number in chosen.items())}")
+
+
+COMMANDS = (bits,)
