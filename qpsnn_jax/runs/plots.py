@@ -1,6 +1,7 @@
 """PNG plots of a finished run."""
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from qpsnn_jax.runs.directory import STAGES, load_network
 from qpsnn_jax.runs.evaluation import normalizer
 from qpsnn_jax.runs.records import StageResult, read_arrays, read_notes
 from qpsnn_jax.runtime.compiling import fast_compile_jit
-from qpsnn_jax.runtime.processes import write_on_process_zero
+from qpsnn_jax.runtime.files import write_atomically
+from qpsnn_jax.runtime.processes import on_process_zero
 from qpsnn_jax.training.steps import Variables
 
 _RASTER_NEURONS = 64
@@ -36,17 +38,14 @@ def draw_all(directory: Path, data: DataSet, records: list[StageResult], precisi
     """
     whole, final = load_network(directory / "quantized"), load_network(directory / "finetuned")
     stored = directory / "pruned" / "scores.npz"
-    figures = {"summary": _summary(records), "training": _training(directory)}
+    figures = {"summary": partial(_summary, records), "training": partial(_training, directory)}
     if stored.exists():  # there are none in a run that starts from a pretrained network
         keep, scores = read_notes(stored.with_name("stage.json"), "keep"), read_arrays(stored, "score again")
-        figures |= {"scores": _scores(scores, keep), "channels": _channels(scores, keep)}
-    figures |= {
-        "weights": _weights(whole, final),
-        "raster": _raster(final, data, precision),
-    }
-    folder = directory / "plots"
-    folder.mkdir(exist_ok=True)
-    return [_write(figure, folder / f"{name}.png") for name, figure in figures.items()]
+        figures |= {"scores": partial(_scores, scores, keep), "channels": partial(_channels, scores, keep)}
+    figures |= {"weights": partial(_weights, whole, final), "raster": partial(_raster, final, data, precision)}
+    paths = {name: directory / "plots" / f"{name}.png" for name in figures}
+    on_process_zero(lambda: [_write(figure(), paths[name]) for name, figure in figures.items()])
+    return list(paths.values())
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, np.ndarray]:
@@ -56,11 +55,11 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
     return figure, np.atleast_1d(figure.subplots(rows, columns)).ravel()
 
 
-def _write(figure: Any, path: Path) -> Path:
+def _write(figure: Any, path: Path) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110, format="png")
-    write_on_process_zero(path, drawn.getvalue())
-    return path
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, drawn.getvalue())
 
 
 def _summary(records: list[StageResult]) -> Any:

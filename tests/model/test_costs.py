@@ -1,6 +1,7 @@
 """Costs against counting by convolution, and the sizes that the paper prints."""
 
 import dataclasses
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -96,14 +97,32 @@ def pooled_graph(*, frames: bool = False) -> Graph:
     return Graph(nodes, timesteps=3)
 
 
+@lru_cache
 def measured(graph: Graph, batch: int = 5):
     """Activity by the reducers, and the captured values, of the same images."""
     variables, images = random_variables(graph), images_of(graph, batch)
     network, names = SpikingNetwork(graph), [n.input for n in graph.nodes if isinstance(n, Conv | Dense)]
     lifs = [node.name for node in graph.nodes if isinstance(node, LIF)]
-    apply = jax.jit(lambda: network.apply(variables, images, capture=activity_reducers(graph))[1])
-    values = jax.jit(lambda: network.apply(variables, images, capture=[*names, *lifs])[1])()
-    return apply(), {name: getattr(value, "spikes", value) for name, value in values.items()}
+
+    @jax.jit
+    def both(variables, images):
+        captures = activity_reducers(graph), [*names, *lifs]
+        return [network.apply(variables, images, capture=capture).captured for capture in captures]
+
+    activity, values = both(variables, images)
+    return activity, {name: getattr(value, "spikes", value) for name, value in values.items()}
+
+
+def operations(graph: Graph, variables, images: jax.Array):
+    """The activity of a network, and the penalties on its operations, by one program."""
+    network = SpikingNetwork(graph)
+
+    @jax.jit
+    def both(variables, images):
+        captures = activity_reducers(graph), sops_reducers(graph)
+        return [network.apply(variables, images, capture=capture).captured for capture in captures]
+
+    return both(variables, images)
 
 
 def counted(graph: Graph, node: Conv | Dense, nonzero: jax.Array) -> float:
@@ -259,19 +278,18 @@ def test_operations_of_attention_are_those_of_counting_by_loops():
     network = SpikingNetwork(graph)
     values = network.apply(variables, pictures, capture=["q", "k", "v", "attention"]).captured
     q, k, v = (np.asarray(values[name].spikes).reshape(images, 2, 6, 2, 3) for name in "qkv")
-    operations = 0
+    counts = 0
     for b, t, n, head in np.ndindex(images, 2, 6, 2):
         for i, j in np.ndindex(3, 3):
-            operations += bool(k[b, t, n, head, i]) and bool(v[b, t, n, head, j])
-            operations += bool(q[b, t, n, head, i])
-    activity = network.apply(variables, pictures, capture=activity_reducers(graph)).captured
+            counts += bool(k[b, t, n, head, i]) and bool(v[b, t, n, head, j])
+            counts += bool(q[b, t, n, head, i])
+    activity, penalties = operations(graph, variables, pictures)
     node = next(node for node in cost(graph, activity).nodes if node.name == "attention")
-    assert operations > 0
-    assert (node.acs, node.macs) == (pytest.approx(operations / images), 0)
+    assert counts > 0
+    assert (node.acs, node.macs) == (pytest.approx(counts / images), 0)
     assert node.dense == 2 * 2 * 6 * 6 * 3
     assert cost(graph).sops_total is None
-    penalties = network.apply(variables, pictures, capture=sops_reducers(graph)).captured
-    assert float(penalties["attention"]) == pytest.approx(operations / images)
+    assert float(penalties["attention"]) == pytest.approx(counts / images)
 
 
 def test_sparsities():
@@ -296,9 +314,7 @@ def test_sparsities():
 def test_the_penalty_is_the_number_of_operations(frames):
     graph = residual_graph(Quantizer(2)) if not frames else pooled_graph(frames=True)
     variables, images = random_variables(graph), images_of(graph, 5)
-    network = SpikingNetwork(graph)
-    penalties = network.apply(variables, images, capture=sops_reducers(graph)).captured
-    activity = network.apply(variables, images, capture=activity_reducers(graph)).captured
+    activity, penalties = operations(graph, variables, images)
     assert float(sum(penalties.values())) == pytest.approx(cost(graph, activity).sops_total, rel=1e-5)
 
 
@@ -328,9 +344,8 @@ def test_binary_data_are_accumulated(frames):
     """The same operations as of data that are not said to be binary, as additions."""
     graph = pooled_graph(frames=frames)
     binary = Graph((dataclasses.replace(graph.input, binary=True), *graph.nodes[1:]), graph.timesteps)
-    network, variables = SpikingNetwork(binary), random_variables(graph)
     images = (images_of(graph) > 0.5).astype(jnp.float32)
-    activity = network.apply(variables, images, capture=activity_reducers(binary)).captured
+    activity, penalties = operations(binary, random_variables(graph), images)
     found, real = (cost(each, activity) for each in (binary, graph))
     stem, before = found.nodes[0], real.nodes[0]
     assert (stem.name, stem.macs, before.acs) == ("stem", 0, 0)
@@ -338,7 +353,6 @@ def test_binary_data_are_accumulated(frames):
     if frames:
         assert stem.acs == before.macs
         assert found.sops_total == pytest.approx(real.sops_total + before.macs)
-    penalties = network.apply(variables, images, capture=sops_reducers(binary)).captured
     assert float(sum(penalties.values())) == pytest.approx(found.sops_total, rel=1e-5)
 
 
