@@ -6,6 +6,9 @@
 
 #include "correlate.h"
 #include "kernel_grad.h"
+#include "moments.h"
+#include "neurons.h"
+#include "pooling.h"
 
 using namespace qpsnn;
 
@@ -37,7 +40,9 @@ static void products(const Conv& c, const Visit& visit) {
 
 static int check(const Pool& pool, Conv c, double density) {
   c.oh = (c.h + 2 * c.py - c.kh) / c.sy + 1, c.ow = (c.w + 2 * c.px - c.kw) / c.sx + 1;
-  const auto maps = numbers(c.images * c.h * c.w * c.channels, density);
+  auto maps = numbers(c.images * c.h * c.w * c.channels, density);
+  if (density < 0.1)
+    for (float& x : maps) x = x != 0;  // spikes
   const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1);
   const auto cotangent = numbers(c.images * c.oh * c.ow * c.outputs, density);
   std::vector<float> sums(cotangent.size(), NAN), by_input(maps.size(), NAN), by_kernel(kernel.size(), NAN);
@@ -53,11 +58,37 @@ static int check(const Pool& pool, Conv c, double density) {
   return wrong;
 }
 
+// Neurons, moments and pools of maps h w channels, for reads and writes; their values are tested from Python.
+static int run_over_channels(const Pool& pool, int64_t batch, int64_t steps, int64_t h, int64_t w, int64_t channels) {
+  const int64_t size = h * w * channels, count = batch * steps * size;
+  const auto x = numbers(count, 0.5), residual = numbers(count, 0.5), initial = numbers(batch * size, 0.5);
+  const auto factor = numbers(channels, 1), offset = numbers(channels, 1);
+  std::vector<float> result(count), by_currents(count), by_factor(channels), by_offset(channels), mean(channels);
+  std::vector<float> var(channels);
+  const Neurons n{batch, steps, size, channels, 0.5f, 1.0f, true, false};
+  const Currents currents{x.data(), factor.data(), offset.data(), residual.data(), initial.data()};
+  lif<false, true>(pool, n, currents, result.data());
+  lif<true, false>(pool, n, {x.data(), factor.data(), offset.data(), nullptr, nullptr}, result.data());
+  lif_grad<true>(pool, n, Sigmoid{4}, false, currents, x.data(), by_currents.data(), by_factor.data(), by_offset.data());
+  lif_grad<false>(pool, n, Triangular{1}, true, {x.data(), factor.data(), offset.data(), nullptr, nullptr}, x.data(),
+                  by_currents.data(), by_factor.data(), by_offset.data());
+  channel_moments(pool, batch * steps * h * w, channels, x.data(), mean.data(), var.data());
+  const Tiles tiles{batch * steps, h, w, channels, h / 2, w / 2, 2, 2};
+  max_pool_grad(pool, tiles, x.data(), residual.data(), result.data());
+  int wrong = 0;
+  for (int64_t c = 0; c < channels && batch * steps > 0; ++c) {
+    double sum = 0;
+    for (int64_t i = c; i < count; i += channels) sum += x[i];
+    wrong += std::abs(mean[c] - sum / (count / channels)) > 1e-4;
+  }
+  return wrong;
+}
+
 int main() {
   std::vector<std::thread> threads;
   const Pool pool{4, [&](std::function<void()> task) { threads.emplace_back(std::move(task)); }};
   int wrong = 0;
-  for (double density : {0.1, 1.0}) {
+  for (double density : {0.05, 0.1, 1.0}) {
     //                  images h  w  in  oh ow out kh kw sy sx py px
     wrong += check(pool, {3, 6, 5, 3, 0, 0, 6, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 7, 6, 5, 0, 0, 9, 3, 2, 2, 1, 1, 0}, density);
@@ -67,9 +98,24 @@ int main() {
     for (int64_t outputs : {40, 70, 100, 150})
       wrong += check(pool, {1, 2, 2, 130, 0, 0, outputs, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {1, 2, 2, 70, 0, 0, 130, 3, 3, 1, 1, 1, 1}, density);
+    // Few outputs at stride 1, with more padding than taps, one pixel, one row, and more inputs than a block has.
+    for (int64_t outputs : {1, 3, 8, 16, 20}) {
+      wrong += check(pool, {2, 1, 1, 5, 0, 0, outputs, 3, 3, 1, 1, 1, 1}, density);
+      wrong += check(pool, {2, 1, 7, 70, 0, 0, outputs, 3, 3, 1, 1, 4, 5}, density);
+      wrong += check(pool, {3, 6, 5, 129, 0, 0, outputs, 5, 5, 1, 1, 2, 2}, density);
+      wrong += check(pool, {2, 4, 5, 9, 0, 0, outputs, 1, 1, 1, 1, 0, 0}, density);
+    }
     wrong += check(pool, {2, 3, 3, 4, 0, 0, 0, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, density);
   }
+  for (int64_t channels : {1, 3, 16, 70, 129}) {
+    wrong += run_over_channels(pool, 2, 3, 3, 5, channels);
+    wrong += run_over_channels(pool, 1, 1, 1, 1, channels);
+    wrong += run_over_channels(pool, 3, 2, 1, 7, channels);
+  }
+  wrong += run_over_channels(pool, 0, 2, 2, 2, 3);
+  wrong += run_over_channels(pool, 2, 2, 2, 2, 0);
+  wrong += run_over_channels(pool, 2, 40, 20, 20, 5);
   for (std::thread& thread : threads) thread.join();
   if (wrong) std::printf("%d numbers are wrong\n", wrong);
   return wrong != 0;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "geometry.h"
+#include "pack.h"
 #include "parallel.h"
 #include "vectors.h"
 
@@ -91,6 +92,14 @@ class KernelGrad {
     bands_ = ceil_div(conv.h, band_);
     capacity_ = ceil_div(conv.h, conv.sy) * ceil_div(conv.w, conv.sx);
     entries_.resize(lists_ * capacity_);
+    places_.resize(conv.w * conv.channels + kPackedMore);
+    values_.resize(places_.size());
+    for (int64_t x = 0; x < conv.w; ++x)
+      for (int64_t c = 0; c < conv.channels; ++c) {
+        const int64_t phase = (x + conv.px) % conv.sx;
+        list_of_.push_back(static_cast<int32_t>(phase * conv.channels + c));
+        column_of_.push_back(static_cast<int32_t>((x + conv.px) / conv.sx - (right_[phase].count - 1) + left_));
+      }
     bounds_.resize(lists_ * (bands_ + 1));
     for (const Phase& y : down_)
       for (const Phase& x : right_) {
@@ -125,15 +134,13 @@ class KernelGrad {
       if (y % band_ == 0) mark(y / band_);
       const int64_t row = (y + conv_.py) / conv_.sy, phase = (y + conv_.py) % conv_.sy * conv_.sx;
       const int64_t top = row - (down_[phase / conv_.sx].count - 1) + top_;
-      for (int64_t x = 0; x < conv_.w; ++x, maps += conv_.channels) {
-        const int64_t column = (x + conv_.px) / conv_.sx, turn = (x + conv_.px) % conv_.sx;
-        const int32_t pixel = top * columns_ + column - (right_[turn].count - 1) + left_;
-        Entry** to = &next[(phase + turn) * conv_.channels];
-        for (int64_t c = 0; c < conv_.channels; ++c) {
-          *to[c] = {pixel, maps[c]};
-          to[c] += maps[c] != 0;
-        }
+      const int64_t size = conv_.w * conv_.channels, found = pack(maps, size, 0, places_.data(), values_.data());
+      Entry** to = &next[phase * conv_.channels];
+      for (int64_t k = 0; k < found; ++k) {
+        const int32_t place = places_[k], pixel = static_cast<int32_t>(top * columns_) + column_of_[place];
+        *to[list_of_[place]]++ = {pixel, values_[k]};
       }
+      maps += size;
     }
     mark(bands_);
   }
@@ -181,7 +188,8 @@ class KernelGrad {
   const std::vector<Phase> down_, right_;
   int64_t top_, left_, rows_, columns_, lists_, band_, bands_, capacity_, size_ = 0;
   std::vector<int64_t> starts_;
-  std::vector<float> slab_, sums_;
+  std::vector<float> slab_, sums_, values_;
+  std::vector<int32_t> places_, list_of_, column_of_;  // of the inputs of one row of maps
   std::vector<Entry> entries_;
   std::vector<Entry*> next_, bounds_;
 };

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 
 namespace qpsnn {
 
@@ -26,6 +28,20 @@ inline Vector load(const float* from) {
 }
 
 inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
+
+// Floats whose first is at the start of a line of the cache.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  void deallocate(T* x, size_t) { ::operator delete(x, std::align_val_t(64)); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+using AlignedFloats = std::vector<float, Aligned<float>>;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
