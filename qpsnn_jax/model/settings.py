@@ -18,6 +18,8 @@ NETWORKS = {
         "vggsnn": "vgg",
         "sew_resnet18": "sew_resnet18",
         "spikingformer": "spikingformer",
+        "mobilenet": "separable",
+        "ds_cnn": "separable",
     }.items()
 }
 

@@ -15,6 +15,7 @@ from qpsnn_jax.model.nodes import (
     Attention,
     AveragePool,
     BatchNorm,
+    Concatenate,
     Conv,
     Dense,
     Flatten,
@@ -101,6 +102,9 @@ MISTAKES = [
     (LIF, ("x", "x"), "node 'x': its input 'x' is not an earlier node"),
     (Add, ("x", "lif", "nowhere"), "node 'x': its input 'nowhere'"),
     (Add, ("x", "image", "lif"), r"node 'x': adds 'image' of shape \(9, 8, 2\) to 'lif' of \(9, 8, 4\)"),
+    (Concatenate, ("x", ("lif", "nowhere")), "node 'x': its input 'nowhere'"),
+    (Concatenate, ("x", "lif"), "node 'x': sources must be a tuple of names"),
+    (Concatenate, ("x", ()), "node 'x': sources must be a tuple of names"),
     (MaxPool, ("x", "lif", (10, 2)), r"node 'x': a window of \(10, 2\) does not fit an input of 9×8"),
     (AveragePool, ("x", "lif", (2, 9)), "node 'x': a window"),
     (Conv, ("x", "lif", 4, (3, 11)), r"node 'x': a window of \(3, 11\) does not fit .* padding \(1, 1\)"),
@@ -143,6 +147,14 @@ MISTAKES = [
 def test_mistakes_name_the_node(kind, fields: tuple, message: str):
     with pytest.raises(ValueError, match=message):
         graph(kind(*fields))
+
+
+def test_a_concatenation_of_different_maps_names_the_node():
+    half = MaxPool("half", "lif")
+    with pytest.raises(ValueError, match=r"node 'x': concatenates maps of different sizes, \(4, 4, 4\), \(9, 8, 4\)"):
+        graph(half, Concatenate("x", ("half", "lif")))
+    joined = graph(half, Concatenate("x", ("half", "half"))).values["x"]
+    assert joined == Value((4, 4, 8), timed=True, spiking=True)
 
 
 @over("strange", ["conv", None, Conv, {"kind": "Conv"}])

@@ -8,7 +8,7 @@ import pytest
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import LIF, Conv, Dense, Quantizer
-from qpsnn_jax.model.zoo import resnet20, vgg16
+from qpsnn_jax.model.zoo import ds_cnn, mobilenet, resnet20, vgg16
 from qpsnn_jax.model.zoo.blocks import kept_channels
 from qpsnn_jax.model.zoo.resnet20 import option_a_source
 
@@ -127,6 +127,25 @@ def test_kept_channels(width: int, ratio: float, kept: int):
 )
 def test_option_a(inputs: int, outputs: int, source: tuple):
     assert option_a_source(inputs, outputs) == source
+
+
+@over(("network", "options", "pairs"), [(mobilenet, {"width": 0.25}, 13), (ds_cnn, {}, 4)])
+def test_depthwise_separable(network, options: dict, pairs: int):
+    graph = network(**options, ratios=None)
+    layers = [node for node in graph.nodes if isinstance(node, Conv)]
+    depthwise, pointwise = layers[1::2], layers[2::2]
+    assert len(depthwise) == len(pointwise) == pairs
+    assert all(node.groups == node.features == graph.values[node.input].shape[-1] for node in depthwise)
+    assert all((node.kernel, node.groups) == ((1, 1), 1) for node in pointwise)
+    # As Keras counts the networks of MLPerf Tiny: with a bias of every layer and the running moments.
+    weights = sum(math.prod(leaves["kernel"].shape) for leaves in params_of(graph).values() if "kernel" in leaves)
+    channels = sum(node.features for node in layers)
+    assert weights + channels + graph.classes + 4 * channels == {mobilenet: 221_794, ds_cnn: 24_908}[network]
+    first = graph.values["stem.lif"].shape
+    assert first == {mobilenet: (48, 48, 8), ds_cnn: (25, 5, 64)}[network]
+    assert graph.values[graph.nodes[-3].name].shape[:2] == {mobilenet: (3, 3), ds_cnn: (25, 5)}[network]
+    smaller = {n.name: n.features for n in network(**options, ratios={"stem": 0.5}).nodes if isinstance(n, Conv)}
+    assert smaller["blocks.0.depthwise.conv"] == smaller["stem.conv"] == layers[0].features // 2
 
 
 RESNET20, VGG16 = partial(resnet20, width=1 / 8), partial(vgg16, width=1 / 8)

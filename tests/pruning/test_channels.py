@@ -29,7 +29,7 @@ from qpsnn_jax.model.nodes import (
     Quantizer,
     Shortcut,
 )
-from qpsnn_jax.model.zoo import resnet20, sew_resnet18, spikingformer, vgg16, vggsnn
+from qpsnn_jax.model.zoo import ds_cnn, resnet20, sew_resnet18, spikingformer, vgg16, vggsnn
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.quantization import codes
 from qpsnn_jax.pruning import Group, channel_groups, magnitude_group_scores, prune, score, select
@@ -117,7 +117,11 @@ NETWORKS = {
     "sew_resnet18": partial(sew_resnet18, width=1 / 16, timesteps=2, classes=3, input_shape=(16, 16, 3)),
     "spikingformer": partial(spikingformer, width=1 / 3, timesteps=2, blocks=1, classes=3, input_shape=(8, 8, 3)),
 }
+NETWORKS |= {
+    "ds_cnn": partial(ds_cnn, width=1 / 8, timesteps=2, classes=3, input_shape=(11, 6, 1)),
+}
 CASES = [
+    ("ds_cnn", Quantizer(4, "max", "channel")),
     ("resnet20", Quantizer(2, "max")),
     ("vgg16", Quantizer(4, "percentile")),
     ("vggsnn", Quantizer(2)),

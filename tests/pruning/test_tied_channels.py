@@ -1,4 +1,4 @@
-"""Groups of channels where layers hold parts of them: convolutions in groups."""
+"""Groups of channels where layers hold parts of them: convolutions in groups, and concatenations."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,9 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import (
     LIF,
+    Add,
     Attention,
+    Concatenate,
     Conv,
     Dense,
     GlobalAveragePool,
@@ -111,6 +113,50 @@ def test_budgets_count_what_the_smaller_network_costs(resource):
 
 def _of(kept: np.ndarray, each: int) -> np.ndarray:
     return (kept[:, None] * each + np.arange(each)).ravel()
+
+
+def test_channels_of_a_concatenation_are_those_of_its_inputs():
+    graph = ended(
+        *unit("left", "image", 4),
+        *unit("right", "image", 6, "b"),
+        Concatenate("both", ("right.lif", "image", "left.lif")),
+        LIF("mixed", "both", threshold=0.5),
+        *unit("next", "mixed", 5, None),
+    )
+    mixed = ("both", "mixed")
+    assert channel_groups(graph) == {
+        "left": Group("left", 4, "a", ("left", "left.lif", *mixed)),
+        "right": Group("right", 6, "b", ("right", "right.lif", *mixed)),
+        "next": Group("next", 5, None, ("next", "next.lif", "pool")),
+    }
+    variables, images = random_variables(graph), images_of(graph)
+    smaller, pruned = prune(graph, variables, {"left": [0, 3], "right": [1, 2, 5]})
+    assert smaller.values["both"].shape == (4, 4, 7)
+    rows = [1, 2, 5, 6, 7, 8, 11]
+    kernels = (tree["params"]["next"]["kernel"] for tree in (pruned, variables))
+    np.testing.assert_array_equal(next(kernels), next(kernels)[:, :, rows])
+    rates = score(graph, variables, [images], RATE)
+    traces = SpikingNetwork(graph).apply(variables, images, capture=["left.lif", "right.lif", "mixed"])[1]
+    mean = {name: np.asarray(trace.spikes).mean((0, 1, 2, 3)) for name, trace in traces.items()}
+    np.testing.assert_allclose(rates["left"], (mean["left.lif"] + mean["mixed"][8:]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(rates["right"], (mean["right.lif"] + mean["mixed"][:6]) / 2, rtol=1e-6)
+
+
+def test_a_layer_added_to_a_concatenation_is_part_of_both_groups():
+    graph = ended(
+        Conv("whole", "image", 10, label="a"),
+        *unit("left", "image", 4),
+        *unit("right", "image", 6),
+        Concatenate("both", ("left.lif", "right.lif")),
+        Add("sum", "both", "whole"),
+    )
+    found = channel_groups(graph)
+    assert {name: (group.size, group.members[:3]) for name, group in found.items()} == {
+        "whole": (4, ("whole", "left", "left.lif")),
+        "right": (6, ("whole", "right", "right.lif")),
+    }
+    smaller, _ = prune(graph, random_variables(graph), {"whole": [2], "right": [0, 5]})
+    assert [smaller.values[name].shape[-1] for name in ("whole", "left", "right")] == [3, 1, 2]
 
 
 def test_channels_tied_to_the_image_stay():
