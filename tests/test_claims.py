@@ -118,12 +118,17 @@ def test_a_result_is_that_of_the_test_images_at_the_end(done):
     assert result(done, FLOAT)["file_bytes"] is None
 
 
-def test_what_is_done_is_not_done_again(done, monkeypatch):
+def test_what_is_done_is_not_done_again(done, monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "do", unexpected)
     assert runner.work(UNITS, done / "runs", done / "results", None, None) == 0
     other = dataclasses.replace(DENSE.config, network=dataclasses.replace(DENSE.config.network, bits=4))
     with pytest.raises(ValueError, match=f"{DENSE.name}.json is the result of other settings than the plan's"):
         is_done(dataclasses.replace(DENSE, config=other), done / "results")
+    # A result from before there was a setting: it had the default.
+    older = json.loads((done / "results" / f"{DENSE.name}.json").read_bytes())
+    del older["config"]["prune"]["rounds"]
+    (tmp_path / f"{DENSE.name}.json").write_text(json.dumps(older))
+    assert is_done(DENSE, tmp_path)
 
 
 def test_a_result_from_elsewhere_is_not_read_again_when_its_network_is_needed(done, tmp_path, monkeypatch):

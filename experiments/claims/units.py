@@ -26,7 +26,7 @@ from qpsnn_jax.runs.records import measure, read_notes, versions
 from qpsnn_jax.runs.rounds import prune_in_rounds
 from qpsnn_jax.runs.stages import Run
 from qpsnn_jax.runtime.files import write_atomically
-from qpsnn_jax.runtime.settings import as_dict
+from qpsnn_jax.runtime.settings import as_dict, from_dict
 from qpsnn_jax.training.steps import Variables, init_variables
 
 _INTEGER_BATCH = 250
@@ -69,7 +69,7 @@ class Unit:
 
 
 def is_done(unit: Unit, results: Path) -> bool:
-    """Whether a unit has a result.
+    """Whether a unit has a result. Settings that are newer than it have their defaults there.
 
     Raises:
         ValueError: the result is of other settings than the plan's.
@@ -77,7 +77,9 @@ def is_done(unit: Unit, results: Path) -> bool:
     path = results / f"{unit.name}.json"
     if not path.exists():
         return False
-    if json.loads(path.read_bytes())["config"] != _settings(unit):
+    stored = json.loads(path.read_bytes())["config"]
+    parts = {name: stored[name] for name in as_dict(unit.config) if name in stored}
+    if _plain(from_dict(Config, parts), stored.get("kind"), stored.get("base"), stored.get("test")) != _settings(unit):
         raise ValueError(f"{path} is the result of other settings than the plan's; give the recipe another name.")
     return True
 
@@ -188,10 +190,13 @@ def _base(unit: Unit, runs: Path) -> Path:
 
 def _settings(unit: Unit) -> dict[str, Any]:
     """All that a unit is, as plain values; where its data lie is left out."""
-    settings = as_dict(unit.config)
+    return _plain(unit.config, unit.kind, unit.base and unit.base.name, unit.test)
+
+
+def _plain(config: Config, kind: str, base: str | None, test: str | None) -> dict[str, Any]:
+    settings = as_dict(config)
     settings["data"].pop("data_dir")
-    base = unit.base and unit.base.name
-    return json.loads(json.dumps(settings | {"kind": unit.kind, "base": base, "test": unit.test}))
+    return json.loads(json.dumps(settings | {"kind": kind, "base": base, "test": test}))
 
 
 def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str, Any]:
