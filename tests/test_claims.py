@@ -58,7 +58,8 @@ PRUNED = unit("svs", "finetune", DENSE, ratios={"middle": 0.5}, recalibrate="nev
 SCRATCH = unit("scratch", "scratch", PRUNED, epochs=0, ratios={"middle": 0.5})
 FLOAT = unit("float", epochs=0, bits=None)
 LATER = unit("later", "quantize", FLOAT, ratios={"middle": 0.5})
-UNITS = [DENSE, PRUNED, SCRATCH, FLOAT, LATER]
+MIXED = unit("mixed", "mixed", DENSE, epochs=0, ratios={"middle": 0.5}, recalibrate="never")
+UNITS = [DENSE, PRUNED, SCRATCH, FLOAT, LATER, MIXED]
 
 
 def unexpected(*_):
@@ -100,7 +101,9 @@ def test_every_unit_has_one_small_result(done):
     assert bits["float"] is None
     assert all(bits[one.arm].bits == 2 for one in (DENSE, PRUNED, SCRATCH, LATER))
     widths = {one.arm: load_network(done / "runs" / one.name)[0].by_name["conv2"].features for one in UNITS}
-    assert widths == {"dense": 6, "svs": 3, "scratch": 3, "float": 6, "later": 3}
+    assert widths == {"dense": 6, "svs": 3, "scratch": 3, "float": 6, "later": 3, "mixed": 3}
+    # Its only quantized layer gets as many bytes as it had.
+    assert bits["mixed"].bits <= 2
 
 
 def test_a_result_is_that_of_the_test_images_at_the_end(done):
