@@ -205,7 +205,8 @@ def step_in_jax(case: Case, tx: optax.GradientTransformation | None = None) -> S
 
 def _inference_in_jax(case: Case) -> Callable[[], float]:
     variables, images = jax.device_put((case.variables, case.images))
-    currents = jax.jit(lambda *given: SpikingNetwork(case.graph).apply(*given).currents)  # without the state
+    network: Any = SpikingNetwork(case.graph)
+    currents = jax.jit(lambda *given: network.apply(*given).currents)  # without the state
     compiled = currents.lower(variables, images).compile()
     return lambda: _loss_of(np.asarray(compiled(variables, images)).mean(1), case.labels)
 
