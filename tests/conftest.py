@@ -55,6 +55,12 @@ def _present(path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def nir_files() -> Path:
+    """Folder of NIR files written by other programs."""
+    return _present(SHARED / "data" / "nir")
+
+
+@pytest.fixture(scope="session")
 def vectors() -> Path:
     """Folder of outputs recorded from the authors' PyTorch implementation."""
     return _present(SHARED / "vectors")

@@ -60,11 +60,20 @@ def run(
 
 def lif(node: Any, currents: np.ndarray, given: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     membranes, fired, left = np.empty_like(currents), np.empty_like(currents), 0.0
+    tau, threshold = np.asarray(node.tau), np.asarray(node.threshold)
     for t in range(currents.shape[1]):
-        charged = node.tau * left + currents[:, t]
-        above = charged >= node.threshold if node.fire == ">=" else charged > node.threshold
+        charged = tau * left + currents[:, t]
+        if node.reset == "delayed" and t:
+            charged = charged - threshold * fired[:, t - 1]
+        above = charged >= threshold if node.fire == ">=" else charged > threshold
         membranes[:, t], fired[:, t] = charged, above if given is None else given[:, t]
-        left = charged * (1 - fired[:, t]) if node.reset == "hard" else charged - node.threshold * fired[:, t]
+        match node.reset:
+            case "hard":
+                left = charged * (1 - fired[:, t])
+            case "soft":
+                left = charged - threshold * fired[:, t]
+            case "delayed":
+                left = charged
     return fired, membranes
 
 
@@ -135,6 +144,7 @@ STATELESS: dict[str, Callable[..., np.ndarray]] = {
     "Input": lambda node, x: x,
     "MaxPool": lambda node, x: windows(x, node.window, node.strides, node.padding, fill=-np.inf).max((-1, -2)),
     "AveragePool": lambda node, x: windows(x, node.window, node.strides, node.padding).mean((-1, -2)),
+    "SumPool": lambda node, x: windows(x, node.window, node.strides, node.padding).sum((-1, -2)),
     "GlobalAveragePool": lambda node, x: x.mean((2, 3)),
     "Flatten": lambda node, x: x.reshape(*x.shape[:2], -1),
     "Shortcut": shortcut,

@@ -144,11 +144,13 @@ def _max_pool(node: nodes.MaxPool, folding: Folding) -> MaxPool:
 @fold_node.register(nodes.LIF)
 def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
     tau, threshold = neuron_options(folding.weights, node)
-    if tau != 0.5 or node.reset != "hard":
+    if (tau != 0.5).any() or node.reset != "hard":
         raise ValueError(
             f"node {node.name!r}: only a leak of 0.5 and a hard reset can be exported as integers, "
             f"got tau {tau} and a {node.reset} reset."
         )
+    if threshold.ndim:
+        raise ValueError(f"node {node.name!r}: only one threshold for all neurons can be exported as integers.")
     synapses, residuals = current_of(folding.graph.by_name[node.input], folding)
     if len(synapses) != 1 or len(residuals) > 1:
         raise ValueError(
@@ -169,7 +171,7 @@ def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
         **window,
         scale=np.abs(scale).astype(np.float32),
         bias=bias.astype(np.float32),
-        threshold=threshold,
+        threshold=float(threshold),
         strict=node.fire == ">",
         residual=next(iter(residuals), None),
         levels=levels,

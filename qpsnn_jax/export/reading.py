@@ -51,11 +51,15 @@ def weights_of(graph: Graph, variables: Mapping[str, Any]) -> Weights:
     return Weights(arrays, _codes(graph, variables), read_masks(graph, variables))
 
 
-def neuron_options(weights: Weights, node: LIF) -> tuple[float, float]:
-    """τ and θ of neurons, as the network computes them in float32 where they are learned."""
+def neuron_options(weights: Weights, node: LIF) -> tuple[np.ndarray, np.ndarray]:
+    """τ and θ of neurons, as the network computes them in float32 where they are learned.
+
+    Returns:
+        τ and θ, float64, each of shape ``()`` or, where the channels may differ, ``c``.
+    """
     own = weights.variables["params"].get(node.name, {})
     found = node.constants({name: jnp.asarray(leaf, jnp.float32) for name, leaf in own.items()})
-    return float(found["tau"]), float(found["threshold"])
+    return np.asarray(found["tau"], np.float64), np.asarray(found["threshold"], np.float64)
 
 
 def affine(weights: Weights, layer: Weighted, norm: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:

@@ -61,16 +61,16 @@ def lif_trace(
 ) -> tuple[Array, LIFTrace]:
     """:func:`qpsnn_jax.lif_trace` for τ and θ that are numbers, of currents that may still have to be computed.
 
-    On a CPU with a C++ compiler float32 neurons with a surrogate of :data:`~qpsnn_jax.numerics.surrogate.SURROGATES` go
-    through all steps in one native call, forward and backward, which computes the currents too; membranes are written
-    where they are used, and computed again for the gradient. Gradients are rounded otherwise than those of
-    :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
+    On a CPU with a C++ compiler float32 neurons with a surrogate of :data:`~qpsnn_jax.numerics.surrogate.SURROGATES`
+    and a hard or soft reset go through all steps in one native call, forward and backward, which computes the currents
+    too; membranes are written where they are used, and computed again for the gradient. Gradients are rounded otherwise
+    than those of :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
 
     Raises:
         ValueError: as :func:`qpsnn_jax.lif_trace`.
     """
     x = currents.x if isinstance(currents, Affine) else currents
-    if x.dtype != jnp.float32 or surrogate not in SURROGATES.values() or x.ndim < 3:
+    if x.dtype != jnp.float32 or surrogate not in SURROGATES.values() or x.ndim < 3 or reset == "delayed":
         options: dict[str, Any] = {"fire": fire, "reset": reset, "detach_reset": detach_reset}
         constants = {"tau": tau, "threshold": threshold, "surrogate": surrogate}
         return neurons.lif_trace(computed(currents), initial=initial, **constants, **options)

@@ -166,8 +166,8 @@ class LIFLayer(nn.Module):
         QP-SNN (ICLR 2025), Eq. 1-3.
     """
 
-    tau: float | Literal["learned"] = 0.5
-    threshold: float | Literal["learned"] = 1.0
+    tau: float | tuple[float, ...] | Literal["learned"] = 0.5
+    threshold: float | tuple[float, ...] | Literal["learned"] = 1.0
     fire: Fire = ">="
     reset: Reset = "hard"
     detach_reset: bool = False

@@ -13,7 +13,7 @@ from qpsnn_jax.numerics.closures import hoist
 from qpsnn_jax.numerics.recurrence import drive_grad, recurrence, rounded
 from qpsnn_jax.numerics.surrogate import Fire, Surrogate, fire_step, triangular
 
-Reset = Literal["hard", "soft"]
+Reset = Literal["hard", "soft", "delayed"]
 
 
 class LIFTrace(NamedTuple):
@@ -52,6 +52,12 @@ def lif_step(
         S[t] = [Ũ[t] ≥ θ], \quad
         U[t] = Ũ[t] (1 - S[t]) \;\text{(hard)} \;\text{or}\; Ũ[t] - θ S[t] \;\text{(soft)}
 
+    With the ``"delayed"`` reset, the default of snnTorch and Spyx, θ is subtracted one step later and does not leak:
+
+    .. math:: U[t] = Ũ[t] = τ U[t-1] - θ S[t-1] + X[t], \quad S[t] = [U[t] ≥ θ]
+
+    τ = 1 is the integrate-and-fire neuron.
+
     Its signature is that of a ``lax.scan`` body: ``lax.scan(lif_step, jnp.zeros_like(x[0]), x)`` runs time-major
     currents ``t …``; :func:`lif_trace` returns the same for batch-major ones.
 
@@ -63,7 +69,7 @@ def lif_step(
         surrogate: derivative of the firing step as a function of Ũ - θ (:func:`fire_step`); any function from an array
             to one of its shape, which may close over traced arrays.
         fire: ``">="`` (paper, Eq. 2) or ``">"`` (released code).
-        reset: ``"hard"`` (to zero, paper, Eq. 3) or ``"soft"`` (subtract θ).
+        reset: ``"hard"`` (to zero, paper, Eq. 3), ``"soft"`` (subtract θ) or ``"delayed"`` (subtract θ one step later).
         detach_reset: no gradient through the reset; in the paper it flows through.
 
     Returns:
@@ -79,7 +85,8 @@ def lif_step(
     _check_floating("current", current)
     tau, threshold = (jnp.asarray(x, current.dtype) for x in (tau, threshold))
     _check_reset(reset)
-    charged = rounded(tau * membrane) + rounded(current)
+    options: dict[str, Any] = {"surrogate": surrogate, "fire": fire, "reset": reset, "detach_reset": detach_reset}
+    charged = rounded(current) + _leaked(membrane, tau, threshold, **options)
     spikes = fire_step(charged - threshold, surrogate, fire)
     left = _after_reset(charged, spikes, threshold, reset=reset, detach_reset=detach_reset)
     return left, LIFTrace(spikes, charged)
@@ -142,7 +149,10 @@ def _trace(
     **reset: Any,
 ) -> tuple[Array, LIFTrace]:
     if initial is not None and currents.shape[1]:
-        first = rounded(currents[:, 0]) + rounded(tau * jnp.asarray(initial, currents.dtype))
+        left = _leaked(
+            initial.astype(currents.dtype), tau, threshold, *constants, surrogate=surrogate, fire=fire, **reset
+        )
+        first = rounded(currents[:, 0]) + left
         currents = jax.lax.dynamic_update_index_in_dim(currents, first, 0, 1)
     leak = partial(_leak, surrogate=surrogate, fire=fire, **reset)
     membranes: Array = recurrence(leak, False, currents, (), (tau, threshold, *constants))
@@ -185,14 +195,35 @@ def currents_grad(
 
 
 def _leak(charged: Array, tau: Array, threshold: Array, *constants: Array, surrogate: Any, fire: Fire, **reset: Any):
-    """What is left of a step's membrane potential at the next one, τ U[t]."""
-    spikes = fire_step(charged - threshold, lambda x: surrogate(x, *constants), fire)
-    return rounded(tau * _after_reset(charged, spikes, threshold, **reset))
+    """What a step's potential before the reset adds to that of the next one."""
+    options = {"surrogate": surrogate, "fire": fire, **reset}
+    spikes = _spikes(charged, threshold, *constants, surrogate=surrogate, fire=fire)
+    return _leaked(_after_reset(charged, spikes, threshold, **reset), tau, threshold, *constants, **options)
+
+
+def _leaked(
+    left: Array, tau: ArrayLike, threshold: Array, *constants: Array, reset: Reset, detach_reset: bool, **options: Any
+) -> Array:
+    """What the potential U of a step adds to that of the next one."""
+    leaked = rounded(tau * left)
+    if reset != "delayed":
+        return leaked
+    return leaked - threshold * _gate(_spikes(left, threshold, *constants, **options), detach_reset)
+
+
+def _spikes(charged: Array, threshold: Array, *constants: Array, surrogate: Any, fire: Fire) -> Array:
+    return fire_step(charged - threshold, lambda x: surrogate(x, *constants), fire)
 
 
 def _after_reset(charged: Array, spikes: Array, threshold: ArrayLike, *, reset: Reset, detach_reset: bool) -> Array:
-    gate = jax.lax.stop_gradient(spikes) if detach_reset else spikes
+    if reset == "delayed":
+        return charged
+    gate = _gate(spikes, detach_reset)
     return charged * (1 - gate) if reset == "hard" else charged - threshold * gate
+
+
+def _gate(spikes: Array, detach_reset: bool) -> Array:
+    return jax.lax.stop_gradient(spikes) if detach_reset else spikes
 
 
 def _over_time(x: Array, trace: Array) -> Array:
@@ -232,7 +263,7 @@ def _check_floating(name: str, x: Array) -> None:
 
 def _check_reset(reset: str) -> None:
     if reset not in get_args(Reset):
-        raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}.")
+        raise ValueError(f"reset must be 'hard', 'soft' or 'delayed', got {reset!r}.")
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

@@ -71,6 +71,7 @@ def neuron_table() -> list[Contract]:
         Contract("fire_step", surrogate.fire_step, DISTANCE, forward=False),
         Contract("lif", neurons.lif, CURRENTS, forward=False),
         Contract("lif-soft", lambda x: neurons.lif(x, **options), CURRENTS, forward=False),
+        Contract("lif-delayed", lambda x: neurons.lif(x, reset="delayed"), CURRENTS, forward=False),
         Contract("lif_trace", neurons.lif_trace, CURRENTS, forward=False),
         Contract("lif_trace-native", lambda x: native.lif_trace(x, **options, **numbers), CURRENTS, forward=False),
         Contract(

@@ -25,12 +25,19 @@ def run(document, images, dt=1e-4):
                     values[name] = (v > node.v_threshold).astype(np.float64)
                     membranes[name] = np.where(values[name], node.v_reset, v)
                     counts[name] = counts.get(name, 0) + int(values[name].sum())
+                case "IF":
+                    v = membranes.get(name, np.zeros_like(x)) + dt * node.r * x
+                    values[name] = (v > node.v_threshold).astype(np.float64)
+                    membranes[name] = np.where(values[name], node.v_reset, v)
+                    counts[name] = counts.get(name, 0) + int(values[name].sum())
                 case "Conv2d":
                     windows = _windows(x, node.weight.shape[2:], node.stride, node.padding)
                     sums = np.einsum("bchwkl,ockl->bohw", windows, node.weight.astype(np.float64), optimize=True)
                     values[name] = sums + node.bias[:, None, None]
                 case "AvgPool2d":
                     values[name] = _windows(x, node.kernel_size, node.stride, node.padding).mean((-1, -2))
+                case "SumPool2d":
+                    values[name] = _windows(x, node.kernel_size, node.stride, node.padding).sum((-1, -2))
                 case "Flatten":
                     values[name] = x.reshape(len(x), -1)
                 case "Affine" | "Linear":

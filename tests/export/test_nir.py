@@ -14,9 +14,10 @@ from nir_oracle import run as run_nir
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax.data import Arrays, DataSet, load
+from qpsnn_jax.export.nir.builder import DT
 from qpsnn_jax.export.nir.file import read_nir, write_nir
 from qpsnn_jax.export.nir.reader import READINGS, import_nir
-from qpsnn_jax.export.nir.writer import DT, nir_graph, translate
+from qpsnn_jax.export.nir.writer import nir_graph, translate
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import (
@@ -186,8 +187,11 @@ def _graph(*nodes):
 STEM = (Conv("conv1", "image", 2), LIF("lif1", "conv1"))
 READOUT = (Flatten("flatten", "lif1"), Dense("fc", "flatten", 3))
 INVALID = {
-    "leak": (resnet20(width=1 / 8, lif=LIF("", "", tau=0.25)), "node 'lif1': only a leak of 0.5 and a hard reset"),
-    "soft reset": (resnet20(width=1 / 8, lif=LIF("", "", reset="soft")), "node 'lif1': only a leak of 0.5 and a hard"),
+    "leak": (resnet20(width=1 / 8, lif=LIF("", "", tau=1.5)), "node 'lif1': NIR has leaks from 0 to below 1"),
+    "soft reset": (
+        resnet20(width=1 / 8, lif=LIF("", "", reset="soft")),
+        "node 'lif1': NIR's neurons have a hard reset",
+    ),
     "threshold": (
         _graph(Conv("conv1", "image", 2), LIF("lif1", "conv1", threshold=0.0), *READOUT),
         "node 'lif1': the threshold must be",
@@ -219,7 +223,7 @@ INVALID = {
         _graph(*STEM, Add("add", "lif1", "lif1"), Flatten("flatten", "add"), READOUT[1]),
         "node 'add': adds 'lif1' to itself",
     ),
-    "no readout": (_graph(*STEM), "node 'lif1': the last node must be a dense readout"),
+    "no readout": (_graph(*STEM), "node 'lif1': the last node must be a dense readout, or"),
     "name of a folder": (
         _graph(Conv("stem/conv", "image", 2), LIF("lif1", "stem/conv"), *READOUT),
         "node 'stem/conv': NIR files take no /",
@@ -307,12 +311,18 @@ def _conv(**changes):
 FOREIGN = {
     "steps": (lambda: (_foreign(), {}), "does not say how many steps"),
     "kind": (lambda: _foreign(nir.Threshold(np.ones(6))), "node 'cells': NIR's Threshold cannot be read"),
-    "thresholds": (lambda: _foreign(v_threshold=np.arange(6.0)), "node 'cells': its neurons differ in v_threshold"),
-    "resting": (lambda: _foreign(v_leak=np.ones(6)), "node 'cells': only neurons that rest and reset at zero"),
-    "reset": (lambda: _foreign(v_reset=np.ones(6)), "node 'cells': only neurons that rest and reset at zero"),
+    "thresholds": (
+        lambda: _spikes_out((2, 3, 3), v_threshold=np.arange(18.0).reshape(2, 3, 3)),
+        "node 'cells': its neurons of one channel differ in v_threshold",
+    ),
+    "reset": (lambda: _foreign(v_reset=np.ones(6)), "node 'cells': only neurons that reset to zero"),
+    "reset of IF": (
+        lambda: _foreign(nir.IF(r=np.ones(6), v_threshold=np.ones(6), v_reset=np.ones(6))),
+        "node 'cells': only neurons that reset to zero",
+    ),
     "fast": (lambda: _foreign(tau=np.full(6, 5e-5)), "node 'cells': only neurons .* tau 5e-05 with dt 0.0001"),
     "cycle": (lambda: _foreign(edges=[("cells", "first")]), "node '(first|cells)': it is part of a cycle"),
-    "spikes out": (lambda: _spikes_out(), "node 'out': its input must be one layer"),
+    "spikes of a map out": (lambda: _spikes_out((2, 3, 3)), "node 'out': its input must be one layer"),
     "dead end": (lambda: _with("side", _neurons((6,)), ("first", "side")), "node 'side': no edge starts at it"),
     "nothing read": (lambda: _with("side", _neurons((6,)), ("side", "last")), "node 'side': no edge leads to it"),
     "edge to nothing": (lambda: _foreign(edges=[("cells", "absent")]), "an edge from 'cells' to 'absent'"),
@@ -472,9 +482,69 @@ def _with(name, node, *edges):
     return document
 
 
-def _spikes_out():
-    nodes = {"in": nir.Input(np.array([6])), "cells": _neurons((6,)), "out": nir.Output(np.array([6]))}
+def _spikes_out(shape=(6,), **changes):
+    nodes = {"in": nir.Input(np.array(shape)), "cells": _neurons(shape, **changes), "out": nir.Output(np.array(shape))}
     return nir.NIRGraph(nodes, [("in", "cells"), ("cells", "out")])
+
+
+def _by_channel():
+    """Neurons that differ by channel and rest at different potentials, after pooled sums, with spikes as the output."""
+    draw, column = np.random.default_rng(7), np.array([0.2, 0.5, 0.9])[:, None, None]
+    ones = np.ones((3, 2, 3))
+    nodes = {
+        "in": nir.Input(np.array([2, 4, 6])),
+        "conv": nir.Conv2d((4, 6), draw.normal(size=(3, 2, 3, 3)), 1, 1, 1, 1, draw.normal(size=3)),
+        "whole": nir.IF(
+            r=np.full((3, 4, 6), 1e4), v_threshold=np.ones((3, 4, 6)) * column, v_reset=np.zeros((3, 4, 6))
+        ),
+        "pool": nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])),
+        "cells": _neurons((3, 2, 3), tau=ones * 2e-4 / column, v_threshold=ones * column, v_leak=ones * column / 5),
+        "flat": nir.Flatten({"input": np.array([3, 2, 3])}, 0, -1),
+        "last": nir.Affine(draw.normal(size=(5, 18)), draw.normal(size=5)),
+        "fired": _neurons((5,), v_threshold=np.linspace(0.1, 0.6, 5)),
+        "out": nir.Output(np.array([5])),
+    }
+    return nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
+
+
+@pytest.mark.parametrize("make", [_by_channel, _spikes_out])
+def test_spikes_out_by_nirs_equations(make, tmp_path):
+    """Read, run, written again and read again."""
+    document = make()
+    graph, variables = import_nir(document, timesteps=6, frames=True)
+    images = np.abs(images_of(graph, 4))
+    currents, spikes = ours(graph, variables, images)
+    outputs, counts = run_nir(document, images)
+    np.testing.assert_array_equal(outputs, currents)
+    assert counts == spikes
+    assert all(n > 0 for n in counts.values())
+    if make is _spikes_out:
+        return
+    write_nir(tmp_path / "again.nir", nir_graph(graph, variables))
+    again, restored = import_nir(read_nir(tmp_path / "again.nir"))
+    assert ours(again, restored, images)[1] == spikes
+    assert run_nir(read_nir(tmp_path / "again.nir"), images)[1] == spikes
+
+
+PUBLIC = {"scnn_mnist": (5, 1.0), "lif_norse": (60, 1e-4), "two_lif_neurons": (40, 1e-3)}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_files_by_nirs_equations(name, nir_files):
+    """Of other programs; the neurons of scnn_mnist add their input once a step, so its unit of time is a step."""
+    (steps, dt), document = PUBLIC[name], read_nir(nir_files / f"{name}.nir")
+    graph, variables = import_nir(document, timesteps=steps, frames=True, dt=dt)
+    images = np.random.default_rng(0).integers(0, 3, (2, steps, *graph.input.shape)).astype(np.float32)
+    currents, spikes = ours(graph, variables, images)
+    outputs, counts = run_nir(document, images, dt)
+    np.testing.assert_array_equal(outputs, currents)
+    assert {node: spikes[node] for node in counts} == counts
+    assert sum(counts.values()) > 10
+
+
+def test_a_recurrent_public_file_is_named(nir_files):
+    with pytest.raises(ValueError, match=r"node 'lif1\.(lif|w_rec)': it is part of a cycle"):
+        import_nir(read_nir(nir_files / "braille_cuba.nir"), timesteps=2)
 
 
 @pytest.mark.parametrize("name", FOREIGN)

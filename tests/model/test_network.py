@@ -255,7 +255,7 @@ def test_capture_reduces_on_the_fly(small):
         reducers = {"lif": lambda trace: trace.spikes.mean((0, 1, 2, 3)), "conv": jnp.max}
         return network.apply(variables, images, capture=reducers)
 
-    _, maps = jax.jit(partial(network.apply, capture=("lif", "conv")))(variables, images)
+    maps = jax.jit(partial(network.apply, capture=("lif", "conv")))(variables, images).captured
     currents, captured, _ = rates(variables, images)
     assert jax.tree.map(jnp.shape, captured) == {"lif": (4,), "conv": ()}
     np.testing.assert_allclose(captured["lif"], maps["lif"].spikes.mean((0, 1, 2, 3)), rtol=1e-6)

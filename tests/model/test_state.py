@@ -25,7 +25,7 @@ def attending(*, frames: bool) -> Graph:
         Conv("conv", "first", 4, quantizer=Quantizer(1, gamma="none")),
         BatchNorm("bn", "conv", epsilon=0),
         LIF("query", "bn", tau=0.7),
-        LIF("key", "bn", threshold=0.3),
+        LIF("key", "bn", tau=0.9, threshold=(0.3, 0.5, 0.3, 1.0), reset="delayed"),
         LIF("value", "bn", tau=1.0, threshold=0.2, reset="soft"),
         Attention("attention", "query", "key", "value", 2),
         Add("sum", "attention", "first"),

@@ -38,19 +38,20 @@ def lif_trace(currents, **options):
 
 
 VARIANTS = [
-    *(("triangular", *rest) for rest in product([">=", ">"], ["hard", "soft"], [False, True])),
+    *(("triangular", *rest) for rest in product([">=", ">"], ["hard", "soft", "delayed"], [False, True])),
     *((name, ">=", "hard", False) for name in ("rectangular", "sigmoid", "arctan")),
 ]
 
 
 def numpy_forward(currents, tau, theta, initial, fire, reset):
     """Spikes, membranes before the reset and potentials before each step, one time step after the other."""
+    above = np.greater_equal if fire == ">=" else np.greater
     left, rows = initial.astype(np.float64), []
     for t in range(currents.shape[1]):
-        charged = tau * left + currents[:, t]
-        spikes = (charged >= theta if fire == ">=" else charged > theta) * 1.0
+        charged = tau * left + currents[:, t] - (theta * above(left, theta) if reset == "delayed" else 0)
+        spikes = above(charged, theta) * 1.0
         rows.append((spikes, charged, left))
-        left = np.where(spikes == 1, 0, charged) if reset == "hard" else charged - theta * spikes
+        left = {"hard": np.where(spikes == 1, 0, charged), "soft": charged - theta * spikes, "delayed": charged}[reset]
     return [np.stack(column, 1) for column in zip(*rows, strict=True)]
 
 
@@ -58,20 +59,29 @@ def numpy_backward(currents, tau, theta, initial, cotangent, slope, fire, reset,
     """Back-propagation through time by hand: gradients of currents, tau, theta and initial."""
     spikes, charged, before = numpy_forward(currents, tau, theta, initial, fire, reset)
     to_currents, to_tau, to_theta = np.zeros(currents.shape), np.zeros(initial.shape), np.zeros(initial.shape)
-    to_left = np.zeros(initial.shape)
+    to_left = np.zeros(initial.shape)  # the cotangent of U at each step
+    to_later = np.zeros(initial.shape)  # that of the potential before the reset at the step after it
     for t in reversed(range(currents.shape[1])):
-        through_reset = -charged[:, t] if reset == "hard" else -theta
+        through_reset = {"hard": -charged[:, t], "soft": -theta, "delayed": 0}[reset]
         to_spikes = cotangent[:, t] + (0 if detach else to_left * through_reset)
+        if reset == "delayed":
+            to_spikes = to_spikes - (0 if detach else theta * to_later)
+            to_theta -= to_later * spikes[:, t]
         to_distance = to_spikes * slope(charged[:, t] - theta)
         to_charged = to_distance + to_left * ((1 - spikes[:, t]) if reset == "hard" else 1)
         to_theta -= to_distance + (to_left * spikes[:, t] if reset == "soft" else 0)
         to_tau += to_charged * before[:, t]
-        to_currents[:, t], to_left = to_charged, to_charged * tau
+        to_currents[:, t], to_left, to_later = to_charged, to_charged * tau, to_charged
+    if reset == "delayed":
+        pending = (initial >= theta if fire == ">=" else initial > theta) * 1.0
+        to_distance = 0 if detach else -theta * to_later * slope(initial - theta)
+        to_theta -= to_later * pending + to_distance
+        to_left = to_left + to_distance
     return to_currents, to_tau.sum(0, keepdims=True), to_theta.sum(0, keepdims=True), to_left
 
 
 @over("fire", [">=", ">"])
-@over("reset", ["hard", "soft"])
+@over("reset", ["hard", "soft", "delayed"])
 def test_forward_against_numpy(fire: str, reset: str):
     trace = lif_trace(CURRENTS, initial=INITIAL, tau=TAU, threshold=THETA, fire=fire, reset=reset)
     spikes, membranes, _ = numpy_forward(CURRENTS, TAU, THETA, INITIAL, fire, reset)
@@ -121,7 +131,7 @@ def test_step_is_a_scan_body_over_time_major_currents():
     np.testing.assert_array_equal(left, trace.membranes[-1] * (1 - trace.spikes[-1]))
 
 
-@over("reset", ["hard", "soft"])
+@over("reset", ["hard", "soft", "delayed"])
 @over("tau", [0.9, 0.3])
 def test_all_steps_at_once_are_calls_of_one_step_to_the_last_bit(tau: float, reset: str):
     """Also where products are rounded, and with an option for each neuron."""
@@ -140,8 +150,19 @@ def test_all_steps_at_once_are_calls_of_one_step_to_the_last_bit(tau: float, res
     fired = np.asarray(trace.spikes[:, -1])
     assert 0.1 < fired.mean() < 0.9
     last = np.asarray(trace.membranes[:, -1])
-    left = last - (last if reset == "hard" else thresholds) * fired
+    left = last - {"hard": last, "soft": thresholds, "delayed": 0}[reset] * fired
     np.testing.assert_allclose(whole, left, rtol=1e-6, atol=1e-6)
+
+
+def test_the_delayed_reset_is_that_of_other_libraries():
+    """U = βU + X - θS of the step before, as snnTorch's Leaky and Spyx's LIF by their definition."""
+    spikes = lif(jnp.full((1, 6, 1), 0.75), tau=0.5, reset="delayed", fire=">")
+    membranes, fired = [], []
+    for _ in range(6):
+        membranes.append(0.5 * (membranes[-1] if membranes else 0) + 0.75 - 1.0 * (fired[-1] if fired else 0))
+        fired.append(float(membranes[-1] > 1))
+    assert sum(fired) > 1
+    np.testing.assert_array_equal(spikes.ravel(), fired)
 
 
 @over("initial", [None, INITIAL])

@@ -25,6 +25,7 @@ from qpsnn_jax.model.nodes import (
     Node,
     Quantizer,
     Shortcut,
+    SumPool,
 )
 
 SURROGATES = ("triangular", "rectangular", "sigmoid", "arctan")
@@ -97,8 +98,15 @@ class Growing:
     def neurons(self, source: str) -> str:
         options = {"threshold": float(self.one_of(1.0, 0.7, 0.3)), "fire": self.one_of(">=", ">")}
         if not (self.integers or self.nir):
-            options |= {"tau": self.one_of(0.5, 0.25, 0.9, 1.0), "reset": self.one_of("hard", "soft")}
+            options |= {"tau": self.one_of(0.5, 0.25, 0.9, 1.0), "reset": self.one_of("hard", "soft", "delayed")}
             options |= {"surrogate": self.one_of(*SURROGATES), "detach_reset": self.chance(0.3)}
+        if not self.integers:
+            channels = self.shape(source)[-1]
+            options["tau"] = options.get("tau", self.one_of(0.5, 0.9, 1.0))
+            if self.chance(0.2):
+                options["tau"] = tuple(self.draw.choice((0.5, 0.8, 0.9), channels).tolist())
+            if self.chance(0.2):
+                options["threshold"] = tuple(self.draw.choice((1.0, 0.7, 0.3), channels).tolist())
         return self.add(LIF, source, **options)
 
     def norm(self, source: str) -> str:
@@ -148,7 +156,7 @@ class Growing:
 
     def pool(self, source: str) -> str:
         window, strides, padding = self.windows(self.shape(source))
-        kind = MaxPool if self.integers else self.one_of(MaxPool, AveragePool)
+        kind = MaxPool if self.integers else self.one_of(MaxPool, AveragePool, SumPool)
         if kind is MaxPool and self.nir and min(self.shape(source)[:2]) > 1:
             window, padding = (2, 2), self.one_of((0, 0), (1, 1))
         return self.add(kind, source, window=window, strides=strides, padding=padding)
@@ -204,7 +212,9 @@ def graph_of(seed: int, *, nir: bool = False) -> Graph:
         return grow.graph()
     if len(grow.shape(trunk)) == 3:
         trunk = grow.add(grow.one_of(Flatten, GlobalAveragePool), trunk)
-    grow.weights(trunk, grow.number(2, 5), quantizer=grow.quantizer(0.3))
+    last = grow.weights(trunk, grow.number(2, 5), quantizer=grow.quantizer(0.3))
+    if grow.chance(0.2):
+        grow.neurons(last)
     return grow.graph()
 
 

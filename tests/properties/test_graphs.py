@@ -87,8 +87,9 @@ def test_step_by_step_a_graph_gives_what_it_gives_at_once(seed):
     assert set(state) == set(graph.neurons)
     for name, left in state.items():
         node, spikes = graph.by_name[name], expected.values[name][:, -1]
-        reset = expected.membranes[name][:, -1] if node.reset == "hard" else node.threshold
-        same(left, expected.membranes[name][:, -1] - reset * spikes, name)
+        last = expected.membranes[name][:, -1]
+        reset = {"hard": last, "soft": np.asarray(node.threshold), "delayed": 0}[node.reset]
+        same(left, last - reset * spikes, name)
 
 
 def counted(graph: Graph, variables: Any, run: reference.Run, found: Any) -> None:

@@ -34,16 +34,25 @@ def weights_field(name: str, field: str, value: Any, ndim: int) -> np.ndarray:
     return array.astype(np.float32)
 
 
-def uniform_field(name: str, field: str, value: Any) -> Any:
-    """The number that all entries are, as a NumPy scalar in their dtype.
+def channel_field(name: str, field: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """The number that all entries are, as a NumPy scalar in their dtype, or an array with that of each channel.
+
+    Args:
+        name, field: for messages.
+        value: one number for each neuron, ``c h w`` or flat.
+        shape: ``(h, w, c)`` of the neurons.
 
     Raises:
-        ValueError: entries differ or are not finite.
+        ValueError: entries of a channel differ, or some are not finite.
     """
     array = array_field(name, field, value).ravel()
-    if (array != array[0]).any():
-        raise ValueError(f"node {name!r}: its neurons differ in {field}, and those of a Graph do not.")
-    return array[0]
+    if (array == array[0]).all():
+        return array[0]
+    channels = shape[-1]
+    by_channel = array.reshape(channels, -1) if array.size % channels == 0 else array[None]
+    if (by_channel != by_channel[:, :1]).any():
+        raise ValueError(f"node {name!r}: its neurons of one channel differ in {field}, and those of a Graph do not.")
+    return by_channel[:, 0]
 
 
 def pair_field(name: str, field: str, value: Any, least: int) -> Pair:

@@ -1,63 +1,20 @@
 """A network from NIR: everything that :mod:`~qpsnn_jax.export.nir.writer` writes, and more."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from qpsnn_jax.export.nir.fields import (
-    pair_field,
-    shape_field,
-    uniform_field,
-    weights_field,
-)
-from qpsnn_jax.export.nir.writer import DT
-from qpsnn_jax.kernels.geometry import Pair
+from qpsnn_jax.export.nir.builder import DT
+from qpsnn_jax.export.nir.building import Found, Reader
+from qpsnn_jax.export.nir.fields import pair_field, shape_field, weights_field
+from qpsnn_jax.export.nir.neurons import read_if, read_lif
+from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.nodes import LIF, Add, AveragePool, Conv, Dense, Flatten, Input, MaxPool, Node, Shortcut, Value
+from qpsnn_jax.model.nodes import Add, AveragePool, Conv, Dense, Flatten, Input, Shortcut, SumPool
 from qpsnn_jax.model.nodes.checks import LARGEST
 from qpsnn_jax.runtime.checks import finite, integer
-
-
-class Reader:
-    """A NIR graph, and the nodes, values and weights that have been built from it so far."""
-
-    def __init__(self, document: Any, frames: bool, binary: bool, dt: float) -> None:
-        self.nodes_of, self.frames, self.binary, self.dt = dict(document.nodes), frames, binary, dt
-        self.sources: dict[str, list[str]] = {name: [] for name in self.nodes_of}
-        self.readers: dict[str, list[str]] = {name: [] for name in self.nodes_of}
-        for source, target in document.edges:
-            if source not in self.nodes_of or target not in self.nodes_of:
-                raise ValueError(f"the NIR graph has an edge from {source!r} to {target!r}, which are not both nodes.")
-            if source in self.sources[target]:
-                raise ValueError(f"node {target!r}: two edges lead to it from {source!r}.")
-            self.sources[target].append(source)
-            self.readers[source].append(target)
-        self.nodes: dict[str, Node] = {}
-        self.yields: dict[str, Value] = {}
-        self.params: dict[str, dict[str, np.ndarray]] = {}
-        self.sums: dict[tuple[str, ...], str] = {}
-
-    def add(self, node: Node) -> str:
-        """Add a node to the graph; returns its name."""
-        try:
-            self.yields[node.name] = node.infer([self.yields[name] for name in node.inputs])
-        except ValueError as error:
-            raise ValueError(f"node {node.name!r}: {error}") from None
-        self.nodes[node.name] = node
-        return node.name
-
-    def fresh(self, name: str) -> str:
-        """A name like this one that neither the file nor the graph uses."""
-        while name in self.nodes_of or name in self.nodes:
-            name += "_"
-        return name
-
-    def hwc(self, name: str) -> tuple[int, int, int]:
-        """Shape of the output of a node of the graph."""
-        h, w, c = self.yields[name].shape
-        return h, w, c
 
 
 def import_nir(
@@ -66,25 +23,29 @@ def import_nir(
     r"""A graph with full-precision weights that computes what a NIR graph computes in Euler steps of ``dt``.
 
     A neuron :math:`τ \dot v = v_{leak} - v + r I` becomes a LIF node with leak 1 - dt/τ and threshold v_threshold ·
-    (τ/dt)/r, firing above it; both are computed in the dtype of its fields, as the program that wrote them did. What
+    (τ/dt)/r, firing above it, and :math:`\dot v = r I` one without a leak and with threshold v_threshold / (dt r);
+    they are computed in the dtype of the fields, as the program that wrote them did. What
     :func:`qpsnn_jax.export.nir.writer.nir_graph` writes for a shortcut or a max-pool of spikes becomes one again, and
-    the layer before the output a :class:`~qpsnn_jax.model.nodes.Dense` node. Other kinds of NIR nodes are read by a
+    the layer before the output, or before the neurons whose spikes are the output, a
+    :class:`~qpsnn_jax.model.nodes.Dense` node. Other kinds of NIR nodes are read by a
     function in :data:`READINGS`.
 
     Args:
         document: a ``nir.NIRGraph``, from :func:`~qpsnn_jax.export.nir.file.read_nir` or another tool.
         timesteps: T; by default that of the graph's metadata.
         frames: whether every step has an input of its own; by default that of the metadata, or False.
-        dt: length of a step in seconds; by default that of the metadata, or 10⁻⁴ as in other tools.
+        dt: length of a step in the file's unit of time, seconds; by default that of the metadata, or 10⁻⁴ as in other
+            tools. Programs whose neurons add their input without a factor, such as sinabs, write IF nodes for dt = 1.
 
     Returns:
         The graph, whose nodes have NIR's names, and its variables, float32.
 
     Raises:
         ValueError: T is not known, a number is out of range, or something that a graph does not express, naming the
-            node: another kind than Input, Conv2d, Affine, Linear, LIF, AvgPool2d, Flatten to one axis and Output;
-            neurons of one node that differ, that do not rest and reset at zero or whose τ is less than dt; a
-            cycle, a dead end, or an output that is not that of one layer over its complete input.
+            node: another kind than Input, Conv2d, Affine, Linear, LIF, IF, AvgPool2d, SumPool2d, Flatten to one axis
+            and Output; neurons of one channel that differ, that do not reset to zero or whose τ is less than dt; a
+            cycle, a dead end, or an output that is neither one layer over its complete input nor spikes of one
+            position.
     """
     notes = document.metadata if isinstance(document.metadata, Mapping) else {}
     timesteps = timesteps if timesteps is not None else notes.get("timesteps")
@@ -105,14 +66,6 @@ def import_nir(
             )
         names[name] = READINGS[kind](reader, Found(name, reader.nodes_of[name], source))
     return Graph(tuple(reader.nodes.values()), timesteps), {"params": reader.params, "batch_stats": {}, "scales": {}}
-
-
-class Found(NamedTuple):
-    """A NIR node, its name, and the name of the graph's node that is its input, "" for none."""
-
-    name: str
-    node: Any
-    source: str
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -190,11 +143,13 @@ def _weighted(
     outputs, inputs, *window = weight.shape
     if inputs * groups != channels or bias.shape != (outputs,):
         raise ValueError(f"node {name!r}: weights of shape {weight.shape} do not fit {channels} channels.")
+    plain = groups == 1 and dilation == (1, 1)
+    if plain and Geometry((size[0], size[1]), (window[0], window[1]), strides, padding).output_hw == (1, 1):
+        weight, padding = _on_map(weight, size, padding), (0, 0)
+        window, strides = list(weight.shape[2:]), (1, 1)
     kernel = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
     bias_of = {"bias": bias} if bias.any() else {}
-    readers = [type(reader.nodes_of[other]).__name__ for other in reader.readers[name]]
-    plain = groups == 1 and dilation == (1, 1)
-    if plain and readers == ["Output"] and window == size and padding == (0, 0):
+    if plain and _is_last(reader, name) and window == size and padding == (0, 0):
         flat = reader.add(Flatten(reader.fresh(f"{name}.flat"), source))
         reader.params[name] = {"kernel": kernel.reshape(-1, outputs), **bias_of}
         return reader.add(Dense(name, flat, outputs, bias=bool(bias_of)))
@@ -206,6 +161,23 @@ def _weighted(
     return reader.add(Conv(name, source, outputs, kernel_size, strides, padding, **options))
 
 
+def _is_last(reader: Reader, name: str) -> bool:
+    """Whether the output of the graph is this node, or neurons that read it."""
+    kinds = [type(reader.nodes_of[other]).__name__ for other in reader.readers[name]]
+    if kinds in (["LIF"], ["IF"]):
+        return _is_last(reader, reader.readers[name][0])
+    return kinds == ["Output"]
+
+
+def _on_map(weight: np.ndarray, size: Sequence[int], padding: Pair) -> np.ndarray:
+    """The weights of the one position of a window that lie on the map, and zeros where the window does not reach."""
+    for axis, (length, pad) in enumerate(zip(size, padding, strict=True), 2):
+        weight = weight.take(range(pad, min(pad + length, weight.shape[axis])), axis)
+        rest = [(0, length - weight.shape[i]) if i == axis else (0, 0) for i in range(4)]
+        weight = np.pad(weight, rest)
+    return weight
+
+
 def _carried(weight: np.ndarray, bias: np.ndarray, strides: Pair, padding: Pair) -> tuple[int, ...] | None:
     """The channel that each output carries, if that is all the convolution does."""
     window, rows = weight.shape[2:], weight.reshape(len(weight), -1)
@@ -215,40 +187,18 @@ def _carried(weight: np.ndarray, bias: np.ndarray, strides: Pair, padding: Pair)
     return tuple(int(row.argmax()) if row.any() else -1 for row in rows)
 
 
-def _neurons(reader: Reader, found: Found) -> str:
-    name, source = found.name, found.source
-    fields = ("tau", "r", "v_leak", "v_threshold", "v_reset")
-    tau, r, leak, threshold, reset = (uniform_field(name, field, getattr(found.node, field)) for field in fields)
-    with np.errstate(all="ignore"):
-        dt = tau.dtype.type(reader.dt)
-    if leak or reset or r <= 0 or tau < dt:
-        raise ValueError(
-            f"node {name!r}: only neurons that rest and reset at zero, with r > 0 and tau of at least dt, can be read, "
-            f"got v_leak {leak:g}, v_reset {reset:g}, r {r:g} and tau {tau:g} with dt {dt:g}."
-        )
-    with np.errstate(all="ignore"):
-        # A Graph's numbers are bounded, which the node that is made of them says.
-        threshold, leak = float(threshold * ((tau / dt) / r)), float(1 - dt / tau)
-    if (pool := _pooled(reader, found, threshold)) is not None:
-        del reader.nodes[source], reader.yields[source]
-        return reader.add(MaxPool(name, pool.input, pool.window, pool.strides, pool.padding))
-    return reader.add(LIF(name, source, leak, threshold, ">"))
-
-
-def _pooled(reader: Reader, found: Found, threshold: float) -> AveragePool | None:
-    """The average-pool before neurons that fire at a single spike in its window, if that is all they do."""
-    pool, one_spike = reader.nodes[found.source], 0.25
-    if not isinstance(pool, AveragePool) or pool.window != (2, 2) or not 0 <= threshold < one_spike:
-        return None
-    alone = reader.readers.get(found.source) == [found.name]
-    return pool if alone and reader.yields[pool.input].spiking else None
-
-
 def _average_pool(reader: Reader, found: Found) -> str:
     window = pair_field(found.name, "kernel_size", found.node.kernel_size, 1)
     strides = pair_field(found.name, "stride", found.node.stride, 1)
     padding = pair_field(found.name, "padding", found.node.padding, 0)
     return reader.add(AveragePool(found.name, found.source, window, strides, padding))
+
+
+def _sum_pool(reader: Reader, found: Found) -> str:
+    window = pair_field(found.name, "kernel_size", found.node.kernel_size, 1)
+    strides = pair_field(found.name, "stride", found.node.stride, 1)
+    padding = pair_field(found.name, "padding", found.node.padding, 0)
+    return reader.add(SumPool(found.name, found.source, window, strides, padding))
 
 
 def _flatten(reader: Reader, found: Found) -> str:
@@ -259,9 +209,15 @@ def _flatten(reader: Reader, found: Found) -> str:
 
 
 def _output(reader: Reader, found: Found) -> str:
-    if not isinstance(reader.nodes[found.source], Dense):
-        raise ValueError(f"node {found.name!r}: its input must be one layer that covers the complete map it reads.")
-    return found.source
+    node, value = reader.nodes[found.source], reader.yields[found.source]
+    if isinstance(node, Dense) or (node.fires and len(value.shape) == 1):
+        return found.source
+    if node.fires and value.shape[:2] == (1, 1):
+        return reader.add(Flatten(reader.fresh(f"{node.name}.flat"), node.name))
+    raise ValueError(
+        f"node {found.name!r}: its input must be one layer that covers the complete map it reads, or spikes of one "
+        "position."
+    )
 
 
 def _padding(name: str, value: Any, strides: Pair, window: tuple[int, ...], dilation: Pair) -> Pair:
@@ -283,8 +239,10 @@ READINGS: dict[str, Callable[[Reader, Found], str]] = {
     "Conv2d": _conv,
     "Affine": _affine,
     "Linear": _affine,
-    "LIF": _neurons,
+    "LIF": read_lif,
+    "IF": read_if,
     "AvgPool2d": _average_pool,
+    "SumPool2d": _sum_pool,
     "Flatten": _flatten,
     "Output": _output,
 }

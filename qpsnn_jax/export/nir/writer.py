@@ -4,17 +4,16 @@ A node becomes a NIR node or none; an addition becomes several edges into one no
 values are maps of one position, because the simulators disagree on what a Flatten does to the batch.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from qpsnn_jax.export.folded import among_all
+from qpsnn_jax.export.nir.builder import DT, Builder, Translated
 from qpsnn_jax.export.nir.file import nir_package
 from qpsnn_jax.export.reading import (
-    Weights,
     affine,
     needed_nodes,
     neuron_options,
@@ -36,44 +35,12 @@ from qpsnn_jax.model.nodes import (
     Input,
     MaxPool,
     Shortcut,
+    SumPool,
 )
 from qpsnn_jax.numerics.normalization import check_statistics
 
-# The step in seconds that snntorch fixes and spikingjelly takes when none is given.
-DT = 1e-4
 OUTPUT = "output"
 _POOL = (2, 2)
-
-
-class Translated(NamedTuple):
-    """The value of a node: the NIR nodes whose sum it is, and its shape ``(h, w, c)``."""
-
-    nodes: tuple[str, ...]
-    shape: tuple[int, int, int]
-
-
-class Builder:
-    """The NIR nodes and edges so far; ``norms`` are the batch-norms by the layer that they are folded into."""
-
-    def __init__(self, nir: Any, graph: Graph, weights: Weights) -> None:
-        self.nir, self.graph, self.weights = nir, graph, weights
-        self.nodes: dict[str, Any] = {}
-        self.edges: list[tuple[str, str]] = []
-        needed = needed_nodes(graph)
-        readers = Counter(name for node in needed for name in node.inputs)
-        self.norms = {
-            node.input: node
-            for node in needed
-            if isinstance(node, BatchNorm) and isinstance(graph.by_name[node.input], Conv | Dense)
-            if readers[node.input] == 1
-        }
-
-    def add(self, name: str, node: Any, source: Translated, shape: Sequence[int]) -> Translated:
-        """A NIR node that reads ``source``, and what it gives, of the shape ``(h, w, c)``."""
-        h, w, c = shape
-        self.nodes[name] = node
-        self.edges += [(other, name) for other in source.nodes]
-        return Translated((name,), (h, w, c))
 
 
 def nir_graph(
@@ -87,8 +54,9 @@ def nir_graph(
     Batch-norm, γ and the codes are folded into float32 weights and biases (:func:`qpsnn_jax.export.reading.affine`).
     NIR's neuron :math:`τ \dot v = v_{leak} - v + r I` with τ = 2·dt, r = 1 and v_leak = v_reset = 0 is, in Euler
     steps, :math:`v[t] = v[t-1]/2 + I[t]/2`, half of our membrane, so its threshold is θ/2. NIR fires at v > threshold;
-    for firing at ≥ θ it is the next float32 below θ/2. A max-pool of spikes over 2×2 is an average-pool and neurons
-    that fire from half of one spike's mean: they end every step at zero, so they have no memory.
+    for firing at ≥ θ it is the next float32 below θ/2. Neurons of another leak have τ = dt/(1 - leak) and r = τ/dt, so
+    that v is our membrane; those without one are IF with r = 1/dt. A max-pool of spikes over 2×2 is an average-pool and
+    neurons that fire from half of one spike's mean: they end every step at zero, so they have no memory.
 
     Args:
         graph, variables: the network, quantized or not.
@@ -102,17 +70,18 @@ def nir_graph(
 
     Raises:
         ValueError: the package ``nir`` is not installed, mean and std do not fit the input, or something that NIR
-            does not express exactly, naming the node: a leak other than ½, a soft reset, a threshold that is not
+            does not express exactly, naming the node: a soft or delayed reset, a leak above 1, a threshold that is not
             positive, attention, a max-pool of other windows than 2×2 or of other values than spikes, a batch-norm that
             does not follow a layer of its own, a kernel that is not square, a value added to itself, an output that is
-            not a dense layer. Nodes that the output does not need are left out.
+            neither a dense layer nor neurons that read one. Nodes that the output does not need are left out.
 
     References:
         Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15, 2024.
     """
     nir = nir_package()
-    if not isinstance(graph.output, Dense):
-        raise ValueError(f"node {graph.output.name!r}: the last node must be a dense readout.")
+    output = graph.output
+    if not (isinstance(output, Dense) or (output.fires and len(graph.values[output.name].shape) == 1)):
+        raise ValueError(f"node {output.name!r}: the last node must be a dense readout, or neurons that read one.")
     notes = {"timesteps": graph.timesteps, "frames": graph.input.frames, "binary": graph.input.binary, "dt": DT}
     notes |= _statistics(graph, mean, std)
     build = Builder(nir, graph, weights_of(graph, variables))
@@ -162,6 +131,11 @@ def _(node: AveragePool, build: Builder, sources: Sequence[Translated]) -> Trans
 
 
 @translate.register
+def _(node: SumPool, build: Builder, sources: Sequence[Translated]) -> Translated:
+    return _average(build, node.name, sources[0], node.window, node.strides, node.padding, kind="SumPool2d")
+
+
+@translate.register
 def _(node: GlobalAveragePool, build: Builder, sources: Sequence[Translated]) -> Translated:
     h, w, _ = sources[0].shape
     return _average(build, node.name, sources[0], (h, w), (h, w), (0, 0))
@@ -179,10 +153,21 @@ def _(node: Conv | Dense, build: Builder, sources: Sequence[Translated]) -> Tran
     factor, bias = affine(build.weights, node, build.norms.get(node.name))
     kernel = summed_weights(build.weights, node) * factor
     if isinstance(node, Dense):
-        return _conv(build, node.name, source, kernel.reshape(*source.shape, node.features), bias)
+        return _dense(build, node.name, source, kernel.reshape(*source.shape, node.features), bias)
     # The package nir takes the channels of one group for those of the input.
     kernel = among_all(kernel, node.groups)
     return _conv(build, node.name, source, kernel, bias, node.strides, node.padding, node.dilation)
+
+
+def _dense(build: Builder, name: str, source: Translated, kernel: np.ndarray, bias: np.ndarray) -> Translated:
+    """A kernel over the complete map, with zeros around it where it is not square, and strides of more than the map."""
+    size = max(source.shape[:2])
+    before = [-(-(size - length) // 2) for length in source.shape[:2]]
+    around = [(pad, size - length - pad) for pad, length in zip(before, source.shape[:2], strict=True)]
+    if not any(before):
+        return _conv(build, name, source, kernel, bias)
+    square = np.pad(kernel, (*around, (0, 0), (0, 0)))
+    return _conv(build, name, source, square, bias, (size, size), (before[0], before[1]))
 
 
 def _conv(
@@ -214,28 +199,48 @@ def _conv(
 @translate.register
 def _(node: LIF, build: Builder, sources: Sequence[Translated]) -> Translated:
     (source,) = sources
-    tau, theta = neuron_options(build.weights, node)
-    if tau != 0.5 or node.reset != "hard":
-        raise ValueError(
-            f"node {node.name!r}: only a leak of 0.5 and a hard reset give equal results in the simulators "
-            f"that read NIR, got tau {tau} and a {node.reset} reset."
-        )
-    threshold = np.float32(theta)
-    if not 1e-6 < threshold < 1e6:
+    leak, theta = neuron_options(build.weights, node)
+    if node.reset != "hard":
+        raise ValueError(f"node {node.name!r}: NIR's neurons have a hard reset, got a {node.reset} reset.")
+    threshold = theta.astype(np.float32)
+    if not ((threshold > 1e-6) & (threshold < 1e6)).all():
         raise ValueError(f"node {node.name!r}: the threshold must be between 1e-6 and 1e6, got {theta}.")
-    below = np.nextafter(threshold, np.float32(0))
-    neurons = _lif(build, source, (threshold if node.fire == ">" else below) / 2)
-    return build.add(node.name, neurons, source, source.shape)
+    below = threshold if node.fire == ">" else np.nextafter(threshold, np.float32(0))
+    if (leak == 1).all():
+        return build.add(node.name, _if(build, source, below), source, source.shape)
+    if not ((leak >= 0) & (leak < 1)).all():
+        raise ValueError(f"node {node.name!r}: NIR has leaks from 0 to below 1, or 1 for all neurons, got {leak}.")
+    if (leak == 0.5).all():
+        return build.add(node.name, _lif(build, source, below / 2), source, source.shape)
+    tau = DT / (1 - leak)
+    return build.add(node.name, _lif(build, source, below, tau, tau / DT), source, source.shape)
 
 
-def _lif(build: Builder, source: Translated, threshold: Any) -> Any:
-    h, w, c = source.shape
-    zeros = np.zeros((c, h, w), np.float32)
-    # In float64, tau / dt is exactly 2.
-    tau = np.full(zeros.shape, 2 * DT, np.float64)
+def _lif(build: Builder, source: Translated, threshold: Any, tau: Any = 2 * DT, r: Any = 1.0) -> Any:
+    # In float64, tau / dt is exactly 2 for a leak of one half.
     return build.nir.LIF(
-        tau=tau, r=zeros + 1, v_leak=zeros, v_threshold=zeros + np.float32(threshold), v_reset=zeros.copy()
+        tau=_by_channel(source, tau, np.float64),
+        r=_by_channel(source, r),
+        v_leak=_by_channel(source, 0),
+        v_threshold=_by_channel(source, threshold),
+        v_reset=_by_channel(source, 0),
     )
+
+
+def _if(build: Builder, source: Translated, threshold: Any) -> Any:
+    """Neurons that add their current, as a step adds dt · r times it."""
+    return build.nir.IF(
+        r=_by_channel(source, 1 / DT, np.float64),
+        v_threshold=_by_channel(source, threshold),
+        v_reset=_by_channel(source, 0),
+    )
+
+
+def _by_channel(source: Translated, value: Any, dtype: Any = np.float32) -> np.ndarray:
+    """One number, or one for each channel, for every neuron ``c h w``."""
+    h, w, c = source.shape
+    column = np.asarray(value, dtype).reshape(-1, 1, 1)
+    return np.broadcast_to(column, (c, h, w)).copy()
 
 
 @translate.register
@@ -251,10 +256,18 @@ def _(node: MaxPool, build: Builder, sources: Sequence[Translated]) -> Translate
     return build.add(node.name, _lif(build, mean, one_spike / 2 / 2), mean, mean.shape)
 
 
-def _average(build: Builder, name: str, source: Translated, window: Pair, strides: Pair, padding: Pair) -> Translated:
+def _average(
+    build: Builder,
+    name: str,
+    source: Translated,
+    window: Pair,
+    strides: Pair,
+    padding: Pair,
+    kind: str = "AvgPool2d",
+) -> Translated:
     shape = (*Geometry(source.shape[:2], window, strides, padding).output_hw, source.shape[2])
     kernel_size, stride, pad = (np.array(x) for x in (window, strides, padding))
-    pool = build.nir.AvgPool2d(kernel_size=kernel_size, stride=stride, padding=pad)
+    pool = getattr(build.nir, kind)(kernel_size=kernel_size, stride=stride, padding=pad)
     return build.add(name, pool, source, shape)
 
 

@@ -5,7 +5,7 @@ from qpsnn_jax.model.nodes.base import Activity, Context, Count, Leaf, Leaves, N
 from qpsnn_jax.model.nodes.inputs import Input
 from qpsnn_jax.model.nodes.neurons import LIF, Neuron
 from qpsnn_jax.model.nodes.norm import BatchNorm
-from qpsnn_jax.model.nodes.pools import AveragePool, GlobalAveragePool, MaxPool
+from qpsnn_jax.model.nodes.pools import AveragePool, GlobalAveragePool, MaxPool, SumPool
 from qpsnn_jax.model.nodes.quantizer import Quantizer
 from qpsnn_jax.model.nodes.shapes import Add, Concatenate, Flatten, Shortcut
 from qpsnn_jax.model.nodes.weighted import Conv, Dense, Weighted
@@ -34,6 +34,7 @@ __all__ = [
     "Quantizer",
     "Result",
     "Shortcut",
+    "SumPool",
     "Unary",
     "Value",
     "Values",

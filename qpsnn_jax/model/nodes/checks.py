@@ -36,14 +36,16 @@ def tuple_fields(node: Node, count: int, *fields: str, least: int = 1) -> None:
         _store(node, name, tuple(integer(where, n, least, LARGEST) for n in value))
 
 
-def float_fields(node: Node, *fields: str, least: float = -1e30, most: float = 1e30) -> None:
-    """Check that each field is a finite number from ``least`` to ``most``.
+def float_fields(node: Node, *fields: str, least: float = -1e30, most: float = 1e30, each: bool = False) -> None:
+    """Check that each field is a finite number from ``least`` to ``most``, or with ``each`` a tuple of such numbers.
 
     Raises:
         ValueError: one is not.
     """
     for name in fields:
-        _store(node, name, finite(_where(node, name), getattr(node, name), least, most))
+        value, where = getattr(node, name), _where(node, name)
+        checked = tuple(finite(where, x, least, most) for x in value) if each else finite(where, value, least, most)
+        _store(node, name, checked)
 
 
 def flag_fields(node: Node, *fields: str) -> None:

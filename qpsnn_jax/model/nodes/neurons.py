@@ -1,10 +1,11 @@
 """Spiking neurons."""
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from qpsnn_jax.model.nodes.base import (
     Count,
     Leaf,
     Leaves,
+    Node,
     Result,
     Unary,
     Value,
@@ -27,6 +29,7 @@ from qpsnn_jax.model.nodes.base import (
     mean_nonzero,
 )
 from qpsnn_jax.model.nodes.checks import float_fields, one_of
+from qpsnn_jax.numerics.gamma import Granularity
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset, lif_trace
 from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
 
@@ -83,54 +86,91 @@ class Neuron(Unary, ABC):
 class LIF(Neuron):
     """Leaky integrate-and-fire neurons: the options of :func:`qpsnn_jax.lif`; ``surrogate`` is a name or a function.
 
-    τ and θ may be ``"learned"``, one parameter each for the layer: :math:`τ = sigmoid(a)` from ``tau_logit`` a = 0, as
-    in PLIF (Fang et al., ICCV 2021), and :math:`θ = e^v` from ``log_threshold`` v = 0.
+    τ and θ are numbers, or tuples with one for each channel. They may be ``"learned"``: :math:`τ = sigmoid(a)` from
+    ``tau_logit`` a = 0, as in PLIF (Fang et al., ICCV 2021), and :math:`θ = e^v` from ``log_threshold`` v = 0, one
+    parameter each for the layer, or with ``granularity="channel"`` for each channel.
     """
 
-    tau: float | Literal["learned"] = 0.5
-    threshold: float | Literal["learned"] = 1.0
+    tau: float | tuple[float, ...] | Literal["learned"] = 0.5
+    threshold: float | tuple[float, ...] | Literal["learned"] = 1.0
     fire: Fire = ">="
     reset: Reset = "hard"
     detach_reset: bool = False
     surrogate: str | Surrogate = "triangular"
+    granularity: Granularity = "layer"
 
     uses_affine: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        float_fields(self, *(name for name in ("tau", "threshold") if getattr(self, name) != _LEARNED))
+        for name in ("tau", "threshold"):
+            if getattr(self, name) != _LEARNED:
+                float_fields(self, name, each=isinstance(getattr(self, name), tuple))
         one_of("fire", self.fire, (">=", ">"))
-        one_of("reset", self.reset, ("hard", "soft"))
+        one_of("reset", self.reset, get_args(Reset))
         one_of("surrogate", self.surrogate, SURROGATES, or_function=True)
+        one_of("granularity", self.granularity, get_args(Granularity))
+
+    def infer(self, inputs: Values) -> Value:
+        """Spikes over time, of its input's shape."""
+        channels = inputs[0].shape[-1]
+        for name in ("tau", "threshold"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != channels:
+                raise ValueError(f"{name} has {len(value)} numbers, and its input has {channels} channels.")
+        return super().infer(inputs)
 
     def leaves(self, inputs: Values) -> dict[str, Leaf]:
         """``tau_logit`` and ``log_threshold``, where τ and θ are learned."""
-        del inputs
+        by_channel = self.granularity == "channel"
+        shape, axes = (inputs[0].shape[-1:], (self.name,)) if by_channel else ((1,), (None,))
         names = {"tau_logit": self.tau, "log_threshold": self.threshold}
-        return {name: Leaf((1,), zeros, (None,)) for name, value in names.items() if value == _LEARNED}
+        return {name: Leaf(shape, zeros, axes) for name, value in names.items() if value == _LEARNED}
+
+    def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> Node:
+        """The node with the τ and θ of the remaining channels."""
+        del inputs
+        values = {name: getattr(self, name) for name in ("tau", "threshold")}
+        if outputs is None:
+            return self
+        left = {name: tuple(v[i] for i in outputs) for name, v in values.items() if isinstance(v, tuple)}
+        return dataclasses.replace(self, **left)
 
     def constants(self, leaves: Leaves) -> dict[str, Any]:
-        """``tau`` and ``threshold``, numbers, or scalar arrays where they are learned."""
+        """``tau`` and ``threshold``: numbers, scalar arrays where they are learned, or arrays by channel."""
+        tau, threshold = self.tau, self.threshold
         return {
-            "tau": jax.nn.sigmoid(leaves["tau_logit"][0]) if self.tau == _LEARNED else self.tau,
-            "threshold": jnp.exp(leaves["log_threshold"][0]) if self.threshold == _LEARNED else self.threshold,
+            "tau": jax.nn.sigmoid(_of_layer(leaves["tau_logit"])) if tau == _LEARNED else _numbers(tau),
+            "threshold": jnp.exp(_of_layer(leaves["log_threshold"])) if threshold == _LEARNED else _numbers(threshold),
         }
 
     def trace(self, leaves: Leaves, currents: Array, state: Any) -> tuple[Any, LIFTrace]:
         """:func:`qpsnn_jax.lif_trace` of the currents."""
-        return lif_trace(currents, initial=state, **self._cell(leaves))
+        return lif_trace(currents, initial=state, **self._cell(leaves, currents.ndim))
 
     def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
-        """Its spikes; by a native kernel where there is one, unless τ or θ is learned or the precision is ``exact``."""
+        """Its spikes; by a native kernel where there is one, if τ and θ are numbers and the precision is ``auto``."""
+        constant = isinstance(self.tau, float) and isinstance(self.threshold, float)
         # A subclass may trace otherwise.
-        if leaves or context.precision == "exact" or type(self).trace is not _LIF_TRACE:
+        if not constant or context.precision == "exact" or type(self).trace is not _LIF_TRACE:
             return super().run(leaves, [computed(x) for x in inputs], context)
         state, trace = native_neurons.lif_trace(inputs[0], context.state, **self._cell(leaves))
         return Result(trace.spikes, trace, state=state)
 
-    def _cell(self, leaves: Leaves) -> dict[str, Any]:
+    def _cell(self, leaves: Leaves, axes: int = 2) -> dict[str, Any]:
         surrogate = SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate
         names = ("fire", "reset", "detach_reset")
-        return {"surrogate": surrogate} | self.constants(leaves) | {name: getattr(self, name) for name in names}
+        step = (1,) * (axes - 2)
+        constants = {k: v.reshape(*step, -1) if np.ndim(v) else v for k, v in self.constants(leaves).items()}
+        return {"surrogate": surrogate} | constants | {name: getattr(self, name) for name in names}
+
+
+def _of_layer(leaf: Array) -> Array:
+    """One number for the layer as a scalar."""
+    return leaf[0] if leaf.shape == (1,) else leaf
+
+
+def _numbers(value: float | tuple[float, ...]) -> Any:
+    return np.asarray(value, np.float64) if isinstance(value, tuple) else value
 
 
 _LIF_TRACE = LIF.trace

@@ -65,12 +65,22 @@ class AveragePool(Unary):
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
         """The sums of the windows, divided by their size."""
-        (x,) = inputs
+        return Result(self._sums(inputs[0]) / math.prod(self.window))
+
+    def _sums(self, x: Array) -> Array:
         lead = (1,) * (x.ndim - 3)
         window, strides = (*lead, *self.window, 1), (*lead, *self.strides, 1)
         padding = (*((0, 0) for _ in lead), *((p, p) for p in self.padding), (0, 0))
-        sums = jax.lax.reduce_window(x, np.zeros((), x.dtype), jax.lax.add, window, strides, padding)
-        return Result(sums / math.prod(self.window))
+        return jax.lax.reduce_window(x, np.zeros((), x.dtype), jax.lax.add, window, strides, padding)
+
+
+@dataclass(frozen=True)
+class SumPool(AveragePool):
+    """Sum over windows."""
+
+    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+        """The sums of the windows."""
+        return Result(self._sums(inputs[0]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Building blocks shared by the networks of the zoo."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Node, Quantizer
@@ -65,4 +66,4 @@ def conv_bn(source: str, conv: str, bn: str, features: int, **options) -> tuple[
 
 def neuron(name: str, source: str, like: LIF) -> LIF:
     """A LIF node with the options of ``like``."""
-    return LIF(name, source, like.tau, like.threshold, like.fire, like.reset, like.detach_reset, like.surrogate)
+    return replace(like, name=name, input=source)
