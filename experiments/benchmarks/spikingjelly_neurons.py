@@ -9,8 +9,9 @@ from qpsnn_jax.model.nodes import LIF
 
 def neurons(currents: Any, node: LIF, timesteps: int, timed: bool) -> Any:
     """:func:`experiments.benchmarks.torch_network.neurons` by SpikingJelly's LIF layer, all steps in one call."""
+    tau: Any = node.tau
     layer = neuron.LIFNode(
-        tau=1 / (1 - float(node.tau)),  # SpikingJelly's membranes keep 1 - 1/tau
+        tau=1 / (1 - float(tau)),  # SpikingJelly's membranes keep 1 - 1/tau
         decay_input=False,
         v_threshold=node.threshold,
         v_reset=0.0,
