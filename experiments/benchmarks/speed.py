@@ -160,12 +160,18 @@ def products(graph: Graph, work: str) -> int:
 
 
 def plain_convolution(
-    x: Any, kernel: Any, *, bits: int = 0, precision: str = "exact", strides: Any = (1, 1), padding: Any = (0, 0)
+    x: Any,
+    kernel: Any,
+    *,
+    strides: Any = (1, 1),
+    padding: Any = (0, 0),
+    groups: int = 1,
+    dilation: Any = (1, 1),
+    **_: Any,
 ) -> Any:
     """XLA's own convolution, whatever the bits of the kernel."""
-    del bits, precision
-    around = [(p, p) for p in padding]
-    return jax.lax.conv_general_dilated(x, kernel, strides, around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups, "rhs_dilation": dilation}
+    return jax.lax.conv_general_dilated(x, kernel, strides, [(p, p) for p in padding], **options)
 
 
 @contextmanager

@@ -171,7 +171,9 @@ def test_parts_that_do_not_go_together_raise(config, message):
 
 
 def test_the_graph_follows_the_settings():
-    network = NetworkSettings("vgg16", 0.125, 5, 3, "max", "channel", "scaled", fire=">", surrogate="sigmoid")
+    network = NetworkSettings(
+        "vgg16", 0.125, 5, 3, gamma="max", granularity="channel", ste="scaled", fire=">", surrogate="sigmoid"
+    )
     config = Config(network, DataSettings("cifar100"), prune=Pruning(ratios={"early": 0.5}))
     graph = build_graph(config)
     first, second = [node for node in graph.nodes if isinstance(node, Conv)][:2]
