@@ -143,7 +143,7 @@ def _integer_weights(layer: Neurons) -> tuple[np.ndarray, np.ndarray | None, np.
     """Integer weights, int32, their 256ths, and the scale of each channel; float32 weights become 24 bits, 16 and 8."""
     scale = layer.scale.astype(np.float64)
     if layer.kernel.dtype == np.uint8:
-        return 2 * layer.kernel.astype(np.int32) - layer.top, None, scale
+        return layer.integers, None, scale
     if layer.kernel.dtype == np.int8:
         return layer.kernel.astype(np.int32), None, scale
     largest = np.abs(layer.kernel).max((0, 1, 2)).astype(np.float64)
@@ -171,7 +171,7 @@ def readout_constants(folded: Folded) -> ReadoutConstants:
         if layer.kernel.dtype == np.int8:
             weights, step = layer.kernel.astype(np.int64), 1.0
         elif layer.kernel.dtype == np.uint8:
-            weights, step = 2 * layer.kernel.astype(np.int64) - layer.top, 1.0
+            weights, step = layer.integers.astype(np.int64), 1.0
         else:
             # As many bits, up to 16, as keep the logits within 32 bits.
             step = max(float(np.abs(layer.kernel).max()), 1e-30) / (2 ** (width - 1) - 1)

@@ -65,6 +65,7 @@ class Neurons:
         residual: R, if any.
         levels: of the codes: 3 if they are ternary, with 2 bits, else None for 2^b.
         groups, dilation: as those of :class:`qpsnn_jax.model.nodes.Conv`; the kernel is ``h w i/groups o``.
+        mask: bool, of the shape of the kernel: false where q is zero and the kernel holds 0; None for no mask.
     """
 
     name: str
@@ -81,11 +82,17 @@ class Neurons:
     levels: int | None = None
     groups: int = 1
     dilation: Pair = (1, 1)
+    mask: np.ndarray | None = None
 
     @property
     def top(self) -> int:
         """s, the largest code."""
         return (self.levels or 1 << self.bits) - 1
+
+    @property
+    def integers(self) -> np.ndarray:
+        """Q of the codes, int32."""
+        return _integers_of(self)
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ class Readout:
         scale: a, one number for all classes, so that their integers compare; 1 for float32.
         bias: b, float32 of shape ``o``.
         bits: b of the codes, 1 to 8; of int8 8, of float32 32.
+        mask: as that of :class:`Neurons`.
     """
 
     name: str
@@ -138,11 +146,17 @@ class Readout:
     scale: float
     bias: np.ndarray
     bits: int
+    mask: np.ndarray | None = None
 
     @property
     def top(self) -> int:
         """s, the largest code."""
         return (1 << self.bits) - 1
+
+    @property
+    def integers(self) -> np.ndarray:
+        """Q of the codes, int32."""
+        return _integers_of(self)
 
 
 Layer = Neurons | MaxPool | Sum | Concatenation | Readout
@@ -336,6 +350,15 @@ def _has_weights(layer: Neurons | Readout) -> bool:
 def _check_codes(layer: Neurons | Readout) -> None:
     if layer.kernel.dtype == np.uint8 and int(layer.kernel.max()) > layer.top:
         raise ValueError(f"a code is above {layer.top}.")
+    if (mask := layer.mask) is None:
+        return
+    if mask.dtype != np.bool_ or mask.shape != layer.kernel.shape or layer.kernel[~mask].any():
+        raise ValueError("its mask must be bool, of the shape of its kernel, which is 0 where the mask is false.")
+
+
+def _integers_of(layer: Neurons | Readout) -> np.ndarray:
+    integers = 2 * layer.kernel.astype(np.int32) - layer.top
+    return integers if layer.mask is None else integers * layer.mask
 
 
 def _pooled(

@@ -11,8 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qpsnn_jax.export.folded import Concatenation, Folded, Image, Layer, MaxPool, Neurons, Residual, Sum
-from qpsnn_jax.export.reading import Weights, affine, by_weight, needed_nodes, neuron_options, registered, weights_of
-from qpsnn_jax.export.readout import fold_readout, weights_on_map
+from qpsnn_jax.export.reading import (
+    Weights,
+    affine,
+    by_weight,
+    indexed,
+    needed_nodes,
+    neuron_options,
+    registered,
+    weights_of,
+)
+from qpsnn_jax.export.readout import fold_readout, mask_on_map, weights_on_map
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import BatchNorm, Conv, Node, Weighted
@@ -158,9 +167,13 @@ def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
             f"got {len(synapses)} and {len(residuals)}."
         )
     ((layer, norm),) = synapses
-    factor, bias = affine(folding.weights, layer, norm)
+    graph, weights = folding.graph, folding.weights
+    factor, bias = affine(weights, layer, norm)
     source, kernel, bits, scale = _synapses(layer, factor, folding)
     levels = layer.quantizer and layer.quantizer.levels
+    zero = 1 if levels else None if layer.quantizer else 0
+    stored, removed = layer.quantizer.stored_bits if layer.quantizer else bits, mask_on_map(graph, weights, layer)
+    kernel, mask = indexed(kernel, removed, stored, zero)
     options = ("strides", "padding", "groups", "dilation")
     window = {name: getattr(layer, name) for name in options} if isinstance(layer, Conv) else _WHOLE
     return Neurons(
@@ -175,6 +188,7 @@ def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
         strict=node.fire == ">",
         residual=next(iter(residuals), None),
         levels=levels,
+        mask=mask,
     )
 
 
@@ -223,8 +237,6 @@ def _current_of_sum(node: nodes.Add, folding: Folding) -> Current:
 
 def _synapses(layer: Weighted, factor: np.ndarray, folding: Folding) -> tuple[str, np.ndarray, int, np.ndarray]:
     """The map that a layer reads, its weights ``h w i o``, their bits and the scale of each channel."""
-    if layer.masked:
-        raise ValueError(f"node {layer.name!r}: a masked layer cannot be exported as integers.")
     source, kernel = weights_on_map(folding.graph, folding.weights, layer)
     if source == folding.graph.input.name:
         if layer.quantizer is None:

@@ -86,7 +86,7 @@ def onnx_model(folded: Folded) -> Any:
     made = value("currents", kinds.FLOAT, ("b", folded.readout.kernel.shape[3]))
     graph = onnx.helper.make_graph(build.nodes, "qpsnn", [given], [made], list(build.constants.values()))
     layers = (*folded.neurons, folded.readout)
-    small = any(_stored_bits(layer) == 2 for layer in layers if layer.kernel.dtype == np.uint8)
+    small = any(_stored_bits(layer) == 2 for layer in layers if layer.kernel.dtype == np.uint8 and layer.mask is None)
     opset = onnx.helper.make_opsetid("", _OPSET_2_BITS if small else _OPSET)
     version = onnx.helper.find_min_ir_version_for([opset])
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=version, producer_name="qpsnn_jax")
@@ -156,12 +156,17 @@ def _currents(build: _Builder, layer: Neurons, inputs: list[str]) -> list[str]:
 
 
 def _weights(build: _Builder, layer: Neurons | Readout) -> str:
-    """Weights ``o i h w`` as floating integers, stored as codes; unchanged if they are no integers."""
+    """Weights ``o i h w`` as floating integers, stored as codes, with a mask as they are; unchanged if no integers."""
     kernel = np.ascontiguousarray(layer.kernel.transpose(3, 2, 0, 1))
     if kernel.dtype == np.float32:
         return build.constant(kernel)
     if kernel.dtype == np.int8:
         return build.one("DequantizeLinear", build.constant(kernel), build.constant(np.float32(1)))
+    if layer.mask is not None:
+        integers = layer.integers.transpose(3, 2, 0, 1)
+        kind = build.types.INT4 if layer.top < 8 else build.types.INT8 if layer.top < 128 else build.types.INT16
+        odd = build.tensor(kind, integers, integers.ravel().tolist())
+        return build.one("DequantizeLinear", odd, build.constant(np.float32(1)))
     kinds = {2: "UINT2", 4: "UINT4", 8: "UINT8"}
     kind = getattr(build.types, kinds[_stored_bits(layer)])
     codes = build.tensor(kind, kernel, kernel.ravel().tolist())

@@ -13,6 +13,7 @@ from qpsnn_jax.model.masks import read_masks
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Node, Quantizer, Weighted
 from qpsnn_jax.model.variables import check_variables
 from qpsnn_jax.numerics.quantization import Codes
+from qpsnn_jax.numerics.sparsity import needs_index
 
 
 class Weights(NamedTuple):
@@ -90,6 +91,24 @@ def summed_weights(weights: Weights, layer: Weighted) -> np.ndarray:
     if layer.quantizer is None:
         return weights.variables["params"][layer.name]["kernel"] * mask
     return (2.0 * weights.codes[layer.name][0] - layer.quantizer.top) * mask
+
+
+def indexed(
+    kernel: np.ndarray, mask: np.ndarray | None, bits: float, zero: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weights of which those that a mask removes are 0, and the mask; or they are ``zero``, and need no mask.
+
+    Args:
+        kernel: weights or codes.
+        mask: of their shape, or None.
+        bits: of a weight in storage.
+        zero: the weight or code that stands for zero, if there is one.
+    """
+    if mask is None:
+        return kernel, None
+    index = needs_index(mask, bits, has_zero=zero is not None)
+    removed = kernel.dtype.type(0 if index or zero is None else zero)
+    return np.where(mask, kernel, removed), mask if index else None
 
 
 def by_weight(values: np.ndarray, groups: int, outputs: int) -> np.ndarray:

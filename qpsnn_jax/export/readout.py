@@ -5,7 +5,7 @@ from functools import singledispatch
 import numpy as np
 
 from qpsnn_jax.export.folded import Readout
-from qpsnn_jax.export.reading import Weights, summed_weights
+from qpsnn_jax.export.reading import Weights, indexed, summed_weights
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.graph import Graph
@@ -29,25 +29,25 @@ def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) ->
     node = graph.output
     if not isinstance(node, Dense):
         raise ValueError(f"node {node.name!r}: the last node must be a dense readout.")
-    if node.masked:
-        raise ValueError(f"node {node.name!r}: a masked layer cannot be exported as integers.")
     read = _flattened(graph, node)
     source, window, strides = window_of(graph.by_name[read], graph)
     if source not in spikes:
         raise ValueError(f"node {node.name!r}: a readout of {source!r} is none of spikes, their average-pool or sums.")
     bias = weights.variables["params"][node.name]["bias"] if node.bias else np.zeros(node.features)
     place = {"name": node.name, "source": source, "window": window, "strides": strides, "bias": bias.astype(np.float32)}
-    quantizer = node.quantizer
+    quantizer, whole = node.quantizer, mask_on_map(graph, weights, node)
     if quantizer is not None and quantizer.levels is None and len(gamma := weights.codes[node.name][1]) == 1:
-        codes = on_map(graph, read, weights.codes[node.name][0])
+        codes, mask = indexed(on_map(graph, read, weights.codes[node.name][0]), whole, quantizer.bits)
         if (scale := float(np.float32(gamma[0]))) > 0:
-            return Readout(**place, kernel=codes, scale=scale, bits=quantizer.bits)
+            return Readout(**place, kernel=codes, scale=scale, bits=quantizer.bits, mask=mask)
     summed = summed_weights(weights, node)
     kernel = on_map(graph, read, summed * weights.codes[node.name][1] if quantizer else summed)
     if bits == _FULL:
-        return Readout(**place, kernel=kernel.astype(np.float32), scale=1.0, bits=_FULL)
+        kernel, mask = indexed(kernel.astype(np.float32), whole, _FULL, 0)
+        return Readout(**place, kernel=kernel, scale=1.0, bits=_FULL, mask=mask)
     step = float(np.float32(max(np.abs(kernel).max(), 1e-30) / 127))
-    return Readout(**place, kernel=np.rint(kernel / step).astype(np.int8), scale=step, bits=8)
+    kernel, mask = indexed(np.rint(kernel / step).astype(np.int8), whole, 8, 0)
+    return Readout(**place, kernel=kernel, scale=step, bits=8, mask=mask)
 
 
 @singledispatch
@@ -71,9 +71,15 @@ def _(node: nodes.AveragePool, graph: Graph) -> tuple[str, Pair, Pair]:
 
 def weights_on_map(graph: Graph, weights: Weights, layer: Weighted) -> tuple[str, np.ndarray]:
     """The map that a layer reads, and its weights ``h w i o``: codes where it is quantized."""
-    kernel = weights.codes[layer.name][0] if layer.quantizer else weights.variables["params"][layer.name]["kernel"]
+    kernel = weights.codes[layer.name][0] if layer.quantizer else summed_weights(weights, layer)
     source = _flattened(graph, layer)
     return source, kernel if isinstance(layer, Conv) else on_map(graph, source, kernel)
+
+
+def mask_on_map(graph: Graph, weights: Weights, layer: Weighted) -> np.ndarray | None:
+    """The mask of a layer, if it has one, as its weights ``h w i o`` lie."""
+    mask = weights.masks.get(layer.name)
+    return mask if mask is None or isinstance(layer, Conv) else on_map(graph, _flattened(graph, layer), mask)
 
 
 def on_map(graph: Graph, source: str, kernel: np.ndarray) -> np.ndarray:

@@ -45,7 +45,8 @@ def _kind(layer: Layer) -> str:
             height, width, inputs, outputs = layer.kernel.shape
             ternary = isinstance(layer, Neurons) and layer.levels is not None
             kind = "neurons" if isinstance(layer, Neurons) else "readout"
-            return f"{kind}, {height}×{width}×{inputs}×{outputs} at {1.6 if ternary else layer.bits} bits,"
+            left = "" if layer.mask is None else f", {100 * layer.mask.mean():.0f} % left"
+            return f"{kind}, {height}×{width}×{inputs}×{outputs} at {1.6 if ternary else layer.bits} bits{left},"
         case MaxPool():
             return f"max-pool {layer.window[0]}×{layer.window[1]}"
         case Sum():

@@ -64,7 +64,8 @@ def unfold(
     for node in graph.nodes:
         for name, leaf in node.leaves(graph.inputs_of(node)).items():
             array = np.asarray(arrays[node.name][name], np.float32)
-            leaves[leaf.collection].setdefault(node.name, {})[name] = jnp.asarray(array.reshape(leaf.shape))
+            held = leaves.setdefault(leaf.collection, {}).setdefault(node.name, {})
+            held[name] = jnp.asarray(array.reshape(leaf.shape))
     return graph, leaves
 
 
@@ -128,9 +129,14 @@ def _unfold_layer(
             graph.append(nodes.Flatten(f"{layer.name}/flat", read))
             codes, weights = layer.kernel.dtype == np.uint8, layer.kernel.astype(np.float64)
             quantizer = Quantizer(layer.bits, gamma="learned") if codes else None
-            graph.append(nodes.Dense(layer.name, f"{layer.name}/flat", layer.kernel.shape[-1], quantizer))
-            weights = layer.scale * (2 * weights - layer.top if codes else weights)
+            graph.append(
+                nodes.Dense(
+                    layer.name, f"{layer.name}/flat", layer.kernel.shape[-1], quantizer, masked=layer.mask is not None
+                )
+            )
+            weights = layer.scale * (layer.integers if codes else weights)
             leaves[layer.name] = {"kernel": weights, "bias": layer.bias, "gamma": layer.top * layer.scale}
+            leaves[layer.name]["mask"] = layer.mask
         case Neurons():
             current = _unfold_synapses(layer, folded, std, moments, graph, leaves)
             if layer.residual is not None:
@@ -159,12 +165,12 @@ def _unfold_synapses(
         arrays["kernel"] = layer.kernel.astype(np.float64) * scale * (255 * by_weight(std, layer.groups, outputs))
     else:
         quantizer = Quantizer(layer.bits, gamma="learned", granularity="channel", levels=layer.levels)
-        arrays["kernel"] = (2.0 * layer.kernel - layer.top) * scale
+        arrays["kernel"] = layer.integers * scale
         arrays["gamma"] = layer.top * scale
     options = {"kernel": tuple(window), "strides": layer.strides, "padding": layer.padding, "quantizer": quantizer}
-    options |= {"groups": layer.groups, "dilation": layer.dilation}
+    options |= {"groups": layer.groups, "dilation": layer.dilation, "masked": layer.mask is not None}
     graph.append(nodes.Conv(conv, layer.source, outputs, bias=moments is None, label=layer.name, **options))
-    leaves[conv] = arrays
+    leaves[conv] = arrays | {"mask": layer.mask}
     if moments is None:
         return conv
     mean, var = (np.asarray(values, np.float64) for values in moments)

@@ -98,9 +98,9 @@ def test_what_begins_otherwise_is_no_packed_file(tmp_path):
             load_packed(path)
     write_packed(path, folded_of("dense"), NOTES)
     data = bytearray(path.read_bytes())
-    data[8] = 2
+    data[8] = 3
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="has version 2 of the packed format; this program reads 1"):
+    with pytest.raises(ValueError, match="has version 3 of the packed format; this program reads 1 and 2"):
         load_packed(path)
     with pytest.raises(ValueError, match="plain values for JSON"):
         write_packed(path, folded_of("dense"), {"accuracy": float("nan")})

@@ -115,7 +115,7 @@ class Growing:
     def weights(self, source: str, features: int | None = None, *, quantizer: Quantizer | None = None) -> str:
         """A convolution or a dense layer of any shape."""
         shape, fields = self.shape(source), {"features": features or self.number(1, 6), "label": self.label()}
-        masked = not (self.integers or self.nir) and self.chance(0.25)
+        masked = self.chance(0.25)
         fields |= {"quantizer": quantizer, "bias": self.chance(0.4), "masked": masked}
         if len(shape) == 1:
             return self.add(Dense, source, **fields)

@@ -193,17 +193,17 @@ def same(found: Any, expected: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def sealed(document: bytes, payload: bytes) -> bytes:
+def sealed(version: int, document: bytes, payload: bytes) -> bytes:
     """A packed file whose lengths and checksum are right."""
-    start = struct.pack("<8sIIQ", b"QPSNN\r\n\x1a", 1, len(document), len(payload))
+    start = struct.pack("<8sIIQ", b"QPSNN\r\n\x1a", version, len(document), len(payload))
     return start + struct.pack("<I", zlib.crc32(start + document + payload)) + document + payload
 
 
 def hostile_packed(draw: np.random.Generator, path: Path) -> None:
     data = path.read_bytes()
-    length = struct.unpack_from("<I", data, 12)[0]
+    version, length = struct.unpack_from("<II", data, 8)
     document = hostile(draw, json.loads(data[28 : 28 + length]))
-    path.write_bytes(sealed(text_of(draw, document), data[28 + length :]))
+    path.write_bytes(sealed(version, text_of(draw, document), data[28 + length :]))
 
 
 def hostile_checkpoint(draw: np.random.Generator, path: Path) -> None:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.c.layout import Layout, groups_of, interleaved, padded, planes_of, words_of
+from qpsnn_jax.export.c.dot import DotKernel
+from qpsnn_jax.export.c.layout import Layout, groups_of, interleaved, padded, planes_of, weight_planes, words_of
 from qpsnn_jax.export.constants import Constants
 from qpsnn_jax.export.folded import Concatenation, Layer, MaxPool, Neurons, Readout, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
@@ -58,8 +59,10 @@ def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons
     weights = (unsigned(layout.words.word), interleaved(layer, layout.words))
     arrays = {"weights": weights, **_per_channel(constants, layout), **_residual_arrays(constants, layout, layer)}
     declared, names, size = _declared(index, arrays)
-    counts = _numbers(layer.bits, words, group, int(layer.levels is not None))
-    dots = f"dot_{layer.bits}_{group}, dot_{layer.bits}_{rest}, {names['weights']}"
+    # With a mask the kernel has subtracted all: nothing is left to subtract from the count of all spikes.
+    planes, ternary = weight_planes(layer), int(layer.levels is not None)
+    counts = _numbers(planes, words, group, ternary if layer.mask is None else planes)
+    dots = f"{DotKernel.of(layer, group).name}, {DotKernel.of(layer, rest).name}, {names['weights']}"
     record = f"static const neurons layer{index} = {_record(layout, layer, counts, dots, names)};\n"
     return LayerText([title, *declared, record], f"run_neurons(&layer{index});", size)
 
@@ -67,7 +70,7 @@ def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons
 def _grouped(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, title: str) -> LayerText:
     """Neurons of a convolution in groups: its integers as they are, and the first channel that each output reads."""
     constants, (*_, inputs, outputs) = network.neurons[layer.name], layer.kernel.shape
-    kernel = 2 * layer.kernel.astype(np.int16) - layer.top
+    kernel = layer.integers
     if layer.groups * inputs > _MOST_CHANNELS:
         raise ValueError(f"layer {layer.name!r}: C takes no {layer.groups * inputs:,} channels in groups.")
     kind = "int8_t" if layer.top < 2**7 else "int16_t"

@@ -83,10 +83,15 @@ def words_of(layer: Neurons, words: WordFormat) -> int:
     return -(-math.prod(layer.kernel.shape[:3]) // words.word)
 
 
+def weight_planes(layer: Neurons) -> int:
+    """Bit planes of the weights: those of the codes, and the mask."""
+    return layer.bits + (layer.mask is not None)
+
+
 def groups_of(layout: Layout, layer: Neurons) -> tuple[int, int]:
     """How many patches a kernel takes at once, and how many the last call takes."""
     patches = patches_of(layout.folded, layer)
-    group = min(patches, max(1, _COUNTERS // (layout.words.lanes * layer.bits)))
+    group = min(patches, max(1, _COUNTERS // (layout.words.lanes * weight_planes(layer))))
     return group, patches % group or group
 
 
@@ -97,22 +102,23 @@ def padded(array: np.ndarray, value: int, words: WordFormat) -> np.ndarray:
 
 
 def interleaved(layer: Neurons, words: WordFormat) -> np.ndarray:
-    """Bit planes of the codes as words, ``[block of outputs][word][plane][output]``."""
-    codes = padded(layer.kernel, 0, words)
+    """Bit planes of the codes, and of the mask, as words, ``[block of outputs][word][plane][output]``."""
+    codes, planes = layer.kernel.astype(np.uint16), weight_planes(layer)
+    codes = padded(codes if layer.mask is None else codes | layer.mask << layer.bits, 0, words)
     codes = codes.reshape(-1, codes.shape[-1])
     inputs, outputs = codes.shape
     codes = np.pad(codes, ((0, words_of(layer, words) * words.word - inputs), (0, 0)))
-    planes = (codes[None] >> np.arange(layer.bits, dtype=np.uint8)[:, None, None]) & 1
-    packed = np.packbits(planes, axis=1, bitorder="little").transpose(0, 2, 1)
-    planes = np.ascontiguousarray(packed).view(f"<u{words.word // 8}")
-    blocks = planes.reshape(layer.bits, outputs // words.lanes, words.lanes, -1)
+    bits = (codes[None] >> np.arange(planes, dtype=np.uint16)[:, None, None]) & 1
+    packed = np.packbits(bits.astype(np.uint8), axis=1, bitorder="little").transpose(0, 2, 1)
+    found = np.ascontiguousarray(packed).view(f"<u{words.word // 8}")
+    blocks = found.reshape(planes, outputs // words.lanes, words.lanes, -1)
     return np.ascontiguousarray(blocks.transpose(1, 3, 0, 2))
 
 
 def _lanes(folded: Folded) -> int:
     sizes = {
         lanes: sum(
-            math.prod(layer.kernel.shape[:3]) * layer.bits * lanes * -(-layer.kernel.shape[3] // lanes)
+            math.prod(layer.kernel.shape[:3]) * weight_planes(layer) * lanes * -(-layer.kernel.shape[3] // lanes)
             for layer in by_words(folded)
         )
         for lanes in (8, 16)

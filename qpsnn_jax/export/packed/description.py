@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Concatenation, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded import MOST_VALUES, Concatenation, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.numerics.sparsity import Index, index_of, read_index
 
 DTYPES = {"codes": np.uint8, "int8": np.int8, "float32": np.float32, "ternary": np.uint8}
 _KINDS = {np.dtype(dtype): kind for kind, dtype in reversed(DTYPES.items())}
@@ -57,7 +58,10 @@ def describe(layer: Layer) -> dict[str, Any]:
 
 def _kernel(layer: Neurons | Readout, levels: int | None = None) -> dict[str, Any]:
     kind = "ternary" if levels else _KINDS[layer.kernel.dtype]
-    return {"kind": kind, "bits": layer.bits, "shape": layer.kernel.shape}
+    entry = {"kind": kind, "bits": layer.bits, "shape": layer.kernel.shape}
+    if layer.mask is None:
+        return entry
+    return {**entry, "left": int(layer.mask.sum()), "index": index_of(layer.mask)._asdict()}
 
 
 def arrays_of(entry: Mapping[str, Any]) -> Iterator[StoredArray]:
@@ -73,10 +77,30 @@ def arrays_of(entry: Mapping[str, Any]) -> Iterator[StoredArray]:
     bits = kernel["bits"] if kernel["kind"] == "codes" else _BITS[kernel["kind"]]
     if bits != kernel["bits"]:
         raise ValueError("a kernel has a wrong number of bits")
+    outputs = shape[3]
+    if "index" in kernel:
+        index = _index(kernel["index"], math.prod(shape))
+        yield StoredArray((index.length,), "codes", index.bits)
+        if type(left := kernel["left"]) is not int or not 0 <= left <= math.prod(shape):
+            raise ValueError("a number of weights is wrong")
+        shape = (left,)
     yield StoredArray(shape, kernel["kind"], bits)
     if entry["kind"] == "neurons" or kernel["kind"] != "float32":
-        yield StoredArray((shape[3] if entry["kind"] == "neurons" else 1,), "float32", 32)
-    yield StoredArray((shape[3],), "float32", 32)
+        yield StoredArray((outputs if entry["kind"] == "neurons" else 1,), "float32", 32)
+    yield StoredArray((outputs,), "float32", 32)
+
+
+def _index(entry: Any, weights: int) -> Index:
+    """The index of so many weights; raises some error for one that cannot be."""
+    if weights > MOST_VALUES:
+        raise ValueError(f"a kernel of {weights:,} weights is too large for an index")
+    index = Index(entry["kind"], *_integers([entry[name] for name in ("bits", "length", "n", "m")], 4))
+    n, m = index.n, index.m
+    least = {"bitmap": 1, "runs": index.bits, "n_of_m": math.comb(m, n) - 1 if 0 < n < m <= 8 else 0}[index.kind]
+    bits = least.bit_length() if index.kind == "n_of_m" else least
+    if not 1 <= index.bits <= 8 or index.bits != bits or not 0 <= index.length <= weights:
+        raise ValueError("an index is of an unknown kind")
+    return index
 
 
 def read_document(document: Any) -> tuple[Image, int, list[dict[str, Any]], dict[str, Any]]:
@@ -102,13 +126,13 @@ def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
     source, strides = _name(entry["source"]), _pair(entry["strides"])
     if kind == "max_pool":
         return MaxPool(name, source, _pair(entry["window"]), strides, _pair(entry["padding"]))
-    kernel = next(numbers)
+    kernel, mask = _read_kernel(entry["kernel"], numbers)
     if kind == "readout":
         scale = 1.0 if kernel.dtype == np.float32 else float(next(numbers)[0])
         bits = entry["kernel"]["bits"]
         if entry["kernel"]["kind"] == "ternary":
             raise ValueError("a readout cannot be ternary")
-        return Readout(name, source, _pair(entry["window"]), strides, kernel, scale, next(numbers), bits)
+        return Readout(name, source, _pair(entry["window"]), strides, kernel, scale, next(numbers), bits, mask)
     if kind != "neurons":
         raise ValueError("a layer is of an unknown kind")
     scale, bias, residual = next(numbers), next(numbers), entry["residual"]
@@ -121,7 +145,20 @@ def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
     levels = 3 if entry["kernel"]["kind"] == "ternary" else None
     options = (strides, _pair(entry["padding"]), scale, bias, threshold, entry["strict"], residual, levels)
     groups, dilation = entry.get("groups", 1), _pair(entry.get("dilation", [1, 1]))
-    return Neurons(name, source, kernel, entry["kernel"]["bits"], *options, groups, dilation)
+    return Neurons(name, source, kernel, entry["kernel"]["bits"], *options, groups, dilation, mask)
+
+
+def _read_kernel(entry: Mapping[str, Any], numbers: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weights and their mask, if they have one."""
+    if "index" not in entry:
+        return next(numbers), None
+    shape = tuple(entry["shape"])
+    mask, values = read_index(next(numbers), _index(entry["index"], math.prod(shape)), shape), next(numbers)
+    if np.count_nonzero(mask) != len(values):
+        raise ValueError(f"an index is of {np.count_nonzero(mask):,} weights, and there are {len(values):,}")
+    kernel = np.zeros(shape, values.dtype)
+    kernel[mask] = values
+    return kernel, mask
 
 
 def _runs(channels: tuple[int, ...]) -> list[list[int]]:

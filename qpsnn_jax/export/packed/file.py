@@ -4,6 +4,7 @@ Input is checked before anything is allocated for it: a truncated, changed or ma
 """
 
 import json
+import math
 import os
 import struct
 import zlib
@@ -11,13 +12,15 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 
-from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded import MOST_VALUES, Folded
 from qpsnn_jax.export.packed.description import arrays_of, describe, read_document, read_layer
 from qpsnn_jax.export.packed.numbers import layer_bytes, unpack
 from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable, write_atomically
 
 MAGIC = b"QPSNN\r\n\x1a"
 VERSION = 1
+# Of files with an index of weights, which a reader of version 1 does not know.
+_INDEXED = 2
 _FIXED = struct.Struct("<8sIIQI")
 _LONGEST_HEADER = 2**20
 # Errors of an invalid description.
@@ -83,7 +86,8 @@ def write_packed(path: str | PathLike[str], folded: Folded, notes: Mapping[str, 
     if len(header) > _LONGEST_HEADER:
         raise ValueError(f"the description has {len(header):,} bytes, and at most {_LONGEST_HEADER:,} fit.")
     payload = b"".join(layer_bytes(layer) for layer in folded.layers)
-    start = _FIXED.pack(MAGIC, VERSION, len(header), len(payload), 0)[:-4]
+    version = _INDEXED if any(map(_has_index, document["layers"])) else VERSION
+    start = _FIXED.pack(MAGIC, version, len(header), len(payload), 0)[:-4]
     checksum = struct.pack("<I", _checksum(start, header, payload))
     try:
         _parse(start + checksum, header, payload)
@@ -112,8 +116,10 @@ def load_packed(path: str | PathLike[str]) -> Packed:
         if len(start) < _FIXED.size or not start.startswith(MAGIC):
             raise unreadable(path, "is not a packed network: it has another signature")
         _, version, header_length, payload_length, _ = _FIXED.unpack(start)
-        if version != VERSION:
-            raise ValueError(f"{path} has version {version} of the packed format; this program reads {VERSION}.")
+        if version not in (VERSION, _INDEXED):
+            raise ValueError(
+                f"{path} has version {version} of the packed format; this program reads {VERSION} and {_INDEXED}."
+            )
         if header_length > _LONGEST_HEADER or actual != _FIXED.size + header_length + payload_length:
             raise ValueError(f"{path} is damaged: it has {actual:,} bytes, and its header gives another number.")
         header, payload = stream.read(header_length), stream.read(payload_length)
@@ -128,12 +134,22 @@ def _parse(start: bytes, header: bytes, payload: bytes) -> tuple[Folded, dict[st
     document = json.loads(header, parse_constant=_no_constant)
     image, timesteps, entries, notes = read_document(document)
     arrays = [stored for entry in entries for stored in arrays_of(entry)]
+    # A short index may be of many weights; without one there are as many as there are codes.
+    indexed = [math.prod(entry["kernel"]["shape"]) for entry in entries if _has_index(entry)]
+    if sum(indexed) > MOST_VALUES:
+        raise ValueError(f"its layers with an index have {sum(indexed):,} weights, which are too many")
+    if bool(indexed) != (_FIXED.unpack(start)[1] == _INDEXED):
+        raise ValueError("its version does not fit its weights")
     if sum(stored.size for stored in arrays) != len(payload):
         raise ValueError("its layers need another number of bytes than it has")
     if _checksum(start[:-4], header, payload) != _FIXED.unpack(start)[-1]:
         raise ValueError("it does not match its checksum")
     numbers = unpack(payload, arrays)
     return Folded(image, tuple(read_layer(entry, numbers) for entry in entries), timesteps), notes
+
+
+def _has_index(entry: Mapping[str, Any]) -> bool:
+    return "index" in entry.get("kernel", {})
 
 
 def _checksum(*parts: bytes) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 
 from qpsnn_jax.export.folded import Layer, Neurons, Readout
 from qpsnn_jax.export.packed.description import DTYPES, StoredArray, arrays_of, describe
+from qpsnn_jax.numerics.sparsity import index_of, write_index
 
 _POWERS = 3 ** np.arange(5, dtype=np.uint8)
 
@@ -53,15 +54,22 @@ def layer_bytes(layer: Layer) -> bytes:
     """The arrays of a layer, one after the other."""
     match layer:
         case Neurons():
-            arrays = [layer.kernel, layer.scale, layer.bias]
+            arrays = [*_weights(layer), layer.scale, layer.bias]
         case Readout(kernel=kernel) if kernel.dtype != np.float32:
-            arrays = [layer.kernel, np.asarray([layer.scale]), layer.bias]
+            arrays = [*_weights(layer), np.asarray([layer.scale]), layer.bias]
         case Readout():
-            arrays = [layer.kernel, layer.bias]
+            arrays = [*_weights(layer), layer.bias]
         case _:
             arrays = []
     pairs = zip(arrays, arrays_of(describe(layer)), strict=True)
     return b"".join(_packed(array, stored) for array, stored in pairs)
+
+
+def _weights(layer: Neurons | Readout) -> list[np.ndarray]:
+    """The weights of a layer; of one with a mask the index of those that are left, and these."""
+    if layer.mask is None:
+        return [layer.kernel]
+    return [write_index(layer.mask, index_of(layer.mask)), layer.kernel[layer.mask]]
 
 
 def _packed(array: np.ndarray, stored: StoredArray) -> bytes:
