@@ -14,21 +14,20 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments.integers import classified_right
 from qpsnn_jax.data import Arrays, load
 from qpsnn_jax.export.folding import fold
-from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import write_packed
 from qpsnn_jax.export.pretrained import FOLDER, Card
 from qpsnn_jax.export.unfolding import current_moments
 from qpsnn_jax.runs.config import build_graph
-from qpsnn_jax.runs.directory import load_network, read_config, read_stage, run_of
+from qpsnn_jax.runs.directory import load_network, read_config, run_of
 from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runs.loading import for_network
 from qpsnn_jax.runs.records import measure, versions
 from qpsnn_jax.runtime.files import write_together
 from qpsnn_jax.runtime.settings import as_dict
 
-_BATCH = 250
 _FIRST = 300  # test images that the test of a card classifies
 
 
@@ -74,10 +73,9 @@ def publish(
     notes = {"config": plain, "versions": versions(), "std": [float(value) for value in found.std]}
     write_packed(folder / f"{name}.qpsnn", folded, {**notes, "class_names": list(found.class_names)})
 
-    right = _right(IntegerNetwork.of(folded), found.test)
+    right = classified_right(folded, found.test)
     measured = evaluate(graph, variables, found.test, found, precision=config.run.precision)
-    stage = read_stage(run, path.name) if path.name != run.name else None
-    result = measure("finetuned", graph, build_graph(config), measured, None, stage.seconds if stage else 0.0)
+    result = measure("finetuned", graph, build_graph(config), measured, None, 0.0)
     accuracy = float(right.mean())
     card = Card(
         name=name,
@@ -103,13 +101,6 @@ def publish(
     write_together({folder / f"{name}.npz": stream.getvalue(), folder / f"{name}.json": text.encode()})
     click.echo(f"{name}: {100 * accuracy:.2f} % of {len(right):,} images")
     return card
-
-
-def _right(network: IntegerNetwork, test: Arrays) -> np.ndarray:
-    """Whether each test image is classified correctly by the integers."""
-    starts = range(0, len(test.labels), _BATCH)
-    found = [network(test.images[i : i + _BATCH]).argmax(1) for i in starts]
-    return np.concatenate(found) == test.labels
 
 
 def _seed(word: str) -> tuple[str, float]:

@@ -3,13 +3,12 @@
 import json
 import shutil
 
-import jax.numpy as jnp
 import pytest
 from click.testing import CliRunner
 from small_runs import array_checksums
 
 from experiments.cifar10_fast.__main__ import main
-from experiments.cifar10_fast.recipe import Examples, Recipe, count, lowered_step, read_data
+from experiments.cifar10_fast.recipe import Recipe, count, lowered_step, read_data
 from experiments.cifar10_fast.slices import Run
 from qpsnn_jax import cost, load_network, load_packed
 from qpsnn_jax.data import load
@@ -28,19 +27,19 @@ def digits():
 def folder(tmp_path_factory, digits):
     """A run in one go, and a copy of its directory as it was before the last slice."""
     folder = tmp_path_factory.mktemp("fast")
-    run = Run(RECIPE, folder / "whole", read_data(RECIPE, digits), digits.shape, digits.classes)
+    run = Run(RECIPE, folder / "whole", read_data(RECIPE, digits))
     for number, line in enumerate(run.slices(), 1):
         assert "held-out accuracy" in line
         if number == 4:
             shutil.copytree(folder / "whole", folder / "stopped")
     assert number == 5
-    run.result(Examples(jnp.asarray(digits.test.images), jnp.asarray(digits.test.labels)))
+    run.result(digits.test)
     return folder
 
 
 def test_a_run_that_was_stopped_gives_the_same_arrays(folder, digits):
     """Its last slice is the second epoch of fine-tuning with a teacher."""
-    run = Run(RECIPE, folder / "stopped", read_data(RECIPE, digits), digits.shape, digits.classes)
+    run = Run(RECIPE, folder / "stopped", read_data(RECIPE, digits))
     assert len(list(run.slices())) == 1
     first, second = (array_checksums(folder / name / "after_3" / "step_0") for name in ("whole", "stopped"))
     assert first

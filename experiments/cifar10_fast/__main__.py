@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import jax.numpy as jnp
 
-from experiments.cifar10_fast.recipe import Examples, Recipe, count, read_data
+from experiments.cifar10_fast.recipe import Recipe, count, read_data
 from experiments.cifar10_fast.slices import Run
-from qpsnn_jax.data import Arrays, load
+from qpsnn_jax.data import load
 from qpsnn_jax.runtime.stopping import termination
 
 
@@ -41,9 +40,7 @@ def main(
     if out is None:
         raise click.UsageError("name the directory of the run with --out.")
     found = load(data, data_dir=data_dir)
-    if not isinstance(found.train, Arrays) or not isinstance(found.test, Arrays):
-        raise click.UsageError(f"{data} is not a data set in memory.")
-    run = Run(recipe, out, read_data(recipe, found), found.shape, found.classes)
+    run = Run(recipe, out, read_data(recipe, found))
     started = time.monotonic()
     with termination() as terminated:
         for line in run.slices():
@@ -51,7 +48,7 @@ def main(
             if terminated() or (minutes is not None and time.monotonic() - started > 60 * minutes):
                 click.echo("stopped; the same command goes on.", err=True)
                 return
-    result = run.result(Examples(jnp.asarray(found.test.images), jnp.asarray(found.test.labels)))
+    result = run.result(found.test)
     click.echo(f"test accuracy {100 * result['test_accuracy']:.2f} %, {result['weight_bytes'] / 1e6:.3f} MB")
 
 

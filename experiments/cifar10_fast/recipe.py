@@ -1,7 +1,7 @@
 """What is done: the phases, the network, the step of training and the program of an epoch; and what it costs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from qpsnn_jax import Distillation, Graph, NetworkSettings, init_state, init_variables, make_train_step, optimizer
+from qpsnn_jax.data import Arrays, DataSet
 from qpsnn_jax.data.augment.images import normalize_and_augment
 from qpsnn_jax.data.augment.records import Augmentation
 from qpsnn_jax.model.settings import build
@@ -66,38 +67,26 @@ class Recipe:
         return build(settings, input_shape=shape, classes=classes)
 
 
-class Examples(NamedTuple):
-    """Images, uint8 ``b h w c``, and labels ``b`` on the device."""
-
-    images: Array
-    labels: Array
-
-
-class Data(NamedTuple):
-    """The images of a run, and the moments of the pixels."""
-
-    train: Examples
-    held_out: Examples
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def read_data(recipe: Recipe, data: Any) -> Data:
-    """Training images without those held out, which are the same ones for every seed."""
+def read_data(recipe: Recipe, data: DataSet) -> DataSet:
+    """The data set with the images that are held out as its test set; they are the same ones for every seed."""
+    if not isinstance(data.train, Arrays):
+        raise click.UsageError(f"{data.name} is not a data set in memory.")
     images, labels = data.train
     order = np.random.default_rng(0).permutation(len(labels))
     own, other = order[recipe.held_out :], order[: recipe.held_out]
     if len(own) < recipe.batch_size:
         raise click.UsageError(f"{len(own):,} training images are less than a batch of {recipe.batch_size}.")
-    train, held_out = (Examples(jnp.asarray(images[i]), jnp.asarray(labels[i])) for i in (own, other))
-    return Data(train, held_out, data.mean, data.std)
+    train, held_out = (Arrays(images[part], labels[part]) for part in (own, other))
+    return replace(data, train=train, test=held_out, evaluated="held-out")
 
 
-def train_step(graph: Graph, tx: Any, data: Data, teacher: Graph | None) -> Callable[..., Any]:
-    """One update in bfloat16 on float32 weights."""
+def train_step(
+    graph: Graph, tx: Any, mean: tuple[float, ...], std: tuple[float, ...], teacher: Graph | None
+) -> Callable[..., Any]:
+    """One update in bfloat16 on float32 weights; mean and std are those of the pixels."""
 
     def prepare(key: Array, images: Array) -> Array:
-        return normalize_and_augment(key, images, _AUGMENTATION, data.mean, data.std).astype(jnp.bfloat16)
+        return normalize_and_augment(key, images, _AUGMENTATION, mean, std).astype(jnp.bfloat16)
 
     return make_train_step(
         graph,
@@ -136,11 +125,9 @@ def phase_optimizer(recipe: Recipe, phase: Phase, examples: int) -> Any:
 def lowered_step(recipe: Recipe, phase: Phase, graph: Graph, platform: str) -> Any:
     """The training step of a phase at its full size, lowered for a platform that need not be here."""
     shape = graph.input.shape
-    nothing = Examples(jnp.zeros(0, jnp.uint8), jnp.zeros(0, jnp.int32))
-    data = Data(nothing, nothing, (0.5,) * shape[2], (0.25,) * shape[2])
     tx = phase_optimizer(recipe, phase, recipe.batch_size)
     changed = at_timesteps(graph, phase.timesteps)
-    step = train_step(changed, tx, data, changed if phase.pruned else None)
+    step = train_step(changed, tx, (0.5,) * shape[2], (0.25,) * shape[2], changed if phase.pruned else None)
     variables = jax.eval_shape(partial(init_variables, graph), jax.random.key(0))
     state = jax.eval_shape(lambda tree: init_state(tree, tx, jax.random.key(0), ema=True), variables)
     images = jax.ShapeDtypeStruct((recipe.batch_size, *shape), jnp.uint8)

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +11,9 @@ import click
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from experiments.cifar10_fast.recipe import Data, Examples, Phase, Recipe, make_epoch, phase_optimizer, train_step
+from experiments.cifar10_fast.recipe import Phase, Recipe, make_epoch, phase_optimizer, train_step
 from qpsnn_jax import (
     Graph,
     allocate,
@@ -22,14 +22,16 @@ from qpsnn_jax import (
     init_state,
     init_variables,
     load_network,
-    make_eval_step,
     prune,
     recalibrate,
     save_network,
     score,
 )
+from qpsnn_jax.data import Arrays, DataSet
+from qpsnn_jax.data.dataset import Examples
 from qpsnn_jax.export.packed.file import write_packed
 from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.steps import evaluation_variables
@@ -45,29 +47,16 @@ class Place(NamedTuple):
     epoch: int
 
 
-def accuracy(graph: Graph, variables: Any, examples: Examples, data: Data) -> float:
+def accuracy(graph: Graph, variables: Any, examples: Examples, data: DataSet) -> float:
     """The fraction of images that are classified correctly, in float32."""
-    step = _eval_step(graph, data.mean, data.std)
-    size, right = min(500, len(examples.labels)), 0.0
-    for start in range(0, len(examples.labels), size):
-        images, labels = (array[start : start + size] for array in examples)
-        missing = size - len(labels)
-        images, labels = (jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for array in (images, labels))
-        sums, _ = step(variables, images, labels, (jnp.arange(size) < size - missing).astype(jnp.float32))
-        right += float(sums["correct"])
-    return right / len(examples.labels)
+    return evaluate(graph, variables, examples, data, capture=()).accuracy
 
 
-@cache
-def _eval_step(graph: Graph, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
-    return jax.jit(make_eval_step(graph, prepare=lambda images: normalize(images, mean, std)))
-
-
-def prune_network(recipe: Recipe, graph: Graph, variables: Any, data: Data) -> tuple[Graph, Any]:
+def prune_network(recipe: Recipe, graph: Graph, variables: Any, images: Array, data: DataSet) -> tuple[Graph, Any]:
     """The channels that the budget leaves, by SVS, with batch-norm recalibrated, on training images."""
-    size = min(128, len(data.train.labels) // _SCORED)
-    chosen = np.random.default_rng(recipe.seed).permutation(len(data.train.labels))[: _SCORED * size]
-    batches = [normalize(data.train.images[part], data.mean, data.std) for part in chosen.reshape(_SCORED, size)]
+    size = min(128, len(images) // _SCORED)
+    chosen = np.random.default_rng(recipe.seed).permutation(len(images))[: _SCORED * size]
+    batches = [normalize(images[part], data.mean, data.std) for part in chosen.reshape(_SCORED, size)]
     keep = allocate(graph, score(graph, variables, batches), bytes=1e6 * recipe.size)
     smaller, _ = prune(graph, {}, keep)
     # In one program: otherwise hundreds of small gathers would be compiled one by one.
@@ -78,10 +67,13 @@ def prune_network(recipe: Recipe, graph: Graph, variables: Any, data: Data) -> t
 class Run:
     """A run in a directory: its network, the state of training and the place in the recipe, all on disk."""
 
-    def __init__(self, recipe: Recipe, directory: Path, data: Data, shape: tuple[int, ...], classes: int):
+    def __init__(self, recipe: Recipe, directory: Path, data: DataSet):
+        """A new run, or the one that the directory holds; ``data`` is that of :func:`read_data`."""
+        assert isinstance(data.train, Arrays)
         self.recipe, self.directory, self.data = recipe, directory, data
-        h, w, c = shape
-        self.whole = recipe.graph((h, w, c), classes)
+        self.images, self.labels = map(jnp.asarray, data.train)  # on the device
+        h, w, c = data.shape
+        self.whole = recipe.graph((h, w, c), data.classes)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "recipe.json"
         mine = json.loads(json.dumps(asdict(recipe)))
@@ -96,10 +88,11 @@ class Run:
             if place.phase > index:
                 continue
             teacher = load_network(self.directory / "whole") if phase.pruned else None
-            tx = phase_optimizer(self.recipe, phase, len(self.data.train.labels))
+            tx = phase_optimizer(self.recipe, phase, len(self.labels))
             changed = at_timesteps(graph, phase.timesteps)
             taught = at_timesteps(teacher[0], phase.timesteps) if teacher else None
-            epoch = make_epoch(train_step(changed, tx, self.data, taught), self.recipe.batch_size)
+            step = train_step(changed, tx, self.data.mean, self.data.std, taught)
+            epoch = make_epoch(step, self.recipe.batch_size)
             key = jax.random.fold_in(jax.random.key(self.recipe.seed), index)
             state = jax.jit(lambda tree, key, tx=tx: init_state(tree, tx, key, ema=True))(variables, key)
             if place.epoch:
@@ -109,11 +102,11 @@ class Run:
             for number in range(place.epoch, phase.epochs):
                 started = time.monotonic()
                 given = () if teacher is None else (teacher[1],)
-                state, loss = epoch(state, *self.data.train, jax.random.fold_in(key, number), *given)
+                state, loss = epoch(state, self.images, self.labels, jax.random.fold_in(key, number), *given)
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss of {phase.name}, epoch {number + 1}, is {float(loss)}.")
                 checkpoint.save(self._folder(index), number + 1, graph, state, {})
-                right = accuracy(graph, evaluation_variables(state), self.data.held_out, self.data)
+                right = accuracy(graph, evaluation_variables(state), self.data.test, self.data)
                 seconds = time.monotonic() - started
                 self._log(phase, number + 1, float(loss), right, seconds)
                 yield (
@@ -137,7 +130,7 @@ class Run:
         phases = self.recipe.phases
         if index + 1 < len(phases) and phases[index + 1].pruned and not phases[index].pruned:
             save_network(self.directory / "whole", graph, variables)
-            graph, variables = prune_network(self.recipe, graph, variables, self.data)
+            graph, variables = prune_network(self.recipe, graph, variables, self.images, self.data)
         save_network(self.directory / f"after_{index}", graph, variables)
         (self.directory / f"phase_{index}.done").touch()
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 
 from experiments.claims.units import Unit
 from qpsnn_jax import Config, cost
 from qpsnn_jax.data.settings import DataSettings
-from qpsnn_jax.model.settings import NetworkSettings, build
+from qpsnn_jax.model.settings import NetworkSettings
 from qpsnn_jax.pruning.settings import Pruning
+from qpsnn_jax.runs.config import build_graph
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.training.settings import Training
 
@@ -68,6 +68,11 @@ def config_of(recipe: Recipe, network: NetworkSettings, pruning: Pruning, seed: 
     )
     finetune = replace(train, epochs=recipe.finetune_epochs, learning_rate=recipe.learning_rate / 2)
     return Config(network, data, train, pruning, finetune, RunSettings(seed=seed, checkpoint_epochs=1))
+
+
+def bytes_of_ratios(config: Config) -> str:
+    """The bytes (Eq. 16) that the ratios of a config lead to, as a budget."""
+    return f"{cost(build_graph(config, ratios=config.prune.ratios)).size_bytes:.0f}B"
 
 
 def plan() -> list[Unit]:
@@ -136,7 +141,8 @@ def rule() -> Iterator[Unit]:
             yield _pruned("rule", f"by-hand-{removed}", "mean", 2, "svs", removed, seed)
         for seed in SEEDS:
             unit = _pruned("rule", f"by-rule-{removed}", "mean", 2, "svs", removed, seed)
-            yield replace(unit, config=replace(unit.config, prune=_same_bytes(unit.config.network, removed)))
+            prune = replace(unit.config.prune, ratios={}, budget=bytes_of_ratios(unit.config))
+            yield replace(unit, config=replace(unit.config, prune=prune))
 
 
 def distillation() -> Iterator[Unit]:
@@ -175,13 +181,6 @@ def _pruned(question: str, arm: str, rule: str, bits: int, name: str, removed: s
     pruning = Pruning(criterion=name, ratios=_REMOVED[removed], recalibrate="always")
     config = config_of(SHORT, _network(bits, rule), pruning, seed)
     return Unit(question, arm, SHORT.name, config, "finetune", _dense(f"{rule}-{bits}", bits, rule, seed))
-
-
-@cache
-def _same_bytes(network: NetworkSettings, removed: str) -> Pruning:
-    """The budget of the bytes (Eq. 16) that the ratios of :data:`_REMOVED` lead to."""
-    smaller = build(network, input_shape=(32, 32, 3), classes=10, ratios=_REMOVED[removed])
-    return Pruning(criterion="svs", budget=f"{cost(smaller).size_bytes:.0f}B", recalibrate="always")
 
 
 def _polished(config: Config) -> Config:

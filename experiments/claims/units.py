@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
+from experiments.integers import classified_right
 from qpsnn_jax import allocate_bits, bit_sensitivity, cost, load_network, prune, with_layer_bits
 from qpsnn_jax.data import Arrays, load
 from qpsnn_jax.export.folding import fold
-from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import write_packed
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs import stages
@@ -28,8 +28,6 @@ from qpsnn_jax.runs.stages import Run
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.runtime.settings import as_dict, from_dict
 from qpsnn_jax.training.steps import Variables, init_variables
-
-_INTEGER_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -242,13 +240,7 @@ def _packed(unit: Unit, run: Run, graph: Graph, variables: Variables, test: Arra
     write_packed(path, folded, {"class_names": list(run.data.class_names), "unit": unit.name})
     found = {"file_bytes": path.stat().st_size, "integer_accuracy": None}
     if unit.integer:
-        network, (images, labels) = IntegerNetwork.of(folded), test
-        starts = range(0, len(labels), _INTEGER_BATCH)
-        right = sum(
-            int((network(images[i : i + _INTEGER_BATCH]).argmax(1) == labels[i : i + _INTEGER_BATCH]).sum())
-            for i in starts
-        )
-        found["integer_accuracy"] = right / len(labels)
+        found["integer_accuracy"] = float(classified_right(folded, test).mean())
     return found
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.claims.data import held_out
+from experiments.claims.plan import bytes_of_ratios
 from experiments.claims.units import Unit
-from qpsnn_jax import Config, cost
-from qpsnn_jax.runs.config import build_graph
+from qpsnn_jax import Config
 from qpsnn_jax.runs.presets import PRESETS
 from qpsnn_jax.runtime.settings import updated
 
@@ -51,7 +51,7 @@ def _units(question: str) -> Iterator[Unit]:
     for seed in seeds:
         changes = {"data": data, "run": {"seed": seed, "checkpoint_epochs": 5}, "prune": {"recalibrate": "never"}}
         plain = updated(PRESETS[_PRESETS[question]].config, changes)
-        size = f"{cost(build_graph(plain, ratios=plain.prune.ratios)).size_bytes}B"
+        size = bytes_of_ratios(plain)
 
         def unit(arm: str, config: Config, kind: str = "train", base: Unit | None = None) -> Unit:
             return Unit(question, arm, recipe, config, kind, base, test=None)

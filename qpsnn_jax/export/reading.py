@@ -80,9 +80,15 @@ def affine(weights: Weights, layer: Weighted, norm: BatchNorm | None) -> tuple[n
     bias = params[layer.name]["bias"] if layer.bias else 0 * ones
     if norm is None:
         return gamma, bias
+    factor = norm_factor(weights, norm)
+    mean = weights.variables["batch_stats"][norm.name]["mean"]
+    return factor * gamma, params[norm.name]["bias"] + factor * (bias - mean)
+
+
+def norm_factor(weights: Weights, norm: BatchNorm) -> np.ndarray:
+    r"""The factor :math:`f = w_{bn}/\sqrt{var+ε}` of a batch-norm on each channel, float64."""
     stats = weights.variables["batch_stats"][norm.name]
-    factor = params[norm.name]["scale"] / np.sqrt(stats["var"] + norm.epsilon)
-    return factor * gamma, params[norm.name]["bias"] + factor * (bias - stats["mean"])
+    return weights.variables["params"][norm.name]["scale"] / np.sqrt(stats["var"] + norm.epsilon)
 
 
 def summed_weights(weights: Weights, layer: Weighted) -> np.ndarray:

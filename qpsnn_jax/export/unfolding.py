@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.export.folded import Concatenation, Folded, Layer, MaxPool, Neurons, Readout, Residual, Sum
-from qpsnn_jax.export.reading import affine, by_weight, weights_of
+from qpsnn_jax.export.reading import affine, by_weight, norm_factor, weights_of
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import Node, Quantizer
@@ -92,8 +92,7 @@ def current_moments(graph: Graph, variables: Mapping[str, Any]) -> dict[str, Mom
             continue
         stats, params = weights.variables["batch_stats"][norm.name], weights.variables["params"][norm.name]
         _, bias = affine(weights, layer, norm)
-        factor = np.asarray(params["scale"], np.float64) / np.sqrt(np.asarray(stats["var"], np.float64) + norm.epsilon)
-        mean, var = np.asarray(params["bias"], np.float64) - bias, np.square(factor) * np.asarray(stats["var"])
+        mean, var = params["bias"] - bias, np.square(norm_factor(weights, norm)) * stats["var"]
         moments[node.name] = Moments(mean.astype(np.float32), var.astype(np.float32))
     return moments
 
@@ -123,26 +122,28 @@ def _unfold_layer(
         case MaxPool():
             graph.append(nodes.MaxPool(layer.name, layer.source, layer.window, layer.strides, layer.padding))
         case Readout():
-            read = layer.source
-            if layer.window != (1, 1) or layer.strides != (1, 1):
-                graph.append(nodes.AveragePool(read := f"{layer.name}/pool", layer.source, layer.window, layer.strides))
-            graph.append(nodes.Flatten(f"{layer.name}/flat", read))
-            codes, weights = layer.kernel.dtype == np.uint8, layer.kernel.astype(np.float64)
-            quantizer = Quantizer(layer.bits, gamma="learned") if codes else None
-            graph.append(
-                nodes.Dense(
-                    layer.name, f"{layer.name}/flat", layer.kernel.shape[-1], quantizer, masked=layer.mask is not None
-                )
-            )
-            weights = layer.scale * (layer.integers if codes else weights)
-            leaves[layer.name] = {"kernel": weights, "bias": layer.bias, "gamma": layer.top * layer.scale}
-            leaves[layer.name]["mask"] = layer.mask
+            _unfold_readout(layer, graph, leaves)
         case Neurons():
             current = _unfold_synapses(layer, folded, std, moments, graph, leaves)
             if layer.residual is not None:
                 current = _unfold_residual(layer.name, layer.residual, folded, current, graph)
             fire = ">" if layer.strict else ">="
             graph.append(nodes.LIF(layer.name, current, threshold=layer.threshold, fire=fire))
+
+
+def _unfold_readout(layer: Readout, graph: list[Node], leaves: dict[str, dict[str, Any]]) -> None:
+    """Append the average-pool of the readout, if it has one, and its dense layer."""
+    read, flat = layer.source, f"{layer.name}/flat"
+    if layer.window != (1, 1) or layer.strides != (1, 1):
+        graph.append(nodes.AveragePool(read := f"{layer.name}/pool", layer.source, layer.window, layer.strides))
+    graph.append(nodes.Flatten(flat, read))
+    codes = layer.kernel.dtype == np.uint8
+    quantizer = Quantizer(layer.bits, gamma="learned") if codes else None
+    masked = layer.mask is not None
+    graph.append(nodes.Dense(layer.name, flat, layer.kernel.shape[-1], quantizer, masked=masked))
+    weights = layer.scale * (layer.integers if codes else layer.kernel.astype(np.float64))
+    gamma = layer.top * layer.scale
+    leaves[layer.name] = {"kernel": weights, "bias": layer.bias, "gamma": gamma, "mask": layer.mask}
 
 
 def _unfold_synapses(

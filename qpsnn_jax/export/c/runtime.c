@@ -118,9 +118,10 @@ typedef void dot_products(const word *restrict, const uint16_t *restrict, int, i
                           int32_t *restrict);
 
 /* Spiking neurons on spikes. Weights lie as [block][word of the patch][bit plane][output]; `dot` takes a block and `group`
-   patches at once and `rest` what is left over. Codes c stand for 2c - (2^bits - 1), or with `ternary` 1 for 2c - 2; with a
-   mask, whose plane is the last and counts in `bits`, `dot` gives the sums of these and `ternary` equals `bits`. `live` is 0 for outputs whose synapses have no effect, else -1. With a
-   residual, `added` is what one of its spikes adds, and `from` its channel for each output, or 0 for the same. */
+   patches at once and `rest` what is left over. Codes c stand for 2c - (2^bits - 1), or with `ternary` 1 for 2c - 2. A mask
+   is the last plane and counts in `bits`; `dot` then gives the sums of these, and `ternary` equals `bits`. `live` is 0 for
+   outputs whose synapses have no effect, else -1. With a residual, `added` is what one of its spikes adds, and `from` its
+   channel for each output, or 0 for the same. */
 typedef struct {
   map in, out, residual;
   int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, bits, words, group, ternary;
