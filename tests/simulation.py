@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.export.folded import Concatenation, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
 
 _FLOAT32 = 2**24

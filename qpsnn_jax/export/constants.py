@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Folded, Neurons, among_all
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Neurons, among_all
 
 # Integers up to here are exact in float32, so that a simulation in float32 can follow.
 FLOAT32 = 2**24

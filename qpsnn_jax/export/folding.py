@@ -1,7 +1,7 @@
 """Folding: a graph and its variables become codes, one scale and one bias per channel (:class:`Folded`).
 
 Two readings of a node's type, both open to registration: :func:`fold_node` gives the layer that a node becomes, and
-:func:`current_of` the terms of a neuron's current. A layer is one of those of :mod:`~qpsnn_jax.export.folded`.
+:func:`current_of` the terms of a neuron's current. A layer is one of those of :mod:`~qpsnn_jax.export.folded_layers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Concatenation, Folded, Image, Layer, MaxPool, Neurons, Residual, Sum
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Concatenation, Image, Layer, MaxPool, Neurons, Residual, Sum
 from qpsnn_jax.export.reading import (
     Weights,
     affine,

@@ -25,7 +25,8 @@ from qpsnn_jax.export.constants import (
     neuron_constants,
     readout_constants,
 )
-from qpsnn_jax.export.folded import Concatenation, Folded, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.kernels.geometry import Pair
 
 # Elements in the patches that are multiplied at once.

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Concatenation, Folded, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.runtime.files import write_atomically
 
 # The first version with 2-bit integers; 4-bit integers need 21.

@@ -4,7 +4,7 @@ from functools import singledispatch
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Readout
+from qpsnn_jax.export.folded_layers import Readout
 from qpsnn_jax.export.reading import Weights, indexed, summed_weights
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.model import nodes

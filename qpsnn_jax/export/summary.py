@@ -2,7 +2,7 @@
 
 import math
 
-from qpsnn_jax.export.folded import Concatenation, Layer, MaxPool, Neurons, Readout, Sum, sources
+from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Readout, Sum, sources
 from qpsnn_jax.export.packed.file import Packed
 
 

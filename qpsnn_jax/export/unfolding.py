@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.export.folded import Concatenation, Folded, Layer, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.export.reading import affine, by_weight, norm_factor, weights_of
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.graph import Graph

@@ -13,7 +13,7 @@ from small_networks import random_variables
 from qpsnn_jax.data import load
 from qpsnn_jax.export.c.layout import lay_out
 from qpsnn_jax.export.c.source import c_source, write_c
-from qpsnn_jax.export.folded import Neurons, sources
+from qpsnn_jax.export.folded_layers import Neurons, sources
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.model.zoo import resnet20

@@ -13,7 +13,8 @@ from simulation import simulate
 
 from qpsnn_jax.export import integer_network
 from qpsnn_jax.export.agreement import compare
-from qpsnn_jax.export.folded import Folded, Image, Neurons, Readout, Residual
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Image, Neurons, Readout, Residual
 from qpsnn_jax.export.integer_network import IntegerNetwork, currents
 
 

@@ -16,7 +16,8 @@ from seeds import seeds
 
 from qpsnn_jax.export.c.source import c_source
 from qpsnn_jax.export.constants import Constants
-from qpsnn_jax.export.folded import Folded, Neurons
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Neurons
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork, currents
 from qpsnn_jax.export.nir.file import read_nir, write_nir

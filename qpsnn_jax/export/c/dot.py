@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from qpsnn_jax.export.folded import Neurons
+from qpsnn_jax.export.folded_layers import Neurons
 
 
 class DotKernel(NamedTuple):

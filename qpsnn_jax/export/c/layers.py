@@ -8,7 +8,7 @@ import numpy as np
 from qpsnn_jax.export.c.dot import DotKernel
 from qpsnn_jax.export.c.layout import Layout, groups_of, interleaved, padded, planes_of, weight_planes, words_of
 from qpsnn_jax.export.constants import Constants
-from qpsnn_jax.export.folded import Concatenation, Layer, MaxPool, Neurons, Readout, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Readout, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
 
 _LONGEST_LINE = 116

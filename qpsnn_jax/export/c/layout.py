@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Folded, Map, Neurons, sources
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Map, Neurons, sources
 
 # As many 64-bit counters as fit into 16 vector registers of 512 bits; processors with such registers have 32.
 _COUNTERS = 128

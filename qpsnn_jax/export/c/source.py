@@ -20,7 +20,8 @@ from typing import NamedTuple
 from qpsnn_jax.export.c.dot import DotKernel
 from qpsnn_jax.export.c.layers import layer_text, unsigned, weight_type
 from qpsnn_jax.export.c.layout import Layout, by_words, groups_of, lay_out, on_spikes, patches_of, planes_of, words_of
-from qpsnn_jax.export.folded import Concatenation, Folded, MaxPool, Neurons, Sum
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.runtime.files import write_together
 

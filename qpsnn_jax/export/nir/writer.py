@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qpsnn_jax.export.folded import among_all
+from qpsnn_jax.export.folded_layers import among_all
 from qpsnn_jax.export.nir.builder import DT, Builder, Translated
 from qpsnn_jax.export.nir.file import nir_package
 from qpsnn_jax.export.reading import (

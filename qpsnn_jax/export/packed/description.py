@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.export.folded import MOST_VALUES, Concatenation, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded_checks import MOST_VALUES
+from qpsnn_jax.export.folded_layers import Concatenation, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
 from qpsnn_jax.numerics.sparsity import Index, index_of, read_index
 
 DTYPES = {"codes": np.uint8, "int8": np.int8, "float32": np.float32, "ternary": np.uint8}

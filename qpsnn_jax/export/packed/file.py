@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 
-from qpsnn_jax.export.folded import MOST_VALUES, Folded
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_checks import MOST_VALUES
 from qpsnn_jax.export.packed.description import arrays_of, describe, read_document, read_layer
 from qpsnn_jax.export.packed.numbers import layer_bytes, unpack
 from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable, write_atomically

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qpsnn_jax.export.folded import Layer, Neurons, Readout
+from qpsnn_jax.export.folded_layers import Layer, Neurons, Readout
 from qpsnn_jax.export.packed.description import DTYPES, StoredArray, arrays_of, describe
 from qpsnn_jax.numerics.sparsity import index_of, write_index
 
