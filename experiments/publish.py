@@ -15,6 +15,7 @@ import click
 import numpy as np
 
 from experiments.integers import classified_right
+from qpsnn_jax import Graph
 from qpsnn_jax.data import Arrays, load
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.packed.file import write_packed
@@ -90,6 +91,13 @@ def publish(
         commit=_commit(),
         result=dataclasses.asdict(result),
     )
+    text = json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False) + "\n"
+    write_together({folder / f"{name}.npz": _moments(graph, variables), folder / f"{name}.json": text.encode()})
+    click.echo(f"{name}: {100 * accuracy:.2f} % of {len(right):,} images")
+    return card
+
+
+def _moments(graph: Graph, variables: dict[str, Any]) -> bytes:
     stream = io.BytesIO()
     arrays = {
         f"{layer}/{kind}": values
@@ -97,10 +105,7 @@ def publish(
         for kind, values in moments._asdict().items()
     }
     np.savez_compressed(stream, allow_pickle=False, **arrays)
-    text = json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False) + "\n"
-    write_together({folder / f"{name}.npz": stream.getvalue(), folder / f"{name}.json": text.encode()})
-    click.echo(f"{name}: {100 * accuracy:.2f} % of {len(right):,} images")
-    return card
+    return stream.getvalue()
 
 
 def _seed(word: str) -> tuple[str, float]:

@@ -27,7 +27,8 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import isa
-from experiments.benchmarks.speed import Case, Row, Side, compare, step_in_jax
+from experiments.benchmarks.comparison import Case, Row, Side, compare
+from experiments.benchmarks.speed import step_in_jax
 from qpsnn_jax import Graph, SpikingNetwork, init_variables
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input, MaxPool, Node, Quantizer
 
@@ -226,6 +227,27 @@ def _spikingjelly(case: Case, *, compiled: bool = False) -> tuple[Any, Callable[
 
 
 def _spyx(case: Case) -> Callable[[], float]:
+    import spyx.nn  # pyright: ignore[reportMissingImports]
+    from flax import nnx
+
+    model = _spyx_model(case)
+    optimizer = nnx.Optimizer(model, optax.adam(_LEARNING_RATE), wrt=nnx.Param)
+    frames, labels = jax.device_put((case.images.swapaxes(0, 1), case.labels))
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any, frames: Any, labels: Any) -> Any:
+        def loss(model: Any) -> Any:
+            currents, _ = spyx.nn.run(model, frames)
+            return optax.softmax_cross_entropy_with_integer_labels(currents.mean(0), labels).mean()
+
+        value, gradient = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradient)
+        return value
+
+    return lambda: float(step(model, optimizer, frames, labels))
+
+
+def _spyx_model(case: Case) -> Any:
     import spyx.axn  # pyright: ignore[reportMissingImports]
     import spyx.nn  # pyright: ignore[reportMissingImports]
     from flax import nnx
@@ -254,21 +276,7 @@ def _spyx(case: Case) -> Callable[[], float]:
         layers += [lif(side, side, features), _max_pool]
         side //= 2
     layers += [spyx.nn.Flatten(), weighted("hidden"), lif(HIDDEN), weighted("outputs")]
-    model = spyx.nn.Sequential(*layers)
-    optimizer = nnx.Optimizer(model, optax.adam(_LEARNING_RATE), wrt=nnx.Param)
-    frames, labels = jax.device_put((case.images.swapaxes(0, 1), case.labels))
-
-    @nnx.jit
-    def step(model: Any, optimizer: Any, frames: Any, labels: Any) -> Any:
-        def loss(model: Any) -> Any:
-            currents, _ = spyx.nn.run(model, frames)
-            return optax.softmax_cross_entropy_with_integer_labels(currents.mean(0), labels).mean()
-
-        value, gradient = nnx.value_and_grad(loss)(model)
-        optimizer.update(model, gradient)
-        return value
-
-    return lambda: float(step(model, optimizer, frames, labels))
+    return spyx.nn.Sequential(*layers)
 
 
 def _max_pool(x: Any) -> Any:

@@ -30,8 +30,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks.comparison import Case, Side
 from experiments.benchmarks.layers import median
-from experiments.benchmarks.speed import NETWORKS, Case, Side, around, in_torch, make_case, products, step_in_jax
+from experiments.benchmarks.speed import NETWORKS, around, make_case, products, step_in_jax
+from experiments.benchmarks.torch_sides import in_torch
 from qpsnn_jax import lif, make_score_step
 from qpsnn_jax.kernels.convolution import conv_spikes
 

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 import optax
 
-from experiments.benchmarks.speed import NETWORKS, Case, make_case, plain
+from experiments.benchmarks.comparison import Case
+from experiments.benchmarks.speed import NETWORKS, make_case, plain
 from qpsnn_jax import init_state, make_train_step
 from qpsnn_jax.runtime.compiling import low_memory_jit
 

@@ -58,56 +58,62 @@ def in_torch(graph: Graph, variables: dict[str, Any], image: np.ndarray, *, chan
     """The network on one image ``1 h w c`` in PyTorch, batch-norm folded into the convolutions, time in the batch."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    from experiments.benchmarks.torch_network import neurons, shortcut
-
     layout = torch.channels_last if channels_last else torch.contiguous_format
-
-    def tensor(array: Any) -> Any:
-        return torch.from_numpy(np.array(array, np.float32))
-
-    def picture(array: np.ndarray) -> Any:
-        return tensor(array).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-
-    run: list[tuple[str, Callable[[dict[str, Any]], Any]]] = []
-    params, stats = variables["params"], variables["batch_stats"]
-    for node in graph.nodes:
-        match node:
-            case Input():
-                run.append((node.name, partial(_shown, picture=picture(image))))
-            case Conv():
-                norm = next(other for other in graph.nodes if isinstance(other, BatchNorm) and other.input == node.name)
-                factor = params[norm.name]["scale"] / np.sqrt(stats[norm.name]["var"] + norm.epsilon)
-                kernel = np.asarray(params[node.name]["kernel"]) * np.asarray(factor)
-                weights = tensor(kernel.transpose(3, 2, 0, 1)).contiguous(memory_format=layout)
-                bias = tensor(params[norm.name]["bias"] - factor * stats[norm.name]["mean"])
-                options = {"stride": node.strides, "padding": node.padding}
-                convolve = partial(torch.nn.functional.conv2d, weight=weights, bias=bias, **options)
-                run.append((norm.name, lambda values, f=convolve, name=node.input: f(values[name])))
-            case LIF():
-                timed = graph.values[node.input].timed
-                fire = partial(neurons, node=node, timesteps=graph.timesteps, timed=timed)
-                run.append((node.name, lambda values, f=fire, name=node.input: f(values[name])))
-            case Shortcut():
-                run.append((node.name, lambda values, n=node: shortcut(values[n.input], n)))
-            case Add():
-                run.append((node.name, lambda values, n=node: values[n.first] + values[n.second]))
-            case GlobalAveragePool():
-                run.append((node.name, lambda values, n=node: values[n.input].mean((2, 3))))
-            case Dense():
-                weights, bias = tensor(params[node.name]["kernel"]).T, tensor(params[node.name]["bias"])
-                linear = partial(torch.nn.functional.linear, weight=weights, bias=bias)
-                run.append((node.name, lambda values, f=linear, name=node.input: f(values[name])))
+    picture = _tensor(image).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    layers = [(node, _layer(node, graph, variables, layout)) for node in graph.nodes if not isinstance(node, Input)]
 
     def forward() -> Any:
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {graph.input.name: picture}
         with torch.inference_mode():
-            for name, step in run:
-                values[name] = step(values)
+            for node, layer in layers:
+                values[node.name] = layer(*(values[name] for name in node.inputs))
         return values[graph.output.name].reshape(graph.timesteps, 1, -1).transpose(0, 1).numpy()
 
     return forward
 
 
-def _shown(values: dict[str, Any], *, picture: Any) -> Any:
-    del values
-    return picture
+def _layer(node: Any, graph: Graph, variables: dict[str, Any], layout: Any) -> Callable[..., Any]:
+    """What computes a node from its inputs; a convolution is folded into the batch-norm that follows."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    from experiments.benchmarks.torch_network import neurons, shortcut
+
+    match node:
+        case Conv():
+            return lambda x: x
+        case BatchNorm():
+            return _convolution(graph.by_name[node.input], node, variables, layout)
+        case LIF():
+            timed = graph.values[node.input].timed
+            return partial(neurons, node=node, timesteps=graph.timesteps, timed=timed)
+        case Shortcut():
+            return partial(shortcut, node=node)
+        case Add():
+            return torch.add
+        case GlobalAveragePool():
+            return lambda x: x.mean((2, 3))
+        case Dense():
+            leaves = variables["params"][node.name]
+            return partial(torch.nn.functional.linear, weight=_tensor(leaves["kernel"]).T, bias=_tensor(leaves["bias"]))
+    raise ValueError(f"node {node.name!r}: the benchmark knows no {type(node).__name__}.")
+
+
+def _convolution(node: Any, norm: BatchNorm, variables: dict[str, Any], layout: Any) -> Callable[..., Any]:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    params, stats = variables["params"], variables["batch_stats"][norm.name]
+    factor = np.asarray(params[norm.name]["scale"] / np.sqrt(stats["var"] + norm.epsilon))
+    kernel = np.asarray(params[node.name]["kernel"]) * factor
+    return partial(
+        torch.nn.functional.conv2d,
+        weight=_tensor(kernel.transpose(3, 2, 0, 1)).contiguous(memory_format=layout),
+        bias=_tensor(params[norm.name]["bias"] - factor * stats["mean"]),
+        stride=node.strides,
+        padding=node.padding,
+    )
+
+
+def _tensor(array: Any) -> Any:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return torch.from_numpy(np.array(array, np.float32))

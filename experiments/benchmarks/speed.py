@@ -14,12 +14,9 @@ that network, all steps in one call. Ours: in experiments/README.md.
 import argparse
 import json
 import math
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -30,42 +27,15 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import isa
+from experiments.benchmarks.comparison import Case, Row, Side, compare
 from experiments.benchmarks.networks import with_statistics
+from experiments.benchmarks.torch_sides import LEARNING_RATE, MOMENTUM, in_torch
 from qpsnn_jax import Graph, SpikingNetwork, init_state, make_train_step
 from qpsnn_jax.model.nodes import Conv, Dense
 from qpsnn_jax.model.zoo import resnet20, vgg16
 from qpsnn_jax.runtime.compiling import low_memory_jit
 
 NETWORKS = {"resnet20": partial(resnet20, timesteps=2), "vgg16": partial(vgg16, timesteps=4)}
-_LEARNING_RATE, _MOMENTUM = 0.01, 0.9
-
-
-class Case(NamedTuple):
-    """What is timed: a network with its variables on images ``b h w c`` and labels ``b``."""
-
-    graph: Graph
-    variables: dict[str, Any]
-    images: np.ndarray
-    labels: np.ndarray
-
-
-class Row(NamedTuple):
-    """What a side took: seconds of each turn, and how far its first loss is from ours, relatively.
-
-    ``first`` are the seconds from nothing to that loss, compilation included.
-    """
-
-    side: str
-    seconds: list[float]
-    apart: float
-    first: float
-
-
-# What a side's name says that it needs.
-_NEEDS = {"PyTorch": "torch", "SpikingJelly": "spikingjelly", "snnTorch": "snntorch", "Spyx": "spyx"}
-
-# From a case, what does the work once, waits for it, and returns the loss.
-Side = Callable[[Case], Callable[[], float]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -103,33 +73,6 @@ def make_case(name: str, batch: int, width: float) -> Case:
     draw = np.random.default_rng(0)
     images = draw.normal(size=(batch, *graph.input.shape)).astype(np.float32)
     return Case(graph, with_statistics(graph), images, draw.integers(0, 10, batch).astype(np.int32))
-
-
-def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
-    """The sides in turns; those of other packages where these are installed."""
-    ready: dict[str, Callable[[], float]] = {}
-    losses: dict[str, float] = {}
-    first: dict[str, float] = {}
-    for name, side in sides.items():
-        needed = [package for package, module in _NEEDS.items() if package in name and not find_spec(module)]
-        if needed:
-            print(f"{name}: {needed[0]} is not installed, skipped.", file=sys.stderr)
-            continue
-        started = time.perf_counter()
-        ready[name] = side(case)
-        losses[name] = ready[name]()
-        first[name] = time.perf_counter() - started
-        ready[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(repeats):
-        for name, run in ready.items():
-            run()  # what the side before has left in caches and in the system's free memory is not timed
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    ours = next(iter(losses.values()))
-    for name, loss in losses.items():
-        yield Row(name, seconds[name], abs(loss - ours) / abs(ours), first[name])
 
 
 def table(title: str, rows: list[Row], case: Case, work: str) -> str:
@@ -195,7 +138,7 @@ class Step(NamedTuple):
 
 def step_in_jax(case: Case, tx: optax.GradientTransformation | None = None) -> Step:
     """Training with SGD, or another optimizer, compiled."""
-    tx = tx or optax.sgd(_LEARNING_RATE, momentum=_MOMENTUM)
+    tx = tx or optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
     state = jax.jit(partial(init_state, tx=tx))(case.variables, key=jax.random.key(0))
     images, labels = jax.device_put((case.images, case.labels))
     step = low_memory_jit(make_train_step(case.graph, tx), donate_argnums=0).lower(state, images, labels).compile()
@@ -229,67 +172,6 @@ def around(side: Side, within: Callable[[], Any]) -> Side:
 
 def _loss_of(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), labels).mean())
-
-
-def in_torch(
-    work: str,
-    *,
-    channels_last: bool = False,
-    compiled: bool = False,
-    autocast: bool = False,
-    tf32: bool = False,
-    spikingjelly: bool = False,
-) -> Side:
-    """A side in PyTorch, on the kind of device that JAX has, with neurons of its own or SpikingJelly's."""
-
-    def side(case: Case) -> Callable[[], float]:
-        import torch  # pyright: ignore[reportMissingImports]
-
-        from experiments.benchmarks.torch_network import TorchNetwork
-
-        lif = None
-        if spikingjelly:
-            from experiments.benchmarks.spikingjelly_neurons import neurons as lif
-
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-        layout = {"memory_format": torch.channels_last} if channels_last else {}
-        network = TorchNetwork(case.graph, case.variables, lif).to(device, **layout)
-        network.train(work == "training")
-        images = torch.from_numpy(np.array(case.images)).permute(0, 3, 1, 2).contiguous().to(device, **layout)
-        labels = torch.from_numpy(case.labels).long().to(device)
-        if compiled:
-            torch._dynamo.reset()
-        forward: Any = torch.compile(network, fullgraph=True, dynamic=False) if compiled else network
-        rounded = torch.autocast(device, torch.bfloat16, enabled=autocast)
-
-        def loss() -> Any:
-            with rounded:
-                currents = forward(images)
-            return torch.nn.functional.cross_entropy(currents.float().mean(0), labels)
-
-        if work == "inference":
-
-            def infer() -> float:
-                with torch.inference_mode():
-                    return float(loss())
-
-            return infer
-        optimizer = torch.optim.SGD(network.parameters(), lr=_LEARNING_RATE, momentum=_MOMENTUM)
-
-        def step() -> float:
-            optimizer.zero_grad(set_to_none=True)
-            value = loss()
-            value.backward()
-            optimizer.step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return float(value.detach())
-
-        return step
-
-    return side
 
 
 def _torch_sides(work: str) -> dict[str, Side]:

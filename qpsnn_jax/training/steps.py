@@ -192,19 +192,27 @@ def make_train_step(
         (value, (metrics, updates)), gradients = jax.value_and_grad(objective, has_aux=True)(params)
         extra = {"value": value, "grad": gradients, "value_fn": lambda params: objective(params)[0]}
         changes, opt_state = update(gradients, state.opt_state, params, **extra)
-        stats, ema = dict(updates), state.ema
-        if withholds := _may_withhold(opt_state):
-            stats = select(all_finite_in(stats), stats, {name: state.variables[name] for name in stats})
-        variables = state.variables | {"params": optax.apply_updates(params, changes)} | stats
-        if ema is not None:
-            fresh = updated_ema(ema, variables, ema_decay)
-            ema = select(any_change(changes), fresh, ema) if withholds else fresh
+        variables, ema = _with_changes(state, changes, dict(updates), opt_state, ema_decay)
         price = state.price
         if target is not None and price is not None:
             metrics["price"] = price = next_price(price, target.excess(metrics["penalty"]), target.rate)
         return TrainState(state.step + 1, variables, opt_state, ema, state.key, price), metrics
 
     return step
+
+
+def _with_changes(
+    state: TrainState, changes: Any, stats: dict[str, Any], opt_state: Any, ema_decay: float
+) -> tuple[dict[str, Any], Any]:
+    """The variables and their moving average after a step, both as they were where the optimizer withholds it."""
+    ema = state.ema
+    if withholds := _may_withhold(opt_state):
+        stats = select(all_finite_in(stats), stats, {name: state.variables[name] for name in stats})
+    variables = state.variables | {"params": optax.apply_updates(state.variables["params"], changes)} | stats
+    if ema is not None:
+        fresh = updated_ema(ema, variables, ema_decay)
+        ema = select(any_change(changes), fresh, ema) if withholds else fresh
+    return variables, ema
 
 
 def _capture(penalty: Mapping[str, Reducer], distillation: Distillation | None) -> Capture:

@@ -1,0 +1,66 @@
+"""Sides that compute the same, timed in turns in one process."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qpsnn_jax import Graph
+
+# What a side's name says that it needs.
+_NEEDS = {"PyTorch": "torch", "SpikingJelly": "spikingjelly", "snnTorch": "snntorch", "Spyx": "spyx"}
+
+
+class Case(NamedTuple):
+    """What is timed: a network with its variables on images ``b h w c`` and labels ``b``."""
+
+    graph: Graph
+    variables: dict[str, Any]
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Row(NamedTuple):
+    """What a side took: seconds of each turn, and how far its first loss is from ours, relatively.
+
+    ``first`` are the seconds from nothing to that loss, compilation included.
+    """
+
+    side: str
+    seconds: list[float]
+    apart: float
+    first: float
+
+
+# From a case, what does the work once, waits for it, and returns the loss.
+Side = Callable[[Case], Callable[[], float]]
+
+
+def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
+    """The sides in turns; those of other packages where these are installed."""
+    ready: dict[str, Callable[[], float]] = {}
+    losses: dict[str, float] = {}
+    first: dict[str, float] = {}
+    for name, side in sides.items():
+        needed = [package for package, module in _NEEDS.items() if package in name and not find_spec(module)]
+        if needed:
+            print(f"{name}: {needed[0]} is not installed, skipped.", file=sys.stderr)
+            continue
+        started = time.perf_counter()
+        ready[name] = side(case)
+        losses[name] = ready[name]()
+        first[name] = time.perf_counter() - started
+        ready[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(repeats):
+        for name, run in ready.items():
+            run()  # what the side before has left in caches and in the system's free memory is not timed
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    ours = next(iter(losses.values()))
+    for name, loss in losses.items():
+        yield Row(name, seconds[name], abs(loss - ours) / abs(ours), first[name])
