@@ -10,6 +10,7 @@ The leak is an arithmetic shift. With F ≥ T - 1 the sums of integers are shift
 bound of :mod:`~qpsnn_jax.export.constants` allows it, so that b and θ are finer. Uses only NumPy.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,15 @@ class IntegerNetwork:
         neurons = {layer.name: neuron_constants(folded, layer) for layer in folded.neurons}
         return cls(folded, neurons, readout_constants(folded))
 
+    @property
+    def one(self) -> float:
+        """An output current of 1, at one step, in logits: 1/(T·unit)."""
+        return 1 / (self.folded.timesteps * self.readout.unit)
+
+    def margin(self, threshold: float) -> int:
+        """A threshold of :func:`qpsnn_jax.early_exit`, in currents, as the least difference of two logits."""
+        return math.ceil(min(max(threshold * self.one, 0.0), 2.0**32 - 1))
+
     def __call__(self, pixels: np.ndarray, capture: list[str] | None = None) -> Any:
         """Logits of images, as integers.
 
@@ -73,16 +83,30 @@ class IntegerNetwork:
             ValueError: the pixels are not uint8 of the network's shape, or ``capture`` names no layer.
         """
         maps = run_layers(self, pixels)
-        logits = maps.pop(self.folded.readout.name)
+        logits = maps.pop(self.folded.readout.name).sum(1, dtype=np.int32)
         if capture is None:
             return logits
         if unknown := [name for name in capture if name not in maps]:
             raise ValueError(f"capture names {unknown[0]!r}, which is not a layer of the network.")
         return logits, {name: maps[name] for name in capture}
 
+    def by_step(self, pixels: np.ndarray) -> np.ndarray:
+        """Logits of every step, int32 ``b t classes``; their sum over the steps is that of the whole call.
+
+        The first t steps have the share t/T of the bias, rounded towards zero. So
+        ``early_exit(network.by_step(pixels), network.margin(0.9))`` is the early exit of the integers.
+
+        Args:
+            pixels: as for the whole call.
+
+        Raises:
+            ValueError: the pixels are not uint8 of the network's shape.
+        """
+        return run_layers(self, pixels)[self.folded.readout.name]
+
 
 def run_layers(network: IntegerNetwork, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Maps of every layer, uint8 ``b t h w c``, and the logits under the readout's name; see :class:`IntegerNetwork`.
+    """Maps of every layer, uint8 ``b t h w c``; of the readout the logits of every step, int32 ``b t classes``.
 
     Raises:
         ValueError: the pixels are not uint8 of the network's shape.
@@ -151,9 +175,12 @@ def _spikes(folded: Folded, layer: Neurons, constants: Constants, maps: Mapping[
 
 
 def _logits(layer: Readout, constants: ReadoutConstants, spikes: np.ndarray) -> np.ndarray:
-    pooled = _patches(spikes.sum(1, keepdims=True, dtype=np.int64), layer.window, layer.strides, (0, 0)).sum((-3, -2))
-    weights = constants.weights.reshape(-1, constants.weights.shape[-1]).astype(np.int64)
-    return (pooled.reshape(len(pooled), -1) @ weights + constants.bias).astype(np.int32)
+    pooled = _patches(spikes, layer.window, layer.strides, (0, 0)).sum((-3, -2), dtype=np.int32)
+    sums = _products(pooled[:, :, None, None], constants.weights, constants.bound)[:, :, 0, 0]
+    steps = np.arange(spikes.shape[1] + 1)[:, None]
+    # Towards zero, as C divides.
+    shares = np.sign(constants.bias) * (np.abs(constants.bias.astype(np.int64)) * steps // steps[-1])
+    return (sums + np.diff(shares, axis=0)).astype(np.int32)
 
 
 def _carried(residual: Residual, spikes: np.ndarray) -> np.ndarray:

@@ -26,22 +26,30 @@ def early_exit(currents: Array, threshold: ArrayLike) -> EarlyExit:
     the whole network.
 
     Args:
-        currents: O, shape ``… t classes``, floating, of at least two classes.
-        threshold: m, in the unit of the currents; a number, or an array that broadcasts against ``…``.
+        currents: O, shape ``… t classes``, of at least two classes: floating, or int32 as from
+            :meth:`qpsnn_jax.IntegerNetwork.by_step`.
+        threshold: m, in the unit of the currents; a number, or an array that broadcasts against ``…``. With integers
+            an integer too, such as :meth:`qpsnn_jax.IntegerNetwork.margin` returns.
 
     Returns:
         :class:`EarlyExit` of predictions and steps, from 1 to T.
 
     Raises:
-        ValueError: fewer than two classes.
+        ValueError: fewer than two classes, or a floating threshold of integers.
     """
     steps, classes = currents.shape[-2:]
     if classes < 2:
         raise ValueError(f"early_exit compares two classes, got currents of shape {currents.shape}.")
     accumulated = jnp.cumsum(currents, axis=-2)
     best, second = jnp.moveaxis(jax.lax.top_k(accumulated, 2)[0], -1, 0)
-    margin = jnp.broadcast_to(jnp.asarray(threshold, currents.dtype), currents.shape[:-2])
-    clear = best - second >= margin[..., None]
+    margin = best - second
+    if jnp.issubdtype(currents.dtype, jnp.integer):
+        if not jnp.issubdtype(jnp.result_type(threshold), jnp.integer):
+            raise ValueError(f"early_exit needs an integer threshold for currents of {currents.dtype}.")
+        # The difference of two int32 may exceed 2³¹.
+        margin = margin.astype(jnp.uint32)
+    least = jnp.broadcast_to(jnp.asarray(threshold, margin.dtype), currents.shape[:-2])
+    clear = margin >= least[..., None]
     index = jnp.where(jnp.any(clear, axis=-1), jnp.argmax(clear, axis=-1), steps - 1)
     at = jnp.take_along_axis(accumulated, index[..., None, None], axis=-2)[..., 0, :]
     return EarlyExit(jnp.argmax(at, axis=-1).astype(jnp.int32), (index + 1).astype(jnp.int32))

@@ -1,8 +1,10 @@
 """The C program: no fault under strict compilers and sanitizers, logits equal to the integer network's, bit for bit."""
 
+import math
 import re
 import subprocess
 
+import compilers
 import numpy as np
 import pytest
 from compilers import STRICT, compiler, emulated_arm, run
@@ -24,12 +26,10 @@ SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recove
 NATIVE = ["-O3", "-march=native"]
 
 
-def agrees(command, name, folder, bits=32, portable=False, emulator=()):
-    network, pixels = IntegerNetwork.of(folded_of(name, bits, bits)), pixels_of(GRAPHS[name])
-    classes, logits = run(command, c_source(network, "net", portable=portable), pixels, folder, emulator)
-    expected = network(pixels)
-    np.testing.assert_array_equal(logits, expected)
-    np.testing.assert_array_equal(classes, expected.argmax(-1))
+def agrees(command, name, folder, bits=32, **options):
+    compilers.agrees(
+        command, IntegerNetwork.of(folded_of(name, bits, bits)), pixels_of(GRAPHS[name]), folder, **options
+    )
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -102,8 +102,8 @@ def test_a_trained_network_from_the_command_line_to_its_program(small_run, tmp_p
     ):
         assert main([*command[:-1], str(tmp_path / out)]) == 2
         assert message in capsys.readouterr().err
-    _, logits = run([*compiler("gcc"), "-O2"], text, data.test.images, tmp_path)
-    np.testing.assert_array_equal(logits, network(data.test.images))
+    ran = run([*compiler("gcc"), "-O2"], text, data.test.images, tmp_path)
+    np.testing.assert_array_equal(ran.logits, network(data.test.images))
 
 
 def test_the_program_on_the_page_runs(small_run, tmp_path):
@@ -133,6 +133,10 @@ def test_needs_nothing(name):
     sizes = {"int8_t": 1, "uint8_t": 1, "int16_t": 2, "weight": 2, "int32_t": 4, "uint64_t": 8}
     named = sum(int(count) * sizes[kind] for kind, count in constants)
     assert named == text.constant_bytes
+    (held,) = re.findall(r"int32_t steps, logits\[qpsnn_classes\], membranes\[(\d+)\];", text.header)
+    neurons = sum(math.prod(network.folded.maps[layer.name].shape) for layer in network.folded.neurons)
+    assert int(held) == neurons
+    assert text.state_bytes == 4 * (1 + network.folded.readout.kernel.shape[3] + neurons)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

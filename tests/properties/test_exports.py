@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
-from compilers import compiler, run
+from compilers import agrees, compiler
 from exported import moments
 from random_graphs import graph_of, integer_graph_of, live, pixels_of, variables_of
 from seeds import seeds
 
-from qpsnn_jax.export.c.source import c_source
 from qpsnn_jax.export.constants import Constants
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folded_layers import Neurons
@@ -137,13 +136,9 @@ def test_what_is_packed_is_what_was_folded(seed, tmp_path):
 
 
 @seeds(10)
-def test_c_gives_the_same_logits(seed, tmp_path):
+def test_c_gives_the_same_logits_whole_and_step_by_step(seed, tmp_path):
     network, pixels = IntegerNetwork.of(folded_of(seed)), pixels_of(integer_graph_of(seed), seed)
-    text = c_source(network, "net", portable=bool(seed % 2))
-    classes, logits = run([*compiler("gcc"), *SANITIZERS], text, pixels, tmp_path)
-    expected = network(pixels)
-    np.testing.assert_array_equal(logits, expected)
-    np.testing.assert_array_equal(classes, expected.argmax(-1))
+    agrees([*compiler("gcc"), *SANITIZERS], network, pixels, tmp_path, portable=bool(seed % 2))
 
 
 @seeds(16)

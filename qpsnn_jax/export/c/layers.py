@@ -41,10 +41,10 @@ def layer_text(network: IntegerNetwork, layout: Layout, index: int, layer: Layer
         case MaxPool():
             numbers = _numbers(*layer.window, *layer.strides, *layer.padding)
             maps = ", ".join(f"(map){_place(layout, name)}" for name in (layer.source, layer.name))
-            return LayerText([], f"max_pool({maps}, {numbers}); {title}", 0)
+            return LayerText([], f"max_pool({maps}, {numbers}, steps); {title}", 0)
         case Sum():
             maps = ", ".join(f"(map){_place(layout, name)}" for name in (layer.first, layer.second, layer.name))
-            return LayerText([], f"add_maps({maps}); {title}", 0)
+            return LayerText([], f"add_maps({maps}, steps); {title}", 0)
         case Concatenation():
             return LayerText([], f"{_joined(layout, layer)} {title}", 0)
         case Readout():
@@ -53,7 +53,7 @@ def layer_text(network: IntegerNetwork, layout: Layout, index: int, layer: Layer
 
 def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, title: str) -> LayerText:
     constants, words = network.neurons[layer.name], words_of(layer, layout.words)
-    group, rest = groups_of(layout, layer)
+    groups = groups_of(layout, layer)
     if words >= 2**16:
         raise ValueError(f"layer {layer.name!r}: C takes no neurons with {layer.kernel[..., 0].size:,} synapses.")
     weights = (unsigned(layout.words.word), interleaved(layer, layout.words))
@@ -61,10 +61,10 @@ def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons
     declared, names, size = _declared(index, arrays)
     # With a mask the kernel has subtracted all: nothing is left to subtract from the count of all spikes.
     planes, ternary = weight_planes(layer), int(layer.levels is not None)
-    counts = _numbers(planes, words, group, ternary if layer.mask is None else planes)
-    dots = f"{DotKernel.of(layer, group).name}, {DotKernel.of(layer, rest).name}, {names['weights']}"
+    counts = _numbers(planes, words, groups[0], ternary if layer.mask is None else planes)
+    dots = ", ".join([*(DotKernel.of(layer, group).name for group in groups), names["weights"]])
     record = f"static const neurons layer{index} = {_record(layout, layer, counts, dots, names)};\n"
-    return LayerText([title, *declared, record], f"run_neurons(&layer{index});", size)
+    return LayerText([title, *declared, record], f"run_neurons(&layer{index}, steps, state);", size)
 
 
 def _grouped(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, title: str) -> LayerText:
@@ -78,10 +78,10 @@ def _grouped(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons
     arrays |= {"first": ("int16_t", np.arange(outputs) // (outputs // layer.groups) * inputs)}
     arrays |= {**_per_channel(constants, layout), **_residual_arrays(constants, layout, layer)}
     declared, names, size = _declared(index, arrays)
-    record = _record(layout, layer, _numbers(layer.bits, 0, 0, 0), "0, 0, 0", names)
+    record = _record(layout, layer, _numbers(layer.bits, 0, 0, 0), "0, 0, 0, 0", names)
     narrow, wide = (names["each"], "0") if kind == "int8_t" else ("0", names["each"])
     text = f"static const grouped layer{index} = {{{record}, {narrow}, {wide}, {names['first']}, {inputs}}};\n"
-    return LayerText([title, *declared, text], f"run_grouped(&layer{index});", size)
+    return LayerText([title, *declared, text], f"run_grouped(&layer{index}, steps, state);", size)
 
 
 def _record(layout: Layout, layer: Neurons, counts: str, dots: str, names: dict[str, str]) -> str:
@@ -92,16 +92,16 @@ def _record(layout: Layout, layer: Neurons, counts: str, dots: str, names: dict[
     taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, *layer.dilation)
     fields = ", ".join(names.get(field, "0") for field in ("bias", "threshold", "live", "shift", "added", "from"))
     maps = ", ".join(_place(layout, name) for name in (layer.source, layer.name))
-    return f"{{\n    {maps}, {residual}, {taps}, {counts},\n    {dots}, {fields}, {stride}}}"
+    return f"{{\n    {maps}, {residual}, {taps}, {counts},\n    {dots}, {fields}, {stride}, {layout.kept[layer.name]}}}"
 
 
 def _joined(layout: Layout, layer: Concatenation) -> str:
     """The statements that copy the channels of every map behind those of the one before."""
     out, first, calls = f"(map){_place(layout, layer.name)}", 0, []
     for name in layer.sources:
-        calls.append(f"copy_channels((map){_place(layout, name)}, {out}, {first});")
+        calls.append(f"copy_channels((map){_place(layout, name)}, {out}, {first}, steps);")
         first += layout.folded.maps[name].shape[2]
-    return " ".join([f"clear_map({out});", *calls])
+    return " ".join([f"clear_map({out}, steps);", *calls])
 
 
 def _residual_arrays(constants: Constants, layout: Layout, layer: Neurons) -> dict[str, tuple[str, np.ndarray]]:
@@ -131,10 +131,8 @@ def _stem(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, t
         names.get(field, "0") for field in ("weights", "fine", "pads", "bias", "threshold", "live", "shift")
     )
     shape, out = _numbers(*image.shape), _place(layout, layer.name)
-    record = f"static const stem layer{index} = {{{shape}, {out}, {taps},\n    {fields}}};\n"
-    return LayerText(
-        [title, *declared, record], f"run_stem(&layer{index}, {'frames' if image.frames else 'image'});", size
-    )
+    record = f"static const stem layer{index} = {{{shape}, {out}, {taps},\n    {fields}, {layout.kept[layer.name]}}};\n"
+    return LayerText([title, *declared, record], f"run_stem(&layer{index}, pixels, steps, state);", size)
 
 
 def _readout(network: IntegerNetwork, layout: Layout, layer: Readout, title: str) -> LayerText:
@@ -143,7 +141,7 @@ def _readout(network: IntegerNetwork, layout: Layout, layer: Readout, title: str
     declared, names, size = _declared("out", arrays)
     geometry = _numbers(*layer.window, *layer.strides, *layer.kernel.shape[:2])
     source = _place(layout, layer.source)
-    call = f"return run_readout((map){source}, {geometry}, {names['weights']}, {names['bias']}, logits);"
+    call = f"return run_readout((map){source}, {geometry}, {names['weights']}, {names['bias']}, before, steps, logits);"
     return LayerText([title, *declared, ""], call, size)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +24,17 @@ class WordFormat(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A network, its words, the place of each map in the shared array, and the array's bytes."""
+    """A network, its words, the place of each map in the shared array, and the array's bytes.
+
+    ``kept`` are the places of the layers' membranes in a state, and ``membranes`` how many it has.
+    """
 
     folded: Folded
     words: WordFormat
     places: dict[str, int]
     arena: int
+    kept: dict[str, int]
+    membranes: int
 
 
 def lay_out(folded: Folded, word: int) -> Layout:
@@ -56,7 +62,9 @@ def lay_out(folded: Folded, word: int) -> Layout:
         places[layer.name] = at
         alive.append((at, at + size, layer.name))
         length = max(length, at + size)
-    return Layout(folded, words, places, length)
+    sizes = {layer.name: math.prod(folded.maps[layer.name].shape) for layer in folded.neurons}
+    kept = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
+    return Layout(folded, words, places, length, kept, sum(sizes.values()))
 
 
 def planes_of(place: Map) -> int:
@@ -89,11 +97,11 @@ def weight_planes(layer: Neurons) -> int:
     return layer.bits + (layer.mask is not None)
 
 
-def groups_of(layout: Layout, layer: Neurons) -> tuple[int, int]:
-    """How many patches a kernel takes at once, and how many the last call takes."""
+def groups_of(layout: Layout, layer: Neurons) -> tuple[int, int, int]:
+    """How many patches a kernel takes at once, how many the last call takes, and how many those of a single step."""
     patches = patches_of(layout.folded, layer)
     group = min(patches, max(1, _COUNTERS // (layout.words.lanes * weight_planes(layer))))
-    return group, patches % group or group
+    return group, patches % group or group, 1
 
 
 def padded(array: np.ndarray, value: int, words: WordFormat) -> np.ndarray:

@@ -1,4 +1,4 @@
-/* Parts of the generated program, each after a line "//@ name"; csource.py takes those that a network needs. */
+/* Parts of the generated program, each after a line "//@ name"; source.py takes those that a network needs. */
 
 //@ word64
 typedef uint64_t word;
@@ -82,6 +82,8 @@ static inline int32_t stored(const uint8_t *from) { return from[0] | from[1] << 
 typedef char int_has_32_bits[sizeof(int) >= 4 ? 1 : -1];
 typedef char shifts_keep_the_sign[-2 >> 1 == -1 ? 1 : -1];
 
+/* A call runs `steps` steps: all of them from rest, or one with the membranes in `state`, which is null otherwise. */
+
 /* Bits of a map lie as [step][row][column][plane][channel], channels filled up to whole blocks; `at` is its place. */
 typedef struct {
   int height, width, channels, planes, at;
@@ -98,6 +100,25 @@ static inline uint8_t *pixel(const map *m, int step, int y, int x) {
 }
 
 static inline int32_t shifted(int32_t value, int by) { return (int32_t)((uint32_t)value << by); }
+
+/* Membranes of a block from a state, or at rest, and back. */
+static inline void restore(int32_t *membranes, const int32_t *state, int lanes) {
+  for (int l = 0; l < LANES; l++) membranes[l] = 0;
+  for (int l = 0; state && l < lanes; l++) membranes[l] = state[l];
+}
+
+static inline void keep(const int32_t *membranes, int32_t *state, int lanes) {
+  for (int l = 0; state && l < lanes; l++) state[l] = membranes[l];
+}
+
+static inline int lanes_of(const map *m, int first) {
+  return m->channels - first < LANES ? m->channels - first : LANES;
+}
+
+/* Where a state has the membranes of a position: `kept` is the place of the map's, [row][column][channel]. */
+static inline int32_t *state_of(const map *out, int kept, int y, int x, int32_t *state) {
+  return state ? state + kept + (y * out->width + x) * out->channels : 0;
+}
 
 /* One step of the membranes of a block: leak, charge, fire, reset; stores the spikes. Its loops are such that compilers
    make vector operations of them. */
@@ -119,28 +140,29 @@ typedef void dot_products(const word *restrict, const uint16_t *restrict, int, i
 
 /* Spiking neurons on spikes. Weights lie as [block][word of the patch][bit plane][output]; `dot` takes a block and `group`
    patches at once and `rest` what is left over. Codes c stand for 2c - (2^bits - 1), or with `ternary` 1 for 2c - 2. A mask
-   is the last plane and counts in `bits`; `dot` then gives the sums of these, and `ternary` equals `bits`. `live` is 0 for
-   outputs whose synapses have no effect, else -1. With a residual, `added` is what one of its spikes adds, and `from` its
-   channel for each output, or 0 for the same. */
+   is the last plane and counts in `bits`; `dot` then gives the sums of these, and `ternary` equals `bits`; a call of one
+   step takes patches one by one with `single`. `live` is 0 for outputs whose synapses have no effect, else -1. With a
+   residual, `added` is what one of its spikes adds, and `from` its channel for each output, or 0 for the same. `kept` is
+   the place of the membranes in a state. */
 typedef struct {
   map in, out, residual;
   int kernel_h, kernel_w, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, bits, words, group, ternary;
-  dot_products *dot, *rest;
+  dot_products *dot, *rest, *single;
   const word *weights;
   const int32_t *bias, *threshold;
   const int8_t *live;
   const uint8_t *shift;
   const int32_t *added;
   const int16_t *from;
-  int residual_stride;
+  int residual_stride, kept;
 } neurons;
 
 /* The residual's spikes for each output, [step][plane][output]. */
-static void carry(const neurons *n, int y, int x) {
+static void carry(const neurons *n, int y, int x, int steps) {
   const map *m = &n->residual;
   const int bytes = plane_bytes(m), wanted = plane_bytes(&n->out), channels = n->out.channels;
   uint8_t *to = residuals;
-  for (int t = 0; t < STEPS; t++) {
+  for (int t = 0; t < steps; t++) {
     const uint8_t *p = pixel(m, t, y * n->residual_stride, x * n->residual_stride);
     for (int plane = 0; plane < m->planes; plane++, p += bytes) {
       for (int b = 0; b < wanted; b++) {
@@ -157,16 +179,17 @@ static void carry(const neurons *n, int y, int x) {
 }
 
 /* A block of neurons through all steps at one position. `sums` lie [step][plane][output], twice what was counted; from
-   each `offsets` is taken; `out` is where the spikes go, steps `step` apart. */
+   each `offsets` is taken; `out` is where the spikes go, steps `step` apart; `state` is that of the position. */
 static void run_block(const neurons *n, int block, int32_t *restrict sums, const int32_t *restrict offsets, uint8_t *out,
-                      int step) {
+                      int step, int steps, int32_t *state) {
   const int first = block * LANES, planes = n->in.planes, bytes = plane_bytes(&n->out);
   const int8_t *restrict live = n->live + first;
   const uint8_t *restrict shift = n->shift + first;
   const int32_t *restrict bias = n->bias + first, *restrict threshold = n->threshold + first;
   const uint8_t *carried = residuals + block * (LANES / 8);
-  int32_t membrane[LANES] = {0};
-  for (int t = 0; t < STEPS; t++, sums += planes * LANES, out += step) {
+  int32_t membrane[LANES], *const kept = state ? state + first : 0;
+  restore(membrane, kept, lanes_of(&n->out, first));
+  for (int t = 0; t < steps; t++, sums += planes * LANES, out += step) {
     for (int p = 1; p < planes; p++) {
       for (int l = 0; l < LANES; l++) sums[l] += shifted(sums[p * LANES + l], p);
     }
@@ -178,6 +201,7 @@ static void run_block(const neurons *n, int block, int32_t *restrict sums, const
     }
     fire(membrane, current, threshold, out);
   }
+  keep(membrane, kept, lanes_of(&n->out, first));
 }
 
 //@ neurons
@@ -223,34 +247,36 @@ static int listed(const word *x, int words, int step, int group, uint16_t *list)
   return count;
 }
 
-static void run_neurons(const neurons *n) {
-  const int planes = n->in.planes, patches = STEPS * planes;
+static void run_neurons(const neurons *n, int steps, int32_t *state) {
+  const int planes = n->in.planes, patches = steps * planes, most = steps == STEPS ? n->group : 1;
+  dot_products *const full = steps == STEPS ? n->dot : n->single;
   const int step = n->out.height * n->out.width * plane_bytes(&n->out);
   int counts[PATCHES];
   int32_t offsets[STEPS], sums[PATCHES * LANES];
   for (int y = 0; y < n->out.height; y++) {
     for (int x = 0; x < n->out.width; x++) {
       const int y0 = y * n->stride_y - n->pad_y, x0 = x * n->stride_x - n->pad_x;
-      for (int t = 0, v = 0; t < STEPS; t++) {
+      for (int t = 0, v = 0; t < steps; t++) {
         offsets[t] = 0;
         for (int p = 0; p < planes; p++, v++) {
           const int32_t ones = gather(n, t, p, y0, x0, patch + v, patches);
           offsets[t] += shifted(shifted(ones, n->bits) - shifted(ones, n->ternary), p);
         }
       }
-      for (int v = 0, g = 0; v < patches; v += n->group, g++) {
-        const int group = patches - v < n->group ? patches - v : n->group;
+      for (int v = 0, g = 0; v < patches; v += most, g++) {
+        const int group = patches - v < most ? patches - v : most;
         counts[g] = listed(patch + v, n->words, patches, group, lists + g * n->words);
       }
-      if (n->added) carry(n, y, x);
+      if (n->added) carry(n, y, x, steps);
+      int32_t *const kept = state_of(&n->out, n->kept, y, x, state);
       uint8_t *out = pixel(&n->out, 0, y, x);
       for (int b = 0; b < blocks_of(&n->out); b++, out += LANES / 8) {
         const word *weights = n->weights + b * n->words * n->bits * LANES;
-        for (int v = 0, g = 0; v < patches; v += n->group, g++) {
-          dot_products *dot = patches - v < n->group ? n->rest : n->dot;
+        for (int v = 0, g = 0; v < patches; v += most, g++) {
+          dot_products *dot = patches - v < most ? n->rest : full;
           dot(patch + v, lists + g * n->words, counts[g], patches, weights, sums + v * LANES);
         }
-        run_block(n, b, sums, offsets, out, step);
+        run_block(n, b, sums, offsets, out, step, steps, kept);
       }
     }
   }
@@ -271,7 +297,7 @@ static void add_weights(const grouped *g, int t, int plane, int y0, int x0, int 
   const neurons *n = &g->of;
   const map *in = &n->in;
   const int outputs = blocks_of(&n->out) * LANES, begin = block * LANES;
-  const int lanes = n->out.channels - begin < LANES ? n->out.channels - begin : LANES;
+  const int lanes = lanes_of(&n->out, begin);
   for (int l = 0; l < LANES; l++) sums[l] = 0;
   for (int tap = 0; tap < n->kernel_h * n->kernel_w; tap++) {
     const int y = y0 + tap / n->kernel_w * n->dilation_y, x = x0 + tap % n->kernel_w * n->dilation_x;
@@ -288,18 +314,19 @@ static void add_weights(const grouped *g, int t, int plane, int y0, int x0, int 
   }
 }
 
-static void run_grouped(const grouped *g) {
+static void run_grouped(const grouped *g, int steps, int32_t *state) {
   const neurons *n = &g->of;
   const int planes = n->in.planes, step = n->out.height * n->out.width * plane_bytes(&n->out);
   int32_t offsets[STEPS] = {0}, sums[PATCHES * LANES];
   for (int y = 0; y < n->out.height; y++) {
     for (int x = 0; x < n->out.width; x++) {
       const int y0 = y * n->stride_y - n->pad_y, x0 = x * n->stride_x - n->pad_x;
-      if (n->added) carry(n, y, x);
+      if (n->added) carry(n, y, x, steps);
+      int32_t *const kept = state_of(&n->out, n->kept, y, x, state);
       uint8_t *out = pixel(&n->out, 0, y, x);
       for (int b = 0; b < blocks_of(&n->out); b++, out += LANES / 8) {
-        for (int v = 0; v < STEPS * planes; v++) add_weights(g, v / planes, v % planes, y0, x0, b, sums + v * LANES);
-        run_block(n, b, sums, offsets, out, step);
+        for (int v = 0; v < steps * planes; v++) add_weights(g, v / planes, v % planes, y0, x0, b, sums + v * LANES);
+        run_block(n, b, sums, offsets, out, step, steps, kept);
       }
     }
   }
@@ -317,6 +344,7 @@ typedef struct {
   const int32_t *pads, *bias, *threshold;
   const int8_t *live;
   const uint8_t *shift;
+  int kept;
 } stem;
 
 static void look(const stem *n, const uint8_t *image, int y0, int x0, int outputs) {
@@ -346,27 +374,30 @@ static void look(const stem *n, const uint8_t *image, int y0, int x0, int output
   }
 }
 
-static void run_stem(const stem *n, const uint8_t *image) {
+static void run_stem(const stem *n, const uint8_t *image, int steps, int32_t *state) {
   const int outputs = blocks_of(&n->out) * LANES;
   for (int y = 0; y < n->out.height; y++) {
     for (int x = 0; x < n->out.width; x++) {
       const int y0 = y * n->stride_y - n->pad_y, x0 = x * n->stride_x - n->pad_x;
-      for (int o = 0; o < outputs; o++) membranes[o] = 0;
-      for (int t = 0; t < STEPS; t++) {
+      int32_t *const kept = state_of(&n->out, n->kept, y, x, state);
+      for (int o = 0; o < outputs; o += LANES) restore(membranes + o, kept ? kept + o : 0, lanes_of(&n->out, o));
+      for (int t = 0; t < steps; t++) {
         if (FRAMES || t == 0) look(n, image + FRAMES * t * n->height * n->width * n->channels, y0, x0, outputs);
         uint8_t *out = pixel(&n->out, t, y, x);
         for (int o = 0; o < outputs; o += LANES) {
           fire(membranes + o, whole + o, n->threshold + o, out + (o >> 3));
         }
       }
+      for (int o = 0; o < outputs; o += LANES) keep(membranes + o, kept ? kept + o : 0, lanes_of(&n->out, o));
     }
   }
 }
 
 //@ max_pool
 /* OR of the spikes in each window. */
-static void max_pool(map in, map out, int window_h, int window_w, int stride_y, int stride_x, int pad_y, int pad_x) {
-  for (int t = 0; t < STEPS; t++) {
+static void max_pool(map in, map out, int window_h, int window_w, int stride_y, int stride_x, int pad_y, int pad_x,
+                     int steps) {
+  for (int t = 0; t < steps; t++) {
     for (int y = 0; y < out.height; y++) {
       for (int x = 0; x < out.width; x++) {
         uint8_t *to = pixel(&out, t, y, x);
@@ -386,9 +417,9 @@ static void max_pool(map in, map out, int window_h, int window_w, int stride_y, 
 
 //@ sum
 /* Sum of two maps by a ripple-carry adder on bit planes. */
-static void add_maps(map first, map second, map out) {
+static void add_maps(map first, map second, map out, int steps) {
   const int bytes = plane_bytes(&out);
-  for (int t = 0; t < STEPS; t++) {
+  for (int t = 0; t < steps; t++) {
     for (int y = 0; y < out.height; y++) {
       for (int x = 0; x < out.width; x++) {
         for (int b = 0; b < bytes; b++) {
@@ -406,13 +437,13 @@ static void add_maps(map first, map second, map out) {
 }
 
 //@ concatenation
-static void clear_map(map out) {
-  for (int i = 0; i < STEPS * out.height * out.width * pixel_bytes(&out); i++) memory[out.at + i] = 0;
+static void clear_map(map out, int steps) {
+  for (int i = 0; i < steps * out.height * out.width * pixel_bytes(&out); i++) memory[out.at + i] = 0;
 }
 
 /* Copies a map to the channels of another from `first` on, where there are zeros. */
-static void copy_channels(map in, map out, int first) {
-  for (int t = 0; t < STEPS; t++) {
+static void copy_channels(map in, map out, int first, int steps) {
+  for (int t = 0; t < steps; t++) {
     for (int y = 0; y < out.height; y++) {
       for (int x = 0; x < out.width; x++) {
         for (int p = 0; p < in.planes; p++) {
@@ -430,14 +461,18 @@ static void copy_channels(map in, map out, int first) {
 }
 
 //@ readout
-/* Adds the weights of every spike, [window][channel][class], to the logits; returns the largest's class. */
+/* The share of a bias that so many steps have, rounded towards zero. */
+static inline int32_t share(int32_t bias, int steps) { return bias / STEPS * steps + bias % STEPS * steps / STEPS; }
+
+/* Adds the weights of every spike, [window][channel][class], to the logits, which `before` steps have added to; returns
+   the largest's class. */
 static int run_readout(map in, int window_h, int window_w, int stride_y, int stride_x, int rows, int columns,
-                       const weight *weights, const int32_t *bias, int32_t *logits) {
-  for (int k = 0; k < CLASSES; k++) logits[k] = bias[k];
+                       const weight *weights, const int32_t *bias, int before, int steps, int32_t *logits) {
+  for (int k = 0; k < CLASSES; k++) logits[k] += share(bias[k], before + steps) - share(bias[k], before);
   for (int r = 0; r < rows * columns; r++) {
     for (int w = 0; w < window_h * window_w; w++) {
       const int y = r / columns * stride_y + w / window_w, x = r % columns * stride_x + w % window_w;
-      for (int t = 0; t < STEPS; t++) {
+      for (int t = 0; t < steps; t++) {
         for (int p = 0; p < in.planes; p++) {
           const uint8_t *bits = pixel(&in, t, y, x) + p * plane_bytes(&in);
           for (int c = 0; c < in.channels; c++) {
@@ -452,4 +487,29 @@ static int run_readout(map in, int window_h, int window_w, int stride_y, int str
   int best = 0;
   for (int k = 1; k < CLASSES; k++) best = logits[k] > logits[best] ? k : best;
   return best;
+}
+
+
+//@ step
+void NAME_reset(NAME_state *state) {
+  state->steps = 0;
+  for (int k = 0; k < CLASSES; k++) state->logits[k] = 0;
+  for (int i = 0; i < (int)(sizeof state->membranes / sizeof *state->membranes); i++) state->membranes[i] = 0;
+}
+
+int NAME_step(NAME_state *state, const uint8_t *pixels) {
+  const int before = state->steps < STEPS ? state->steps : 0;
+  for (int k = 0; before == 0 && k < CLASSES; k++) state->logits[k] = 0;
+  state->steps = before + 1;
+  return run_layers(pixels, before, 1, state->membranes, state->logits);
+}
+
+//@ margin
+uint32_t NAME_margin(const int32_t *logits) {
+  int32_t best = logits[0], second = INT32_MIN;
+  for (int k = 1; k < CLASSES; k++) {
+    second = logits[k] > best ? best : logits[k] > second ? logits[k] : second;
+    best = logits[k] > best ? logits[k] : best;
+  }
+  return (uint32_t)best - (uint32_t)second;
 }
