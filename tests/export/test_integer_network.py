@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilers import by_step
 from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
 from simulation import simulate
 
@@ -16,6 +17,7 @@ from qpsnn_jax.export.agreement import compare
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folded_layers import Image, Neurons, Readout, Residual
 from qpsnn_jax.export.integer_network import IntegerNetwork, currents
+from qpsnn_jax.numerics.early_exit import early_exit
 
 
 def test_needs_no_jax():
@@ -40,6 +42,27 @@ def test_xla_computes_the_same_bits(name, bits):
     logits = jax.jit(lambda x: simulate(network, x))(jnp.asarray(pixels))
     np.testing.assert_array_equal(np.asarray(logits), network(pixels))
     assert len(np.unique(network(pixels))) > 3
+
+
+@pytest.mark.parametrize("name", ["vggsnn", "dense"])
+def test_every_step_has_logits_whose_sum_is_the_whole(name):
+    network, pixels = IntegerNetwork.of(folded_of(name)), pixels_of(GRAPHS[name])
+    steps = network.by_step(pixels)
+    assert steps.dtype == np.int32
+    assert steps.shape == (len(pixels), network.folded.timesteps, network.folded.readout.kernel.shape[3])
+    np.testing.assert_array_equal(steps.sum(1), network(pixels))
+    np.testing.assert_array_equal(steps.cumsum(1), by_step(network, pixels)[:, : network.folded.timesteps])
+
+
+def test_early_exit_of_integers_is_that_of_their_currents():
+    network, pixels = IntegerNetwork.of(folded_of("vggsnn")), pixels_of(GRAPHS["vggsnn"])
+    logits = network.by_step(pixels)
+    predictions, steps = early_exit(logits, network.margin(0.2))
+    floating = early_exit((logits / network.one).astype(np.float32), 0.2)
+    np.testing.assert_array_equal(predictions, floating.predictions)
+    np.testing.assert_array_equal(steps, floating.steps)
+    assert len(set(steps.tolist())) > 1
+    assert [network.margin(m) for m in (-1.0, 0.0, 1e-9, 1e30)] == [0, 0, 1, 2**32 - 1]
 
 
 @pytest.mark.parametrize("name", GRAPHS)

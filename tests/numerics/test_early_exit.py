@@ -30,6 +30,17 @@ def test_each_example_leaves_at_its_first_clear_step(threshold):
     assert threshold in (0.0, 1e9) or len(set(steps.tolist())) > 2
 
 
+@pytest.mark.parametrize("threshold", [0, 1, 3, 2**32 - 1])
+def test_integers_leave_by_an_exact_margin(threshold):
+    currents = np.random.default_rng(0).integers(-2, 4, (40, 5, 4), np.int32)
+    currents[0, 0] = [2**31 - 1, 1 - 2**31, -(2**31), 1 - 2**31]
+    predictions, steps = early_exit(jnp.asarray(currents), threshold)
+    assert list(zip(predictions.tolist(), steps.tolist(), strict=True))[1:] == by_loop(currents[1:], threshold)
+    assert (predictions[0], steps[0]) == (0, 1) or threshold == 2**32 - 1
+    with pytest.raises(ValueError, match="needs an integer threshold for currents of int32"):
+        early_exit(jnp.asarray(currents), 0.5)
+
+
 def test_ties_a_threshold_for_each_and_one_class():
     equal = jnp.zeros((2, 3, 4))
     predictions, steps = early_exit(equal, jnp.asarray([0.0, 0.5]))

@@ -31,7 +31,8 @@ def functions(folded: Folded, name: str, calls: Sequence[str], pieces: dict[str,
         "}\n",
     ]
     wanted = ["step"] + ["margin"] * (_classes(folded) > 1)
-    return "\n".join([*lines, *(pieces[piece].replace("NAME", name) for piece in wanted)])
+    fixed = "".join(pieces[piece] for piece in wanted).replace("NAME_", f"{name}_")
+    return "\n".join([*lines, fixed])
 
 
 def header(network: IntegerNetwork, layout: Layout, name: str, working: int) -> str:
