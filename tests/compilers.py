@@ -24,7 +24,7 @@ DRIVER = """
 #include <stdlib.h>
 #include "net.h"
 static uint8_t input[{pixels}];
-static net_state state;
+static net_state state, other;
 static void print(const int32_t *logits) {{
   for (int k = 0; k < net_classes; k++) printf(" %ld", (long)logits[k]);
 }}
@@ -38,6 +38,7 @@ int main(int count, char **words) {{
     for (int t = 0; t < 2 * net_steps; t++) {{
       printf(" %d", net_step(&state, input + (t % net_steps) * {frame}));
       print(state.logits);
+      net_step(&other, input);
     }}
     net_reset(&state);
     do net_step(&state, input + state.steps * {frame});

@@ -15,7 +15,7 @@ class EarlyExit(NamedTuple):
     steps: Array
 
 
-def early_exit(currents: Array, threshold: ArrayLike) -> EarlyExit:
+def early_exit(currents: ArrayLike, threshold: ArrayLike) -> EarlyExit:
     r"""Predictions at the first step at which the margin of the accumulated currents reaches a threshold.
 
     With :math:`A_k[t] = \sum_{s ≤ t} O_k[s]`, an example leaves at the first t where
@@ -37,6 +37,7 @@ def early_exit(currents: Array, threshold: ArrayLike) -> EarlyExit:
     Raises:
         ValueError: fewer than two classes, or a floating threshold of integers.
     """
+    currents = jnp.asarray(currents)
     steps, classes = currents.shape[-2:]
     if classes < 2:
         raise ValueError(f"early_exit compares two classes, got currents of shape {currents.shape}.")

@@ -105,7 +105,8 @@ def write_run(exported: Exported, path: Path, format_: str, *, portable: bool = 
     if format_ == "c":
         network = IntegerNetwork.of(exported.folded)
         text = write_c(_placed(path), network, portable=portable)
-        return f"{text.working_bytes:,} bytes of working memory and {text.constant_bytes:,} of constants"
+        constants, state = f"{text.constant_bytes:,} of constants", f"{text.state_bytes:,} of a state between steps"
+        return f"{text.working_bytes:,} bytes of working memory, {constants}, {state}"
     if format_ == "onnx":
         folded = exported.folded
         return f"{write_onnx(_placed(path), folded):,} bytes"

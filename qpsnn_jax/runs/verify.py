@@ -1,7 +1,5 @@
 """Compares an exported network with the trained one, on test images."""
 
-import shlex
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,6 @@ from jax import export
 from qpsnn_jax.data.feed import evaluation_batches, everything
 from qpsnn_jax.export import FOLDED
 from qpsnn_jax.export.agreement import Agreement, Side, compare, compare_networks, mean_currents
-from qpsnn_jax.export.c.source import write_c
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.nir.file import read_nir, write_nir
 from qpsnn_jax.export.nir.reader import import_nir
@@ -24,24 +21,12 @@ from qpsnn_jax.export.onnx import onnx_model
 from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.export.stablehlo import stablehlo
 from qpsnn_jax.runs.exported import Exported
+from qpsnn_jax.runs.report import exit_table
+from qpsnn_jax.runs.verify_c import ProgramAgreement, verify_c
 
 # Rounding can change the class of an image that lies between two. 8-bit weights of first and last layer change more.
 SAME_PREDICTIONS = 0.999
 SAME_PREDICTIONS_ROUNDED = 0.9
-_BATCH = 50
-_DRIVER = """
-#include <stdio.h>
-#include "net.h"
-static uint8_t pixels[{pixels}];
-int main(void) {{
-  int32_t logits[net_classes];
-  while (fread(pixels, 1, sizeof pixels, stdin) == sizeof pixels) {{
-    {function}(pixels, logits);
-    for (int k = 0; k < net_classes; k++) printf("%ld ", (long)logits[k]);
-  }}
-  return 0;
-}}
-"""
 
 
 class Verdict(NamedTuple):
@@ -51,16 +36,18 @@ class Verdict(NamedTuple):
     failures: str
 
 
-def verify(exported: Exported, format_: str, *, cc: str = "cc -O2") -> Verdict:
+def verify(exported: Exported, format_: str, *, cc: str = "cc -O2", early_exit: float | None = None) -> Verdict:
     """Compare an export with the trained network on the test set, and check what its format guarantees.
 
     Every format must give the predictions of the float network on at least 99.9 % of the images, or on 90 % if the
-    weights of the first or last layer are rounded to 8 bits; C also every logit of the integer network, bit for bit.
+    weights of the first or last layer are rounded to 8 bits; C also every logit of the integer network, bit for bit, at
+    once and step by step.
 
     Args:
         exported: from :func:`qpsnn_jax.runs.exported.read_run`.
         format_: one of :data:`qpsnn_jax.export.FORMATS`. For packed, C and ONNX the integer network is compared too.
         cc: C compiler and its options.
+        early_exit: a threshold of :func:`qpsnn_jax.early_exit` for the C program, which must leave as the integers do.
 
     Raises:
         ValueError: the network cannot be exported, the compiler fails, a package is missing, or there are no test
@@ -78,10 +65,11 @@ def verify(exported: Exported, format_: str, *, cc: str = "cc -O2") -> Verdict:
         lines.append(report(agreement, "the integer network"))
         require("the integer network", agreement.predictions)
     if format_ == "c":
-        equal = verify_c(exported, cc)
-        lines.append(f"the C program gives the logits of the integer network on {100 * equal:.2f} % of the images")
-        if equal < 1:
-            failures.append(f"the C program must give every logit, and differs on {100 * (1 - equal):.2f} %.")
+        found = verify_c(exported, cc, early_exit)
+        lines.append(program_report(found, early_exit))
+        for duty, share in (("give every logit", found.equal), ("leave as the integers do", found.equal_exits)):
+            if share < 1:
+                failures.append(f"the C program must {duty}, and differs on {100 * (1 - share):.2f} %.")
     if format_ == "nir":
         agreement = verify_nir(exported)
         lines.append(report(agreement, "the NIR graph"))
@@ -108,34 +96,6 @@ def verify_packed(exported: Exported) -> Agreement:
     data, (images, labels) = exported.data, everything(exported.data.test)
     whole = (exported.graph, exported.variables, network, images, data.mean, data.std, labels)
     return compare(*whole, precision=exported.precision)
-
-
-def verify_c(exported: Exported, cc: str, *, portable: bool = False) -> float:
-    """Compile the C program and compare its logits with the integer network's on the test set.
-
-    Args:
-        exported: from :func:`qpsnn_jax.runs.exported.read_run`.
-        cc: the compiler and its options.
-        portable: as for :func:`qpsnn_jax.c_source`.
-
-    Returns:
-        The share of images all of whose logits are equal.
-
-    Raises:
-        ValueError: ``cc`` does not name a compiler, or the compiler or the program fails.
-    """
-    compiler = _words(cc)
-    network, pixels = IntegerNetwork.of(exported.folded), everything(exported.data.test).images
-    function = "net_infer_frames" if exported.folded.image.frames else "net_infer"
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        write_c(place / "net.c", network, portable=portable)
-        (place / "main.c").write_text(_DRIVER.format(pixels=pixels[0].size, function=function), encoding="utf-8")
-        _checked([*compiler, "net.c", "main.c", "-o", "net"], place, b"")
-        printed = _checked([str(place / "net")], place, pixels.tobytes())
-    logits = np.array(printed.split(), np.int64).reshape(len(pixels), -1)
-    equal = [(logits[i : i + _BATCH] == network(pixels[i : i + _BATCH])).all(-1) for i in range(0, len(pixels), _BATCH)]
-    return float(np.concatenate(equal).mean())
 
 
 def verify_onnx(exported: Exported) -> tuple[float, float]:
@@ -208,6 +168,13 @@ def _beside(exported: Exported, run: Callable[[np.ndarray], Any]) -> tuple[float
     return float((ours.argmax(-1) == theirs.argmax(-1)).mean()), float(np.abs(ours - theirs).max())
 
 
+def program_report(found: ProgramAgreement, early_exit: float | None) -> str:
+    """The agreement of a C program as text, with its accuracy and steps under early exit, if any."""
+    share = f"{100 * found.equal:.2f} % of the images"
+    line = f"the C program gives the logits of the integer network, at once and step by step, on {share}"
+    return line if found.exits is None else f"{line}; with early exit:\n\n{exit_table({early_exit: found.exits})}"
+
+
 def report(agreement: Agreement, other: str) -> str:
     """An agreement with ``other`` as lines of text: predictions, accuracies, and differing spikes by layer."""
     lines = [
@@ -219,25 +186,3 @@ def report(agreement: Agreement, other: str) -> str:
     lines.append("share of neurons and steps whose spikes differ, by layer:")
     lines += [f"  {name:20} {share:.2e}" for name, share in agreement.spikes.items()]
     return "\n".join(lines)
-
-
-def _words(cc: str) -> list[str]:
-    """A compiler and its options as separate words."""
-    try:
-        words = shlex.split(cc)
-    except ValueError as error:
-        raise ValueError(f"cc must be a C compiler and its options, got {cc!r} ({error}).") from None
-    if not words:
-        raise ValueError(f"cc must be a C compiler and its options, got {cc!r}.")
-    return words
-
-
-def _checked(command: list[str], folder: Path, data: bytes) -> bytes:
-    try:
-        ran = subprocess.run(command, cwd=folder, input=data, capture_output=True, check=False)
-    except OSError as error:
-        raise ValueError(f"the compiler {command[0]!r} cannot be run ({error.strerror}); give another --cc.") from None
-    if ran.returncode:
-        said = (ran.stderr.decode(errors="replace").strip().splitlines() or ["nothing was said"])[0]
-        raise ValueError(f"`{shlex.join(command)}` failed: {said}")
-    return ran.stdout

@@ -19,6 +19,7 @@ from qpsnn_jax.export.folded_layers import Neurons, sources
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.model.zoo import resnet20
+from qpsnn_jax.numerics.early_exit import early_exit
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.directory import load_network
 
@@ -106,14 +107,30 @@ def test_a_trained_network_from_the_command_line_to_its_program(small_run, tmp_p
     np.testing.assert_array_equal(ran.logits, network(data.test.images))
 
 
-def test_the_program_on_the_page_runs(small_run, tmp_path):
-    (example,) = (block.text for block in blocks("notebooks/c.md") if block.language == "c")
+def test_the_programs_on_the_pages_run(small_run, tmp_path):
     assert main(["export", str(small_run), "--format", "c", "--out", str(tmp_path / "digits.c")]) == 0
-    (tmp_path / "main.c").write_text(example)
-    command = [*compiler("gcc"), *STRICT, "digits.c", "main.c", "-o", "digits"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    said = subprocess.run([tmp_path / "digits"], check=True, capture_output=True, text=True).stdout
-    assert re.fullmatch(r"class \d, in \d+ bytes of memory\n", said)
+    data = load("digits", test_examples=4)
+    network = IntegerNetwork.of(fold(*load_network(small_run), data.mean, data.std))
+    image = data.test.images[3:]
+    subprocess.run([*compiler("gcc"), *STRICT, "-c", "digits.c"], cwd=tmp_path, check=True)
+    pages = ("notebooks/c.md", "notebooks/streaming.md")
+    examples = [block.text for page in pages for block in blocks(page) if block.language == "c"]
+    black, expected = np.zeros_like(image), int(network(image).argmax())
+    steps = int(early_exit(network.by_step(black), network.margin(0.9)).steps[0])
+    for example, output in zip(
+        examples,
+        (
+            rf"class {network(black).argmax()}, in \d+ bytes of memory\n",
+            rf"class \d after {steps} of 2 steps\n",
+            rf"class {expected}\nclass \d\n",
+        ),
+        strict=True,
+    ):
+        (tmp_path / "main.c").write_text(example)
+        command = [*compiler("gcc"), *STRICT, "digits.o", "main.c", "-o", "digits"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        ran = subprocess.run([tmp_path / "digits"], input=4 * image.tobytes(), check=True, capture_output=True)
+        assert re.fullmatch(output, ran.stdout.decode())
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -24,7 +24,7 @@ from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.precision import with_layer_bits
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning.bits import allocate_bits, bit_sensitivity
-from qpsnn_jax.runs import plots, verify
+from qpsnn_jax.runs import plots, verify, verify_c
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.directory import load_network, read_config, read_stage
 from qpsnn_jax.runs.evaluation import sensitivity_batches
@@ -35,11 +35,20 @@ from qpsnn_jax.runs.report import write_report
 def test_verify_prints_the_agreement(small_run, capsys):
     compiler("gcc")
     command = ["verify", str(small_run), "--format", "c", "--test-examples", "60"]
-    assert main([*command, "--cc", "gcc -O1"]) == 0
+    assert main([*command, "--cc", "gcc -O1", "--early-exit", "0.9"]) == 0
     text = capsys.readouterr().out
     assert "60 test images; the integer network gives the same prediction on 100.00 %" in text
     assert re.search(r"lif3 +0\.00e\+00", text)
-    assert "the C program gives the logits of the integer network on 100.00 %" in text
+    assert "the C program gives the logits of the integer network, at once and step by step, on 100.00 %" in text
+    margin, accuracy, steps, *shares = (cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1])
+    assert (margin, accuracy[-1]) == ("0.9", "%")
+    first, second = (float(share.split()[0]) / 100 for share in shares)
+    assert first > 0 < second
+    assert float(steps) == pytest.approx(first + 2 * second, abs=0.01)
+    assert main([*command, "--early-exit", "inf"]) == 2
+    assert "the threshold of early exit must be a finite number, got inf." in capsys.readouterr().err
+    assert main([*command[:2], "--format", "nir", "--early-exit", "1"]) == 2
+    assert "--early-exit is for --format c" in capsys.readouterr().err
     assert main([*command, "--cc", "absent-cc"]) == 2
     assert "the compiler 'absent-cc' cannot be run" in capsys.readouterr().err
     assert main([*command, "--cc", "gcc -fno-such-option"]) == 2
@@ -60,7 +69,7 @@ def _corrupted_packed(change):
 
 
 def _corrupted_c(change):
-    change.setattr(verify, "_DRIVER", verify._DRIVER.replace("(long)logits[k]", "(long)logits[k] + 1"))
+    change.setattr(verify_c, "_DRIVER", verify_c._DRIVER.replace("(long)logits[k]", "(long)logits[k] + 1"))
 
 
 def _corrupted_onnx(change):

@@ -62,15 +62,31 @@ def export(path: Path, format_: str, out: Path, *, portable: bool, **folding: st
 )
 @click.option("--test-examples", type=int, help="how many test images (default: as in the run)")
 @click.option("--cc", default="cc -O2", show_default=True, help="C compiler and its options")
+@click.option(
+    "--early-exit",
+    type=click.FloatRange(0),
+    metavar="MARGIN",
+    help="of c: leave at the first step at which the largest accumulated output exceeds the second by so much",
+)
 @_folding
 @importing
-def verify(path: Path, format_: str, test_examples: int | None, cc: str, **folding: str | None) -> int:
+def verify(
+    path: Path,
+    format_: str,
+    test_examples: int | None,
+    cc: str,
+    early_exit: float | None,
+    **folding: str | None,
+) -> int:
     """Compare an export of a run with the trained network, on its test images."""
+    if early_exit is not None and format_ != "c":
+        raise ValueError("--early-exit is for --format c; qpsnn evaluate has it for the trained network.")
     bits = _bits(format_, folding)
     from qpsnn_jax.runs.exported import read_run
     from qpsnn_jax.runs.verify import verify
 
-    verdict = verify(read_run(path, folding["data_dir"], test_examples=test_examples, **bits), format_, cc=cc)
+    exported = read_run(path, folding["data_dir"], test_examples=test_examples, **bits)
+    verdict = verify(exported, format_, cc=cc, early_exit=early_exit)
     click.echo(verdict.text)
     if verdict.failures:
         print(f"qpsnn: the export disagrees with the network: {verdict.failures}", file=sys.stderr)
