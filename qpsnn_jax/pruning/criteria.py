@@ -1,6 +1,6 @@
 """Scores of a network's channels by the name of a criterion."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.pruning.channels import channel_groups, spiking_members
 from qpsnn_jax.pruning.selection import Criterion, Scores, score
-from qpsnn_jax.pruning.settings import CRITERIA
+from qpsnn_jax.pruning.settings import CRITERIA, WEIGHT_CRITERIA
 from qpsnn_jax.runtime.naming import find
 
 
@@ -40,7 +40,7 @@ def scores_by(
     Raises:
         ValueError: there is no such criterion, or as :func:`qpsnn_jax.score`.
     """
-    criterion = _find(name)
+    criterion = find_criterion(name)
     if isinstance(criterion, Criterion):
         return score(graph, variables, batches, criterion, mesh=mesh, precision=precision)
     return criterion(graph, variables, key)
@@ -54,7 +54,7 @@ def scored_groups(name: str, graph: Graph) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such criterion.
     """
-    criterion, groups = _find(name), channel_groups(graph)
+    criterion, groups = find_criterion(name), channel_groups(graph)
     if isinstance(criterion, Criterion):
         return tuple(group.name for group in groups.values() if spiking_members(graph, group))
     variables: dict[str, dict[str, dict[str, Array]]] = {}
@@ -66,9 +66,25 @@ def scored_groups(name: str, graph: Graph) -> tuple[str, ...]:
     return tuple(group for group in groups if group in scores)
 
 
-def _find(name: str) -> Any:
-    """A :class:`Criterion`, or a function ``(graph, variables, key) -> {group: scores}``."""
+def find_criterion(name: str) -> Any:
+    """A :class:`Criterion`, or a function ``(graph, variables, key) -> {group: scores}``.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
     criterion: Any = find(CRITERIA.get(name, name))
     if isinstance(criterion, Criterion) or callable(criterion):
         return criterion
     raise ValueError(f"criterion {name} must be a Criterion or a function, got {criterion!r}.")
+
+
+def find_weight_criterion(name: str) -> Callable[..., Any]:
+    """A function in :data:`~qpsnn_jax.pruning.settings.WEIGHT_CRITERIA`, or your own :data:`WeightCriterion`.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    criterion: Any = find(WEIGHT_CRITERIA.get(name, name))
+    if callable(criterion):
+        return criterion
+    raise ValueError(f"weight_criterion {name} must be a function, got {criterion!r}.")

@@ -16,6 +16,15 @@ CRITERIA = {
         "random": "random_group_scores",
     }.items()
 }
+WEIGHT_CRITERIA = {
+    name: f"qpsnn_jax.pruning.masks:{attribute}"
+    for name, attribute in {
+        "magnitude": "weight_magnitude",
+        "rate": "weight_by_rate",
+        "gradient": "weight_by_gradient",
+        "random": "weight_at_random",
+    }.items()
+}
 _UNITS = {"B": "bytes", "params": "params", "SOPs": "sops"}
 _PREFIXES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -33,7 +42,8 @@ class Pruning:
         FrozenMapping(), "fraction of channels removed, by label of the network", least=0, below=1
     )
     budget: str | None = setting(
-        None, "what the pruned network may use, in place of ratios: 98kB, 0.2MSOPs or 60kparams"
+        None,
+        "what the pruned network may use, in place of ratios: 98kB, 0.2MSOPs or 60kparams; masks then save more",
     )
     floor: float = setting(0.1, "share of every group of channels that a budget leaves", least=0, most=1)
     comparison: Literal["share", "mean", "max", "rank", "none"] = setting(
@@ -42,6 +52,13 @@ class Pruning:
     rounds: int = setting(
         1, "rounds of pruning with training after each; they share the epochs of finetune", least=1, most=1000
     )
+    sparsity: float | None = setting(
+        None, "share of single weights that masks remove in each layer, after the channels", least=0, below=1
+    )
+    n_of_m: str | None = setting(
+        None, "weights that masks leave of consecutive input channels, such as 2:4, in place of a sparsity"
+    )
+    weight_criterion: str = setting("magnitude", "criterion that scores single weights", names=WEIGHT_CRITERIA)
     score_batches: int = setting(5, "batches of training images for the scores", least=1, most=10_000_000)
     score_batch_size: int = setting(128, "images in such a batch", least=1, most=10_000_000)
     # The moments of a sample are noisier than those that training left. Where most inputs of a layer go, they have
@@ -56,6 +73,15 @@ class Pruning:
         check(self)
         if self.budget is not None:
             parse_budget(self.budget)
+        if self.n_of_m is not None:
+            parse_n_of_m(self.n_of_m)
+            if self.sparsity is not None:
+                raise ValueError(f"sparsity must be none with an n_of_m, got {self.sparsity:g} and {self.n_of_m}.")
+
+    @property
+    def masks(self) -> bool:
+        """Whether masks remove single weights."""
+        return self.sparsity is not None or self.n_of_m is not None
 
 
 def parse_budget(text: str, name: str = "budget") -> dict[str, float]:
@@ -73,3 +99,16 @@ def parse_budget(text: str, name: str = "budget") -> dict[str, float]:
     if not found or amount <= 0:
         raise ValueError(f"{name} must be a size or a number of operations such as 98kB or 0.2MSOPs, got {text!r}.")
     return {_UNITS[found[3]]: amount}
+
+
+def parse_n_of_m(text: str) -> tuple[int, int]:
+    """``"2:4"`` as ``(2, 4)``.
+
+    Raises:
+        ValueError: the text is not two integers 0 < n < m.
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,9}):([0-9]{1,9})\s*", text)
+    n, m = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 0 < n < m:
+        raise ValueError(f"n_of_m must be two integers n:m such as 2:4, 0 < n < m, got {text!r}.")
+    return n, m

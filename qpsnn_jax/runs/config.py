@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from qpsnn_jax.data.catalogue import describe
 from qpsnn_jax.data.settings import DataSettings, augmentation, request
 from qpsnn_jax.model.settings import NetworkSettings, build
-from qpsnn_jax.pruning.settings import Pruning, parse_budget
+from qpsnn_jax.pruning.settings import Pruning, parse_budget, parse_n_of_m
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.naming import search_path
 from qpsnn_jax.training.settings import Training
@@ -81,6 +81,8 @@ def check_config(config: Config) -> None:
         budget = parse_budget(config.prune.budget)
         if "sops" not in budget:  # these are known once the network fires
             check_budget(graph, scored_groups(config.prune.criterion, graph), floor=config.prune.floor, **budget)
+    if config.prune.masks:
+        _check_masks(config.prune, build_graph(config, ratios=config.prune.ratios))
 
 
 def finetuning_parts(config: Config) -> list[Training]:
@@ -107,6 +109,29 @@ def _check_schedule(name: str, training: Training, graph: "Graph") -> None:
             check_timesteps(training, graph)
         except ValueError as error:
             raise ValueError(f"{name}.{error}") from None
+
+
+def _check_masks(pruning: Pruning, pruned: "Graph") -> None:
+    """Check that there are layers to mask, and that the n:m of a config divides their inputs once they are pruned."""
+    from qpsnn_jax.model.masks import masked_layer
+    from qpsnn_jax.pruning.masks import maskable_layers
+
+    name = "sparsity" if pruning.n_of_m is None else "n_of_m"
+    if not (layers := maskable_layers(pruned)):
+        raise ValueError(f"prune.{name} finds no layer to mask: all read the image or are the last.")
+    if pruning.n_of_m is None:
+        return
+    if pruning.budget is not None:
+        raise ValueError("prune.n_of_m needs ratios: the widths that a budget leaves may not be multiples of its m.")
+    _, m = parse_n_of_m(pruning.n_of_m)
+    for layer in layers:
+        node = masked_layer(pruned, layer)
+        inputs = node.leaves(pruned.inputs_of(node))["kernel"].shape[-2]
+        if inputs % m:
+            raise ValueError(
+                f"prune.n_of_m {pruning.n_of_m} does not divide the {inputs} input channels of node {layer!r} after "
+                "pruning; change prune.ratios or network.width."
+            )
 
 
 def load_config(path: Path) -> Config:

@@ -6,23 +6,24 @@ from pathlib import Path
 
 import jax
 
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.pruning.settings import Pruning
 from qpsnn_jax.runs.config import Config, build_graph, finetuning_parts
 from qpsnn_jax.runs.directory import load_network, make_run, read_stage
 from qpsnn_jax.runs.records import StageResult, read_result, write_result
 from qpsnn_jax.runs.rounds import prune_in_rounds, run_stages
 from qpsnn_jax.runs.stages import Run, finetune, prepare_run, train, train_stage
-from qpsnn_jax.training.steps import init_variables
+from qpsnn_jax.training.steps import Variables, init_variables
 
 
 def run_controls(config: Config, run: Run) -> list[StageResult]:
     """Run the controls of a finished run; those that are complete are only read.
 
     ``baseline``: the paper's baseline, vanilla quantization and SCA, with the same training and fine-tuning.
-    ``random``: the run's own quantized network with random channels removed, with the same fine-tuning.
-    ``random_recalibrated``: random channels removed and batch-norm recalibrated, without training, which any criterion
-    must exceed. ``scratch``: a network of the pruned widths trained from scratch, for as many epochs as training and
-    fine-tuning together.
+    ``random``: the run's own quantized network with random channels (and masked weights) removed, with the same
+    fine-tuning. ``random_recalibrated``: the same with batch-norm recalibrated, without training, which any criterion
+    must exceed. ``scratch``: a network of the pruned widths and masks trained from scratch, for as many epochs as
+    training and fine-tuning together.
 
     Returns:
         One result per control, with its name.
@@ -52,14 +53,19 @@ def _baseline(config: Config, run: Run) -> list[StageResult]:
 
 
 def _random(config: Config, run: Run) -> list[StageResult]:
-    changed = replace(config.prune, criterion="random")
+    changed = _at_random(config.prune)
     own, stages = _random_channels(config, changed, run, "random")
     return [*stages, finetune(own, finetuning_parts(config)[-1], source=run.directory / "quantized")]
 
 
 def _random_recalibrated(config: Config, run: Run) -> list[StageResult]:
-    changed = replace(config.prune, criterion="random", recalibrate="always")
+    changed = replace(_at_random(config.prune), recalibrate="always")
     return _random_channels(config, changed, run, "random_recalibrated")[1]
+
+
+def _at_random(pruning: Pruning) -> Pruning:
+    weights = "random" if pruning.masks else pruning.weight_criterion
+    return replace(pruning, criterion="random", weight_criterion=weights)
 
 
 def _random_channels(config: Config, pruning: Pruning, run: Run, name: str) -> tuple[Run, list[StageResult]]:
@@ -73,14 +79,21 @@ def _scratch(config: Config, run: Run) -> list[StageResult]:
     own = replace(run, directory=run.directory / "controls" / "scratch")
     result = read_stage(own.directory, "quantized")
     if result is None:
-        if config.prune.budget is None:
-            graph = build_graph(config, ratios=config.prune.ratios)
-        else:
-            graph, _ = load_network(run.directory / "pruned")
-        variables = init_variables(graph, jax.random.key(run.settings.seed + 2))
+        graph, masks = _pruned_widths(config, run)
+        variables = init_variables(graph, jax.random.key(run.settings.seed + 2)) | masks
         training = replace(config.train, epochs=config.train.epochs + config.finetune.epochs)
         result = train_stage(own, "quantized", graph, variables, training, run.settings)
     return [result]
+
+
+def _pruned_widths(config: Config, run: Run) -> tuple[Graph, Variables]:
+    """The pruned graph, and its masks if there are any."""
+    if config.prune.masks:
+        graph, variables = load_network(run.directory / "masked")
+        return graph, {"masks": variables["masks"]}
+    if config.prune.budget is not None:
+        return load_network(run.directory / "pruned")[0], {}
+    return build_graph(config, ratios=config.prune.ratios), {}
 
 
 CONTROLS: dict[str, Callable[[Config, Run], list[StageResult]]] = {

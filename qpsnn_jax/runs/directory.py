@@ -1,7 +1,8 @@
 """A run's directory: the run that it belongs to, and the networks in it.
 
 It holds ``config.json`` and one folder for each stage, with ``stage.json`` (the result), ``final`` (the network),
-checkpoints and metrics. A stage is complete if its ``stage.json`` exists. Not every run has ``recalibrated``.
+checkpoints and metrics. A stage is complete if its ``stage.json`` exists. Not every run has ``masked`` and
+``recalibrated``.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from qpsnn_jax.runtime.settings import as_dict, from_dict, settings
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.steps import Variables, init_variables
 
-STAGES = ("quantized", "pruned", "recalibrated", "finetuned")
+STAGES = ("quantized", "pruned", "masked", "recalibrated", "finetuned")
 ACTIVITY = "activity.npz"
 # Settings that do not change what a run computes: where its data are, how they are read, when it is saved, how it is
 # sharded.

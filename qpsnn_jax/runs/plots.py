@@ -132,8 +132,10 @@ def _weights(whole: tuple[Graph, Variables], final: tuple[Graph, Variables]) -> 
     figure, axes = _figure(2, 3, 9, 4.4)
     for axis, name in zip(axes, shown, strict=False):
         for label, (_, variables) in (("before pruning", whole), ("fine-tuned", final)):
-            kernel = np.asarray(variables["params"][name]["kernel"]).ravel()
-            normed = kernel / max(np.abs(kernel).mean(), 1e-12)
+            kernel = np.asarray(variables["params"][name]["kernel"])
+            if name in variables.get("masks", {}):
+                kernel = kernel[np.asarray(variables["masks"][name]["mask"]) != 0]
+            normed = kernel.ravel() / max(np.abs(kernel).mean(), 1e-12)
             density, edges = np.histogram(normed, bins=80, range=(-4, 4), density=True)
             axis.stairs(density, edges, fill=True, alpha=0.5, label=label)
         axis.set_title(name, fontsize=8)

@@ -57,10 +57,20 @@ class StageResult:
 
 
 def measure(
-    name: str, graph: Graph, whole: Graph, result: Evaluation, best: float | None, seconds: float
+    name: str,
+    graph: Graph,
+    whole: Graph,
+    result: Evaluation,
+    best: float | None,
+    seconds: float,
+    *,
+    masks: Mapping[str, Any] | None = None,
 ) -> StageResult:
-    """The record of a network: its ``result`` on the test set and its costs, relative to the ``whole`` network's."""
-    costs = cost(graph, result.activity)
+    """The record of a network: its ``result`` on the test set and its costs, relative to the ``whole`` network's.
+
+    What ``masks`` remove is not counted.
+    """
+    costs = cost(graph, result.activity, masks=masks)
     assert costs.sops_total is not None
     assert costs.sops_per_step is not None
     assert costs.energy_mj is not None

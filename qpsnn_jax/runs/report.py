@@ -29,9 +29,9 @@ _COLUMNS = (
 )
 _CONTROLS = {
     "baseline": "the paper's baseline: vanilla quantization (γ = 1) and SCA, with the same training and fine-tuning",
-    "random": "random channels removed from the same quantized network, with the same fine-tuning",
-    "random_recalibrated": "random channels removed and batch-norm recalibrated, without training",
-    "scratch": "the pruned widths trained from scratch, for as many epochs as training and fine-tuning together",
+    "random": "random channels (and weights) removed from the same quantized network, with the same fine-tuning",
+    "random_recalibrated": "random channels (and weights) removed and batch-norm recalibrated, without training",
+    "scratch": "the pruned widths (and masks) trained from scratch, as long as training and fine-tuning together",
 }
 
 

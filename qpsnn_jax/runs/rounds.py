@@ -1,6 +1,7 @@
 """All stages of a run, with several rounds of pruning and fine-tuning; the earlier rounds are in ``rounds/1``, ….
 
-Each round is one of :func:`qpsnn_jax.pruning_rounds`, with scores, recalibration and a training of its own.
+Each round is one of :func:`qpsnn_jax.pruning_rounds`, with scores, masks, recalibration and a training of
+its own.
 """
 
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qpsnn_jax.runs.config import Config, finetuning_parts
+from qpsnn_jax.runs.masking import mask_weights
 from qpsnn_jax.runs.records import StageResult
 from qpsnn_jax.runs.stages import Run, finetune, prune_channels, recalibrate_pruned, train
 
@@ -51,5 +53,7 @@ def round_of(run: Run, number: int) -> Run:
 
 def _pruned(run: Run, config: Config, source: Path, done: int) -> Iterator[StageResult]:
     yield prune_channels(run, config.prune, source=source, done=done)
+    if masked := mask_weights(run, config.prune, done=done):
+        yield masked
     if recalibrated := recalibrate_pruned(run, config.prune):
         yield recalibrated

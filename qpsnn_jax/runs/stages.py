@@ -1,6 +1,7 @@
 """The stages of QP-SNN: train quantized, score, prune, fine-tune. Each is done once, and saved on disk.
 
-Between pruning and fine-tuning, batch-norm may be recalibrated, which the paper does not do.
+Between pruning and fine-tuning, masks may remove single weights (:mod:`qpsnn_jax.runs.masking`), and batch-norm may be
+recalibrated, which the paper does not do.
 """
 
 import time
@@ -22,7 +23,7 @@ from qpsnn_jax.model.costs import activity_reducers
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.pruning import prune
-from qpsnn_jax.pruning.criteria import scores_by
+from qpsnn_jax.pruning.criteria import find_criterion, find_weight_criterion, scores_by
 from qpsnn_jax.pruning.rounds import pruning_rounds
 from qpsnn_jax.pruning.selection import Scores
 from qpsnn_jax.pruning.settings import Pruning, parse_budget
@@ -73,8 +74,11 @@ def prepare_run(config: Config, directory: Path, data: DataSet, hooks: Sequence[
     """The :class:`Run` of a config. Writes nothing.
 
     Raises:
-        ValueError: the network cannot be built, or does not take the data, or a teacher does not fit it.
+        ValueError: the network cannot be built, or does not take the data, a teacher does not fit it, or there is no
+            such criterion.
     """
+    find_criterion(config.prune.criterion)
+    find_weight_criterion(config.prune.weight_criterion)
     prepare, graph = make_prepare(config.data, data), build_graph(config)
     for name, before in (("train", ()), ("finetune", STAGES[:-1])):
         _check_teacher(name, getattr(config, name), before, graph)
@@ -129,11 +133,11 @@ def prune_channels(run: Run, pruning: Pruning, *, source: Path | None = None, do
     variables = fast_compile_jit(lambda tree: prune(graph, tree, keep)[1])(variables)
     notes = {"keep": {name: channels.tolist() for name, channels in keep.items()}}
     result = evaluate(smaller, variables, run.data.test, run.data, precision=run.settings.precision)
-    return _finish(run, "pruned", smaller, variables, result, [], time.monotonic() - started, notes)
+    return finish_stage(run, "pruned", smaller, variables, result, [], time.monotonic() - started, notes)
 
 
 def recalibrate_pruned(run: Run, pruning: Pruning) -> StageResult | None:
-    """Stage 2c: batch-norm of the pruned network recalibrated. Returns its result, or None where there is none to do.
+    """Stage 2d: batch-norm of the pruned network recalibrated. Returns its result, or None where there is none to do.
 
     Args:
         run: whose network.
@@ -141,16 +145,17 @@ def recalibrate_pruned(run: Run, pruning: Pruning) -> StageResult | None:
     """
     if result := read_stage(run.directory, "recalibrated"):
         return result
-    pruned = read_stage(run.directory, "pruned")
+    start = _last_complete(run, "masked", "pruned")
+    pruned = read_stage(run.directory, start)
     wanted = {"always": True, "never": False, "auto": pruned is not None and pruned.connection_ratio < _HALF}
     if not wanted[pruning.recalibrate]:
         return None
     started = time.monotonic()
-    graph, variables = load_network(run.directory / "pruned")
+    graph, variables = load_network(run.directory / start)
     batches, shared = _scored_batches(run, pruning)
     variables = recalibrate(graph, variables, batches, mesh=shared, precision=run.settings.precision)
     result = evaluate(graph, variables, run.data.test, run.data, precision=run.settings.precision)
-    return _finish(run, "recalibrated", graph, variables, result, [], time.monotonic() - started, {})
+    return finish_stage(run, "recalibrated", graph, variables, result, [], time.monotonic() - started, {})
 
 
 def finetune(run: Run, training: Training, *, source: Path | None = None) -> StageResult:
@@ -163,8 +168,7 @@ def finetune(run: Run, training: Training, *, source: Path | None = None) -> Sta
     """
     if result := read_stage(run.directory, "finetuned"):
         return result
-    start = "recalibrated" if read_stage(run.directory, "recalibrated") else "pruned"
-    graph, variables = load_network(run.directory / start)
+    graph, variables = load_network(run.directory / _last_complete(run, "recalibrated", "masked", "pruned"))
     settings = replace(run.settings, seed=run.settings.seed + 1)
     return train_stage(run, "finetuned", graph, variables, training, settings, source=source)
 
@@ -195,7 +199,7 @@ def train_stage(
             teacher=_teacher(run, training, source),
             hooks=(metrics, shown, *run.hooks),
         )
-    return _finish(run, name, graph, done.variables, done.result, done.epochs, done.seconds, {})
+    return finish_stage(run, name, graph, done.variables, done.result, done.epochs, done.seconds, {})
 
 
 def _teacher(run: Run, training: Training, source: Path | None) -> Teacher | None:
@@ -234,11 +238,11 @@ def _channels_to_keep(
     budget = {} if pruning.budget is None else parse_budget(pruning.budget)
     goal: dict[str, Any] = dict(budget) or {"ratios": pruning.ratios}
     transform = pruning_rounds(pruning.rounds, floor=pruning.floor, comparison=pruning.comparison, **goal)
-    activity = _mean_activity(run, pruning, graph, variables) if "sops" in budget else None
+    activity = mean_activity(run, pruning, graph, variables) if "sops" in budget else None
     return transform.keep(transform.init(run.graph)._replace(graph=graph, done=done), scores, activity)
 
 
-def _mean_activity(run: Run, pruning: Pruning, graph: Graph, variables: Variables) -> dict[str, np.ndarray]:
+def mean_activity(run: Run, pruning: Pruning, graph: Graph, variables: Variables) -> dict[str, np.ndarray]:
     """The activity on the images that are scored, which are of the training set."""
 
     def measured(images: Array) -> dict[str, Array]:
@@ -260,6 +264,11 @@ def _scored_batches(run: Run, pruning: Pruning) -> tuple[Iterator[Array], Mesh |
     return map(jax.jit(normalizer(run.data)), images), shared
 
 
+def _last_complete(run: Run, *names: str) -> str:
+    """The first of these stages that is complete; the last one, if none is."""
+    return next((name for name in names[:-1] if read_stage(run.directory, name)), names[-1])
+
+
 def _trained_network(run: Run, source: Path | None, *, pruned: bool = False) -> tuple[Graph, Variables]:
     """The network to be pruned, which is the run's own unless a round has ``pruned`` it."""
     place = source or run.directory / "quantized"
@@ -269,7 +278,7 @@ def _trained_network(run: Run, source: Path | None, *, pruned: bool = False) -> 
     return graph, variables
 
 
-def _finish(
+def finish_stage(
     run: Run,
     name: str,
     graph: Graph,
@@ -279,8 +288,9 @@ def _finish(
     seconds: float,
     notes: dict[str, Any],
 ) -> StageResult:
+    """Save the network and the result of a stage, which then is complete."""
     best = max([result.accuracy, *(epoch.test_accuracy for epoch in epochs)])
-    stage = measure(run.prefix + name, graph, run.graph, result, best, seconds)
+    stage = measure(run.prefix + name, graph, run.graph, result, best, seconds, masks=variables.get("masks"))
     directory = run.directory / name
     notes = {**notes, "class_names": run.data.class_names}
     save_network(directory / "final", graph, variables, notes)

@@ -15,7 +15,7 @@ from qpsnn_jax.data.settings import augmentation, make_prepare
 from qpsnn_jax.model.nodes import LIF, Conv, Quantizer
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.numerics.surrogate import SURROGATES
-from qpsnn_jax.pruning.settings import CRITERIA
+from qpsnn_jax.pruning.settings import CRITERIA, WEIGHT_CRITERIA
 from qpsnn_jax.runs.config import build_graph, check_config, load_config
 from qpsnn_jax.runs.presets import PRESETS
 from qpsnn_jax.runtime.naming import find
@@ -81,6 +81,9 @@ BEYOND = {
     "prune.rounds": 0,
     "prune.comparison": "median",
     "prune.recalibrate": "sometimes",
+    "prune.sparsity": 1.0,
+    "prune.n_of_m": 3,
+    "prune.weight_criterion": "taylor",
     "prune.score_batches": 0,
     "prune.score_batch_size": HUGE,
     "run.seed": 2**31 - 2,
@@ -115,7 +118,7 @@ def test_the_largest_seed_has_room_for_those_after_it():
 def test_the_names_are_those_that_there_are():
     known = {field.name: field.names for field in settings(Config())}
     assert set(known["network.surrogate"]) == set(SURROGATES)
-    for place in CRITERIA.values():
+    for place in (*CRITERIA.values(), *WEIGHT_CRITERIA.values()):
         assert isinstance(find(place), Criterion) or callable(find(place))
     assert set(known["data.name"]) == set(SOURCES)
     for gamma in known["network.gamma"]:

@@ -60,7 +60,8 @@ def evaluate(
     result = evaluate(graph, variables, found.test, found, precision=precision)
     seconds = time.monotonic() - started
     whole = build_graph(config) if config else graph
-    click.echo(table([measure(path.resolve().name, graph, whole, result, None, seconds)]))
+    name, masks = path.resolve().name, variables.get("masks")
+    click.echo(table([measure(name, graph, whole, result, None, seconds, masks=masks)]))
     if early_exit is not None:
         all_steps = ExitEvaluation(result.accuracy, (0.0,) * (graph.timesteps - 1) + (1.0,))
         leaving = evaluate_early_exit(graph, variables, found.test, found, early_exit, precision=precision)

@@ -76,7 +76,7 @@ def score(directory: Path, **processes: Any) -> None:
 @_DIRECTORY
 @joining
 def prune(directory: Path, **processes: Any) -> None:
-    """Remove the channels with the lowest scores from a trained run, in all its rounds, and recalibrate batch-norm."""
+    """Remove channels and mask weights of a trained run, those of the lowest scores, and recalibrate batch-norm."""
     with _continued(directory, processes, "quantized") as (settings, running):
         from qpsnn_jax.runs.report import table
         from qpsnn_jax.runs.rounds import prune_in_rounds
