@@ -81,8 +81,9 @@ def prepared(name: str, request: DataRequest) -> DataSet:
     facts = FACTS[name]
     with log_level("absl", logging.ERROR):  # without its advice to install OpenCV
         folder = find(name, request.data_dir)
-        train, test = (_read(name, folder, split) for split in ("train", "test"))
+        train = _read(name, folder, "train")
         chosen = subset(train.labels, request.seed, "train_examples", request.train_examples)
+        test = _read(name, folder, "test")
         tested = subset(test.labels, request.seed, "test_examples", request.test_examples)
         return DataSet(
             name=name,
