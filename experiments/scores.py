@@ -26,7 +26,7 @@ from experiments.claims.criteria import firing_rate
 from qpsnn_jax import Criterion, load_network, score, svs_scores
 from qpsnn_jax.data.feed import sample
 from qpsnn_jax.pruning.scores import Threshold
-from qpsnn_jax.pruning.selection import sca_criterion, svs_criterion
+from qpsnn_jax.pruning.scoring import sca_criterion, svs_criterion
 from qpsnn_jax.runs.directory import read_config, run_of
 from qpsnn_jax.runs.evaluation import normalizer
 from qpsnn_jax.runs.loading import load_data

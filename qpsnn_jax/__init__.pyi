@@ -72,6 +72,7 @@ from .pruning.masks import weight_by_gradient as weight_by_gradient
 from .pruning.masks import weight_by_rate as weight_by_rate
 from .pruning.masks import weight_magnitude as weight_magnitude
 from .pruning.rank import matrix_ranks as matrix_ranks
+from .pruning.ratios import select as select
 from .pruning.removal import prune as prune
 from .pruning.rounds import pruning_rounds as pruning_rounds
 from .pruning.scores import magnitude_scores as magnitude_scores
@@ -80,12 +81,11 @@ from .pruning.scores import sca_scores as sca_scores
 from .pruning.scores import singular_values as singular_values
 from .pruning.scores import svs_ranks as svs_ranks
 from .pruning.scores import svs_scores as svs_scores
-from .pruning.selection import Criterion as Criterion
-from .pruning.selection import make_score_step as make_score_step
-from .pruning.selection import sca_criterion as sca_criterion
-from .pruning.selection import score as score
-from .pruning.selection import select as select
-from .pruning.selection import svs_criterion as svs_criterion
+from .pruning.scoring import Criterion as Criterion
+from .pruning.scoring import make_score_step as make_score_step
+from .pruning.scoring import sca_criterion as sca_criterion
+from .pruning.scoring import score as score
+from .pruning.scoring import svs_criterion as svs_criterion
 from .pruning.settings import Pruning as Pruning
 from .runs.config import Config as Config
 from .runs.directory import load_network as load_network

@@ -2,6 +2,7 @@ from .budget import allocate as allocate
 from .channels import Group as Group
 from .channels import channel_groups as channel_groups
 from .rank import matrix_ranks as matrix_ranks
+from .ratios import select as select
 from .removal import prune as prune
 from .scores import magnitude_scores as magnitude_scores
 from .scores import random_scores as random_scores
@@ -9,11 +10,10 @@ from .scores import sca_scores as sca_scores
 from .scores import singular_values as singular_values
 from .scores import svs_ranks as svs_ranks
 from .scores import svs_scores as svs_scores
-from .selection import Criterion as Criterion
-from .selection import magnitude_group_scores as magnitude_group_scores
-from .selection import make_score_step as make_score_step
-from .selection import random_group_scores as random_group_scores
-from .selection import sca_criterion as sca_criterion
-from .selection import score as score
-from .selection import select as select
-from .selection import svs_criterion as svs_criterion
+from .scoring import Criterion as Criterion
+from .scoring import magnitude_group_scores as magnitude_group_scores
+from .scoring import make_score_step as make_score_step
+from .scoring import random_group_scores as random_group_scores
+from .scoring import sca_criterion as sca_criterion
+from .scoring import score as score
+from .scoring import svs_criterion as svs_criterion

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.pruning.channels import Group, channel_groups
+from qpsnn_jax.pruning.channels import Group, channel_groups, rounded_units, units_at_once
 from qpsnn_jax.pruning.usage import Resource, Usage, usage
 
 Comparison = Literal["share", "mean", "max", "rank", "none"]
@@ -30,6 +30,7 @@ def allocate(
     activity: Mapping[str, Any] | None = None,
     floor: float | Mapping[str, float] = 0.1,
     comparison: Comparison = "share",
+    multiple_of: int = 1,
 ) -> dict[str, np.ndarray]:
     r"""The channels to keep so that the network meets a budget, by one ranking of the channels of all groups.
 
@@ -58,13 +59,15 @@ def allocate(
         activity: for ``sops``, as measured with :func:`qpsnn_jax.activity_reducers`.
         floor: share of every group that is always kept, in [0, 1]; at least one channel is. Or one by group.
         comparison: how the worth of a channel follows from its score.
+        multiple_of: as for :func:`qpsnn_jax.select`; channels are then removed and return so many at a time.
 
     Returns:
         ``{group: kept channel numbers}`` for :func:`qpsnn_jax.prune`, for every group that has scores.
 
     Raises:
         ValueError: not exactly one budget, a budget below what the floor leaves, ``sops`` without activity, an unknown
-            comparison, or scores that are not finite and non-negative numbers, one for each channel.
+            comparison, ``multiple_of`` below 1, or scores that are not finite and non-negative numbers, one for each
+            channel.
     """
     resource, limit = _only_budget({"bytes": bytes, "params": params, "sops": sops})
     floors = floor.values() if isinstance(floor, Mapping) else [floor]
@@ -77,13 +80,14 @@ def allocate(
     ranking = {name: _compared(graph, group, scores[name], comparison) for name, group in groups.items()}
     model = usage(graph, groups, resource, activity)
     kept = {name: np.ones(group.size // group.unit, bool) for name, group in groups.items()}
-    least = _least(groups, floor)
+    steps = {name: units_at_once(graph, group, multiple_of) for name, group in groups.items()}
+    least = _least(graph, groups, floor, multiple_of)
     while model.total(kept) > limit:
-        found = _cheapest(model, kept, ranking, least)
+        found = _cheapest(model, kept, ranking, least, steps)
         if found is None:
-            raise _unmet(graph, scores, resource, limit, floor, model.total(kept))
+            raise _unmet(graph, scores, (resource, limit), _rule(floor, multiple_of), model.total(kept))
         kept[found[0]][found[1]] = False
-    _refill(model, kept, ranking, limit)
+    _refill(model, kept, ranking, limit, steps)
     return {name: _channels(group, kept[name]) for name, group in groups.items()}
 
 
@@ -92,13 +96,14 @@ def check_budget(
     scored: Collection[str],
     *,
     floor: float = 0.1,
+    multiple_of: int = 1,
     bytes: float | None = None,
     params: float | None = None,
 ) -> None:
     """Check that a budget can be met before any channel is scored.
 
     Args:
-        graph, floor, bytes, params: as for :func:`allocate`.
+        graph, floor, multiple_of, bytes, params: as for :func:`allocate`.
         scored: names of the groups that will have scores.
 
     Raises:
@@ -106,11 +111,11 @@ def check_budget(
     """
     resource, limit = _only_budget({"bytes": bytes, "params": params})
     groups = {name: group for name, group in channel_groups(graph).items() if name in scored}
-    least = _least(groups, floor)
+    least = _least(graph, groups, floor, multiple_of)
     model = usage(graph, groups, resource, None)
     total = model.total({name: np.arange(g.size // g.unit) < least[name] for name, g in groups.items()})
     if total > limit:
-        raise _unmet(graph, scored, resource, limit, floor, total)
+        raise _unmet(graph, scored, (resource, limit), _rule(floor, multiple_of), total)
 
 
 def _only_budget(given: Mapping[str, float | None]) -> tuple[Resource, float]:
@@ -121,25 +126,28 @@ def _only_budget(given: Mapping[str, float | None]) -> tuple[Resource, float]:
     return name, limit if name == "sops" else float(np.floor(limit))
 
 
-def _least(groups: Mapping[str, Group], floor: float | Mapping[str, float]) -> dict[str, int]:
+def _least(
+    graph: Graph, groups: Mapping[str, Group], floor: float | Mapping[str, float], multiple_of: int
+) -> dict[str, int]:
     """The fewest units that every group keeps."""
     floors = floor if isinstance(floor, Mapping) else dict.fromkeys(groups, floor)
-    return {name: max(1, int(np.ceil(floors[name] * (g.size // g.unit) - 1e-9))) for name, g in groups.items()}
+    shares = {name: max(1, int(np.ceil(floors[name] * (g.size // g.unit) - 1e-9))) for name, g in groups.items()}
+    return {name: rounded_units(graph, group, shares[name], multiple_of) for name, group in groups.items()}
+
+
+def _rule(floor: float | Mapping[str, float], multiple_of: int) -> str:
+    """What limits the removal of channels, in words."""
+    least = max(floor.values(), default=0.0) if isinstance(floor, Mapping) else floor
+    return f"a floor of {least:g}" + (f", multiples of {multiple_of}" if multiple_of > 1 else "")
 
 
 def _unmet(
-    graph: Graph,
-    scored: Collection[str],
-    resource: str,
-    limit: float,
-    floor: float | Mapping[str, float],
-    total: float,
+    graph: Graph, scored: Collection[str], budget: tuple[Resource, float], rule: str, total: float
 ) -> ValueError:
-    least = max(floor.values(), default=0.0) if isinstance(floor, Mapping) else floor
     unscored = [name for name in channel_groups(graph) if name not in scored]
     whole = f" and all channels of {', '.join(unscored)}, which the criterion does not score" if unscored else ""
     return ValueError(
-        f"a budget of {limit:,.0f} {resource} cannot be met: with a floor of {least:g}{whole} the network keeps "
+        f"a budget of {budget[1]:,.0f} {budget[0]} cannot be met: with {rule}{whole} the network keeps "
         f"{total:,.0f}; lower the floor or raise the budget."
     )
 
@@ -166,46 +174,64 @@ def _compared(graph: Graph, group: Group, scores: Any, comparison: str) -> _Scor
 
 
 def _cheapest(
-    model: Usage, kept: Mapping[str, np.ndarray], ranking: Mapping[str, _Scores], least: Mapping[str, int]
-) -> tuple[str, int] | None:
-    """The unit with the lowest worth for its saving; of equal ones, the last; None if all groups are at the floor."""
+    model: Usage,
+    kept: Mapping[str, np.ndarray],
+    ranking: Mapping[str, _Scores],
+    least: Mapping[str, int],
+    steps: Mapping[str, int],
+) -> tuple[str, np.ndarray] | None:
+    """The units with the lowest worth for their saving; of equal ones, the last; None if all groups are at the floor.
+
+    They are those of one group that it has beyond a multiple of its step.
+    """
     best, found = np.inf, None
     for name, saved in model.savings(kept).items():
         mask = kept[name]
         if mask.sum() <= least[name]:
             continue
         worth = ranking[name].worth(mask)
-        ratio = np.where(mask & (saved > 0), worth / np.where(saved > 0, saved, 1), np.inf)
-        unit = len(ratio) - 1 - int(np.argmin(ratio[::-1]))
-        if ratio[unit] < best:
-            best, found = ratio[unit], (name, unit)
+        price = np.divide(worth, saved, out=np.full(len(worth), np.inf), where=saved > 0)
+        units = np.flatnonzero(mask)[::-1]
+        units = units[np.argsort(price[units], kind="stable")[: (len(units) - 1) % steps[name] + 1]]
+        total = saved[units].sum()
+        if total > 0 and worth[units].sum() / total < best:
+            best, found = worth[units].sum() / total, (name, units)
     return found
 
 
-def _refill(model: Usage, kept: dict[str, np.ndarray], ranking: Mapping[str, _Scores], limit: float) -> None:
-    """Take back units that still fit: the best such unit of each group, first where it costs least for its worth.
+def _refill(
+    model: Usage,
+    kept: dict[str, np.ndarray],
+    ranking: Mapping[str, _Scores],
+    limit: float,
+    steps: Mapping[str, int],
+) -> None:
+    """Take back units that still fit: the best such units of each group, first where they cost least for their worth.
 
-    A unit that does not fit never will, because the return of a unit makes no other one cheaper.
+    Units that do not fit never will, because the return of a unit makes no other one cheaper. The costliest of them
+    then stays away.
     """
     waiting = {
         name: [int(unit) for unit in np.argsort(-ranking[name].values, kind="stable")[::-1] if not mask[unit]]
         for name, mask in kept.items()
     }
     while True:
-        total, candidates = model.total(kept), []
+        total, costs, candidates = model.total(kept), model.savings(kept), []
         for name, units in waiting.items():
-            while units:
-                mask, unit = kept[name], units[-1]
-                added = model.total(kept | {name: mask | (np.arange(len(mask)) == unit)}) - total
+            mask = kept[name]
+            size = min(steps[name], int((~mask).sum()))
+            while 0 < size <= len(units):
+                best = units[-size:]
+                added = model.total(kept | {name: mask | np.isin(np.arange(len(mask)), best)}) - total
                 if total + added <= limit:
-                    candidates.append((added / max(ranking[name].worth(mask)[unit], 1e-30), name, unit))
+                    candidates.append((added / max(ranking[name].worth(mask)[best].sum(), 1e-30), name, best))
                     break
-                units.pop()
+                units.remove(max(best, key=lambda unit: costs[name][unit]))
         if not candidates:
             return
-        _, name, unit = min(candidates)
-        kept[name][unit] = True
-        waiting[name].pop()
+        _, name, best = min(candidates)
+        kept[name][best] = True
+        del waiting[name][-len(best) :]
 
 
 def _channels(group: Group, mask: np.ndarray) -> np.ndarray:

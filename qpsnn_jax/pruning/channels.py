@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.runtime.checks import integer
 
 
 class Group(NamedTuple):
@@ -57,6 +58,27 @@ def channel_numbers(graph: Graph, group: str) -> dict[str, np.ndarray]:
 def spiking_members(graph: Graph, group: Group) -> tuple[str, ...]:
     """The neurons of a group, whose spike maps score its channels."""
     return tuple(name for name in group.members if name in graph.neurons)
+
+
+def units_at_once(graph: Graph, group: Group, multiple_of: int) -> int:
+    """How many units of a group are removed together so that each of its layers keeps a multiple of channels.
+
+    A layer makes several channels of each number where it is a convolution in groups, so the result is that of the
+    least common multiple for all layers and for the unit of the group.
+
+    Raises:
+        ValueError: ``multiple_of`` is not an integer, 1 or more.
+    """
+    multiple = integer("multiple_of", multiple_of, 1)
+    numbers = channel_numbers(graph, group.name)
+    made = [np.count_nonzero(numbers[name] == 0) for name in group.members if graph.by_name[name].channels == "made"]
+    return math.lcm(group.unit, *(multiple // math.gcd(multiple, each) for each in made)) // group.unit
+
+
+def rounded_units(graph: Graph, group: Group, units: int, multiple_of: int) -> int:
+    """``units`` rounded up to such a multiple (:func:`units_at_once`), at most all units of the group."""
+    step = units_at_once(graph, group, multiple_of)
+    return min(group.size // group.unit, -(-units // step) * step)
 
 
 @lru_cache(maxsize=32)

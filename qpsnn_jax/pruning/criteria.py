@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.pruning.channels import channel_groups, spiking_members
-from qpsnn_jax.pruning.selection import Criterion, Scores, score
+from qpsnn_jax.pruning.scoring import Criterion, Scores, score
 from qpsnn_jax.pruning.settings import CRITERIA, WEIGHT_CRITERIA
 from qpsnn_jax.runtime.naming import find
 

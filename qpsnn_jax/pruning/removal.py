@@ -46,7 +46,8 @@ def prune(graph: Graph, tree: Tree, keep: Keep) -> tuple[Graph, Tree]:
         ValueError: a group is unknown, a selection is empty, repeated or out of range, or the axis of the channels of
             an array is unknown: it is named by a node that loses channels but differs in shape from the graph, as in
             states of ``optax.sm3`` and ``optax.adafactor``, or it has no names but the shape of weights or of all
-            parameters together, as in the state of ``optax.flatten``.
+            parameters together, as in the state of ``optax.flatten``; or ``params`` beside ``scales`` are no mapping,
+            as ``optax.LookaheadParams``.
 
     References:
         QP-SNN (ICLR 2025), Algorithm 1.
@@ -156,6 +157,11 @@ def _has_scales(tree: Any) -> bool:
 
 def _rescaled(graph: Graph, whole: Any, pruned: Any, left: Left) -> dict[str, Any]:
     """The variables, updated where they depend on removed channels: γ of a rule depends on all the weights."""
+    if not isinstance(params := whole["params"], Mapping):
+        raise ValueError(
+            f"params beside scales must be one mapping of arrays by node, not {type(params).__name__}: γ is of one set "
+            "of weights. Prune (variables, params) with variables that hold only one of them, such as params.slow."
+        )
     updated = {name: dict(pruned[name]) for name in ("params", "scales")}
     for name in pruned["scales"]:
         node = graph.by_name[name]

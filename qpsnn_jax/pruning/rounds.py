@@ -9,9 +9,9 @@ from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.zoo.blocks import kept_channels
 from qpsnn_jax.pruning.budget import Comparison, allocate
-from qpsnn_jax.pruning.channels import channel_groups
+from qpsnn_jax.pruning.channels import channel_groups, rounded_units
+from qpsnn_jax.pruning.ratios import checked_ratios, highest
 from qpsnn_jax.pruning.removal import prune
-from qpsnn_jax.pruning.selection import checked_ratios, highest
 
 Tree = TypeVar("Tree")
 
@@ -55,6 +55,7 @@ def pruning_rounds(
     ratios: Mapping[str, float] | None = None,
     floor: float = 0.1,
     comparison: Comparison = "share",
+    multiple_of: int = 1,
     **budget: float,
 ) -> PruningRounds:
     r"""Pruning in rounds: each one removes the same share of what is left, and the last one arrives at the goal.
@@ -67,6 +68,7 @@ def pruning_rounds(
         rounds: how many, at least 1.
         ratios: by label, of the unpruned network.
         floor, comparison: as for :func:`qpsnn_jax.allocate`; the floor is a share of the unpruned groups.
+        multiple_of: as for :func:`qpsnn_jax.select`, in every round.
         budget: one of ``bytes``, ``params`` and ``sops`` in place of ratios.
 
     Returns:
@@ -103,13 +105,13 @@ def pruning_rounds(
         if (left := rounds - state.done) < 1:
             raise ValueError(f"all {rounds} rounds of pruning are done.")
         if not budget:
-            return _by_ratios(state, scores, ratios or {}, left)
+            return _by_ratios(state, scores, ratios or {}, left, multiple_of)
         (resource, limit), *_ = budget.items()
         now = _use(state.graph, resource, activity)
         goal = limit if left == 1 or now <= limit else now * (limit / now) ** (1 / left)
         floors = _floors(state, floor) if state.done else floor
-        options: dict[str, Any] = {"activity": activity, "floor": floors, "comparison": comparison}
-        return allocate(state.graph, scores, **{**budget, resource: goal}, **options)
+        options: dict[str, Any] = {"floor": floors, "comparison": comparison, "multiple_of": multiple_of}
+        return allocate(state.graph, scores, activity=activity, **{**budget, resource: goal}, **options)
 
     def update(
         state: RoundsState, tree: Tree, scores: Mapping[str, Any], activity: Mapping[str, Any] | None = None
@@ -121,13 +123,14 @@ def pruning_rounds(
 
 
 def _by_ratios(
-    state: RoundsState, scores: Mapping[str, Any], ratios: Mapping[str, float], left: int
+    state: RoundsState, scores: Mapping[str, Any], ratios: Mapping[str, float], left: int, multiple_of: int
 ) -> dict[str, np.ndarray]:
     chosen, found = checked_ratios(state.graph, ratios), {}
     for name, group in channel_groups(state.graph).items():
         if group.label is not None:
             now, goal = group.size // group.unit, kept_channels(state.units[name], chosen[group.label])
-            found[name] = highest(group, scores, goal if left == 1 else round(now * (goal / now) ** (1 / left)))
+            kept = goal if left == 1 else round(now * (goal / now) ** (1 / left))
+            found[name] = highest(group, scores, rounded_units(state.graph, group, kept, multiple_of))
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from qpsnn_jax.runtime.settings import FrozenMapping, check, setting
 
 CRITERIA = {
-    name: f"qpsnn_jax.pruning.selection:{attribute}"
+    name: f"qpsnn_jax.pruning.scoring:{attribute}"
     for name, attribute in {
         "svs": "svs_criterion",
         "sca": "sca_criterion",
@@ -48,6 +48,9 @@ class Pruning:
     floor: float = setting(0.1, "share of every group of channels that a budget leaves", least=0, most=1)
     comparison: Literal["share", "mean", "max", "rank", "none"] = setting(
         "share", "how scores of different layers are compared under a budget"
+    )
+    multiple_of: int = setting(
+        1, "every layer keeps a multiple of so many channels, or all of them", least=1, most=1_000_000
     )
     rounds: int = setting(
         1, "rounds of pruning with training after each; they share the epochs of finetune", least=1, most=1000

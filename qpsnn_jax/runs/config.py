@@ -80,9 +80,12 @@ def check_config(config: Config) -> None:
 
         budget = parse_budget(config.prune.budget)
         if "sops" not in budget:  # these are known once the network fires
-            check_budget(graph, scored_groups(config.prune.criterion, graph), floor=config.prune.floor, **budget)
+            options: Any = {"floor": config.prune.floor, "multiple_of": config.prune.multiple_of, **budget}
+            check_budget(graph, scored_groups(config.prune.criterion, graph), **options)
     if config.prune.masks:
-        _check_masks(config.prune, build_graph(config, ratios=config.prune.ratios))
+        from qpsnn_jax.pruning.ratios import pruned_graph
+
+        _check_masks(config.prune, pruned_graph(graph, config.prune.ratios, multiple_of=config.prune.multiple_of))
 
 
 def finetuning_parts(config: Config) -> list[Training]:
@@ -130,7 +133,7 @@ def _check_masks(pruning: Pruning, pruned: "Graph") -> None:
         if inputs % m:
             raise ValueError(
                 f"prune.n_of_m {pruning.n_of_m} does not divide the {inputs} input channels of node {layer!r} after "
-                "pruning; change prune.ratios or network.width."
+                "pruning; change prune.multiple_of, prune.ratios or network.width."
             )
 
 

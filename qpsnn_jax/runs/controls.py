@@ -91,7 +91,7 @@ def _pruned_widths(config: Config, run: Run) -> tuple[Graph, Variables]:
     if config.prune.masks:
         graph, variables = load_network(run.directory / "masked")
         return graph, {"masks": variables["masks"]}
-    if config.prune.budget is not None:
+    if config.prune.budget is not None or config.prune.multiple_of > 1:
         return load_network(run.directory / "pruned")[0], {}
     return build_graph(config, ratios=config.prune.ratios), {}
 

@@ -25,7 +25,7 @@ from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.pruning import prune
 from qpsnn_jax.pruning.criteria import find_criterion, find_weight_criterion, scores_by
 from qpsnn_jax.pruning.rounds import pruning_rounds
-from qpsnn_jax.pruning.selection import Scores
+from qpsnn_jax.pruning.scoring import Scores
 from qpsnn_jax.pruning.settings import Pruning, parse_budget
 from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.directory import ACTIVITY, STAGES, load_network, read_stage, save_network
@@ -237,7 +237,8 @@ def _channels_to_keep(
 ) -> dict[str, np.ndarray]:
     budget = {} if pruning.budget is None else parse_budget(pruning.budget)
     goal: dict[str, Any] = dict(budget) or {"ratios": pruning.ratios}
-    transform = pruning_rounds(pruning.rounds, floor=pruning.floor, comparison=pruning.comparison, **goal)
+    goal |= {"floor": pruning.floor, "comparison": pruning.comparison, "multiple_of": pruning.multiple_of}
+    transform = pruning_rounds(pruning.rounds, **goal)
     activity = mean_activity(run, pruning, graph, variables) if "sops" in budget else None
     return transform.keep(transform.init(run.graph)._replace(graph=graph, done=done), scores, activity)
 

@@ -1,6 +1,7 @@
 """Budgets: met, used up, by one ranking; against costs of the pruned network and against exhaustive search."""
 
 import itertools
+from functools import partial
 
 import jax
 import numpy as np
@@ -70,6 +71,38 @@ def test_the_budget_is_met_and_no_further_channel_fits(resource, comparison):
                 assert used(GRAPH, more, resource, activity) > part * full
             if resource != "sops" and len(left_out):
                 assert scores[name][keep[name]].min() >= scores[name][left_out].max()
+
+
+@pytest.mark.parametrize(("resource", "multiple"), [("bytes", 4), ("params", 3), ("sops", 2)])
+def test_within_a_budget_every_layer_keeps_a_multiple(resource, multiple):
+    scores, activity = random_scores(GRAPH), random_activity(GRAPH)
+    whole = {name: np.arange(group.size) for name, group in GROUPS.items()}
+    limit = 0.6 * used(GRAPH, whole, resource, activity)
+    options = {"activity": activity, "multiple_of": multiple, "floor": 0.2, resource: limit}
+    keep = allocate(GRAPH, scores, **options)
+    assert used(GRAPH, keep, resource, activity) <= limit
+    assert any(len(kept) < GROUPS[name].size for name, kept in keep.items())
+    for name, group in GROUPS.items():
+        assert len(keep[name]) % multiple == 0 or len(keep[name]) == group.size
+        left_out = np.setdiff1d(whole[name], keep[name])
+        size = min(multiple, len(left_out))
+        blocks = list(itertools.combinations(left_out, size)) if size else []
+        for block in blocks if resource == "sops" else blocks[:1]:
+            more = keep | {name: np.sort([*keep[name], *block])}
+            assert used(GRAPH, more, resource, activity) > limit
+        if resource != "sops" and size:
+            assert scores[name][keep[name]].min() >= scores[name][left_out].max()
+
+
+def test_silent_channels_leave_with_their_multiple():
+    """Their removal saves nothing, but that of the others does."""
+    activity = random_activity(GRAPH)
+    activity["lif0"] = activity["lif0"] * (np.arange(6) < 2)
+    scores = random_scores(GRAPH)
+    whole = cost(GRAPH, activity).sops_total
+    keep = allocate(GRAPH, {"stem": scores["stem"]}, sops=0.9 * whole, activity=activity, multiple_of=3)
+    assert used(GRAPH, keep, "sops", activity) <= 0.9 * whole
+    assert len(keep["stem"]) == 3
 
 
 def test_a_channel_too_costly_to_return_does_not_bar_the_others_of_its_group():
@@ -186,6 +219,14 @@ def test_what_cannot_be_met_is_named():
     with pytest.raises(ValueError, match=r"a budget of 50 params cannot be met"):
         check_budget(GRAPH, GROUPS, params=50, floor=0.5)
     check_budget(GRAPH, GROUPS, bytes=cost(GRAPH).size_bytes)
+    least = used(GRAPH, {name: np.arange(min(4, group.size)) for name, group in GROUPS.items()}, "params", {})
+    allocate(GRAPH, scores, params=least, floor=0.4, multiple_of=4)
+    check_budget(GRAPH, GROUPS, params=least, floor=0.4, multiple_of=4)
+    for check in (partial(allocate, GRAPH, scores), partial(check_budget, GRAPH, GROUPS)):
+        with pytest.raises(ValueError, match=rf"with a floor of 0.4, multiples of 4 the network keeps {least:,};"):
+            check(params=least - 1, floor=0.4, multiple_of=4)
+    with pytest.raises(ValueError, match="multiple_of must be an integer, 1 or more, got 0"):
+        allocate(GRAPH, scores, bytes=1e9, multiple_of=0)
     with pytest.raises(ValueError, match="sops needs the activity of the inputs of node 'conv1'"):
         allocate(GRAPH, scores, sops=1e4)
     for wrong in ({}, {"bytes": 1.0, "params": 2}, {"sops": -1}, {"bytes": float("nan")}):

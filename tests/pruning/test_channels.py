@@ -1,6 +1,7 @@
 """Pruning against the whole network with the same channels silenced by masks on its spikes."""
 
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import jax
@@ -419,6 +420,7 @@ OPTIMIZERS = {
     "sgd": optax.sgd(0.1, momentum=0.9, nesterov=True),
     "adam": optax.adam(1e-2),
     "chain": optax.chain(optax.clip(0.05), optax.add_decayed_weights(1e-3), optax.adam(optax.constant_schedule(0.1))),
+    "lookahead": optax.lookahead(optax.adam(1e-2), sync_period=2, slow_step_size=0.5),
     "masked": optax.masked(optax.adam(1e-2), lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
     "partition": optax.partition(
         {"weights": optax.adam(1e-2), "others": optax.sgd(0.1, momentum=0.5)},
@@ -439,7 +441,9 @@ def optax_promotion():
 def test_optimizer_state(name: str):
     """The pruned state is the state of the pruned parameters: an update commutes with pruning."""
     graph, optimizer = residual_graph(Quantizer(2)), OPTIMIZERS[name]
-    params = random_variables(graph)["params"]
+    params: Any = random_variables(graph)["params"]
+    if name == "lookahead":
+        params = optax.LookaheadParams(params, random_variables(graph, 4)["params"])
     gradients = [random_variables(graph, seed)["params"] for seed in (1, 2, 3)]
 
     @jax.jit
@@ -551,3 +555,12 @@ def test_array_that_does_not_fit(node: str, leaf: str, shape: tuple):
     params = {**VARIABLES["params"], node: VARIABLES["params"][node] | {leaf: jnp.zeros(shape)}}
     with pytest.raises(ValueError, match=rf"\['{node}'\]\['{leaf}'\] of shape .* does not fit the graph"):
         prune(GRAPH, VARIABLES | {"params": params}, KEEP)
+
+
+def test_a_pair_of_params_has_no_gamma_of_its_own():
+    pair = optax.LookaheadParams.init_synced(VARIABLES["params"])
+    with pytest.raises(ValueError, match=r"params beside scales must be one mapping .* not LookaheadParams: .*slow"):
+        prune(GRAPH, {**VARIABLES, "params": pair}, KEEP)
+    variables, (fast, slow) = prune(GRAPH, (VARIABLES, pair), KEEP)[1]
+    same(fast, slow)
+    same(variables["params"], slow)

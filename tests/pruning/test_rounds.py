@@ -39,6 +39,25 @@ def test_widths_fall_geometrically_to_those_of_a_single_round():
         transform.update(state, {}, scores_of(state.graph))
 
 
+def test_every_round_keeps_multiples():
+    transform, found = pruning_rounds(2, ratios=RATIOS, multiple_of=2), []
+    state = transform.init(GRAPH)
+    for seed in range(2):
+        state, _ = transform.update(state, {}, scores_of(state.graph, seed))
+        found.append(list(sizes(state.graph).values()))
+    assert found[-1] == [len(kept) for kept in select(GRAPH, scores_of(GRAPH), RATIOS, multiple_of=2).values()]
+    # Of 6, 8, 9, 7 and 5: the second 6 of 5.66, then 4; the third 6 of 5.20, then 4 of 3; the last 4 of 4.47.
+    assert found == [[6, 6, 6, 6, 4], [6, 4, 4, 4, 4]]
+    whole = cost(GRAPH).size_bytes
+    transform = pruning_rounds(2, bytes=0.5 * whole, multiple_of=4)
+    state = transform.init(GRAPH)
+    for seed in range(2):
+        state, _ = transform.update(state, {}, scores_of(state.graph, seed))
+        before = sizes(GRAPH)
+        assert all(size % 4 == 0 or size == before[name] for name, size in sizes(state.graph).items())
+    assert cost(state.graph).size_bytes <= 0.5 * whole
+
+
 def test_one_round_is_select():
     transform, scores = pruning_rounds(1, ratios=RATIOS), scores_of(GRAPH)
     kept, expected = transform.keep(transform.init(GRAPH), scores, None), select(GRAPH, scores, RATIOS)

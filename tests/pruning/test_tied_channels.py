@@ -20,6 +20,7 @@ from qpsnn_jax.model.nodes import (
     Quantizer,
 )
 from qpsnn_jax.pruning import Criterion, Group, allocate, channel_groups, magnitude_group_scores, prune, score, select
+from qpsnn_jax.pruning.ratios import pruned_graph
 
 QUANTIZER = Quantizer(3)
 RATE = Criterion(lambda trace: trace.spikes.mean(1), lambda maps: maps.mean((0, 1, 2)))
@@ -109,6 +110,22 @@ def test_budgets_count_what_the_smaller_network_costs(resource):
     spent = cost(smaller, left)
     used = spent.size_bytes if resource == "bytes" else spent.sops_total
     assert 0.8 * limit < used <= limit * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 3, 4, 6, 8])
+def test_every_layer_of_a_group_keeps_a_multiple(multiple):
+    """Of 24 depthwise channels, and of 12 groups with 2 inputs and 3 outputs each."""
+    graph = ended(
+        *unit("stem", "image", 24),
+        *unit("depth", "stem.lif", 24, groups=24),
+        *unit("point", "depth.lif", 24, "b"),
+        *unit("wide", "point.lif", 36, "b", groups=12),
+    )
+    smaller = pruned_graph(graph, {"a": 0.9, "b": 0.9}, multiple_of=multiple)
+    widths = {name: smaller.values[name].shape[-1] for name in ("stem", "depth", "point", "wide")}
+    stem = next(n for n in range(2, 25) if n % multiple == 0)
+    groups = next(n for n in range(1, 13) if (2 * n) % multiple == (3 * n) % multiple == 0 or n == 12)
+    assert widths == {"stem": stem, "depth": stem, "point": 2 * groups, "wide": 3 * groups}
 
 
 def _of(kept: np.ndarray, each: int) -> np.ndarray:

@@ -78,6 +78,7 @@ BEYOND = {
     "prune.ratios": {"middle": 1.0},
     "prune.budget": 3,
     "prune.floor": 1.5,
+    "prune.multiple_of": 0,
     "prune.rounds": 0,
     "prune.comparison": "median",
     "prune.recalibrate": "sometimes",

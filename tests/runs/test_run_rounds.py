@@ -37,7 +37,7 @@ def config_of(rounds=2, epochs=3):
         NetworkSettings(f"{__name__}:tiny", timesteps=1),
         DataSettings("digits", train_examples=64, test_examples=20),
         train,
-        Pruning("magnitude", {"stem": 0.75}, rounds=rounds, recalibrate="never"),
+        Pruning("magnitude", {"stem": 0.6}, multiple_of=2, rounds=rounds, recalibrate="never"),
         dataclasses.replace(train, epochs=epochs),
         RunSettings(checkpoint_epochs=1),
     )
@@ -62,9 +62,9 @@ def test_two_rounds_stopped_in_the_first(tmp_path):
     names = ["quantized", "rounds/1/pruned", "rounds/1/finetuned", "pruned", "finetuned"]
     assert [stage.name for stage in stages] == names
     widths = [load_network(tmp_path / name)[0].by_name["conv1"].features for name in names]
-    assert widths == [8, 4, 4, 2, 2]
-    assert [stage.connection_ratio for stage in stages] == [1, 0.5, 0.5, 0.25, 0.25]
-    assert len(read_notes(tmp_path / "rounds/1/pruned/stage.json", "keep")["conv1"]) == 4
+    assert widths == [8, 6, 6, 4, 4]  # 5 would stay after the first round, and 3 after the last
+    assert [stage.connection_ratio for stage in stages] == [1, 0.75, 0.75, 0.5, 0.5]
+    assert len(read_notes(tmp_path / "rounds/1/pruned/stage.json", "keep")["conv1"]) == 6
     assert read_stage(tmp_path / "rounds/1", "finetuned") == stages[2]
     with open_run(tmp_path, config):
         assert run_stages(config, run) == stages

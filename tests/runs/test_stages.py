@@ -165,6 +165,7 @@ def test_cost_gives_the_numbers_of_the_report(small_config, small_run, small_rep
     for arguments, stage, measured in (
         (["cost", str(small_config)], whole, False),
         (["cost", str(small_config), "--pruned"], final, False),
+        (["cost", str(small_config), "--pruned", "--prune.multiple_of", "64"], whole, False),
         (["cost", str(small_run)], final, True),
         (["cost", str(small_run / "quantized")], whole, True),
     ):

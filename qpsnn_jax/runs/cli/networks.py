@@ -74,6 +74,7 @@ def evaluate(
 def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
     """Show size and operations of every layer; of a run or a stage with its measured activity."""
     from qpsnn_jax.model.costs import cost
+    from qpsnn_jax.pruning.ratios import pruned_graph
     from qpsnn_jax.runs.config import build_graph
     from qpsnn_jax.runs.directory import load_network, read_activity
     from qpsnn_jax.runs.report import cost_table
@@ -89,7 +90,9 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
         settings = chosen(config, changes)
         if pruned and settings.prune.budget is not None:
             raise ValueError("--pruned needs ratios: the widths under a budget follow from the scores.")
-        graph = build_graph(settings, ratios=settings.prune.ratios if pruned else None)
+        graph = build_graph(settings)
+        if pruned:
+            graph = pruned_graph(graph, settings.prune.ratios, multiple_of=settings.prune.multiple_of)
     click.echo(cost_table(cost(graph, activity)))
 
 

@@ -9,7 +9,6 @@ from small_networks import images_of, random_variables, residual_graph
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, GlobalAveragePool, Input, Quantizer
-from qpsnn_jax.model.zoo import resnet20, vgg16
 from qpsnn_jax.pruning import (
     Criterion,
     channel_groups,
@@ -213,74 +212,3 @@ def test_random():
     values, others = (np.concatenate(jax.tree.leaves(s)) for s in (scores, other))
     assert len(set(values)) == len(values)
     assert not set(values) & set(others)
-
-
-FLAT = {name: np.zeros(group.size) for name, group in channel_groups(GRAPH).items()}
-
-
-@over("ratio", [0.0, 0.1, 0.3, 0.5, 0.7])
-def test_how_many_stay(ratio: float):
-    scores = random_group_scores(GRAPH, {}, jax.random.key(0))
-    keep = select(GRAPH, scores, ratio)
-    assert {name: len(channels) for name, channels in keep.items()} == {
-        name: int(group.size * (1 - ratio)) for name, group in channel_groups(GRAPH).items()
-    }
-    for name, channels in keep.items():
-        gone = np.setdiff1d(np.arange(FLAT[name].size), channels)
-        assert list(channels) == sorted(channels)
-        assert gone.size == 0 or scores[name][channels].min() > scores[name][gone].max()
-
-
-@over("dtype", [np.float32, np.uint8, int, jnp.bfloat16, list])
-def test_the_lower_of_equals_stays(dtype):
-    values = [2, 7, 7, 1, 7, 2]
-    stem = values if dtype is list else np.asarray(values).astype(dtype)
-    for ratio, wanted in [(0.1, [0, 1, 2, 4, 5]), (0.3, [0, 1, 2, 4]), (0.5, [1, 2, 4]), (0.6, [1, 2]), (0.8, [1])]:
-        assert list(select(GRAPH, FLAT | {"stem": stem}, {"stem": ratio})["stem"]) == wanted
-
-
-def test_ratios_by_label():
-    keep = select(GRAPH, FLAT, {"middle": 0.5, "outputs": 0.25})
-    assert {name: len(channels) for name, channels in keep.items()} == {
-        "stem": 6,
-        "conv1": 4,
-        "conv2": 6,
-        "conv3": 3,
-        "hidden": 5,
-    }
-
-
-@over("network", [resnet20, vgg16])
-def test_groups_without_a_label_are_never_pruned(network):
-    graph = network(width=1 / 8)
-    last = {name for name, group in channel_groups(graph).items() if group.label is None}
-    assert len(last) == 1
-    keep = select(graph, random_group_scores(graph, {}, jax.random.key(0)), 0.5)
-    assert set(keep) == set(channel_groups(graph)) - last
-
-
-@over(
-    ("ratios", "message"),
-    [
-        ({"stem": 1.0}, "ratio of 'stem' in group 'stem': a pruning ratio must be at least 0 and below 1, got 1.0"),
-        ({"middle": -0.1}, "ratio of 'middle' in group 'conv1': .* got -0.1"),
-        ({"stem": float("nan")}, "ratio of 'stem' in group 'stem': .* got nan"),
-        ({"stem": 0.9}, "ratio of 'stem' in group 'stem': .* leaves none of 6 channels"),
-        (1.0, "below 1, got 1.0"),
-        ({"output": 0.1}, "ratios name 'output'; this network has hidden, middle, outputs, stem"),
-    ],
-)
-def test_ratios_that_make_no_sense(ratios, message: str):
-    with pytest.raises(ValueError, match=message):
-        select(GRAPH, FLAT, ratios)
-
-
-@over("values", [np.full(8, np.nan), [np.inf, *range(7)], np.zeros(7), np.zeros((8, 1)), 1.0])
-def test_scores_that_make_no_sense(values):
-    with pytest.raises(ValueError, match="scores of group 'conv1' must be 8 finite numbers"):
-        select(GRAPH, FLAT | {"conv1": values}, 0.5)
-
-
-def test_missing_scores():
-    with pytest.raises(ValueError, match="scores lack the group 'conv3'"):
-        select(GRAPH, {name: values for name, values in FLAT.items() if name != "conv3"}, 0.5)

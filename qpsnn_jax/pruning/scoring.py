@@ -1,6 +1,6 @@
-"""Scores of all channels of a network in one pass over data, and selection of the channels to keep."""
+"""Scores of all channels of a network in one pass over data."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
-from qpsnn_jax.model.zoo.blocks import kept_channels
 from qpsnn_jax.numerics.neurons import LIFTrace
 from qpsnn_jax.pruning.channels import Group, channel_groups, channel_numbers, spiking_members
 from qpsnn_jax.pruning.scores import count_ranks, magnitude_scores, random_scores, sca_scores, spike_counts
@@ -191,45 +190,6 @@ def random_group_scores(graph: Graph, variables: Any, key: Array) -> Scores:
     return {name: random_scores(k, group.size) for k, (name, group) in zip(keys, groups.items(), strict=True)}
 
 
-def select(graph: Graph, scores: Mapping[str, Any], ratios: Mapping[str, float] | float) -> dict[str, np.ndarray]:
-    """The channels to keep in every group: the int(n·(1 - r)) with the highest scores, in ascending order.
-
-    Channels that feed an attention are counted, scored (by their mean) and removed by heads. Among equal scores
-    the channel with the lower number is kept, so that the result does not depend on the machine.
-
-    Args:
-        graph: the network.
-        scores: ``{group: scores}``, as :func:`score` returns them.
-        ratios: fraction removed, by label; 0 for missing labels. A single number is used for all labelled groups.
-
-    Returns:
-        ``{group: kept channel numbers}`` for :func:`qpsnn_jax.prune`, without the groups that have no label.
-
-    Raises:
-        ValueError: a label that no group has, a ratio outside [0, 1), a ratio that empties a group, missing or
-            non-finite scores.
-
-    References:
-        QP-SNN (ICLR 2025), Algorithm 1, with the counts that reproduce its sizes.
-    """
-    chosen = checked_ratios(graph, ratios)
-    groups = {name: group for name, group in channel_groups(graph).items() if group.label is not None}
-    return {name: highest(group, scores, _kept(group, chosen[str(group.label)])) for name, group in groups.items()}
-
-
-def checked_ratios(graph: Graph, ratios: Mapping[str, float] | float) -> dict[str, float]:
-    """The ratio of every label of a graph; see :func:`select`.
-
-    Raises:
-        ValueError: a label that no group has.
-    """
-    labels = {group.label for group in channel_groups(graph).values() if group.label is not None}
-    chosen = dict(ratios) if isinstance(ratios, Mapping) else dict.fromkeys(labels, ratios)
-    if unknown := [label for label in chosen if label not in labels]:
-        raise ValueError(f"ratios name {unknown[0]!r}; this network has {', '.join(sorted(labels))}.")
-    return {label: chosen.get(label, 0.0) for label in labels}
-
-
 def _places(numbers: np.ndarray) -> np.ndarray:
     """The channels of a layer that are those of a group, by position and number in the group."""
     channels = np.argsort(numbers, kind="stable")[np.count_nonzero(numbers < 0) :]
@@ -267,26 +227,3 @@ def _score_maps(criterion: Criterion, maps: dict[Any, Array]) -> dict[Any, Array
             )
         scores |= dict(zip(layers, jnp.split(found, np.cumsum(widths)[:-1]), strict=True))
     return scores
-
-
-def _kept(group: Group, ratio: float) -> int:
-    try:
-        return kept_channels(group.size // group.unit, ratio)
-    except ValueError as error:
-        raise ValueError(f"ratio of {group.label!r} in group {group.name!r}: {error}") from None
-
-
-def highest(group: Group, scores: Mapping[str, Any], kept: int) -> np.ndarray:
-    """The channels of the ``kept`` units of a group with the highest scores, in ascending order; see :func:`select`.
-
-    Raises:
-        ValueError: missing or non-finite scores.
-    """
-    if group.name not in scores:
-        raise ValueError(f"scores lack the group {group.name!r}.")
-    values = np.asarray(scores[group.name], np.float64)
-    if values.shape != (group.size,) or not np.all(np.isfinite(values)):
-        raise ValueError(f"scores of group {group.name!r} must be {group.size} finite numbers.")
-    # Attention heads are kept or removed as units, by the mean score of their channels.
-    units = np.sort(np.argsort(-values.reshape(-1, group.unit).mean(axis=1), kind="stable")[:kept])
-    return (units[:, None] * group.unit + np.arange(group.unit)).ravel()
