@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from qpsnn_jax.export.c.source import CSource, c_source
+from qpsnn_jax.export.folded_layers import Rates
 from qpsnn_jax.export.integer_network import IntegerNetwork
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -173,8 +174,11 @@ def by_step(network: IntegerNetwork, pixels: np.ndarray) -> np.ndarray:
     folded, readout, steps = network.folded, network.folded.readout, network.folded.timesteps
     twice = dataclasses.replace(network, folded=dataclasses.replace(folded, timesteps=2 * steps))
     repeated = np.concatenate([pixels, pixels], axis=1) if folded.image.frames else pixels
-    (rows, columns), (sy, sx) = readout.kernel.shape[:2], readout.strides
     spikes = twice(repeated, [readout.source])[1][readout.source].astype(np.int64)
+    if isinstance(readout, Rates):
+        each = spikes.reshape(len(spikes), 2, steps, -1)
+        return each.cumsum(2).reshape(len(spikes), 2 * steps, -1)
+    (rows, columns), (sy, sx) = readout.kernel.shape[:2], readout.strides
     pooled = sum(
         spikes[:, :, y : y + sy * rows : sy, x : x + sx * columns : sx][:, :, :rows, :columns]
         for y, x in np.ndindex(readout.window)

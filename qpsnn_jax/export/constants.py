@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded
-from qpsnn_jax.export.folded_layers import Neurons, among_all
+from qpsnn_jax.export.folded_layers import Neurons, Rates, among_all
+from qpsnn_jax.export.integer_neurons import Cell, Leak
 
 # Integers up to here are exact in float32, so that a simulation in float32 can follow.
 FLOAT32 = 2**24
@@ -29,7 +30,8 @@ class Constants(NamedTuple):
     ``weights`` are q, ``h w i o`` int32, zero between the groups of a convolution; on pixels ``fine`` are additional
     256ths, 0 to 255, or None. ``shift`` is F. ``live`` is False if the current is constant: the synapses then have no
     effect. ``pads`` ``h w o`` is the contribution of a tap outside the image (zero on spikes); ``residual`` that of a
-    residual spike. ``sums`` bounds the size of Σ q S, and ``low``, ``high`` the membrane.
+    residual spike. ``sums`` bounds the size of Σ q S, and ``low``, ``high`` the membrane. ``cell`` is their
+    leak and reset; ``taken`` is what a spike takes off its membrane, zero for a reset to zero.
     """
 
     weights: np.ndarray
@@ -43,10 +45,15 @@ class Constants(NamedTuple):
     sums: int
     low: np.ndarray
     high: np.ndarray
+    cell: Cell
+    taken: np.ndarray
 
 
 class ReadoutConstants(NamedTuple):
-    """Integers of the readout: weights ``h w i o`` and bias ``o``, int32; a logit times ``unit`` is a current."""
+    """Integers of the readout: weights ``h w i o`` and bias ``o``, int32; a logit times ``unit`` is a current.
+
+    A network that ends in rates has neither weights nor a bias: its logits are sums over the steps.
+    """
 
     weights: np.ndarray
     bias: np.ndarray
@@ -67,26 +74,29 @@ def neuron_constants(folded: Folded, layer: Neurons) -> Constants:
     above = 0 if fine is None else 1
     high = largest * np.maximum(weights + above, 0).sum((0, 1, 2), dtype=np.int64)
     low = largest * np.minimum(weights, 0).sum((0, 1, 2), dtype=np.int64)
-    live = 2 * scale * np.maximum(high, -low) >= _NEGLIGIBLE * layer.threshold
+    theta = np.asarray(layer.threshold, np.float64)
+    cell = Cell(Leak.of(np.broadcast_to(layer.tau, scale.shape)), layer.reset)
+    live = cell.leak.gain(folded.timesteps) * scale * np.maximum(high, -low) >= _NEGLIGIBLE * theta
     # The contribution of a pixel of mean colour at each tap: the bias subtracts it everywhere, ``pads`` adds it
     # outside.
     means = np.asarray(folded.image.mean if stem else np.zeros(weights.shape[2]))
     real = weights if fine is None else weights + fine / (1 << FINE)
     pads = live * np.einsum("hwio,i->hwo", real, means)
-    unit = np.where(live, scale, layer.threshold * _NEGLIGIBLE)
+    unit = np.where(live, scale, theta * _NEGLIGIBLE)
     added = folded.maps[layer.residual.source].largest if layer.residual else 0
-    scaled = _Scaled(unit, layer, pads, live * high.astype(np.float64), live * low.astype(np.float64), added)
-    shift = _shifts(scaled, folded.timesteps - 1, FINE if above else _MOST_FRACTION)
+    reach = (live * high.astype(np.float64), live * low.astype(np.float64))
+    scaled = _Scaled(unit, layer, theta, cell, pads, *reach, added, folded.timesteps)
+    shift = _shifts(scaled, cell.leak.shift * (folded.timesteps - 1), FINE if above else _MOST_FRACTION)
     ends = scaled.ends(shift)
     worst = int(np.maximum(ends[1], -ends[0]).max())
-    if worst >= INT32:
+    if worst >= cell.limit:
         raise ValueError(
-            f"layer {layer.name!r}: a membrane could reach {worst:,}, which exceeds 32 bits; "
+            f"layer {layer.name!r}: a membrane could reach {worst:,}, which exceeds {cell.limit.bit_length()} bits; "
             "its batch-norm has a bias far above the threshold, or it has too many inputs."
         )
-    bias, threshold, residual, pads = (array.astype(np.int32) for array in scaled.rounded(shift))
-    sums = int(max(high.max(), -low.min()))
-    return Constants(weights, fine, shift.astype(np.int32), bias, threshold, residual, pads, live, sums, *ends)
+    bias, threshold, taken, residual, pads = (array.astype(np.int32) for array in scaled.rounded(shift))
+    sums, shift = int(max(high.max(), -low.min())), shift.astype(np.int32)
+    return Constants(weights, fine, shift, bias, threshold, residual, pads, live, sums, *ends, cell, taken)
 
 
 class _Scaled(NamedTuple):
@@ -94,32 +104,48 @@ class _Scaled(NamedTuple):
 
     unit: np.ndarray
     layer: Neurons
+    theta: np.ndarray
+    cell: Cell
     pads: np.ndarray
     high: np.ndarray
     low: np.ndarray
     residual_largest: int
+    timesteps: int
 
-    def rounded(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Bias, threshold, residual and pads; clipped, so that a channel out of range shows in its bound."""
+    def rounded(self, shift: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Bias, threshold, θ as it is taken off, residual and pads.
+
+        They are clipped, so that a channel out of range shows in its bound.
+        """
         one = np.ldexp(1.0, shift)
         bias = np.rint((self.layer.bias / self.unit - self.pads.sum((0, 1))) * one)
-        level = self.layer.threshold / self.unit * one
+        level = self.theta / self.unit * one
         threshold = np.floor(level) + 1 if self.layer.strict else np.ceil(level)
+        taken = np.zeros_like(level) if self.cell.reset == "hard" else np.rint(level)
         residual = np.rint(one / self.unit) if self.layer.residual else np.zeros_like(self.unit)
-        return _capped(bias), _capped(threshold), _capped(residual), _capped(np.rint(self.pads * one))
+        return tuple(_capped(array) for array in (bias, threshold, taken, residual, np.rint(self.pads * one)))
 
     def ends(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bounds of the membrane and of every sum on the way to it.
 
-        With currents in [low, high] the membrane stays in [2·low - 2, high + min(high, θ/2 + 1)].
+        A constant current adds up g times (:meth:`Leak.gain`), and each step rounds by less than 1. So with currents in
+        [low, high] the membrane stays in [g·(low - 1), g·high + g], of which a reset to zero leaves at most high and
+        the leaked θ; with the delayed reset it may fall another θ. With the leak ½ it is
+        [2·low - 2, high + min(high, θ/2 + 1)].
         """
-        bias, threshold, residual, pads = self.rounded(shift)
+        bias, threshold, taken, residual, pads = self.rounded(shift)
         upper = _capped(np.ldexp(self.high, shift)) + np.maximum(pads, 0).sum((0, 1))
         upper += self.residual_largest * residual
         lower = _capped(np.ldexp(self.low, shift)) + np.minimum(pads, 0).sum((0, 1))
         high, low = upper + np.maximum(bias, 0), lower + np.minimum(bias, 0)
         high, low = np.maximum(high, 0), np.minimum(low, 0)
-        return 2 * low - 2, np.maximum(high + np.minimum(high, threshold // 2 + 1), threshold)
+        leak, shifted = self.cell.leak, self.cell.leak.shift > 0
+        gain, rest = leak.gain(self.timesteps), leak.rest
+        left = (gain - 1) * (high + (rest & shifted)) + (rest & shifted)
+        if self.cell.reset == "hard":
+            left = np.minimum(left, leak(threshold) + 1)
+        fall = taken if self.cell.reset == "delayed" else 0
+        return gain * (low - (~rest & shifted)) - fall, np.maximum(high + left, threshold)
 
 
 def _capped(values: np.ndarray) -> np.ndarray:
@@ -127,15 +153,16 @@ def _capped(values: np.ndarray) -> np.ndarray:
     return np.clip(values, -(2.0**32), 2.0**32).astype(np.int64)
 
 
-def _shifts(scaled: _Scaled, wanted: int, most: int) -> np.ndarray:
-    """The largest F up to ``most`` whose membranes are exact in float32; else T - 1, ``wanted``, or less for 32 bits.
+def _shifts(scaled: _Scaled, wanted: np.ndarray, most: int) -> np.ndarray:
+    """The largest F up to ``most`` whose membranes are exact in float32; else ``wanted``, or less for 32 bits.
 
-    Below T - 1 the shifts lose less than one unit a of the sums, in channels where a is tiny beside b and θ.
+    Those wanted are k (T - 1) for a leak that shifts by k. With less the shifts lose less than one unit a of the sums,
+    in channels where a is tiny beside b and θ.
     """
     shift = np.zeros(len(scaled.unit), np.int64)
-    for fraction in range(min(max(most, wanted), _LARGEST_SHIFT) + 1):
+    for fraction in range(min(max(most, int(wanted.max())), _LARGEST_SHIFT) + 1):
         low, high = scaled.ends(np.full_like(shift, fraction))
-        limit = FLOAT32 if fraction > wanted else INT32
+        limit = np.where(fraction > wanted, FLOAT32, scaled.cell.limit)
         shift = np.where(np.maximum(high, -low) < limit, fraction, shift)
     return shift
 
@@ -166,6 +193,10 @@ def readout_constants(folded: Folded) -> ReadoutConstants:
         ValueError: a logit could exceed 32 bits; the message names the layer.
     """
     layer = folded.readout
+    if isinstance(layer, Rates):
+        classes, bound = folded.classes, folded.timesteps * folded.maps[layer.source].largest
+        nothing = np.zeros((1, 1, 0, classes), np.int32)
+        return ReadoutConstants(nothing, np.zeros(classes, np.int32), 1 / folded.timesteps, bound)
     bound, reads = 0, folded.timesteps * layer.window[0] * layer.window[1] * folded.maps[layer.source].largest
     integers = layer.kernel.dtype != np.float32
     for width in (8,) if integers else range(16, 7, -1):

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qpsnn_jax.export.folded_checks import MOST_STEPS, check_image, check_sizes, map_of
-from qpsnn_jax.export.folded_layers import Image, Layer, Map, Neurons, Readout, sources
+from qpsnn_jax.export.folded_layers import Image, Layer, Map, Neurons, Rates, Readout, sources
 from qpsnn_jax.runtime.checks import integer
 
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """A folded network: its input, its layers in order, the :class:`Readout` last, and the number of steps T.
+    """A folded network: its input, its layers in order, the readout last, and the number of steps T.
 
     Raises:
         ValueError: at construction, if anything is inconsistent; the message names the layer.
@@ -34,7 +34,7 @@ class Folded:
         """Shape and largest value of every map, by name."""
         image = self.image
         maps = {image.name: check_image(image)}
-        readouts = [index for index, layer in enumerate(self.layers) if isinstance(layer, Readout)]
+        readouts = [index for index, layer in enumerate(self.layers) if isinstance(layer, Readout | Rates)]
         if readouts != [len(self.layers) - 1]:
             raise ValueError("a folded network needs exactly one readout, as its last layer.")
         for layer in self.layers:
@@ -53,11 +53,16 @@ class Folded:
         return maps
 
     @property
-    def readout(self) -> Readout:
+    def readout(self) -> Readout | Rates:
         """The last layer."""
         last = self.layers[-1]
-        assert isinstance(last, Readout)
+        assert isinstance(last, Readout | Rates)
         return last
+
+    @property
+    def classes(self) -> int:
+        """The number of outputs."""
+        return self.maps[self.readout.name].shape[2]
 
     @property
     def neurons(self) -> Iterator[Neurons]:

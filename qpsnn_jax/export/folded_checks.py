@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from qpsnn_jax.export.folded_layers import Concatenation, Image, Layer, Map, MaxPool, Neurons, Readout, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, Image, Layer, Map, MaxPool, Neurons, Rates, Readout, Sum
+from qpsnn_jax.export.integer_neurons import Leak
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.runtime.checks import integer
 
@@ -49,7 +50,7 @@ def _synapses(layer: Layer) -> int:
     """The number of values from which each value of a layer's map is computed."""
     if isinstance(layer, MaxPool):
         return math.prod(layer.window)
-    return 1 if isinstance(layer, Sum | Concatenation) else math.prod(layer.kernel.shape[:3])
+    return 1 if isinstance(layer, Sum | Concatenation | Rates) else math.prod(layer.kernel.shape[:3])
 
 
 def map_of(layer: Layer, maps: dict[str, Map], image: str) -> Map:
@@ -82,6 +83,8 @@ def map_of(layer: Layer, maps: dict[str, Map], image: str) -> Map:
             return _neurons_map(layer, maps, image)
         case Readout():
             return _readout_map(layer, maps)
+        case Rates():
+            return Map((1, 1, math.prod(maps[layer.source].shape)), _LARGEST_LOGIT)
 
 
 def _joined(maps: list[Map]) -> Map:
@@ -105,8 +108,7 @@ def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
     _floats(scale=layer.scale, bias=layer.bias, shape=(outputs,))
     if (kernel.dtype == np.float32 and not np.isfinite(kernel).all()) or not (layer.scale >= 0).all():
         raise ValueError("weights must be finite, and scales not negative.")
-    if not 1e-6 < layer.threshold < 1e6:
-        raise ValueError(f"the threshold must be positive, between 1e-6 and 1e6, got {layer.threshold}.")
+    _check_dynamics(layer, outputs)
     size = _pooled(source[:2], (kernel.shape[0], kernel.shape[1]), layer.strides, layer.padding, layer.dilation)
     if (residual := layer.residual) is not None:
         h, w, channels = maps[residual.source].shape
@@ -117,6 +119,18 @@ def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
         if given != (*size, outputs):
             raise ValueError(f"adds a residual of shape {given} to currents of shape {(*size, outputs)}.")
     return Map((*size, outputs), 1)
+
+
+def _check_dynamics(layer: Neurons, outputs: int) -> None:
+    for name, value in (("threshold", layer.threshold), ("tau", layer.tau)):
+        if isinstance(value, np.ndarray):
+            _floats(**{name: value}, shape=(outputs,))
+    threshold = np.asarray(layer.threshold)
+    if not ((threshold > 1e-6) & (threshold < 1e6)).all():
+        raise ValueError(f"the threshold must be positive, between 1e-6 and 1e6, got {layer.threshold}.")
+    if layer.reset not in ("hard", "soft", "delayed"):
+        raise ValueError(f"its reset must be hard, soft or delayed, got {layer.reset!r}.")
+    _ = Leak.of(layer.tau)
 
 
 def _readout_map(layer: Readout, maps: dict[str, Map]) -> Map:

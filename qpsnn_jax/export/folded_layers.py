@@ -37,7 +37,7 @@ class Residual:
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    r"""A convolution and its neurons: :math:`X = a · Σ q S + b + R`, leak ½, fire at θ, reset to zero.
+    r"""A convolution and its neurons: :math:`X = a · Σ q S + b + R`, leak τ, fire at θ, reset.
 
     Attributes:
         name, source: of this layer's spikes and of the map it reads.
@@ -47,12 +47,14 @@ class Neurons:
         strides, padding: as those of :class:`qpsnn_jax.model.nodes.Conv`.
         scale: a, float32 of shape ``o``, positive, or zero where the synapses have no effect.
         bias: b, float32 of shape ``o``.
-        threshold: θ.
+        threshold: θ, one number or float32 of shape ``o``.
         strict: fire at > θ instead of ≥ θ.
         residual: R, if any.
         levels: of the codes: 3 if they are ternary, with 2 bits, else None for 2^b.
         groups, dilation: as those of :class:`qpsnn_jax.model.nodes.Conv`; the kernel is ``h w i/groups o``.
         mask: bool, of the shape of the kernel: false where q is zero and the kernel holds 0; None for no mask.
+        tau: τ, one number or float32 of shape ``o``: those of :class:`~qpsnn_jax.export.integer_neurons.Leak`.
+        reset: as that of :class:`qpsnn_jax.model.nodes.LIF`.
     """
 
     name: str
@@ -63,13 +65,15 @@ class Neurons:
     padding: Pair
     scale: np.ndarray
     bias: np.ndarray
-    threshold: float = 1.0
+    threshold: float | np.ndarray = 1.0
     strict: bool = False
     residual: Residual | None = None
     levels: int | None = None
     groups: int = 1
     dilation: Pair = (1, 1)
     mask: np.ndarray | None = None
+    tau: float | np.ndarray = 0.5
+    reset: str = "hard"
 
     @property
     def top(self) -> int:
@@ -146,7 +150,15 @@ class Readout:
         return _integers_of(self)
 
 
-Layer = Neurons | MaxPool | Sum | Concatenation | Readout
+@dataclass(frozen=True)
+class Rates:
+    """The mean of a map over the T steps, such as firing rates; one output for each of its values."""
+
+    name: str
+    source: str
+
+
+Layer = Neurons | MaxPool | Sum | Concatenation | Readout | Rates
 
 
 @dataclass(frozen=True)

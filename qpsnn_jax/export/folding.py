@@ -12,6 +12,7 @@ import numpy as np
 
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folded_layers import Concatenation, Image, Layer, MaxPool, Neurons, Residual, Sum
+from qpsnn_jax.export.integer_neurons import Leak
 from qpsnn_jax.export.reading import (
     Weights,
     affine,
@@ -80,9 +81,9 @@ def fold(
         and scales; the number of steps is the graph's.
 
     Raises:
-        ValueError: something that integers cannot express, naming the node: attention, a leak other than ½, a soft
-            reset, a layer that is not quantized or does not read spikes, an average-pool that is not the readout's, a
-            kind of node that :func:`fold_node` does not know.
+        ValueError: something that integers cannot express, naming the node: attention, a leak that is no shift
+            (:mod:`~qpsnn_jax.export.integer_neurons`), a layer that is not quantized or does not read spikes, an
+            average-pool that is not the readout's, a kind of node that :func:`fold_node` does not know.
 
     References:
         QP-SNN (ICLR 2025), Eq. 1-6; folding as in Jacob et al., CVPR 2018.
@@ -153,14 +154,11 @@ def _max_pool(node: nodes.MaxPool, folding: Folding) -> MaxPool:
 
 @fold_node.register(nodes.LIF)
 def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
-    tau, threshold = neuron_options(folding.weights, node)
-    if (tau != 0.5).any() or node.reset != "hard":
-        raise ValueError(
-            f"node {node.name!r}: only a leak of 0.5 and a hard reset can be exported as integers, "
-            f"got tau {tau} and a {node.reset} reset."
-        )
-    if threshold.ndim:
-        raise ValueError(f"node {node.name!r}: only one threshold for all neurons can be exported as integers.")
+    tau, threshold = (_by_channel(values) for values in neuron_options(folding.weights, node))
+    try:
+        Leak.of(tau)
+    except ValueError as error:
+        raise ValueError(f"node {node.name!r}: {error}") from None
     synapses, residuals = current_of(folding.graph.by_name[node.input], folding)
     if len(synapses) != 1 or len(residuals) > 1:
         raise ValueError(
@@ -185,12 +183,19 @@ def _neurons(node: nodes.LIF, folding: Folding) -> Neurons:
         **window,
         scale=np.abs(scale).astype(np.float32),
         bias=bias.astype(np.float32),
-        threshold=float(threshold),
+        threshold=threshold,
         strict=node.fire == ">",
         residual=next(iter(residuals), None),
         levels=levels,
         mask=mask,
+        tau=tau,
+        reset=node.reset,
     )
+
+
+def _by_channel(values: np.ndarray) -> float | np.ndarray:
+    """One number where all channels have the same, else float32."""
+    return values.astype(np.float32) if (values != values.flat[0]).any() else float(values.flat[0])
 
 
 @singledispatch

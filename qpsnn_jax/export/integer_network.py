@@ -6,8 +6,11 @@ With :math:`a` and :math:`b` the scale and bias of a channel and F its fractiona
     V ← \lfloor V/2 \rfloor + 2^F Σ q S + \mathrm{round}(2^F b/a) + R·\mathrm{round}(2^F/a),
     \quad S = [V ≥ \lceil 2^F θ/a \rceil], \quad V ← V (1 - S)
 
-The leak is an arithmetic shift. With F ≥ T - 1 the sums of integers are shifted without loss; F is larger if the
-bound of :mod:`~qpsnn_jax.export.constants` allows it, so that b and θ are finer. Uses only NumPy.
+The leak is an arithmetic shift by k = 1, or another one of :mod:`~qpsnn_jax.export.integer_neurons`. With
+:math:`F ≥ k (T - 1)` the sums of integers are shifted without loss; F is larger if the bound of
+:mod:`~qpsnn_jax.export.constants` allows it, so that b and θ are finer. A soft reset takes
+:math:`\mathrm{round}(2^F θ/a)` off, at this step or (delayed) at the next. So the spikes are those of the real numbers
+a, b and θ but where a membrane is within this rounding of the threshold. Uses only NumPy.
 """
 
 import math
@@ -27,7 +30,7 @@ from qpsnn_jax.export.constants import (
     readout_constants,
 )
 from qpsnn_jax.export.folded import Folded
-from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Rates, Readout, Residual, Sum
 from qpsnn_jax.kernels.geometry import Pair
 
 # Elements in the patches that are multiplied at once.
@@ -76,7 +79,7 @@ class IntegerNetwork:
 
         Returns:
             int32 logits ``b classes``, the sum over the steps; their largest is the prediction, and times
-            ``readout.unit`` they are the time-mean of the output currents. With ``capture``, also
+            ``readout.unit`` they are the time-mean of the output currents, or the firing rates. With ``capture``, also
             ``{name: map}``.
 
         Raises:
@@ -127,6 +130,9 @@ def run_layers(network: IntegerNetwork, pixels: np.ndarray) -> dict[str, np.ndar
                 maps[layer.name] = np.concatenate([maps[name] for name in layer.sources], axis=-1)
             case Readout():
                 maps[layer.name] = _logits(layer, network.readout, maps[layer.source])
+            case Rates():
+                spikes = maps[layer.source]
+                maps[layer.name] = spikes.reshape(*spikes.shape[:2], -1).astype(np.int32)
     return maps
 
 
@@ -167,10 +173,7 @@ def _spikes(folded: Folded, layer: Neurons, constants: Constants, maps: Mapping[
     spikes = np.zeros(driven.shape, np.uint8)
     membrane = np.zeros_like(driven[:, 0])
     for step in range(folded.timesteps):
-        membrane = (membrane >> 1) + driven[:, step]
-        fired = membrane >= constants.threshold
-        spikes[:, step] = fired
-        membrane = np.where(fired, np.int32(0), membrane)
+        membrane, spikes[:, step] = constants.cell.step(membrane, driven[:, step], constants.threshold, constants.taken)
     return spikes
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded
-from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Rates, Readout, Residual, Sum
 from qpsnn_jax.runtime.files import write_atomically
 
 # The first version with 2-bit integers; 4-bit integers need 21.
@@ -50,7 +50,7 @@ def onnx_model(folded: Folded) -> Any:
     """The network as an ONNX model.
 
     Its input ``pixels`` is uint8, ``b h w c`` or ``b t h w c``, with any b; its output ``currents`` float32, ``b
-    classes``, the time-mean of the output currents.
+    classes``, the time-mean of the output currents or the firing rates.
 
     Args:
         folded: the network.
@@ -79,14 +79,16 @@ def onnx_model(folded: Folded) -> Any:
                 maps[layer.name] = [build.one("Concat", *each, axis=1) for each in parts]
             case Readout():
                 maps[layer.name] = [_readout(build, layer, maps[layer.source])]
+            case Rates():
+                maps[layer.name] = [_rates(build, maps[layer.source])]
     (currents,) = maps[folded.readout.name]
     build.nodes.append(onnx.helper.make_node("Identity", [currents], ["currents"]))
     steps = (folded.timesteps,) if folded.image.frames else ()
     value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
     given = value("pixels", kinds.UINT8, ("b", *steps, *folded.image.shape))
-    made = value("currents", kinds.FLOAT, ("b", folded.readout.kernel.shape[3]))
+    made = value("currents", kinds.FLOAT, ("b", folded.classes))
     graph = onnx.helper.make_graph(build.nodes, "qpsnn", [given], [made], list(build.constants.values()))
-    layers = (*folded.neurons, folded.readout)
+    layers = [layer for layer in folded.layers if isinstance(layer, Neurons | Readout)]
     small = any(_stored_bits(layer) == 2 for layer in layers if layer.kernel.dtype == np.uint8 and layer.mask is None)
     opset = onnx.helper.make_opsetid("", _OPSET_2_BITS if small else _OPSET)
     version = onnx.helper.find_min_ir_version_for([opset])
@@ -134,15 +136,31 @@ def _neurons(build: _Builder, folded: Folded, layer: Neurons, maps: dict[str, li
         currents = [build.one("Add", x, y) for x, y in zip(currents * len(residual), residual, strict=False)]
     if len(currents) == 1:
         currents = currents * folded.timesteps
-    half, one = build.constant(np.float32(0.5)), build.constant(np.float32(1))
-    threshold = build.constant(np.float32(layer.threshold))
+    tau, threshold = (_by_channel(build, values) for values in (layer.tau, layer.threshold))
     spikes, left = [], None
     for current in currents:
-        membrane = current if left is None else build.one("Add", build.one("Mul", left, half), current)
+        membrane = current if left is None else build.one("Add", left, current)
         fired = build.one("Greater" if layer.strict else "GreaterOrEqual", membrane, threshold)
         spikes.append(build.one("Cast", fired, to=build.types.FLOAT))
-        left = build.one("Mul", membrane, build.one("Sub", one, spikes[-1]))
+        left = _left(build, layer.reset, membrane, spikes[-1], tau, threshold)
     return spikes
+
+
+def _left(build: _Builder, reset: str, membrane: str, spikes: str, tau: str, threshold: str) -> str:
+    """What the membranes of a step add to those of the next one."""
+    if reset == "hard":
+        silent = build.one("Sub", build.constant(np.float32(1)), spikes)
+        return build.one("Mul", build.one("Mul", membrane, silent), tau)
+    taken = build.one("Mul", spikes, threshold)
+    if reset == "soft":
+        return build.one("Mul", build.one("Sub", membrane, taken), tau)
+    return build.one("Sub", build.one("Mul", membrane, tau), taken)
+
+
+def _by_channel(build: _Builder, values: float | np.ndarray) -> str:
+    """A number, or one for each channel of maps ``b c h w``."""
+    array = np.asarray(values, np.float32)
+    return build.constant(array[:, None, None] if array.ndim else array)
 
 
 def _currents(build: _Builder, layer: Neurons, inputs: list[str]) -> list[str]:
@@ -194,6 +212,12 @@ def _carrier(build: _Builder, residual: Residual, channels: int) -> Callable[[st
         return build.one("Gather", x, build.constant(picked.astype(np.int64)), axis=1)
 
     return carry
+
+
+def _rates(build: _Builder, spikes: list[str]) -> str:
+    """The mean of each value over the steps, in the order ``h w c``."""
+    mean = build.one("Mul", build.one("Sum", *spikes), build.constant(np.float32(1 / len(spikes))))
+    return build.one("Flatten", build.one("Transpose", mean, perm=[0, 2, 3, 1]))
 
 
 def _readout(build: _Builder, layer: Readout, spikes: list[str]) -> str:

@@ -1,10 +1,10 @@
-"""The readout of a folded network: a dense layer on spikes, on sums of them or on their average-pool."""
+"""The readout of a folded network: a dense layer on spikes, sums or their average-pool, or the rates of spikes."""
 
 from functools import singledispatch
 
 import numpy as np
 
-from qpsnn_jax.export.folded_layers import Readout
+from qpsnn_jax.export.folded_layers import Rates, Readout
 from qpsnn_jax.export.reading import Weights, indexed, summed_weights
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.model import nodes
@@ -14,7 +14,7 @@ from qpsnn_jax.model.nodes import Conv, Dense, Flatten, Node, Weighted
 _FULL = 32
 
 
-def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) -> Readout:
+def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) -> Readout | Rates:
     """The last node as a layer.
 
     Args:
@@ -24,11 +24,11 @@ def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) ->
             they are real numbers.
 
     Raises:
-        ValueError: it is not a dense layer on spikes; the message names the node.
+        ValueError: it is neither a dense layer on spikes nor spikes; the message names the node.
     """
     node = graph.output
     if not isinstance(node, Dense):
-        raise ValueError(f"node {node.name!r}: the last node must be a dense readout.")
+        return _rates(graph, spikes)
     read = _flattened(graph, node)
     source, window, strides = window_of(graph.by_name[read], graph)
     if source not in spikes:
@@ -48,6 +48,16 @@ def fold_readout(graph: Graph, weights: Weights, spikes: set[str], bits: int) ->
     step = float(np.float32(max(np.abs(kernel).max(), 1e-30) / 127))
     kernel, mask = indexed(np.rint(kernel / step).astype(np.int8), whole, 8, 0)
     return Readout(**place, kernel=kernel, scale=step, bits=8, mask=mask)
+
+
+def _rates(graph: Graph, spikes: set[str]) -> Rates:
+    """The last node as rates: spikes, their sums or a concatenation of them, with one axis or flattened."""
+    node = graph.output
+    if isinstance(node, Flatten) and node.input in spikes:
+        return Rates(node.name, node.input)
+    if node.name not in spikes or len(graph.values[node.name].shape) != 1:
+        raise ValueError(f"node {node.name!r}: the last node must be a dense readout, or neurons on a dense layer.")
+    return Rates(f"{node.name}/rates", node.name)
 
 
 @singledispatch

@@ -2,7 +2,9 @@
 
 import math
 
-from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Readout, Sum, sources
+import numpy as np
+
+from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Rates, Readout, Sum, sources
 from qpsnn_jax.export.packed.file import Packed
 
 
@@ -45,11 +47,21 @@ def _kind(layer: Layer) -> str:
             height, width, inputs, outputs = layer.kernel.shape
             ternary = isinstance(layer, Neurons) and layer.levels is not None
             kind = "neurons" if isinstance(layer, Neurons) else "readout"
+            cell = _cell(layer) if isinstance(layer, Neurons) else ""
             left = "" if layer.mask is None else f", {100 * layer.mask.mean():.0f} % left"
-            return f"{kind}, {height}×{width}×{inputs}×{outputs} at {1.6 if ternary else layer.bits} bits{left},"
+            return f"{kind}, {height}×{width}×{inputs}×{outputs} at {1.6 if ternary else layer.bits} bits{left}{cell},"
         case MaxPool():
             return f"max-pool {layer.window[0]}×{layer.window[1]}"
         case Sum():
             return "sum"
         case Concatenation():
             return "concatenation"
+        case Rates():
+            return "rates"
+
+
+def _cell(layer: Neurons) -> str:
+    """Leak and reset where they are not the default."""
+    tau = f"from {min(layer.tau):g} to {max(layer.tau):g}" if isinstance(layer.tau, np.ndarray) else f"{layer.tau:g}"
+    leak = "" if tau == "0.5" else f", leak {tau}"
+    return leak + ("" if layer.reset == "hard" else f", {layer.reset} reset")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded
-from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Rates, Readout, Residual, Sum
 from qpsnn_jax.export.reading import affine, by_weight, norm_factor, weights_of
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.graph import Graph
@@ -124,12 +124,20 @@ def _unfold_layer(
             graph.append(nodes.MaxPool(layer.name, layer.source, layer.window, layer.strides, layer.padding))
         case Readout():
             _unfold_readout(layer, graph, leaves)
+        case Rates():
+            graph.append(nodes.Flatten(layer.name, layer.source))
         case Neurons():
             current = _unfold_synapses(layer, folded, std, moments, graph, leaves)
             if layer.residual is not None:
                 current = _unfold_residual(layer.name, layer.residual, folded, current, graph)
-            fire = ">" if layer.strict else ">="
-            graph.append(nodes.LIF(layer.name, current, threshold=layer.threshold, fire=fire))
+            options: dict[str, Any] = {"fire": ">" if layer.strict else ">=", "reset": layer.reset}
+            options |= {"tau": _field(layer.tau), "threshold": _field(layer.threshold)}
+            graph.append(nodes.LIF(layer.name, current, **options))
+
+
+def _field(values: float | np.ndarray) -> float | tuple[float, ...]:
+    """A number, or one for each channel, as the field of a node."""
+    return tuple(values.tolist()) if isinstance(values, np.ndarray) else values
 
 
 def _unfold_readout(layer: Readout, graph: list[Node], leaves: dict[str, dict[str, Any]]) -> None:

@@ -71,7 +71,7 @@ def verify_c(exported: Exported, cc: str, threshold: float | None = None) -> Pro
             that is not finite or fewer than two classes.
     """
     network, (pixels, labels) = IntegerNetwork.of(exported.folded), everything(exported.data.test)
-    steps, classes = network.folded.timesteps, network.folded.readout.kernel.shape[3]
+    steps, classes = network.folded.timesteps, network.folded.classes
     if threshold is not None and classes < 2:
         raise ValueError("early exit compares two classes, and the network has one.")
     if threshold is not None and not np.isfinite(threshold):

@@ -153,7 +153,7 @@ def test_needs_nothing(name):
     (held,) = re.findall(r"int32_t steps, logits\[qpsnn_classes\], membranes\[(\d+)\];", text.header)
     neurons = sum(math.prod(network.folded.maps[layer.name].shape) for layer in network.folded.neurons)
     assert int(held) == neurons
-    assert text.state_bytes == 4 * (1 + network.folded.readout.kernel.shape[3] + neurons)
+    assert text.state_bytes == 4 * (1 + network.folded.classes + neurons)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -12,7 +12,7 @@ from small_networks import random_variables
 
 from qpsnn_jax.data import load
 from qpsnn_jax.data.feed import feed
-from qpsnn_jax.export import folded
+from qpsnn_jax.export import folded_layers
 from qpsnn_jax.export.agreement import compare
 from qpsnn_jax.export.folding import fold, fold_node
 from qpsnn_jax.export.integer_network import IntegerNetwork
@@ -104,8 +104,16 @@ def _graph(*nodes, timesteps=2):
 
 STEM = (Conv("conv1", "image", 2), LIF("lif1", "conv1"))
 INVALID = {
-    "leak": (resnet20(width=1 / 8, lif=LIF("", "", tau=0.25)), "only a leak of 0.5 and a hard reset"),
-    "soft reset": (resnet20(width=1 / 8, lif=LIF("", "", reset="soft")), "only a leak of 0.5 and a hard reset"),
+    "leak": (
+        resnet20(width=1 / 8, lif=LIF("", "", tau=0.9)),
+        "node 'lif1': a leak of 0.9 is not exact in integers; .* the nearest is 0.875",
+    ),
+    "leak of one channel": (
+        _graph(
+            Conv("conv1", "image", 2), LIF("lif1", "conv1", tau=(0.5, 0.3)), Flatten("f", "lif1"), Dense("fc", "f", 2)
+        ),
+        "node 'lif1': a leak of 0.3 is not exact",
+    ),
     "full precision": (resnet20(bits=None, width=1 / 8), "node 'layer1.0.conv1' reads spikes with full-precision"),
     "attention": (
         _graph(*STEM, Attention("attn", "lif1", "lif1", "lif1", 1), LIF("lif2", "attn")),
@@ -132,7 +140,7 @@ INVALID = {
         "node 'pool': a current that is neither",
     ),
     "no synapses": (_graph(*STEM, LIF("lif2", "lif1")), "node 'lif2': integer neurons read one convolution"),
-    "no readout": (_graph(*STEM), "node 'lif1': the last node must be a dense readout"),
+    "no readout": (_graph(*STEM), "node 'lif1': the last node must be a dense readout, or neurons on a dense layer"),
 }
 
 
@@ -204,7 +212,7 @@ def test_a_node_from_outside_raises_with_the_line_to_write_and_folds_once_it_is_
 
     @fold_node.register(Latch)
     def _(node, folding):
-        return folded.MaxPool(node.name, node.input, (1, 1), (1, 1), (0, 0))
+        return folded_layers.MaxPool(node.name, node.input, (1, 1), (1, 1), (0, 0))
 
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
     found = compare(graph, arguments[1], IntegerNetwork.of(fold(*arguments)), pixels, (0.5,), (0.25,))

@@ -49,7 +49,7 @@ def test_every_step_has_logits_whose_sum_is_the_whole(name):
     network, pixels = IntegerNetwork.of(folded_of(name)), pixels_of(GRAPHS[name])
     steps = network.by_step(pixels)
     assert steps.dtype == np.int32
-    assert steps.shape == (len(pixels), network.folded.timesteps, network.folded.readout.kernel.shape[3])
+    assert steps.shape == (len(pixels), network.folded.timesteps, network.folded.classes)
     np.testing.assert_array_equal(steps.sum(1), network(pixels))
     np.testing.assert_array_equal(steps.cumsum(1), by_step(network, pixels)[:, : network.folded.timesteps])
 

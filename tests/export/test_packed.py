@@ -98,9 +98,9 @@ def test_what_begins_otherwise_is_no_packed_file(tmp_path):
             load_packed(path)
     write_packed(path, folded_of("dense"), NOTES)
     data = bytearray(path.read_bytes())
-    data[8] = 3
+    data[8] = 4
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="has version 3 of the packed format; this program reads 1 and 2"):
+    with pytest.raises(ValueError, match="has version 4 of the packed format; this program reads 1 to 3"):
         load_packed(path)
     with pytest.raises(ValueError, match="plain values for JSON"):
         write_packed(path, folded_of("dense"), {"accuracy": float("nan")})

@@ -36,8 +36,8 @@ GAMMAS = ("none", "max", "percentile", "mean")
 class Growing:
     """A graph as it grows; every method adds nodes and returns the name of the last.
 
-    With ``integers`` each layer of neurons is what the integer network expresses, with ``nir`` neurons leak half and
-    reset to zero, windows are square and those of max-pools 2×2.
+    With ``integers`` each layer of neurons is what the integer network expresses, with ``nir`` neurons reset to zero,
+    windows are square and those of max-pools 2×2.
     """
 
     def __init__(self, seed: int, *, integers: bool = False, nir: bool = False) -> None:
@@ -100,14 +100,27 @@ class Growing:
         if not (self.integers or self.nir):
             options |= {"tau": self.one_of(0.5, 0.25, 0.9, 1.0), "reset": self.one_of("hard", "soft", "delayed")}
             options |= {"surrogate": self.one_of(*SURROGATES), "detach_reset": self.chance(0.3)}
-        if not self.integers:
-            channels = self.shape(source)[-1]
+        channels = self.shape(source)[-1]
+        if self.integers and not self.nir:
+            options |= self.shifting(channels)
+        elif not self.integers:
             options["tau"] = options.get("tau", self.one_of(0.5, 0.9, 1.0))
             if self.chance(0.2):
                 options["tau"] = tuple(self.draw.choice((0.5, 0.8, 0.9), channels).tolist())
             if self.chance(0.2):
                 options["threshold"] = tuple(self.draw.choice((1.0, 0.7, 0.3), channels).tolist())
         return self.add(LIF, source, **options)
+
+    def shifting(self, channels: int) -> dict[str, Any]:
+        """Leaks by shifts, resets, and numbers for each channel."""
+        leaks, options = (0.5, 0.75, 0.25, 1.0, 0.0, 0.875), {"reset": self.one_of("hard", "hard", "soft", "delayed")}
+        if self.chance(0.5):
+            options["tau"] = float(self.one_of(*leaks))
+        elif self.chance(0.3):
+            options["tau"] = tuple(self.draw.choice(leaks, channels).tolist())
+        if self.chance(0.2):
+            options["threshold"] = tuple(self.draw.choice((1.0, 0.7, 0.3), channels).tolist())
+        return options
 
     def norm(self, source: str) -> str:
         return self.add(BatchNorm, source, epsilon=self.one_of(1e-5, 1e-3)) if self.chance(0.7) else source
@@ -219,7 +232,7 @@ def graph_of(seed: int, *, nir: bool = False) -> Graph:
 
 
 def integer_graph_of(seed: int, *, nir: bool = False) -> Graph:
-    """A graph that integers express: quantized layers of spiking neurons, max-pools, sums and a readout."""
+    """A graph that integers express: quantized layers of neurons, max-pools, sums, and a readout or rates of spikes."""
     grow = Growing(seed, integers=True, nir=nir)
     trunk = grow.neurons(grow.norm(grow.weights(grow.nodes[0].name)))
     steps = [_layer, _layer, Growing.residual, _pool, _summed, Growing.hidden]
@@ -229,10 +242,13 @@ def integer_graph_of(seed: int, *, nir: bool = False) -> Graph:
             trunk = grow.hidden(trunk)
             continue
         trunk = grow.one_of(*steps)(grow, trunk)
-    shape = grow.shape(trunk)
+    shape, rates = grow.shape(trunk), not nir and grow.chance(0.3)
     if len(shape) == 3:
-        trunk = _averaged(grow, trunk, shape) if grow.chance(0.6) else grow.add(Flatten, trunk)
-    grow.weights(trunk, grow.number(2, 5), quantizer=grow.quantizer(0.4))
+        trunk = _averaged(grow, trunk, shape) if not rates and grow.chance(0.6) else grow.add(Flatten, trunk)
+    if not rates:
+        grow.weights(trunk, grow.number(2, 5), quantizer=grow.quantizer(0.4))
+    elif grow.shape(trunk) == (1,) or grow.chance(0.8):
+        grow.neurons(grow.norm(grow.weights(trunk, grow.number(2, 5), quantizer=grow.quantizer(1.0))))
     return grow.graph()
 
 

@@ -11,12 +11,13 @@ import pytest
 import reference
 from compilers import agrees, compiler
 from exported import moments
+from membranes import membranes_of
 from random_graphs import graph_of, integer_graph_of, live, pixels_of, variables_of
 from seeds import seeds
 
 from qpsnn_jax.export.constants import Constants
 from qpsnn_jax.export.folded import Folded
-from qpsnn_jax.export.folded_layers import Neurons
+from qpsnn_jax.export.folded_layers import Neurons, Rates, Readout
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork, currents
 from qpsnn_jax.export.nir.file import read_nir, write_nir
@@ -67,7 +68,7 @@ def test_whole_numbers_spike_as_the_float_network_does(seed):
     variables, pixels = variables_of(graph, seed), pixels_of(graph, seed)
     network, said = result_or_error(lambda: IntegerNetwork.of(fold(graph, variables, *moments(graph))), graph)
     if network is None:
-        assert seed % 4 == 0 or "exceeds 32 bits" in said
+        assert seed % 4 == 0 or re.search("exceeds 3[12] bits", said)
         return
     folded = network.folded
     logits, maps = network(pixels, [layer.name for layer in folded.layers[:-1]])
@@ -87,6 +88,8 @@ def test_whole_numbers_spike_as_the_float_network_does(seed):
 def unit_of_logits(network: IntegerNetwork, maps: dict[str, np.ndarray]) -> float:
     """The rounding error of a logit in integers: of its bias, and of each weight that was not an integer."""
     readout = network.folded.readout
+    if isinstance(readout, Rates):
+        return 0
     reads = readout.kernel.dtype == np.float32 and maps[readout.source].sum((1, 2, 3, 4)).max() * np.prod(
         readout.window
     )
@@ -112,11 +115,12 @@ def kernels(graph: Graph, variables: Any) -> dict[str, np.ndarray]:
 
 
 def rounding(layer: Neurons, constants: Constants, folded: Folded) -> np.ndarray:
-    """The rounding error of a membrane in integers, in the units of currents."""
+    """The rounding error of a membrane in integers, in the units of currents, which adds up as a current does."""
+    gain = np.maximum(1, constants.cell.leak.gain(folded.timesteps) / 2)
     unit = layer.threshold / np.maximum(constants.threshold - 1, 1)
     added = folded.maps[layer.residual.source].largest if layer.residual else 0
     constant = np.where(constants.live, 0, 2.0**-12 * layer.threshold)
-    return (6 + added + layer.kernel[..., 0, 0].size) * unit + constant
+    return gain * ((6 + added + layer.kernel[..., 0, 0].size) * unit + constant)
 
 
 @seeds(16)
@@ -146,7 +150,7 @@ def test_onnx_gives_the_currents_of_the_folded_network(seed):
     pytest.importorskip("onnx", reason="onnx is not installed (the extra onnx)")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (the extra onnx)")
     folded, pixels = folded_of(seed), pixels_of(integer_graph_of(seed), seed)
-    if folded.readout.window == (1, 1) != folded.readout.strides:
+    if isinstance(folded.readout, Readout) and folded.readout.window == (1, 1) != folded.readout.strides:
         pytest.skip("the model ignores the strides of a 1×1 average-pool")
     session = runtime.InferenceSession(onnx_model(folded).SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"pixels": pixels})
@@ -162,15 +166,11 @@ def clear_of_thresholds(network: IntegerNetwork, pixels: np.ndarray, maps: dict[
     maps = maps | {folded.image.name: pixels if folded.image.frames else pixels[:, None]}
     clear = np.ones(len(pixels), bool)
     for layer in folded.neurons:
-        constants, left = network.neurons[layer.name], 0
-        driven = currents(layer, constants, maps)
+        constants = network.neurons[layer.name]
+        membranes = membranes_of(layer, constants, currents(layer, constants, maps), folded.timesteps)
         unit = layer.threshold / np.maximum(constants.threshold - 1, 1)
-        for t in range(folded.timesteps):
-            membrane = left // 2 + driven[:, min(t, driven.shape[1] - 1)]
-            fired = membrane >= constants.threshold
-            margin = np.abs(membrane - constants.threshold) * unit
-            clear &= (margin > 1e-4 + rounding(layer, constants, folded)).all((1, 2, 3))
-            left = np.where(fired, 0, membrane)
+        margin = np.abs(membranes - constants.threshold) * unit
+        clear &= (margin > 1e-4 + rounding(layer, constants, folded)).all((1, 2, 3, 4))
     return clear
 
 

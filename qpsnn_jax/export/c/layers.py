@@ -8,7 +8,7 @@ import numpy as np
 from qpsnn_jax.export.c.dot import DotKernel
 from qpsnn_jax.export.c.layout import Layout, groups_of, interleaved, padded, planes_of, weight_planes, words_of
 from qpsnn_jax.export.constants import Constants
-from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Readout, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Rates, Readout, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
 
 _LONGEST_LINE = 116
@@ -49,6 +49,10 @@ def layer_text(network: IntegerNetwork, layout: Layout, index: int, layer: Layer
             return LayerText([], f"{_joined(layout, layer)} {title}", 0)
         case Readout():
             return _readout(network, layout, layer, title)
+        case Rates():
+            return LayerText(
+                [], f"(void)before; return run_rates((map){_place(layout, layer.source)}, steps, logits);", 0
+            )
 
 
 def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, title: str) -> LayerText:
@@ -59,6 +63,7 @@ def _neurons(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons
     weights = (unsigned(layout.words.word), interleaved(layer, layout.words))
     arrays = {"weights": weights, **_per_channel(constants, layout), **_residual_arrays(constants, layout, layer)}
     declared, names, size = _declared(index, arrays)
+    declared += _cell(constants, index, names)
     # With a mask the kernel has subtracted all: nothing is left to subtract from the count of all spikes.
     planes, ternary = weight_planes(layer), int(layer.levels is not None)
     counts = _numbers(planes, words, groups[0], ternary if layer.mask is None else planes)
@@ -78,6 +83,7 @@ def _grouped(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons
     arrays |= {"first": ("int16_t", np.arange(outputs) // (outputs // layer.groups) * inputs)}
     arrays |= {**_per_channel(constants, layout), **_residual_arrays(constants, layout, layer)}
     declared, names, size = _declared(index, arrays)
+    declared += _cell(constants, index, names)
     record = _record(layout, layer, _numbers(layer.bits, 0, 0, 0), "0, 0, 0, 0", names)
     narrow, wide = (names["each"], "0") if kind == "int8_t" else ("0", names["each"])
     text = f"static const grouped layer{index} = {{{record}, {narrow}, {wide}, {names['first']}, {inputs}}};\n"
@@ -90,7 +96,9 @@ def _record(layout: Layout, layer: Neurons, counts: str, dots: str, names: dict[
     if layer.residual is not None:
         residual, stride = _place(layout, layer.residual.source), layer.residual.stride
     taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, *layer.dilation)
-    fields = ", ".join(names.get(field, "0") for field in ("bias", "threshold", "live", "shift", "added", "from"))
+    fields = ", ".join(
+        names.get(field, "0") for field in ("bias", "threshold", "live", "shift", "cell", "added", "from")
+    )
     maps = ", ".join(_place(layout, name) for name in (layer.source, layer.name))
     return f"{{\n    {maps}, {residual}, {taps}, {counts},\n    {dots}, {fields}, {stride}, {layout.kept[layer.name]}}}"
 
@@ -126,10 +134,10 @@ def _stem(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, t
         arrays["fine"] = ("uint8_t", padded(constants.fine, 0, layout.words))
     arrays |= {"pads": ("int32_t", padded(constants.pads, 0, layout.words)), **_per_channel(constants, layout)}
     declared, names, size = _declared(index, arrays)
+    declared += _cell(constants, index, names)
     taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, *layer.dilation)
-    fields = ", ".join(
-        names.get(field, "0") for field in ("weights", "fine", "pads", "bias", "threshold", "live", "shift")
-    )
+    fields = ("weights", "fine", "pads", "bias", "threshold", "live", "shift", "cell")
+    fields = ", ".join(names.get(field, "0") for field in fields)
     shape, out = _numbers(*image.shape), _place(layout, layer.name)
     record = f"static const stem layer{index} = {{{shape}, {out}, {taps},\n    {fields}, {layout.kept[layer.name]}}};\n"
     return LayerText([title, *declared, record], f"run_stem(&layer{index}, pixels, steps, state);", size)
@@ -151,14 +159,28 @@ def _place(layout: Layout, name: str) -> str:
 
 
 def _per_channel(constants: Constants, layout: Layout) -> dict[str, tuple[str, np.ndarray]]:
-    words = layout.words
-    return {
+    words, cell = layout.words, constants.cell
+    arrays = {
         "bias": ("int32_t", padded(constants.bias, 0, words)),
         # Lanes without an output never fire.
         "threshold": ("int32_t", padded(constants.threshold, 2**31 - 1, words)),
         "shift": ("uint8_t", padded(constants.shift, 0, words)),
         "live": ("int8_t", padded(-constants.live.astype(np.int8), 0, words)),
     }
+    if cell.plain:
+        return arrays
+    leak = {"leak": cell.leak.shift, "rest": -cell.leak.rest.astype(np.int8)}
+    arrays |= {name: ("int8_t", padded(array, 0, words)) for name, array in leak.items()}
+    return arrays | ({} if cell.reset == "hard" else {"taken": ("int32_t", padded(constants.taken, 0, words))})
+
+
+def _cell(constants: Constants, index: int, names: dict[str, str]) -> list[str]:
+    """The C struct of leak and reset, to whose names its own is added; nothing for plain ones."""
+    if constants.cell.plain:
+        return []
+    fields = ", ".join(names.get(field, "0") for field in ("leak", "rest", "taken"))
+    names["cell"] = f"&cell{index}"
+    return [f"static const cell cell{index} = {{{fields}, {constants.cell.reset.upper()}}};"]
 
 
 def _declared(index: int | str, arrays: dict[str, tuple[str, np.ndarray]]) -> tuple[list[str], dict[str, str], int]:

@@ -134,6 +134,44 @@ static inline void fire(int32_t *restrict v, const int32_t *restrict current, co
   store(out, spikes);
 }
 
+/* Leak and reset of neurons that do not leak to half and return to zero. A membrane v leaks to v >> leak, or where
+   `rest` is -1 to v - (v >> leak); a spike takes off `taken`, at its step or (delayed) at the next. A membrane saturates
+   at ±2^30, which without a leak it reaches after more steps than STEPS. */
+enum { HARD, SOFT, DELAYED, LIMIT = 1 << 30 };
+
+typedef struct {
+  const int8_t *leak, *rest;
+  const int32_t *taken;
+  int reset;
+} cell;
+
+static inline void fire_cell(const cell *c, int first, int32_t *restrict v, const int32_t *restrict current,
+                             const int32_t *restrict threshold, uint8_t *out) {
+  const int8_t *restrict leak = c->leak + first, *restrict rest = c->rest + first;
+  int32_t spikes[LANES], late[LANES] = {0};
+  for (int l = 0; c->reset == DELAYED && l < LANES; l++) late[l] = c->taken[first + l] & -(v[l] >= threshold[l]);
+  for (int l = 0; l < LANES; l++) {
+    const int32_t shifted_v = v[l] >> leak[l];
+    v[l] = (rest[l] ? v[l] - shifted_v : shifted_v) - late[l] + current[l];
+    v[l] = v[l] > LIMIT ? LIMIT : v[l] < -LIMIT ? -LIMIT : v[l];
+    spikes[l] = -(v[l] >= threshold[l]);
+  }
+  for (int l = 0; c->reset == HARD && l < LANES; l++) v[l] &= ~spikes[l];
+  for (int l = 0; c->reset == SOFT && l < LANES; l++) v[l] -= c->taken[first + l] & spikes[l];
+  for (int l = 0; l < LANES; l++) spikes[l] &= 1 << l;
+  store(out, spikes);
+}
+
+/* A step of neurons of either kind, of which `first` is the first channel. */
+static inline void advance(const cell *c, int first, int32_t *restrict v, const int32_t *restrict current,
+                           const int32_t *restrict threshold, uint8_t *out) {
+  if (CELLS && c) {
+    fire_cell(c, first, v, current, threshold, out);
+  } else {
+    fire(v, current, threshold, out);
+  }
+}
+
 //@ on_spikes
 typedef void dot_products(const word *restrict, const uint16_t *restrict, int, int, const word *restrict,
                           int32_t *restrict);
@@ -152,6 +190,7 @@ typedef struct {
   const int32_t *bias, *threshold;
   const int8_t *live;
   const uint8_t *shift;
+  const cell *cell;
   const int32_t *added;
   const int16_t *from;
   int residual_stride, kept;
@@ -199,7 +238,7 @@ static void run_block(const neurons *n, int block, int32_t *restrict sums, const
       const int32_t *restrict added = n->added + first, bits = stored(carried);
       for (int l = 0; l < LANES; l++) current[l] += shifted(added[l], p) & -(bits >> l & 1);
     }
-    fire(membrane, current, threshold, out);
+    advance(n->cell, first, membrane, current, threshold, out);
   }
   keep(membrane, kept, lanes_of(&n->out, first));
 }
@@ -344,6 +383,7 @@ typedef struct {
   const int32_t *pads, *bias, *threshold;
   const int8_t *live;
   const uint8_t *shift;
+  const cell *cell;
   int kept;
 } stem;
 
@@ -385,7 +425,7 @@ static void run_stem(const stem *n, const uint8_t *image, int steps, int32_t *st
         if (FRAMES || t == 0) look(n, image + FRAMES * t * n->height * n->width * n->channels, y0, x0, outputs);
         uint8_t *out = pixel(&n->out, t, y, x);
         for (int o = 0; o < outputs; o += LANES) {
-          fire(membranes + o, whole + o, n->threshold + o, out + (o >> 3));
+          advance(n->cell, o, membranes + o, whole + o, n->threshold + o, out + (o >> 3));
         }
       }
       for (int o = 0; o < outputs; o += LANES) keep(membranes + o, kept ? kept + o : 0, lanes_of(&n->out, o));
@@ -489,6 +529,21 @@ static int run_readout(map in, int window_h, int window_w, int stride_y, int str
   return best;
 }
 
+
+//@ rates
+/* Adds every value of a map to its logit; returns the largest's class. */
+static int run_rates(map in, int steps, int32_t *logits) {
+  int best = 0;
+  for (int k = 0; k < CLASSES; k++) {
+    const int place = k / in.channels, c = k % in.channels;
+    for (int t = 0; t < steps; t++) {
+      const uint8_t *bits = pixel(&in, t, place / in.width, place % in.width);
+      for (int p = 0; p < in.planes; p++, bits += plane_bytes(&in)) logits[k] += (bits[c >> 3] >> (c & 7) & 1) << p;
+    }
+    best = logits[k] > logits[best] ? k : best;
+  }
+  return best;
+}
 
 //@ step
 void NAME_reset(NAME_state *state) {

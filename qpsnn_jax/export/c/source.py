@@ -21,7 +21,7 @@ from qpsnn_jax.export.c.dot import DotKernel
 from qpsnn_jax.export.c.interface import functions, header, sentence, state_bytes
 from qpsnn_jax.export.c.layers import layer_text, unsigned, weight_type
 from qpsnn_jax.export.c.layout import Layout, by_words, groups_of, lay_out, on_spikes, patches_of, planes_of, words_of
-from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Rates, Readout, Sum
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.runtime.files import write_together
 
@@ -71,8 +71,8 @@ def c_source(network: IntegerNetwork, name: str = "qpsnn", *, portable: bool = F
         f"   Working memory {working:,} bytes, constants {constants:,} bytes. */",
         f'#include "{name}.h"\n',
         before,
-        _sizes(layout),
-        f"typedef {weight_type(folded.readout)} weight;\n",
+        _sizes(network, layout),
+        *(f"typedef {weight_type(layer)} weight;\n" for layer in folded.layers if isinstance(layer, Readout)),
         *buffers,
         "",
         after,
@@ -105,10 +105,11 @@ def write_c(path: str | PathLike[str], network: IntegerNetwork, *, portable: boo
     return text
 
 
-def _sizes(layout: Layout) -> str:
+def _sizes(network: IntegerNetwork, layout: Layout) -> str:
     folded = layout.folded
-    sizes = {"STEPS": folded.timesteps, "CLASSES": folded.readout.kernel.shape[3], "FRAMES": int(folded.image.frames)}
+    sizes = {"STEPS": folded.timesteps, "CLASSES": folded.classes, "FRAMES": int(folded.image.frames)}
     sizes["PATCHES"] = max([patches_of(folded, layer) for layer in on_spikes(folded)], default=1)
+    sizes["CELLS"] = int(not all(constants.cell.plain for constants in network.neurons.values()))
     return f"enum {{ {', '.join(f'{name} = {size}' for name, size in sizes.items())} }};"
 
 
@@ -145,7 +146,7 @@ def _pieces() -> dict[str, str]:
 def _parts(layout: Layout, pieces: dict[str, str]) -> tuple[str, str]:
     """The fixed text before the memory, and the functions that the layers need."""
     image = layout.folded.image.name
-    needed = {"maps", "readout"}
+    needed = {"maps"}
     for layer in layout.folded.layers:
         match layer:
             case Neurons() if layer.source == image:
@@ -158,5 +159,9 @@ def _parts(layout: Layout, pieces: dict[str, str]) -> tuple[str, str]:
                 needed.add("max_pool")
             case Sum():
                 needed.add("sum")
+            case Readout():
+                needed.add("readout")
+            case Rates():
+                needed.add("rates")
     before = pieces[f"word{layout.words.word}"] + pieces[f"lanes{layout.words.lanes}"]
     return before, "".join(pieces[name] for name in pieces if name in needed)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qpsnn_jax.export.folded_checks import MOST_VALUES
-from qpsnn_jax.export.folded_layers import Concatenation, Image, Layer, MaxPool, Neurons, Readout, Residual, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, Image, Layer, MaxPool, Neurons, Rates, Readout, Residual, Sum
 from qpsnn_jax.numerics.sparsity import Index, index_of, read_index
 
 DTYPES = {"codes": np.uint8, "int8": np.int8, "float32": np.float32, "ternary": np.uint8}
@@ -40,7 +40,9 @@ def describe(layer: Layer) -> dict[str, Any]:
             # Left out where they change nothing, as most files need neither.
             entry |= {"groups": layer.groups} if layer.groups != 1 else {}
             entry |= {"dilation": layer.dilation} if layer.dilation != (1, 1) else {}
-            entry |= {"threshold": layer.threshold, "strict": layer.strict, "residual": None}
+            entry |= {"threshold": _number_or_array(layer.threshold), "strict": layer.strict, "residual": None}
+            entry |= {"tau": _number_or_array(layer.tau)} if np.any(np.asarray(layer.tau) != 0.5) else {}
+            entry |= {"reset": layer.reset} if layer.reset != "hard" else {}
             if (residual := layer.residual) is not None:
                 runs = _runs(residual.channels)
                 entry["residual"] = {"source": residual.source, "stride": residual.stride, "channels": runs}
@@ -54,7 +56,14 @@ def describe(layer: Layer) -> dict[str, Any]:
         case Readout():
             entry = {"kind": "readout", "source": layer.source, "kernel": _kernel(layer)}
             entry |= {"window": layer.window, "strides": layer.strides}
+        case Rates():
+            entry = {"kind": "rates", "source": layer.source}
     return {"name": layer.name, **entry}
+
+
+def _number_or_array(value: float | np.ndarray) -> float | None:
+    """A number; None for one of each channel, which are among the numbers of the file."""
+    return None if isinstance(value, np.ndarray) else value
 
 
 def _kernel(layer: Neurons | Readout, levels: int | None = None) -> dict[str, Any]:
@@ -89,6 +98,21 @@ def arrays_of(entry: Mapping[str, Any]) -> Iterator[StoredArray]:
     if entry["kind"] == "neurons" or kernel["kind"] != "float32":
         yield StoredArray((outputs if entry["kind"] == "neurons" else 1,), "float32", 32)
     yield StoredArray((outputs,), "float32", 32)
+    if entry["kind"] == "neurons":
+        for _ in _by_channel(entry):
+            yield StoredArray((outputs,), "float32", 32)
+
+
+def _by_channel(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Which of θ and τ of neurons are arrays."""
+    return (name for name in ("threshold", "tau") if entry.get(name, 0.5) is None)
+
+
+def format_version(entries: list[dict[str, Any]]) -> int:
+    """The first version of the format that describes such layers: 3 has other neurons and rates, 2 an index."""
+    if any("tau" in each or "reset" in each or each["kind"] == "rates" or [*_by_channel(each)] for each in entries):
+        return 3
+    return 2 if any("index" in each.get("kernel", {}) for each in entries) else 1
 
 
 def _index(entry: Any, weights: int) -> Index:
@@ -124,7 +148,10 @@ def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
         return Sum(name, _name(entry["first"]), _name(entry["second"]))
     if kind == "concatenation":
         return Concatenation(name, tuple(_name(source) for source in _list(entry["sources"])))
-    source, strides = _name(entry["source"]), _pair(entry["strides"])
+    source = _name(entry["source"])
+    if kind == "rates":
+        return Rates(name, source)
+    strides = _pair(entry["strides"])
     if kind == "max_pool":
         return MaxPool(name, source, _pair(entry["window"]), strides, _pair(entry["padding"]))
     kernel, mask = _read_kernel(entry["kernel"], numbers)
@@ -142,11 +169,15 @@ def read_layer(entry: dict[str, Any], numbers: Iterator[np.ndarray]) -> Layer:
     if residual is not None:
         channels = _channels(residual["channels"], kernel.shape[3])
         residual = Residual(_name(residual["source"]), channels, residual["stride"])
-    threshold = _number("a threshold", entry["threshold"])
+    cell: dict[str, Any] = {}
+    for field, value in (("threshold", entry["threshold"]), ("tau", entry.get("tau", 0.5))):
+        cell[field] = next(numbers) if value is None else _number(f"a {field}", value)
     levels = 3 if entry["kernel"]["kind"] == "ternary" else None
-    options = (strides, _pair(entry["padding"]), scale, bias, threshold, entry["strict"], residual, levels)
-    groups, dilation = entry.get("groups", 1), _pair(entry.get("dilation", [1, 1]))
-    return Neurons(name, source, kernel, entry["kernel"]["bits"], *options, groups, dilation, mask)
+    options = (strides, _pair(entry["padding"]), scale, bias)
+    more: dict[str, Any] = {"strict": entry["strict"], "residual": residual, "levels": levels}
+    more |= {"groups": entry.get("groups", 1), "dilation": _pair(entry.get("dilation", [1, 1]))}
+    more |= {"mask": mask, "reset": entry.get("reset", "hard")}
+    return Neurons(name, source, kernel, entry["kernel"]["bits"], *options, **more, **cell)
 
 
 def _read_kernel(entry: Mapping[str, Any], numbers: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:

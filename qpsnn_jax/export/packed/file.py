@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folded_checks import MOST_VALUES
-from qpsnn_jax.export.packed.description import arrays_of, describe, read_document, read_layer
+from qpsnn_jax.export.packed.description import arrays_of, describe, format_version, read_document, read_layer
 from qpsnn_jax.export.packed.numbers import layer_bytes, unpack
 from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable, write_atomically
 
 MAGIC = b"QPSNN\r\n\x1a"
-VERSION = 1
-# Of files with an index of weights, which a reader of version 1 does not know.
-_INDEXED = 2
+# A file has the first version that describes its layers.
+VERSIONS = (1, 2, 3)
 _FIXED = struct.Struct("<8sIIQI")
 _LONGEST_HEADER = 2**20
 # Errors of an invalid description.
@@ -87,8 +86,7 @@ def write_packed(path: str | PathLike[str], folded: Folded, notes: Mapping[str, 
     if len(header) > _LONGEST_HEADER:
         raise ValueError(f"the description has {len(header):,} bytes, and at most {_LONGEST_HEADER:,} fit.")
     payload = b"".join(layer_bytes(layer) for layer in folded.layers)
-    version = _INDEXED if any(map(_has_index, document["layers"])) else VERSION
-    start = _FIXED.pack(MAGIC, version, len(header), len(payload), 0)[:-4]
+    start = _FIXED.pack(MAGIC, format_version(document["layers"]), len(header), len(payload), 0)[:-4]
     checksum = struct.pack("<I", _checksum(start, header, payload))
     try:
         _parse(start + checksum, header, payload)
@@ -117,9 +115,9 @@ def load_packed(path: str | PathLike[str]) -> Packed:
         if len(start) < _FIXED.size or not start.startswith(MAGIC):
             raise unreadable(path, "is not a packed network: it has another signature")
         _, version, header_length, payload_length, _ = _FIXED.unpack(start)
-        if version not in (VERSION, _INDEXED):
+        if version not in VERSIONS:
             raise ValueError(
-                f"{path} has version {version} of the packed format; this program reads {VERSION} and {_INDEXED}."
+                f"{path} has version {version} of the packed format; this program reads 1 to {VERSIONS[-1]}."
             )
         if header_length > _LONGEST_HEADER or actual != _FIXED.size + header_length + payload_length:
             raise ValueError(f"{path} is damaged: it has {actual:,} bytes, and its header gives another number.")
@@ -139,8 +137,8 @@ def _parse(start: bytes, header: bytes, payload: bytes) -> tuple[Folded, dict[st
     indexed = [math.prod(entry["kernel"]["shape"]) for entry in entries if _has_index(entry)]
     if sum(indexed) > MOST_VALUES:
         raise ValueError(f"its layers with an index have {sum(indexed):,} weights, which are too many")
-    if bool(indexed) != (_FIXED.unpack(start)[1] == _INDEXED):
-        raise ValueError("its version does not fit its weights")
+    if format_version(entries) != _FIXED.unpack(start)[1]:
+        raise ValueError("its version does not fit its layers")
     if sum(stored.size for stored in arrays) != len(payload):
         raise ValueError("its layers need another number of bytes than it has")
     if _checksum(start[:-4], header, payload) != _FIXED.unpack(start)[-1]:

@@ -54,7 +54,8 @@ def layer_bytes(layer: Layer) -> bytes:
     """The arrays of a layer, one after the other."""
     match layer:
         case Neurons():
-            arrays = [*_weights(layer), layer.scale, layer.bias]
+            cell = [value for value in (layer.threshold, layer.tau) if isinstance(value, np.ndarray)]
+            arrays = [*_weights(layer), layer.scale, layer.bias, *cell]
         case Readout(kernel=kernel) if kernel.dtype != np.float32:
             arrays = [*_weights(layer), np.asarray([layer.scale]), layer.bias]
         case Readout():
