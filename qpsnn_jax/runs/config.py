@@ -133,7 +133,7 @@ def _check_masks(pruning: Pruning, pruned: "Graph") -> None:
         if inputs % m:
             raise ValueError(
                 f"prune.n_of_m {pruning.n_of_m} does not divide the {inputs} input channels of node {layer!r} after "
-                "pruning; change prune.multiple_of, prune.ratios or network.width."
+                "pruning; change prune.ratios, prune.multiple_of or network.width."
             )
 
 
