@@ -39,8 +39,8 @@ class NodeCost:
         params: parameters of Eq. 16.
         quantized: the quantized ones among them.
         size_bits: their storage in bits.
-        buffer_bits: storage besides Eq. 16: running mean and variance, and a 32-bit scale per quantized layer or
-            channel.
+        buffer_bits: storage besides Eq. 16: running mean and variance, a 32-bit scale per quantized layer or
+            channel, and τ and θ of neurons that have one of each channel.
         dense: multiply-accumulates of a dense device; padding is not counted.
         macs, acs: operations with a non-zero input: ``acs`` if every input is 0 or 1 (spikes, and data of an
             :class:`~qpsnn_jax.model.nodes.Input` that is ``binary``), else ``macs``; None if the activity is unknown.
@@ -236,7 +236,7 @@ def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any], mask: np.n
     if not leaves and counted == Count():
         return None
     operations = counted._asdict()
-    removed, saved = operations.pop("removed"), operations.pop("saved_bits")
+    removed, saved, buffer = (operations.pop(name) for name in ("removed", "saved_bits", "buffer_bits"))
     if graph.input.name in node.inputs:
         operations["connections"] = 0
     params = [leaf for leaf in leaves if leaf.collection == "params"]
@@ -246,7 +246,7 @@ def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any], mask: np.n
         params=sum(leaf.size for leaf in params) - removed,
         quantized=max(0, sum(leaf.size for leaf in params if leaf.bits < _FULL_PRECISION_BITS) - removed),
         size_bits=sum(leaf.storage for leaf in params) - saved,
-        buffer_bits=sum(leaf.storage for leaf in leaves if leaf.collection != "params"),
+        buffer_bits=buffer + sum(leaf.storage for leaf in leaves if leaf.collection != "params"),
         **operations,
     )
 

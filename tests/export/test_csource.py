@@ -15,7 +15,8 @@ from small_networks import random_variables
 from qpsnn_jax.data import load
 from qpsnn_jax.export.c.layout import lay_out
 from qpsnn_jax.export.c.source import c_source, write_c
-from qpsnn_jax.export.folded_layers import Neurons, sources
+from qpsnn_jax.export.folded import Folded
+from qpsnn_jax.export.folded_layers import Image, Neurons, Rates, Sum, sources
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.model.zoo import resnet20
@@ -184,3 +185,34 @@ def test_the_papers_network_fits_a_microcontroller():
     text = c_source(network)
     assert text.working_bytes < 70_000
     assert text.constant_bytes < 1_700_000
+
+
+def test_without_a_leak_a_stream_saturates_and_rates_are_of_every_value(tmp_path):
+    one, bias = np.ones((1, 1, 1, 2), np.int8), np.float32([-0.9 * 2**29, 1])
+    each = {"scale": np.ones(2, np.float32), "bias": bias, "tau": 1.0, "reset": "soft"}
+    lif = Neurons("lif", "image", one, 8, (1, 1), (0, 0), threshold=100.0, **each)
+    # Sums of up to 3 spikes of two positions.
+    layers = (lif, Sum("two", "lif", "lif"), Sum("three", "two", "lif"), Rates("rates", "three"))
+    network = IntegerNetwork.of(Folded(Image("image", (2, 1, 1), (0.0,)), layers, 2))
+    text = c_source(network, "net")
+    (tmp_path / "net.c").write_text(text.source)
+    (tmp_path / "net.h").write_text(text.header)
+    (tmp_path / "main.c").write_text(
+        """#include <stdio.h>
+        #include "net.h"
+        int main(void) {
+          static net_state state;
+          const uint8_t pixels[2] = {120, 60};
+          for (int t = 0; t < 11; t++) net_step(&state, pixels);
+          for (int i = 0; i < 4; i++) printf("%ld %ld ", (long)state.membranes[i], (long)state.logits[i]);
+        }"""
+    )
+    command = [*compiler("gcc"), *STRICT, *SANITIZERS, "net.c", "main.c", "-o", "net"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    said = subprocess.run([tmp_path / "net"], check=True, capture_output=True, text=True).stdout.split()
+    scale, pixels = 2 ** int(network.neurons["lif"].shift[1]), np.uint8([120, 60]).reshape(1, 2, 1, 1)
+    # 11 · 121 less 11 times 100; 11 · 61 less 6 times.
+    assert [int(number) for number in said[::2]] == [-(2**30), 231 * scale, -(2**30), 71 * scale]
+    # The last of the steps is the first of two, with new logits.
+    assert [int(number) for number in said[1::2]] == [0, 3, 0, 0]
+    np.testing.assert_array_equal(network(pixels), [[0, 6, 0, 3]])

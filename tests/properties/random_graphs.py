@@ -27,6 +27,7 @@ from qpsnn_jax.model.nodes import (
     Shortcut,
     SumPool,
 )
+from qpsnn_jax.pruning import channel_groups
 
 SURROGATES = ("triangular", "rectangular", "sigmoid", "arctan")
 # Not "mse", which takes seconds to compile.
@@ -271,6 +272,16 @@ def _averaged(grow: Growing, trunk: str, shape: tuple[int, ...]) -> str:
         return grow.add(GlobalAveragePool, trunk)
     window, strides = grow.pair(1, min(3, *shape[:2])), grow.pair(1, 2)
     return grow.add(Flatten, grow.add(AveragePool, trunk, window=window, strides=strides))
+
+
+def channels_of(graph: Graph, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Channels to keep, in most groups some."""
+    keep = {}
+    for group in channel_groups(graph).values():
+        if draw.random() < 0.8:
+            units = draw.permutation(group.size // group.unit)[: draw.integers(1, group.size // group.unit + 1)]
+            keep[group.name] = (units[:, None] * group.unit + np.arange(group.unit)).ravel()
+    return keep
 
 
 def live(graph: Graph) -> Graph:

@@ -12,7 +12,7 @@ import reference
 from compilers import agrees, compiler
 from exported import moments
 from membranes import membranes_of
-from random_graphs import graph_of, integer_graph_of, live, pixels_of, variables_of
+from random_graphs import channels_of, graph_of, integer_graph_of, live, pixels_of, variables_of
 from seeds import seeds
 
 from qpsnn_jax.export.constants import Constants
@@ -28,6 +28,7 @@ from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.export.reading import summed_weights, weights_of
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, MaxPool
+from qpsnn_jax.pruning import prune
 
 SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -66,6 +67,8 @@ def spikes_agree(found: Any, membranes: Any, node: LIF, tolerance: Any) -> None:
 def test_whole_numbers_spike_as_the_float_network_does(seed):
     graph = integer_graph_of(seed) if seed % 4 else graph_of(seed)
     variables, pixels = variables_of(graph, seed), pixels_of(graph, seed)
+    if seed % 4 == 2:
+        graph, variables = prune(graph, variables, channels_of(graph, np.random.default_rng(seed)))
     network, said = result_or_error(lambda: IntegerNetwork.of(fold(graph, variables, *moments(graph))), graph)
     if network is None:
         assert seed % 4 == 0 or re.search("exceeds 3[12] bits", said)
@@ -77,12 +80,21 @@ def test_whole_numbers_spike_as_the_float_network_does(seed):
         graph, variables, normalized(graph, pixels), spikes=spikes, kernels=kernels(graph, variables)
     )
     for layer in folded.neurons:
-        tolerance = 1e-4 + rounding(layer, network.neurons[layer.name], folded)
+        constants, membranes = network.neurons[layer.name], charged(network, layer, pixels, maps)
+        assert ((constants.low <= membranes) & (membranes <= constants.high)).all()
+        tolerance = 1e-4 + rounding(layer, constants, folded)
         spikes_agree(spikes[layer.name], expected.membranes[layer.name], graph.by_name[layer.name], tolerance)
     for name in spikes:
         np.testing.assert_array_equal(spikes[name], expected.values[name], err_msg=name)
     found, output = logits * network.readout.unit, expected.values[graph.output.name].mean(1)
     np.testing.assert_allclose(found, output, atol=1e-5 + unit_of_logits(network, maps))
+
+
+def charged(network: IntegerNetwork, layer: Neurons, pixels: np.ndarray, maps: dict[str, np.ndarray]) -> np.ndarray:
+    """The membranes of a layer in integers, before the reset."""
+    folded, constants = network.folded, network.neurons[layer.name]
+    maps = maps | {folded.image.name: pixels if folded.image.frames else pixels[:, None]}
+    return membranes_of(layer, constants, currents(layer, constants, maps), folded.timesteps)
 
 
 def unit_of_logits(network: IntegerNetwork, maps: dict[str, np.ndarray]) -> float:
@@ -163,11 +175,9 @@ def test_onnx_gives_the_currents_of_the_folded_network(seed):
 def clear_of_thresholds(network: IntegerNetwork, pixels: np.ndarray, maps: dict[str, np.ndarray]) -> np.ndarray:
     """Of which images no membrane is so near its threshold that float32 may decide otherwise."""
     folded = network.folded
-    maps = maps | {folded.image.name: pixels if folded.image.frames else pixels[:, None]}
     clear = np.ones(len(pixels), bool)
     for layer in folded.neurons:
-        constants = network.neurons[layer.name]
-        membranes = membranes_of(layer, constants, currents(layer, constants, maps), folded.timesteps)
+        constants, membranes = network.neurons[layer.name], charged(network, layer, pixels, maps)
         unit = layer.threshold / np.maximum(constants.threshold - 1, 1)
         margin = np.abs(membranes - constants.threshold) * unit
         clear &= (margin > 1e-4 + rounding(layer, constants, folded)).all((1, 2, 3, 4))

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import reference
-from random_graphs import graph_of, images_of, variables_of
+from random_graphs import channels_of, graph_of, images_of, variables_of
 from seeds import seeds
 
 from qpsnn_jax.model.costs import activity_reducers, cost
 from qpsnn_jax.model.graph import Graph, from_json, to_json
 from qpsnn_jax.model.network import SpikingNetwork
-from qpsnn_jax.model.nodes import Attention, BatchNorm, Conv, Dense
+from qpsnn_jax.model.nodes import LIF, Attention, BatchNorm, Conv, Dense
 from qpsnn_jax.model.state import initial_state
 from qpsnn_jax.numerics.sparsity import stored_bits
-from qpsnn_jax.pruning import channel_groups, prune
+from qpsnn_jax.pruning import prune
 from qpsnn_jax.pruning.channels import channel_numbers
 
 
@@ -133,7 +133,9 @@ def counted(graph: Graph, variables: Any, run: reference.Run, found: Any) -> Non
     assert found.size_bytes == -(-bits // 8)
     moments = 64 * sum(graph.values[n.name].shape[-1] for n in graph.nodes if isinstance(n, BatchNorm))
     scales = 32 * sum(np.size(leaf["gain"]) for leaf in variables["scales"].values())
-    assert found.footprint_bytes == -(-(bits + moments + scales) // 8)
+    neurons = [node for node in graph.nodes if isinstance(node, LIF)]
+    each = 32 * sum(len(x) for node in neurons for x in (node.tau, node.threshold) if isinstance(x, tuple))
+    assert found.footprint_bytes == -(-(bits + moments + scales + each) // 8)
 
 
 def stored(mask: np.ndarray, bits: int) -> int:
@@ -160,13 +162,10 @@ def attended(node: Any, query: np.ndarray, key: np.ndarray, value: np.ndarray) -
 def test_a_pruned_graph_is_the_whole_with_its_channels_silenced(seed):
     graph, draw = graph_of(seed), np.random.default_rng(seed + 3)
     variables, images = widened(variables_of(graph, seed)), images_of(graph, seed)
-    masks, keep = dict[str, np.ndarray](), dict[str, np.ndarray]()
-    for group in channel_groups(graph).values():
-        if draw.random() < 0.8:
-            units = draw.permutation(group.size // group.unit)[: draw.integers(1, group.size // group.unit + 1)]
-            keep[group.name] = (units[:, None] * group.unit + np.arange(group.unit)).ravel()
-            for name, numbers in channel_numbers(graph, group.name).items():
-                masks[name] = masks.get(name, True) & ((numbers < 0) | np.isin(numbers, keep[group.name]))
+    masks, keep = dict[str, np.ndarray](), channels_of(graph, draw)
+    for group, left in keep.items():
+        for name, numbers in channel_numbers(graph, group).items():
+            masks[name] = masks.get(name, True) & ((numbers < 0) | np.isin(numbers, left))
     kept = {name: np.flatnonzero(mask) for name, mask in masks.items()}
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         smaller, pruned = jax.device_get(prune(graph, variables, keep))

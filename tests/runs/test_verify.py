@@ -12,15 +12,19 @@ import pytest
 from compilers import compiler
 from exported import GRAPHS, folded_of, pixels_of
 from PIL import Image
+from small_networks import random_variables
 
 import qpsnn_jax.runs.exported
-from qpsnn_jax.data import load
+from qpsnn_jax.data import DataSet, load
+from qpsnn_jax.data.dataset import Arrays
 from qpsnn_jax.export import agreement
 from qpsnn_jax.export.images import classify
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.model.costs import cost
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import LIF, Conv, Dense, Flatten, Input, Quantizer
 from qpsnn_jax.model.precision import with_layer_bits
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning.bits import allocate_bits, bit_sensitivity
@@ -28,6 +32,7 @@ from qpsnn_jax.runs import plots, verify, verify_c
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.directory import load_network, read_config, read_stage
 from qpsnn_jax.runs.evaluation import sensitivity_batches
+from qpsnn_jax.runs.exported import Exported
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runs.report import write_report
 
@@ -155,6 +160,28 @@ def test_spikes_are_drawn_in_the_precision_of_the_run(small_run, exact):
     stage = read_stage(small_run, "finetuned")
     with pytest.raises(RuntimeError, match="^exact"):
         write_report(exact, small_run, load_data(exact), [stage], [])
+
+
+def test_networks_that_end_in_spikes_are_verified():
+    """Neurons without a leak and with a soft reset, from pixels to the rates of the C program."""
+    compiler("gcc")
+    options = {"tau": 1.0, "reset": "soft"}
+    nodes = (
+        Input("image", (4, 4, 1)),
+        Conv("conv", "image", 3, bias=True),
+        LIF("lif1", "conv", **options, threshold=(0.5, 1.0, 1.5)),
+        Flatten("flat", "lif1"),
+        Dense("fc", "flat", 4, Quantizer(2)),
+        LIF("lif2", "fc", **options),
+    )
+    graph, draw = Graph(nodes, 3), np.random.default_rng(0)
+    images = Arrays(draw.integers(0, 256, (40, 4, 4, 1), np.uint8), draw.integers(0, 4, 40))
+    data = DataSet("small", images, images, 4, (0.5,), (0.25,))
+    exported = Exported(graph, random_variables(graph), data, {})
+    verdict = verify.verify(exported, "c", cc="gcc -O1", early_exit=1.0)
+    assert verdict.failures == ""
+    assert re.search(r"lif2 +0\.00e\+00", verdict.text)
+    assert "at once and step by step, on 100.00 %" in verdict.text
 
 
 def test_rounded_weights_may_disagree_more(small_run, capsys):

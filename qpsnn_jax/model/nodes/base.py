@@ -108,7 +108,8 @@ class Activity(NamedTuple):
 class Count(NamedTuple):
     """The operations of a node for one image over all time steps, as in :class:`qpsnn_jax.model.costs.NodeCost`.
 
-    ``removed`` is the number of weights that a mask removes, ``saved_bits`` by how much the others take less storage.
+    ``removed`` is the number of weights that a mask removes, ``saved_bits`` by how much the others take less storage;
+    ``buffer_bits`` are of numbers that are no arrays of the network.
     """
 
     dense: int = 0
@@ -120,6 +121,7 @@ class Count(NamedTuple):
     traffic_bits: int = 0
     removed: int = 0
     saved_bits: int = 0
+    buffer_bits: int = 0
 
 
 @dataclass(frozen=True)

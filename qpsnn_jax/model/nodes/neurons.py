@@ -34,6 +34,7 @@ from qpsnn_jax.numerics.neurons import LIFTrace, Reset, lif_trace
 from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
 
 _MEMBRANE_BITS = 32
+_NUMBER_BITS = 32
 _LEARNED = "learned"
 
 
@@ -134,6 +135,12 @@ class LIF(Neuron):
             return self
         left = {name: tuple(v[i] for i in outputs) for name, v in values.items() if isinstance(v, tuple)}
         return dataclasses.replace(self, **left)
+
+    def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
+        """That of all neurons, and the τ and θ that each channel has its own of."""
+        tuples = [value for value in (self.tau, self.threshold) if isinstance(value, tuple)]
+        bits = _NUMBER_BITS * sum(map(len, tuples))
+        return super().count(inputs, activity, timesteps)._replace(buffer_bits=bits)
 
     def constants(self, leaves: Leaves) -> dict[str, Any]:
         """``tau`` and ``threshold``: numbers, scalar arrays where they are learned, or arrays by channel."""
