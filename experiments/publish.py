@@ -76,7 +76,7 @@ def publish(
 
     right = classified_right(folded, found.test)
     measured = evaluate(graph, variables, found.test, found, precision=config.run.precision)
-    result = measure("finetuned", graph, build_graph(config), measured, None, 0.0)
+    result = measure("finetuned", (graph, variables), build_graph(config), measured, None, 0.0)
     accuracy = float(right.mean())
     card = Card(
         name=name,

@@ -24,7 +24,6 @@ from .model.costs import Cost as Cost
 from .model.costs import Energy as Energy
 from .model.costs import activity_reducers as activity_reducers
 from .model.costs import cost as cost
-from .model.costs import sops_reducers as sops_reducers
 from .model.graph import Graph as Graph
 from .model.layers import BatchNorm as BatchNorm
 from .model.layers import LIFLayer as LIFLayer
@@ -35,6 +34,7 @@ from .model.network import Output as Output
 from .model.network import SpikingNetwork as SpikingNetwork
 from .model.nodes import AttentionTrace as AttentionTrace
 from .model.nodes import Quantizer as Quantizer
+from .model.operations import sops_reducers as sops_reducers
 from .model.precision import with_edge_bits as with_edge_bits
 from .model.precision import with_float_weights as with_float_weights
 from .model.precision import with_layer_bits as with_layer_bits

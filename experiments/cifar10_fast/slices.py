@@ -154,7 +154,7 @@ class Run:
         lines = [json.loads(line) for line in (self.directory / "epochs.jsonl").read_text().splitlines()]
         found = {
             "test_accuracy": accuracy(graph, variables, test, self.data),
-            "weight_bytes": cost(graph).size_bytes,
+            "weight_bytes": cost(graph, masks=variables.get("masks")).size_bytes,
             "file_bytes": packed.header_bytes + packed.payload_bytes,
             "seconds": sum(line["seconds"] for line in lines),
             "device": jax.devices()[0].device_kind,

@@ -205,7 +205,7 @@ def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str,
         data = dataclasses.replace(data, test=load(unit.test, data_dir=data_dir, train_examples=1).test)
     assert isinstance(data.test, Arrays)
     found = evaluate(graph, variables, data.test, data, precision=run.settings.precision)
-    measured = measure(final, graph, run.graph, found, None, 0.0)
+    measured = measure(final, (graph, variables), run.graph, found, None, 0.0)
     rates = measured.firing_rates.values()
     named = {name: stage for name in STAGES if (stage := read_stage(run.directory, name))}
     return {

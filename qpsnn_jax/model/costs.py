@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.masks import read_masks
 from qpsnn_jax.model.network import Reducer
 from qpsnn_jax.model.nodes.base import Activity, Count, Node
-from qpsnn_jax.numerics.neurons import LIFTrace
 
 _FULL_PRECISION_BITS = 32
 
@@ -202,32 +200,6 @@ def cost(
     return Cost(tuple(node for node in nodes if node is not None), graph.timesteps, energy or Energy())
 
 
-def sops_reducers(graph: Graph) -> dict[str, Reducer]:
-    r"""Reducers for ``capture`` whose sum is the number of synaptic operations per image, as a differentiable penalty.
-
-    Each returns :math:`\frac1B \sum_{b,t,h,w,c} S\, n_{h,w}` with n the synapses that a spike at a position reaches in
-    all layers that read it, or the operations of an attention. Gradients pass through the surrogate.
-
-    Args:
-        graph: the network.
-
-    Returns:
-        Reducers by the name of the spiking node, for the ``penalty`` of :func:`qpsnn_jax.make_train_step`.
-    """
-    reached: dict[str, np.ndarray] = {}
-    own: dict[str, Reducer] = {}
-    for node in graph.nodes:
-        inputs = graph.inputs_of(node)
-        if not all(value.spiking for value in inputs):
-            continue
-        if node.counts_operations:
-            own[node.name] = _operations_per_image
-        elif (synapses := node.synapses(inputs)) is not None:
-            name = node.inputs[0]
-            reached[name] = reached.get(name, 0) + synapses.astype(np.float32)
-    return {name: partial(_synaptic_operations, reached=synapses) for name, synapses in reached.items()} | own
-
-
 def _node_cost(graph: Graph, node: Node, activity: Mapping[str, Any], mask: np.ndarray | None) -> NodeCost | None:
     """The cost of a node; None for a node without arrays and operations."""
     inputs = graph.inputs_of(node)
@@ -281,18 +253,6 @@ def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...]) ->
     if nonzero.shape != shape:
         raise ValueError(f"activity of node {name!r} has the shape {nonzero.shape}, expected {shape}.")
     return nonzero
-
-
-def _synaptic_operations(value: Any, reached: np.ndarray) -> Any:
-    spikes = value.spikes if isinstance(value, LIFTrace) else value
-    per_position = jnp.sum(spikes, axis=-1, dtype=np.promote_types(spikes.dtype, np.float32))
-    lead = (1,) * (per_position.ndim - reached.ndim)
-    reached = reached.astype(per_position.dtype).reshape(lead + reached.shape)
-    return jnp.sum(per_position * reached) / spikes.shape[0]
-
-
-def _operations_per_image(trace: Any) -> Any:
-    return jnp.sum(trace.operations) / trace.operations.shape[0]
 
 
 def _total(values: Any) -> float | None:

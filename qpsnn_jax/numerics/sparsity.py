@@ -96,6 +96,12 @@ def needs_index(mask: np.ndarray, bits: float, *, has_zero: bool) -> bool:
     return len(sizes) == 1 or sizes[1] < sizes[0]
 
 
+def needs_bitmap(mask: np.ndarray, bits: float, *, has_zero: bool) -> bool:
+    """:func:`needs_index` if a bitmap were the only kind."""
+    left = int(np.count_nonzero(mask))
+    return left < mask.size and not (has_zero and mask.size * bits <= left * bits + mask.size)
+
+
 def _sizes(mask: np.ndarray, bits: float, *, has_zero: bool) -> list[int]:
     """Bits without an index, where that is possible, and with one."""
     left = int(np.count_nonzero(mask))

@@ -12,11 +12,14 @@ import numpy as np
 from jax import Array
 
 from qpsnn_jax.kernels.dispatch import Precision
+from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.masks import masked_layer, read_masks
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import Quantizer, Weighted
 from qpsnn_jax.model.precision import quantized_layers
 from qpsnn_jax.numerics.losses import cross_entropy
+from qpsnn_jax.numerics.sparsity import stored_bits
 
 BITS = (1, 2, 3, 4, 8)
 # Sizes are counted in units of a budget's part, rounded up, so that the search takes the same time for large networks.
@@ -64,7 +67,13 @@ def bit_sensitivity(
     return {name: {number: measured(name, number) for number in bits} for name in layers}
 
 
-def allocate_bits(graph: Graph, losses: Mapping[str, Mapping[int, float]], *, bytes: float) -> dict[str, int]:
+def allocate_bits(
+    graph: Graph,
+    losses: Mapping[str, Mapping[int, float]],
+    *,
+    bytes: float,
+    masks: Mapping[str, Any] | None = None,
+) -> dict[str, int]:
     r"""The bits of every layer that minimize the sum of losses within a budget, a multiple-choice knapsack.
 
     .. math:: \min_b \sum_l L_l(b_l) \quad \text{with} \quad \sum_l ⌈n_l b_l / 8⌉ + \text{rest} ≤ B
@@ -77,6 +86,8 @@ def allocate_bits(graph: Graph, losses: Mapping[str, Mapping[int, float]], *, by
         losses: ``{layer: {bits: loss}}``, as from :func:`bit_sensitivity`. A quantized layer that is not in it stays as
             it is.
         bytes: B, of Eq. 16 as :attr:`qpsnn_jax.Cost.size_bytes`; all other parameters count too.
+        masks: the collection ``masks`` of the variables; of a masked layer what is left counts, with its index, as in
+            :func:`qpsnn_jax.cost`. Without it masked layers count in full.
 
     Returns:
         ``{layer: bits}`` for :func:`qpsnn_jax.with_layer_bits` or the setting ``network.layer_bits``.
@@ -84,9 +95,10 @@ def allocate_bits(graph: Graph, losses: Mapping[str, Mapping[int, float]], *, by
     Raises:
         ValueError: the budget is below the smallest size, a layer is not quantized, or a loss is not finite.
     """
-    sizes = _sizes(graph, losses)
-    total = sum(leaf.storage / 8 for node in graph.nodes for leaf in _params(graph, node))
-    rest = total - sum(_params_of_kernel(graph, name).storage / 8 for name in losses)
+    known = {} if masks is None else read_masks(graph, {"masks": masks})
+    sizes = _sizes(graph, losses, known)
+    total = sum(node.size_bits for node in cost(graph, masks=masks).nodes)
+    rest = (total - sum(_stored(graph, name, known.get(name)) for name in losses)) / 8
     unit = max(1.0, bytes / _UNITS)
     room = math.floor((bytes - rest) / unit)
     least = math.ceil(rest + sum(min(options.values()) for options in sizes.values()))
@@ -114,7 +126,9 @@ def _extended(best: np.ndarray, sizes: Mapping[int, int], losses: Mapping[int, f
     return found.min(0), np.asarray(options)[rows]
 
 
-def _sizes(graph: Graph, losses: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, int]]:
+def _sizes(
+    graph: Graph, losses: Mapping[str, Mapping[int, float]], masks: Mapping[str, np.ndarray]
+) -> dict[str, dict[int, int]]:
     layers = quantized_layers(graph)
     for name, options in losses.items():
         if name not in layers:
@@ -122,17 +136,18 @@ def _sizes(graph: Graph, losses: Mapping[str, Mapping[int, float]]) -> dict[str,
         if not options or not all(b in range(1, 9) and math.isfinite(x) for b, x in options.items()):
             raise ValueError(f"losses of {name!r} must be finite numbers by bits from 1 to 8.")
     return {
-        name: {b: -(-_params_of_kernel(graph, name).size * b // 8) for b in options} for name, options in losses.items()
+        name: {b: -(-_stored(graph, name, masks.get(name), b) // 8) for b in options}
+        for name, options in losses.items()
     }
 
 
-def _params(graph: Graph, node: Any) -> list[Any]:
-    return [leaf for leaf in node.leaves(graph.inputs_of(node)).values() if leaf.collection == "params"]
-
-
-def _params_of_kernel(graph: Graph, name: str) -> Any:
-    node = graph.by_name[name]
-    return node.leaves(graph.inputs_of(node))["kernel"]
+def _stored(graph: Graph, name: str, mask: np.ndarray | None, bits: int | None = None) -> int:
+    """Bits that the kernel of a layer takes in storage, with its index; also with other ``bits``."""
+    node = masked_layer(graph, name)
+    kernel = node.leaves(graph.inputs_of(node))["kernel"]
+    if mask is None:
+        return kernel.storage if bits is None else kernel.size * bits
+    return stored_bits(mask, bits or kernel.bits, has_zero=node.has_zero and bits is None)
 
 
 def _in_float(graph: Graph) -> Graph:

@@ -28,6 +28,7 @@ def allocate(
     params: float | None = None,
     sops: float | None = None,
     activity: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Any] | None = None,
     floor: float | Mapping[str, float] = 0.1,
     comparison: Comparison = "share",
     multiple_of: int = 1,
@@ -57,6 +58,8 @@ def allocate(
         sops: the most synaptic operations of an image over all steps, as :attr:`qpsnn_jax.Cost.sops_total`, if the
             channels that are left fire as before. Operations of attentions are taken as constant.
         activity: for ``sops``, as measured with :func:`qpsnn_jax.activity_reducers`.
+        masks: the collection ``masks`` of the variables, if what they remove is not to count. Bytes then are an upper
+            bound, with an index of one bit a weight; the cheapest index may leave the network smaller than the budget.
         floor: share of every group that is always kept, in [0, 1]; at least one channel is. Or one by group.
         comparison: how the worth of a channel follows from its score.
         multiple_of: as for :func:`qpsnn_jax.select`; channels are then removed and return so many at a time.
@@ -78,7 +81,7 @@ def allocate(
         )
     groups = {name: group for name, group in channel_groups(graph).items() if name in scores}
     ranking = {name: _compared(graph, group, scores[name], comparison) for name, group in groups.items()}
-    model = usage(graph, groups, resource, activity)
+    model = usage(graph, groups, resource, activity, masks)
     kept = {name: np.ones(group.size // group.unit, bool) for name, group in groups.items()}
     steps = {name: units_at_once(graph, group, multiple_of) for name, group in groups.items()}
     least = _least(graph, groups, floor, multiple_of)

@@ -124,9 +124,11 @@ def _check_masks(pruning: Pruning, pruned: "Graph") -> None:
         raise ValueError(f"prune.{name} finds no layer to mask: all read the image or are the last.")
     if pruning.n_of_m is None:
         return
-    if pruning.budget is not None:
-        raise ValueError("prune.n_of_m needs ratios: the widths that a budget leaves may not be multiples of its m.")
     _, m = parse_n_of_m(pruning.n_of_m)
+    if pruning.budget is not None and pruning.multiple_of % m:
+        raise ValueError(
+            f"prune.n_of_m {pruning.n_of_m} and a budget, which leaves any width, need a prune.multiple_of {m}."
+        )
     for layer in layers:
         node = masked_layer(pruned, layer)
         inputs = node.leaves(pruned.inputs_of(node))["kernel"].shape[-2]

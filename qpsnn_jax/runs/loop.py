@@ -87,7 +87,7 @@ def fit(
     with closing(batches), termination() as terminated, finished_programs():
         state, notes = _resume(initial, graph, directory, batches)
         log = _Log(directory, training.epochs, int(state.step), notes, hooks)
-        advance = make_advance(graph, tx, training, prepare, mesh, shardings, run, teacher)
+        advance = make_advance(graph, tx, training, prepare, mesh, shardings, run, teacher, variables.get("masks"))
         measured = activity_step(graph, data.mean, data.std, mesh, run.precision, None)
         stopping = any_process(terminated)
         result, total = None, training.epochs * steps_per_epoch

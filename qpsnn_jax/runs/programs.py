@@ -1,19 +1,20 @@
 """The compiled training step: its optimizer, the sharding of its state, and several steps as one program."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh, Sharding
 
 from qpsnn_jax.data.feed import Feed
 from qpsnn_jax.kernels.dispatch import Precision
-from qpsnn_jax.model.costs import sops_reducers
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Reducer
+from qpsnn_jax.model.operations import sops_reducers
 from qpsnn_jax.numerics.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.compiling import low_memory_jit
@@ -85,6 +86,21 @@ Advance = Callable[[TrainState, Feed, int], tuple[TrainState, dict[str, Array]]]
 """From a state, the batches and a number of steps to the state after them and the metrics of each."""
 
 
+class FrozenMasks:
+    """The collection ``masks`` of variables, equal to another of the same values; ``held`` is None if it is empty."""
+
+    def __init__(self, masks: Mapping[str, Any]) -> None:
+        arrays = {name: np.asarray(leaves["mask"]) for name, leaves in masks.items()}
+        self.held = {name: {"mask": mask} for name, mask in arrays.items()} or None
+        self._key = tuple((name, mask.shape, mask.tobytes()) for name, mask in sorted(arrays.items()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FrozenMasks) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
 class Teacher(NamedTuple):
     """A network that another one is trained to follow."""
 
@@ -101,8 +117,14 @@ def make_advance(
     shardings: TrainState,
     run: RunSettings,
     teacher: Teacher | None = None,
+    masks: Mapping[str, Any] | None = None,
 ) -> Callable[[int], Advance]:
-    """For a number of time steps: a function that takes the next training step, or several as one program."""
+    """For a number of time steps: a function that takes the next training step, or several as one program.
+
+    ``masks`` are those of the variables, of which a price on operations takes account.
+    """
+    # Other masks are another program only where their values enter it.
+    counted = FrozenMasks(masks or {}) if training.target or training.sops_penalty else FrozenMasks({})
     taught = () if teacher is None else (device_put(teacher.variables, replicated(mesh)),)
     leaves, tree = jax.tree.flatten(shardings)
     placed = tuple(leaves), tree
@@ -115,7 +137,9 @@ def make_advance(
         # The target is for all steps of the network; fewer have that part of it.
         share, goal = timesteps / graph.timesteps, training.target
         target = None if goal is None else OperationsTarget(share * goal, training.sops_rate)
-        step, steps = _jitted_steps(changed, tx, training, prepared, mesh, *placed, run.precision, target, teaching)
+        step, steps = _jitted_steps(
+            changed, tx, training, prepared, mesh, *placed, run.precision, target, teaching, counted
+        )
 
         def advance(state: TrainState, batches: Feed, size: int) -> tuple[TrainState, dict[str, Array]]:
             if size == 1:
@@ -139,6 +163,7 @@ def _jitted_steps(
     precision: Precision,
     target: OperationsTarget | None,
     distillation: Distillation | None,
+    masks: FrozenMasks,
 ) -> tuple[Callable, Callable]:
     """The compiled step, and several. Cached: a process that resumes a training, or repeats it, compiles it once."""
     whole = replicated(mesh)
@@ -149,7 +174,7 @@ def _jitted_steps(
         loss=_loss(training),
         prepare=prepare,
         ema_decay=training.ema_decay or 0.0,
-        penalty=sops_reducers(graph) if target else _penalty(graph, training.sops_penalty),
+        penalty=sops_reducers(graph, masks=masks.held) if target else _penalty(graph, training.sops_penalty, masks),
         target=target,
         distillation=distillation,
         precision=precision,
@@ -176,10 +201,11 @@ def _loss(training: Training) -> Loss:
     return partial(_LOSSES[training.loss], label_smoothing=training.label_smoothing)
 
 
-def _penalty(graph: Graph, weight: float) -> dict[str, Reducer]:
+def _penalty(graph: Graph, weight: float, masks: FrozenMasks) -> dict[str, Reducer]:
     """A penalty of ``weight`` for every million synaptic operations of an image."""
 
     def scaled(reducer: Reducer) -> Reducer:
         return lambda value: weight * 1e-6 * reducer(value)
 
-    return {name: scaled(reducer) for name, reducer in sops_reducers(graph).items()} if weight else {}
+    reducers = sops_reducers(graph, masks=masks.held) if weight else {}
+    return {name: scaled(reducer) for name, reducer in reducers.items()}

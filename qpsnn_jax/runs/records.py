@@ -18,10 +18,15 @@ from qpsnn_jax.runs.evaluation import Evaluation
 from qpsnn_jax.runtime.arrays import read_npz
 from qpsnn_jax.runtime.checks import finite
 from qpsnn_jax.runtime.processes import write_on_process_zero
+from qpsnn_jax.training.steps import Variables
 
 _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _CHECKSUM = "crc32"
 _LARGEST = 1e30  # beyond it no result of a stage can be
+
+
+Network = tuple[Graph, Variables]
+"""A graph and its variables."""
 
 
 class Epoch(NamedTuple):
@@ -57,20 +62,11 @@ class StageResult:
 
 
 def measure(
-    name: str,
-    graph: Graph,
-    whole: Graph,
-    result: Evaluation,
-    best: float | None,
-    seconds: float,
-    *,
-    masks: Mapping[str, Any] | None = None,
+    name: str, network: Network, whole: Graph, result: Evaluation, best: float | None, seconds: float
 ) -> StageResult:
-    """The record of a network: its ``result`` on the test set and its costs, relative to the ``whole`` network's.
-
-    What ``masks`` remove is not counted.
-    """
-    costs = cost(graph, result.activity, masks=masks)
+    """The record of a network: its ``result`` on the test set and its costs, relative to the ``whole`` network's."""
+    graph, variables = network
+    costs = cost(graph, result.activity, masks=variables.get("masks"))
     assert costs.sops_total is not None
     assert costs.sops_per_step is not None
     assert costs.energy_mj is not None

@@ -291,7 +291,7 @@ def finish_stage(
 ) -> StageResult:
     """Save the network and the result of a stage, which then is complete."""
     best = max([result.accuracy, *(epoch.test_accuracy for epoch in epochs)])
-    stage = measure(run.prefix + name, graph, run.graph, result, best, seconds, masks=variables.get("masks"))
+    stage = measure(run.prefix + name, (graph, variables), run.graph, result, best, seconds)
     directory = run.directory / name
     notes = {**notes, "class_names": run.data.class_names}
     save_network(directory / "final", graph, variables, notes)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_networks import images_of, random_variables, residual_graph
 
-from qpsnn_jax.model.costs import Energy, activity_reducers, cost, sops_reducers
+from qpsnn_jax.model.costs import Energy, activity_reducers, cost
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import (
@@ -25,6 +25,7 @@ from qpsnn_jax.model.nodes import (
     MaxPool,
     Quantizer,
 )
+from qpsnn_jax.model.operations import sops_reducers
 from qpsnn_jax.model.sparsity import connection_sparsity
 from qpsnn_jax.model.zoo import resnet20, vgg16, vggsnn
 

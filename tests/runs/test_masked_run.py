@@ -138,11 +138,11 @@ def test_the_control_from_scratch_has_the_masks(copy, data):
         ({"sparsity": None, "n_of_m": "2/4"}, "n_of_m must be two integers n:m such as 2:4"),
         (
             {"sparsity": None, "n_of_m": "2:3"},
-            "prune.n_of_m 2:3 does not divide the 4 input channels of node 'conv2' after pruning; change prune.ratios",
+            "prune.n_of_m 2:3 does not divide the 4 input channels of node 'conv2' after pruning; change prune.mult",
         ),
         (
             {"sparsity": None, "n_of_m": "2:4", "ratios": {}, "budget": "3kB"},
-            "prune.n_of_m needs ratios: the widths that a budget leaves may not be multiples of its m.",
+            "prune.n_of_m 2:4 and a budget, which leaves any width, need a prune.multiple_of 4.",
         ),
         ({"sparsity": 1.0}, "sparsity must be a number at least 0 and below 1, or none, got 1.0."),
     ],

@@ -28,7 +28,7 @@ def bits(path: Path, budget: str, data_dir: str | None) -> None:
     config = read_config(run, data_dir)
     batches = sensitivity_batches(load_data(config))
     losses = bit_sensitivity(graph, variables, batches, precision=config.run.precision)
-    chosen = allocate_bits(graph, losses, bytes=limit)
+    chosen = allocate_bits(graph, losses, bytes=limit, masks=variables.get("masks"))
     click.echo(bits_table(losses, chosen))
     click.echo(f"\n--network.layer_bits {','.join(f'{name}={number}' for name, number in chosen.items())}")
 

@@ -60,8 +60,7 @@ def evaluate(
     result = evaluate(graph, variables, found.test, found, precision=precision)
     seconds = time.monotonic() - started
     whole = build_graph(config) if config else graph
-    name, masks = path.resolve().name, variables.get("masks")
-    click.echo(table([measure(name, graph, whole, result, None, seconds, masks=masks)]))
+    click.echo(table([measure(path.resolve().name, (graph, variables), whole, result, None, seconds)]))
     if early_exit is not None:
         all_steps = ExitEvaluation(result.accuracy, (0.0,) * (graph.timesteps - 1) + (1.0,))
         leaving = evaluate_early_exit(graph, variables, found.test, found, early_exit, precision=precision)
@@ -79,12 +78,13 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
     from qpsnn_jax.runs.directory import load_network, read_activity
     from qpsnn_jax.runs.report import cost_table
 
-    activity, place = None, _place(config)
+    activity, masks, note, place = None, None, "", _place(config)
     if place.is_dir():
         if pruned or changes:
             word = "pruned" if pruned else next(iter(changes))
             raise ValueError(f"{place} holds a finished network, so --{word} cannot be set.")
-        graph, _ = load_network(place)
+        graph, variables = load_network(place)
+        masks = variables.get("masks")
         activity = read_activity(place)
     else:
         settings = chosen(config, changes)
@@ -93,7 +93,9 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
         graph = build_graph(settings)
         if pruned:
             graph = pruned_graph(graph, settings.prune.ratios, multiple_of=settings.prune.multiple_of)
-    click.echo(cost_table(cost(graph, activity)))
+        if pruned and settings.prune.masks:
+            note = "\nmasks of single weights are not counted: they follow from the scores"
+    click.echo(cost_table(cost(graph, activity, masks=masks)) + note)
 
 
 @click.command("import-torch")
