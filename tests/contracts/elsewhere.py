@@ -30,9 +30,7 @@ def on_mesh(contract: Contract, mesh: jax.sharding.Mesh) -> None:
     def scalar(x: jax.Array) -> jax.Array:
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(contract.function(x)))
 
-    jax.jit(contract.function).lower(x)
-    if contract.grad:
-        jax.jit(jax.grad(scalar)).lower(x)
+    jax.jit(lambda x: (contract.function(x), jax.grad(scalar)(x) if contract.grad else ())).lower(x)
 
 
 def in_64_bits(contract: Contract) -> None:

@@ -184,6 +184,6 @@ def total(contract: Contract) -> Callable:
 
     def scalar(x: jax.Array) -> jax.Array:
         leaves = [leaf.ravel() for leaf in jax.tree.leaves(contract.function(x))]
-        return sum(jnp.dot(leaf, jnp.linspace(1, 2, leaf.size, dtype=leaf.dtype)) for leaf in leaves)
+        return sum(jnp.dot(leaf, np.linspace(1, 2, leaf.size).astype(leaf.dtype)) for leaf in leaves)
 
     return scalar
