@@ -1,7 +1,7 @@
 """ONNX: a folded network with its codes as integers, time unrolled, for onnxruntime. Uses only NumPy and ``onnx``.
 
-Codes are stored in 2, 4 or 8 bits. DequantizeLinear and a subtraction turn them into the odd integers q, so a
-convolution sums integers; scale and bias follow.
+Codes are stored in 2, 4 or 8 bits. DequantizeLinear and a subtraction turn them into the odd integers q, or q itself
+is stored, so a convolution sums integers; scale and bias follow.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,20 @@ import numpy as np
 
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Rates, Readout, Residual, Sum
+from qpsnn_jax.runtime.checks import integer
 from qpsnn_jax.runtime.files import write_atomically
 
-# The first version with 2-bit integers; 4-bit integers need 21.
-_OPSET_2_BITS = 25
-_OPSET = 21
+# The first opset that has all operators in these forms, and that of small integers. Split names its number of outputs
+# since another one.
+_OPSET, _OPSETS = 13, {"UINT2": 25, "UINT4": 21, "INT4": 21}
+_OPSET_OF_SPLIT = 18
 
 
 class _Builder:
     """Collects nodes and constants; every method returns the name of a value."""
 
-    def __init__(self, helper: Any, types: Any) -> None:
-        self.helper, self.types = helper, types
+    def __init__(self, helper: Any, types: Any, bits: int, opset: int) -> None:
+        self.helper, self.types, self.bits, self.opset = helper, types, bits, opset
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
 
@@ -34,6 +36,11 @@ class _Builder:
 
     def one(self, kind: str, *inputs: str, **attributes: Any) -> str:
         return self.node(kind, *inputs, **attributes)[0]
+
+    def split(self, value: str, parts: int) -> list[str]:
+        """Equal parts along the first axis."""
+        number = {"num_outputs": parts} if self.opset >= _OPSET_OF_SPLIT else {}
+        return self.node("Split", value, outputs=parts, axis=0, **number)
 
     def constant(self, array: Any) -> str:
         array = np.asarray(array)
@@ -46,23 +53,59 @@ class _Builder:
         return name
 
 
-def onnx_model(folded: Folded) -> Any:
+def onnx_model(folded: Folded, *, bits: int = 2, opset: int | None = None, batch: int | None = None) -> Any:
     """The network as an ONNX model.
 
-    Its input ``pixels`` is uint8, ``b h w c`` or ``b t h w c``, with any b; its output ``currents`` float32, ``b
-    classes``, the time-mean of the output currents or the firing rates.
+    Its input ``pixels`` is uint8, ``b h w c`` or ``b t h w c``; its output ``currents`` float32, ``b classes``, the
+    time-mean of the output currents or the firing rates. All options give the same, bit for bit in one runtime.
 
     Args:
         folded: the network.
+        bits: the fewest bits of a stored weight, 2, 4 or 8. Few runtimes read integers of less than 8 bits.
+        opset: the version of ONNX's operators, from 13; by default the first that has the integers that are stored: 25
+            for 2 bits, 21 for 4, 13 for 8.
+        batch: b; None for any.
 
     Returns:
-        An ``onnx.ModelProto``, checked. Codes of up to 2 bits need opset 25, of others 21.
+        An ``onnx.ModelProto``, checked.
 
     Raises:
-        ValueError: the package ``onnx`` is not installed.
+        ValueError: the package ``onnx`` is not installed or does not know the opset, the opset lacks the integers, or
+            an argument is out of range.
     """
     onnx = _package()
-    build = _Builder(onnx.helper, onnx.TensorProto)
+    if bits not in (2, 4, 8):
+        raise ValueError(f"bits of weights in ONNX must be 2, 4 or 8, got {bits!r}.")
+    size = "b" if batch is None else integer("batch", batch, 1)
+    version = _opset(folded, bits, opset, onnx.defs.onnx_opset_version())
+    build = _Builder(onnx.helper, onnx.TensorProto, bits, version)
+    currents = _layers(build, folded)
+    build.nodes.append(onnx.helper.make_node("Identity", [currents], ["currents"]))
+    steps = (folded.timesteps,) if folded.image.frames else ()
+    value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    given = value("pixels", kinds.UINT8, (size, *steps, *folded.image.shape))
+    made = value("currents", kinds.FLOAT, (size, folded.classes))
+    graph = onnx.helper.make_graph(build.nodes, "qpsnn", [given], [made], list(build.constants.values()))
+    operators = onnx.helper.make_opsetid("", version)
+    ir = onnx.helper.find_min_ir_version_for([operators])
+    model = onnx.helper.make_model(graph, opset_imports=[operators], ir_version=ir, producer_name="qpsnn_jax")
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def write_onnx(path: Path, folded: Folded, **options: Any) -> int:
+    """Write :func:`onnx_model` with its options to a file, under a temporary name first; returns its bytes.
+
+    Raises:
+        ValueError: as for :func:`onnx_model`.
+    """
+    data = onnx_model(folded, **options).SerializeToString()
+    write_atomically(path, data)
+    return len(data)
+
+
+def _layers(build: _Builder, folded: Folded) -> str:
+    """All layers; the output of the last one."""
     maps: dict[str, list[str]] = {folded.image.name: _pixels(build, folded)}
     for layer in folded.layers:
         match layer:
@@ -82,30 +125,20 @@ def onnx_model(folded: Folded) -> Any:
             case Rates():
                 maps[layer.name] = [_rates(build, maps[layer.source])]
     (currents,) = maps[folded.readout.name]
-    build.nodes.append(onnx.helper.make_node("Identity", [currents], ["currents"]))
-    steps = (folded.timesteps,) if folded.image.frames else ()
-    value, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
-    given = value("pixels", kinds.UINT8, ("b", *steps, *folded.image.shape))
-    made = value("currents", kinds.FLOAT, ("b", folded.classes))
-    graph = onnx.helper.make_graph(build.nodes, "qpsnn", [given], [made], list(build.constants.values()))
-    layers = [layer for layer in folded.layers if isinstance(layer, Neurons | Readout)]
-    small = any(_stored_bits(layer) == 2 for layer in layers if layer.kernel.dtype == np.uint8 and layer.mask is None)
-    opset = onnx.helper.make_opsetid("", _OPSET_2_BITS if small else _OPSET)
-    version = onnx.helper.find_min_ir_version_for([opset])
-    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=version, producer_name="qpsnn_jax")
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return currents
 
 
-def write_onnx(path: Path, folded: Folded) -> int:
-    """Write :func:`onnx_model` to a file, under a temporary name first; returns its bytes.
-
-    Raises:
-        ValueError: the package ``onnx`` is not installed.
-    """
-    data = onnx_model(folded).SerializeToString()
-    write_atomically(path, data)
-    return len(data)
+def _opset(folded: Folded, bits: int, opset: int | None, latest: int) -> int:
+    """The opset of a model, checked."""
+    layers = (layer for layer in folded.layers if isinstance(layer, Neurons | Readout))
+    stored = (_stored(layer, bits) for layer in layers if layer.kernel.dtype == np.uint8)
+    needed = max((_OPSETS.get(kind, _OPSET) for kind in stored), default=_OPSET)
+    given = needed if opset is None else integer("opset", opset, _OPSET)
+    if given < needed:
+        raise ValueError(f"opset {given} of ONNX has no integers of so few bits: take {needed}, or 8 bits.")
+    if given > latest:
+        raise ValueError(f"opset {given} is unknown to the installed package onnx, whose last is {latest}.")
+    return given
 
 
 def _package() -> Any:
@@ -124,8 +157,7 @@ def _pixels(build: _Builder, folded: Folded) -> list[str]:
         return [build.one("Transpose", centered, perm=[0, 3, 1, 2])]
     frames = build.one("Transpose", centered, perm=[1, 0, 4, 2, 3])
     axis = build.constant(np.asarray([0], np.int64))
-    steps = build.node("Split", frames, outputs=folded.timesteps, axis=0, num_outputs=folded.timesteps)
-    return [build.one("Squeeze", step, axis) for step in steps]
+    return [build.one("Squeeze", step, axis) for step in build.split(frames, folded.timesteps)]
 
 
 def _neurons(build: _Builder, folded: Folded, layer: Neurons, maps: dict[str, list[str]]) -> list[str]:
@@ -171,30 +203,34 @@ def _currents(build: _Builder, layer: Neurons, inputs: list[str]) -> list[str]:
     sums = build.one("Conv", joined, _weights(build, layer), **geometry)
     scaled = build.one("Mul", sums, build.constant(layer.scale[:, None, None]))
     driven = build.one("Add", scaled, build.constant(layer.bias[:, None, None]))
-    return build.node("Split", driven, outputs=len(inputs), axis=0, num_outputs=len(inputs)) if inputs[1:] else [driven]
+    return build.split(driven, len(inputs)) if inputs[1:] else [driven]
 
 
 def _weights(build: _Builder, layer: Neurons | Readout) -> str:
-    """Weights ``o i h w`` as floating integers, stored as codes, with a mask as they are; unchanged if no integers."""
+    """Weights ``o i h w`` as floating integers, from codes or from q as they are stored; unchanged if no integers."""
     kernel = np.ascontiguousarray(layer.kernel.transpose(3, 2, 0, 1))
     if kernel.dtype == np.float32:
         return build.constant(kernel)
     if kernel.dtype == np.int8:
         return build.one("DequantizeLinear", build.constant(kernel), build.constant(np.float32(1)))
-    if layer.mask is not None:
+    if not (kind := _stored(layer, build.bits)).startswith("U"):
         integers = layer.integers.transpose(3, 2, 0, 1)
-        kind = build.types.INT4 if layer.top < 8 else build.types.INT8 if layer.top < 128 else build.types.INT16
-        odd = build.tensor(kind, integers, integers.ravel().tolist())
+        odd = build.tensor(getattr(build.types, kind), integers, integers.ravel().tolist())
+        if kind == "INT16":  # which DequantizeLinear takes since opset 21 only
+            return build.one("Cast", odd, to=build.types.FLOAT)
         return build.one("DequantizeLinear", odd, build.constant(np.float32(1)))
-    kinds = {2: "UINT2", 4: "UINT4", 8: "UINT8"}
-    kind = getattr(build.types, kinds[_stored_bits(layer)])
-    codes = build.tensor(kind, kernel, kernel.ravel().tolist())
+    codes = build.tensor(getattr(build.types, kind), kernel, kernel.ravel().tolist())
     doubled = build.one("DequantizeLinear", codes, build.constant(np.float32(2)))
     return build.one("Sub", doubled, build.constant(np.float32(layer.top)))
 
 
-def _stored_bits(layer: Neurons | Readout) -> int:
-    return next(bits for bits in (2, 4, 8) if layer.bits <= bits)
+def _stored(layer: Neurons | Readout, bits: int) -> str:
+    """The type, of at least so many bits, that holds a layer's codes (unsigned), or q with a mask or in 8 bits."""
+    if layer.mask is None and (bits < 8 or layer.top > 127):
+        return next(f"UINT{stored}" for stored in (2, 4, 8) if max(layer.bits, bits) <= stored)
+    if layer.top < 8 and bits < 8:
+        return "INT4"
+    return "INT8" if layer.top < 128 else "INT16"
 
 
 def _carrier(build: _Builder, residual: Residual, channels: int) -> Callable[[str], str]:

@@ -1,8 +1,10 @@
 """Export of a run: its network with the statistics of its data, and its origin."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from qpsnn_jax.data import DataSet
@@ -87,7 +89,14 @@ def read_run(
     return Exported(graph, variables, data, notes, stem_bits, readout_bits, config.run.precision)
 
 
-def write_run(exported: Exported, path: Path, format_: str, *, portable: bool = False) -> str:
+def write_run(
+    exported: Exported,
+    path: Path,
+    format_: str,
+    *,
+    portable: bool = False,
+    onnx: Mapping[str, int | None] = MappingProxyType({}),
+) -> str:
     """Write a run's network as a file. Its folder is created if missing.
 
     Args:
@@ -95,6 +104,7 @@ def write_run(exported: Exported, path: Path, format_: str, *, portable: bool = 
         path: the file.
         format_: one of :data:`qpsnn_jax.export.FORMATS`.
         portable: as for :func:`qpsnn_jax.c_source`.
+        onnx: options of :func:`qpsnn_jax.onnx_model`.
 
     Returns:
         The size of the file, as text.
@@ -109,7 +119,7 @@ def write_run(exported: Exported, path: Path, format_: str, *, portable: bool = 
         return f"{text.working_bytes:,} bytes of working memory, {constants}, {state}"
     if format_ == "onnx":
         folded = exported.folded
-        return f"{write_onnx(_placed(path), folded):,} bytes"
+        return f"{write_onnx(_placed(path), folded, **onnx):,} bytes"
     whole = (exported.graph, exported.variables, exported.data.mean, exported.data.std)
     if format_ == "nir":
         document = nir_graph(*whole)

@@ -157,6 +157,10 @@ WRONG = {
         ["export", "absent", "--format", "packed", "--portable", "--out", "new"],
         "--portable is for --format c.",
     ),
+    "opset of what": (
+        ["export", "absent", "--format", "c", "--onnx-opset", "17", "--out", "new"],
+        "--onnx-opset is for --format onnx.",
+    ),
     "bits of what": (
         ["verify", "absent", "--format", "nir", "--stem-bits", "8"],
         "--stem-bits and --readout-bits are for packed, c and onnx; nir keeps float32.",

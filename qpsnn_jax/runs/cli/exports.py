@@ -40,7 +40,24 @@ def _folding(command: Callable[..., Any]) -> Callable[..., Any]:
 @_folding
 @importing
 @click.option("--portable", is_flag=True, help="C with 32-bit words and no 64-bit popcount")
-def export(path: Path, format_: str, out: Path, *, portable: bool, **folding: str | None) -> None:
+@click.option(
+    "--onnx-bits",
+    type=click.Choice(("2", "4", "8")),
+    help="fewest bits of a weight in the file (default: 2); 8 for runtimes without 2- and 4-bit integers",
+)
+@click.option("--onnx-opset", type=int, metavar="N", help="opset, from 13 (default: the first that has the integers)")
+@click.option("--onnx-batch", type=int, metavar="N", help="images in every batch (default: any number)")
+def export(
+    path: Path,
+    format_: str,
+    out: Path,
+    *,
+    portable: bool,
+    onnx_bits: str | None,
+    onnx_opset: int | None,
+    onnx_batch: int | None,
+    **folding: str | None,
+) -> None:
     """Write the network of a run, or of one of its complete stages, as a file for a device."""
     header = [Path(f"{out.with_suffix('')}.h")] if format_ == "c" and out.name else []
     for path_ in (out, *header):
@@ -48,11 +65,15 @@ def export(path: Path, format_: str, out: Path, *, portable: bool, **folding: st
             raise ValueError(f"{path_} exists; choose another --out.")
     if portable and format_ != "c":
         raise ValueError("--portable is for --format c.")
+    given = {"bits": onnx_bits and int(onnx_bits), "opset": onnx_opset, "batch": onnx_batch}
+    onnx = {name: value for name, value in given.items() if value is not None}
+    if onnx and format_ != "onnx":
+        raise ValueError(f"--onnx-{next(iter(onnx))} is for --format onnx.")
     bits = _bits(format_, folding)
     from qpsnn_jax.runs.exported import read_run, write_run
 
     exported = read_run(path, folding["data_dir"], **bits)
-    click.echo(f"{out}: {write_run(exported, out, format_, portable=portable)}")
+    click.echo(f"{out}: {write_run(exported, out, format_, portable=portable, onnx=onnx)}")
 
 
 @click.command()
