@@ -4,10 +4,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from membranes import membranes_of
 
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folded_layers import Image, Neurons, Rates
-from qpsnn_jax.export.integer_network import IntegerNetwork
+from qpsnn_jax.export.integer_network import IntegerNetwork, currents
 from qpsnn_jax.export.integer_neurons import Cell, Leak
 from qpsnn_jax.export.onnx import onnx_model
 from qpsnn_jax.export.packed.file import load_packed, write_packed
@@ -60,7 +61,8 @@ def test_spikes_are_those_of_rational_numbers(reset, strict):
         len(tau), 5, weights, frames=True, tau=tau, threshold=threshold, reset=reset, strict=strict, bias=bias
     )
     pixels = draw.integers(0, 256, (20, 5, 1, 1, 1), np.uint8)
-    found = IntegerNetwork.of(folded)(pixels, ["lif"])[1]["lif"][:, :, 0, 0]
+    network = IntegerNetwork.of(folded)
+    found = network(pixels, ["lif"])[1]["lif"][:, :, 0, 0]
     assert 0.1 < found.mean() < 0.9
     for c, leak in enumerate(tau):
         expected = [
@@ -70,6 +72,23 @@ def test_spikes_are_those_of_rational_numbers(reset, strict):
             for each in pixels.reshape(20, 5).astype(int)
         ]
         np.testing.assert_array_equal(found[:, :, c], expected)
+
+
+@pytest.mark.parametrize("reset", ["hard", "soft", "delayed"])
+def test_membranes_stay_within_the_bound(reset):
+    """At rest, then as high as a current is and as low as it is, at once or for a while."""
+    tau = np.float32([1.0, 0.5, 0.75, 0.25, 0.0, 0.875] * 2)
+    bias = np.float32([-200.0] * 6 + [0.0] * 6)
+    folded = neurons(12, 6, frames=True, tau=tau, reset=reset, threshold=55.0, bias=bias)
+    (layer, _), constants = folded.layers, IntegerNetwork.of(folded).neurons["lif"]
+    frames = np.stack(np.meshgrid(*[np.array([0, 200, 255], np.uint8)] * 6), -1).reshape(-1, 6, 1, 1, 1)
+    membranes = membranes_of(layer, constants, currents(layer, constants, {"image": frames}), 6)
+    reached = membranes.min((0, 1, 2, 3)), membranes.max((0, 1, 2, 3))
+    assert (constants.low <= reached[0]).all()
+    assert (reached[1] <= constants.high).all()
+    # No bound is four times what is reached.
+    assert (constants.low[:6] >= 4 * reached[0][:6]).all()
+    assert (constants.high[6:] <= 4 * reached[1][6:]).all()
 
 
 def rational(tau, theta, reset, strict, currents):
