@@ -1,4 +1,4 @@
-"""Files of PyTorch tensors, and tensors as float32 arrays. Only PyTorch's own files need PyTorch."""
+"""Files of tensors as PyTorch's users keep them, and tensors as float32 arrays. Only PyTorch's own need PyTorch."""
 
 import warnings
 from collections.abc import Mapping
@@ -6,46 +6,94 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from qpsnn_jax.runtime.arrays import read_npz
 from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable
 
 _NUMBERS = "fiu"  # kinds of NumPy dtypes
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_BESIDE = (np.generic, int, float, str, type(None))  # what is no tensor of a network
+_SAFETENSORS: dict[str, Any] = {
+    **{f"{kind}{bits}": f"{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": f"f{bits // 8}" for bits in (16, 32, 64)},
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
 
 
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Any]:
-    """The tensors of a checkpoint file: what ``torch.save`` wrote (needs PyTorch), or an ``.npz`` of the state dict.
+    """The tensors of a checkpoint file: what ``torch.save`` wrote, a ``.safetensors`` file, or an ``.npz``.
 
-    The state dict may be under ``state_dict`` or ``model``.
+    In a file of PyTorch the state dict may be under ``state_dict``, ``model_state_dict``, ``model`` or ``net``, also
+    one within another. Numbers and texts beside its tensors, such as an epoch, are left out.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: the file is unreadable, or PyTorch is needed and not installed.
+        ValueError: the file is unreadable, or its package (``torch``, ``safetensors``) is not installed.
         OSError: the file is missing or cannot be opened.
     """
-    if Path(path).suffix == ".npz":
-        return dict(read_npz(path))
+    read = {".npz": read_npz, ".safetensors": _read_safetensors}.get(Path(path).suffix, _read_torch)
+    loaded: Any = read(path)
+    while isinstance(loaded, Mapping) and (found := _wrapped(loaded)) is not None:
+        loaded = found
+    tensors = {}
+    if isinstance(loaded, Mapping):
+        tensors = {name: value for name, value in loaded.items() if not isinstance(value, _BESIDE)}
+    if not tensors or not all(hasattr(value, "shape") for value in tensors.values()):
+        raise unreadable(path, "does not hold a state dict of tensors")
+    return tensors
+
+
+def _wrapped(loaded: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The mapping that a checkpoint holds a state dict under."""
+    return next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+
+
+def _read_torch(path: str | PathLike[str]) -> Any:
     with open_regular(path) as file:
         try:
             import torch  # pyright: ignore[reportMissingImports]
         except ImportError:
-            reason = "needs PyTorch to be read; install torch, or save the state dict as .npz"
+            reason = "needs PyTorch to be read; install torch, or save the state dict as .safetensors or .npz"
             raise unreadable(path, reason) from None
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
                 warnings.simplefilter("ignore")
-                loaded = torch.load(file, map_location="cpu", weights_only=True)
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # unpickling damaged bytes raises any exception
             raise unreadable(path, "is not a readable PyTorch checkpoint of plain tensors") from None
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(hasattr(value, "shape") for value in loaded.values()):
-        raise unreadable(path, "does not hold a state dict of tensors")
-    return dict(loaded)
+
+
+def _numpy_scalars() -> list[Any]:
+    """What a pickled number of NumPy is made of, under the names of NumPy 1 and 2, for PyTorch's restricted reader."""
+    kinds = [type(np.dtype(kind)) for kind in "?bhilqBHILQefd"]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    return [np.dtype, *kinds, scalar, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
+
+
+def _read_safetensors(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    with open_regular(path) as file:
+        try:
+            from safetensors import deserialize  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            reason = "needs the package safetensors to be read: pip install 'qpsnn-jax[safetensors]'"
+            raise unreadable(path, reason) from None
+        data = file.read()
+    try:
+        views = dict(deserialize(data))
+    except Exception:  # damaged bytes raise more than one exception
+        raise unreadable(path, "is not a readable file of safetensors") from None
+    if unknown := next((view["dtype"] for view in views.values() if view["dtype"] not in _SAFETENSORS), None):
+        raise unreadable(path, f"holds tensors of the type {unknown}, which cannot be read")
+    return {
+        name: np.frombuffer(view["data"], _SAFETENSORS[view["dtype"]]).reshape(view["shape"])
+        for name, view in views.items()
+    }
 
 
 def float32_array(name: str, tensor: Any) -> np.ndarray:

@@ -18,6 +18,8 @@ from qpsnn_jax.numerics.quantization import STE
 
 # The released code fires strictly above the threshold.
 _RELEASED_LIF = LIF("", "", fire=">")
+# Of torch.nn.DataParallel, of torch.compile, and of modules that hold the network.
+_PREFIX = re.compile(r"^((module|model|net|_orig_mod)\.)+")
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
 
@@ -38,7 +40,8 @@ def import_torch(
 
     Args:
         state_dict: names to tensors, as ``torch.load`` gives them; weights O I H W. Modules that the released code
-            lists under two names may appear under both; a ``module.`` prefix is ignored.
+            lists under two names may appear under both; prefixes ``module.``, ``model.``, ``net.`` and ``_orig_mod.``
+            are ignored.
         bits: b of the quantized convolutions (a checkpoint does not say).
         timesteps: T.
         input_size: height and width of the images of a ResNet20; that of a VGG-16 follows from its weights.
@@ -77,7 +80,7 @@ class _Tensors:
         self.given: dict[str, str] = {}
         for key in state_dict:
             name = _first_name(key)
-            if name not in self.given or key.removeprefix("module.") == name:
+            if name not in self.given or _PREFIX.sub("", key) == name:
                 self.given[name] = key
         self.state_dict, self.used = state_dict, set[str]()
 
@@ -112,7 +115,7 @@ class _Tensors:
 
 def _first_name(key: str) -> str:
     """The released code lists a convolution with its batch-norm a second time, and a batch-norm alone too."""
-    name = key.removeprefix("module.").replace(".seqbn.module.", ".bn.")
+    name = _PREFIX.sub("", key).replace(".seqbn.module.", ".bn.")
     name = re.sub(r"\bconv(\d)_s\.layer\.module\.", r"conv\1.", name)
     return re.sub(r"\bconv(\d)_s\.bn\.", r"bn\1.", name)
 

@@ -1,6 +1,9 @@
 """Checkpoints written here under the released names, from a network's own variables."""
 
+import contextlib
+import json
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import pytest
 from released import state_dict
 from small_networks import random_variables
 
-from qpsnn_jax.export.torch_file import read_state_dict
+from qpsnn_jax.export.torch_file import float32_array, read_state_dict
 from qpsnn_jax.export.torch_import import import_torch
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, Conv, Quantizer
@@ -170,11 +173,96 @@ def test_files_of_state_dicts(tmp_path):
         read_state_dict(tmp_path / "d.pt")
 
 
+@over(
+    "prefix", ["module.", "model.", "net.", "_orig_mod.", "module.net.", "net.module."], ids=lambda prefix: prefix[:-1]
+)
+def test_prefixes_of_wrappers(prefix: str):
+    tensors = checkpoint("resnet20")[2]
+    graph, variables = import_torch({prefix + name: tensor for name, tensor in tensors.items()}, **SETTINGS)
+    same((graph, variables), *checkpoint("resnet20")[:2])
+
+
+SMALL = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.array(7), "half": np.ones(2, np.float16)}
+
+
+def safetensors_file(tensors: dict[str, np.ndarray]) -> bytes:
+    """The format by hand: the length of a header, the header, and the bytes of all tensors."""
+    names = {"float32": "F32", "float16": "F16", "int64": "I64", "bfloat16": "BF16", "bool": "BOOL"}
+    header, end = {}, 0
+    for name, array in tensors.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": names[array.dtype.name], "shape": array.shape, "data_offsets": [start, end]}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in tensors.values())
+
+
+def test_files_of_safetensors(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="safetensors is not installed (its extra)")
+    path, tensors = tmp_path / "a.safetensors", SMALL | {"short": np.asarray(jnp.asarray([1.5, -3.0], jnp.bfloat16))}
+    path.write_bytes(safetensors_file(tensors))
+    found = read_state_dict(path)
+    assert found.keys() == tensors.keys()
+    for name, expected in tensors.items():
+        np.testing.assert_array_equal(found[name], expected)
+        assert found[name].dtype == expected.dtype
+        assert float32_array(name, found[name]).dtype == np.float32
+    path.write_bytes(safetensors_file(SMALL | {"odd": np.ones(1, bool)}))
+    with pytest.raises(ValueError, match=r"a\.safetensors holds tensors of the type BOOL, which cannot be read\.$"):
+        read_state_dict(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=r"a\.safetensors is not a readable file of safetensors\.$"):
+        read_state_dict(path)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ValueError, match=r"a\.safetensors needs the package safetensors .* 'qpsnn-jax\[safetensors\]'"):
+        read_state_dict(path)
+
+
+class Torch:
+    """``torch`` as far as files are read; ``load`` gives what it is made with."""
+
+    def __init__(self, loaded):
+        self.loaded, self.serialization, self.safe = loaded, self, []
+
+    def safe_globals(self, safe):
+        self.safe = safe
+        return contextlib.nullcontext()
+
+    def load(self, file, *, map_location, weights_only):
+        assert (file.read(), map_location, weights_only) == (b"bytes", "cpu", True)
+        return self.loaded
+
+
+@over(
+    "wrap",
+    [(), ("net",), ("model_state_dict",), ("state_dict",), ("model",), ("state_dict", "net"), ("model", "model")],
+)
+def test_checkpoints_hold_a_state_dict_beside_numbers(wrap: str, tmp_path, monkeypatch):
+    loaded = SMALL | ({} if wrap else {"epoch": 3, "acc": np.float64(91.2), "name": "best", "none": None})
+    for key in reversed(wrap.split()):
+        loaded = {"epoch": 3, key: loaded, "acc": np.float32(91.2), "optimizer": {"lr": np.float64(0.1)}}
+    torch = Torch(loaded)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    (tmp_path / "a.pt").write_bytes(b"bytes")
+    assert read_state_dict(tmp_path / "a.pt") == SMALL
+    names = {entry[1] for entry in torch.safe if isinstance(entry, tuple)}
+    assert names == {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
+
+
+@over(
+    "loaded", [{}, {"epoch": 3}, {"net": {"layers": [np.zeros(2)]}}, {"net": {"epoch": 3}}, [np.zeros(2)], 3], ids=repr
+)
+def test_checkpoints_without_tensors(loaded, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", Torch(loaded))
+    (tmp_path / "a.pt").write_bytes(b"bytes")
+    with pytest.raises(ValueError, match=r"a\.pt does not hold a state dict of tensors\.$"):
+        read_state_dict(tmp_path / "a.pt")
+
+
 def test_tensors_of_pytorch(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     graph, variables, tensors = checkpoint("resnet20")
     given = {k: torch.from_numpy(v) for k, v in tensors.items()}
-    torch.save({"state_dict": given}, tmp_path / "a.pt")
+    torch.save({"state_dict": given, "acc": np.float64(91.2), "best": np.bool_(True)}, tmp_path / "a.pt")
     same(import_torch(read_state_dict(tmp_path / "a.pt"), **SETTINGS), graph, variables)
     bias = given["fc.module.bias"]
     for kind in (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float64):

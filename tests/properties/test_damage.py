@@ -149,6 +149,11 @@ def read_tensors(path: Path) -> Any:
     return {name: float32_array(name, tensor) for name, tensor in read_state_dict(path).items()}
 
 
+def write_safetensors(path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed (its extra)")
+    safetensors.save_file(TENSORS, path)
+
+
 NIR_SEED = 1
 KINDS = (
     Kind("stage.json", write_stage, read_result, sure=True),
@@ -156,6 +161,7 @@ KINDS = (
     Kind("metrics", write_all_metrics, read_metrics),
     Kind("activity.npz", lambda path: write_arrays(path, TENSORS), lambda path: read_arrays(path, "measure again")),
     Kind("state.npz", lambda path: np.savez(path, **TENSORS), read_tensors),
+    Kind("state.safetensors", write_safetensors, read_tensors),
     Kind("a.qpsnn", lambda path: write_packed(path, packed_network(), {"a": 1}), classes, sure=True),
     Kind("a.nir", write_nir_file, lambda path: import_nir(read_nir(path))),
     Kind("checkpoint", write_checkpoint, read_checkpoint, sure=True),

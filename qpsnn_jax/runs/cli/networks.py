@@ -105,7 +105,7 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
 @click.option("--input-size", type=int, default=32, show_default=True, help="height and width of a ResNet20's images")
 @_NEW
 def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
-    """Convert a checkpoint of the authors' PyTorch code, or an .npz of its state dict."""
+    """Convert a checkpoint of the authors' PyTorch code, or a .safetensors or .npz file of its state dict."""
     _check_new(out)
     from qpsnn_jax.export.torch_file import read_state_dict
     from qpsnn_jax.export.torch_import import import_torch
