@@ -1,16 +1,16 @@
 """What is done: the phases, the network, the step of training and the program of an epoch; and what it costs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import click
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from experiments.claims.data import hold_out
 from qpsnn_jax import Distillation, Graph, NetworkSettings, init_state, init_variables, make_train_step, optimizer
 from qpsnn_jax.data import Arrays, DataSet
 from qpsnn_jax.data.augment.images import normalize_and_augment
@@ -68,16 +68,13 @@ class Recipe:
 
 
 def read_data(recipe: Recipe, data: DataSet) -> DataSet:
-    """The data set with the images that are held out as its test set; they are the same ones for every seed."""
+    """The data set with the images that are held out as its test set: those of ``experiments.claims``."""
     if not isinstance(data.train, Arrays):
         raise click.UsageError(f"{data.name} is not a data set in memory.")
-    images, labels = data.train
-    order = np.random.default_rng(0).permutation(len(labels))
-    own, other = order[recipe.held_out :], order[: recipe.held_out]
-    if len(own) < recipe.batch_size:
-        raise click.UsageError(f"{len(own):,} training images are less than a batch of {recipe.batch_size}.")
-    train, held_out = (Arrays(images[part], labels[part]) for part in (own, other))
-    return replace(data, train=train, test=held_out, evaluated="held-out")
+    if len(data.train.labels) - recipe.held_out < recipe.batch_size:
+        left = max(0, len(data.train.labels) - recipe.held_out)
+        raise click.UsageError(f"{left:,} training images are less than a batch of {recipe.batch_size}.")
+    return hold_out(data, recipe.held_out)
 
 
 def train_step(

@@ -1,5 +1,7 @@
 """Training images with some held out, on which all choices are made. The test images are not in here."""
 
+from dataclasses import replace
+
 from qpsnn_jax.data import Arrays, DataInfo, DataRequest, DataSet, DataSource, describe, load
 from qpsnn_jax.data.dataset import example_count
 
@@ -21,20 +23,23 @@ def held_out(base: str, number: int) -> DataSource:
         wanted = None if request.train_examples is None else number + request.train_examples
         whole = load(base, data_dir=request.data_dir, seed=_ORDER, train_examples=wanted, test_examples=1)
         assert isinstance(whole.train, Arrays)
-        images, labels = whole.train
         kept = example_count("test_examples", request.test_examples, number)
-        return DataSet(
-            name=f"{base} without {number:,} images",
-            train=Arrays(images[number:], labels[number:]),
-            test=Arrays(images[:kept], labels[:kept]),
-            classes=whole.classes,
-            mean=whole.mean,
-            std=whole.std,
-            class_names=whole.class_names,
-            evaluated="held-out",
-        )
+        split, (images, labels) = hold_out(whole, number), whole.train
+        name = f"{base} without {number:,} images"
+        return replace(split, name=name, test=Arrays(images[:kept], labels[:kept]))
 
     return DataSource(described, read)
+
+
+def hold_out(data: DataSet, number: int) -> DataSet:
+    """The data set with the first training images as its test images, and the others to train on.
+
+    The order in which :func:`qpsnn_jax.data.load` gives them is balanced, so that the classes are in proportion.
+    """
+    assert isinstance(data.train, Arrays)
+    images, labels = data.train
+    first = Arrays(images[:number], labels[:number])
+    return replace(data, train=Arrays(images[number:], labels[number:]), test=first, evaluated="held-out")
 
 
 CIFAR10 = held_out("cifar10", 5000)
