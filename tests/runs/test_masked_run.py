@@ -9,6 +9,8 @@ import pytest
 from small_runs import checksums, contents
 
 from qpsnn_jax import Config, DataSettings, NetworkSettings, Pruning, RunSettings, Training, load_network
+from qpsnn_jax.pruning import bits
+from qpsnn_jax.runs import programs
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.config import check_config
 from qpsnn_jax.runs.controls import CONTROLS
@@ -16,11 +18,11 @@ from qpsnn_jax.runs.directory import open_run, read_stage
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runs.masking import mask_weights
 from qpsnn_jax.runs.rounds import run_stages
-from qpsnn_jax.runs.stages import prepare_run
+from qpsnn_jax.runs.stages import finetune, prepare_run
 
 TRAIN = Training(epochs=0, batch_size=32, optimizer="adam", learning_rate=0.01)
 CONFIG = Config(
-    NetworkSettings("small_runs:tiny", timesteps=1),
+    NetworkSettings("small_runs:tiny", timesteps=2),
     DataSettings("digits", train_examples=64, test_examples=20),
     TRAIN,
     Pruning("magnitude", {"middle": 0.5}, sparsity=0.7, score_batches=1, score_batch_size=32),
@@ -138,7 +140,7 @@ def test_the_control_from_scratch_has_the_masks(copy, data):
         ({"sparsity": None, "n_of_m": "2/4"}, "n_of_m must be two integers n:m such as 2:4"),
         (
             {"sparsity": None, "n_of_m": "2:3"},
-            "prune.n_of_m 2:3 does not divide the 4 input channels of node 'conv2' after pruning; change prune.mult",
+            "prune.n_of_m 2:3 does not divide the 4 input channels of node 'conv2' after pruning; change prune.ratios",
         ),
         (
             {"sparsity": None, "n_of_m": "2:4", "ratios": {}, "budget": "3kB"},
@@ -179,3 +181,41 @@ def test_another_sparsity_is_another_run(copy, capsys):
     assert main(["run", str(path), "--out", str(copy)]) == 2
     assert "(prune.sparsity is 0.7 there and 0.5 here); choose another --out." in capsys.readouterr().err
     assert contents(copy) == before
+
+
+def test_the_commands_count_and_export_what_masks_leave(masked_run, tmp_path, capsys, monkeypatch):
+    def said(*arguments) -> str:
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out
+
+    stage = read_stage(masked_run, "finetuned")
+    assert stage is not None
+    assert f"| {stage.params:,} " in said("evaluate", masked_run)
+    assert f" {stage.params:,} " in said("cost", masked_run)
+    # 33 weights of 8 bits instead of 2 are 25 bytes more, 108 of them would be 81.
+    monkeypatch.setattr(bits, "bit_sensitivity", lambda *_, **__: {"conv2": {1: 2.0, 2: 1.5, 8: 0.0}})
+    assert "--network.layer_bits conv2=8" in said("bits", masked_run, "--budget", f"{stage.size_bytes + 30}B")
+    file = tmp_path / "network.qpsnn"
+    said("export", masked_run, "--format", "packed", "--out", file)
+    assert "at 2 bits, 31 % left, of lif1" in said("info", file)
+    for format_ in ("packed", "onnx", "nir", "c"):
+        assert "100.00 %" in said("verify", masked_run, "--format", format_)
+
+
+class StoppedError(Exception):
+    """The training step is about to be compiled."""
+
+
+def test_a_price_on_operations_takes_account_of_masks(copy, data, monkeypatch):
+    shutil.rmtree(copy / "finetuned")
+    penalties = {}
+
+    def stop(*_, penalty, **__):
+        penalties.update(penalty)
+        raise StoppedError
+
+    monkeypatch.setattr(programs, "make_train_step", stop)
+    with pytest.raises(StoppedError):
+        finetune(prepare_run(CONFIG, copy, data), dataclasses.replace(TRAIN, epochs=1, sops_target="1kSOPs"))
+    # A spike in the middle of the map reaches every weight of its channel.
+    np.testing.assert_array_equal(penalties["lif1"].keywords["reached"][4, 4], mask_of(copy / "masked").sum((0, 1, 3)))
