@@ -232,10 +232,7 @@ class Torch:
         return self.loaded
 
 
-@over(
-    "wrap",
-    [(), ("net",), ("model_state_dict",), ("state_dict",), ("model",), ("state_dict", "net"), ("model", "model")],
-)
+@over("wrap", ["", "net", "model_state_dict", "state_dict", "model", "state_dict net", "model model"])
 def test_checkpoints_hold_a_state_dict_beside_numbers(wrap: str, tmp_path, monkeypatch):
     loaded = SMALL | ({} if wrap else {"epoch": 3, "acc": np.float64(91.2), "name": "best", "none": None})
     for key in reversed(wrap.split()):
