@@ -98,6 +98,9 @@ def _attempt(unit: Unit, runs: Path, results: Path, data_dir: str | None, check:
         do(unit, runs, results, data_dir, check)
     except FloatingPointError as error:
         click.echo(f"{unit.name}: {error}", err=True)
+    finally:
+        # Each unit compiles some hundred programs, and a process may map only so many pieces of memory (Linux: 65,530).
+        jax.clear_caches()
 
 
 @contextmanager
