@@ -24,7 +24,7 @@ from qpsnn_jax.numerics.early_exit import early_exit
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.directory import load_network
 
-SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZERS = ["-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 NATIVE = ["-O3", "-march=native"]
 
 

@@ -33,6 +33,20 @@ def by_sums(x, kernel, strides, padding):
     return y
 
 
+def gradients_by_sums(x, kernel, cotangent, strides, padding):
+    """By x and by the kernel, of the sums of their products with the cotangent; in float64."""
+    around = ((0, 0), *((p, p) for p in padding), (0, 0))
+    x, kernel, cotangent = (np.asarray(each, np.float64) for each in (x, kernel, cotangent))
+    padded, (kh, kw) = np.pad(x, around), kernel.shape[:2]
+    by_x, by_kernel = np.zeros(padded.shape), np.zeros(kernel.shape)
+    for i, j in product(range(cotangent.shape[1]), range(cotangent.shape[2])):
+        place = np.s_[:, i * strides[0] : i * strides[0] + kh, j * strides[1] : j * strides[1] + kw]
+        by_x[place] += np.tensordot(cotangent[:, i, j], kernel, (1, 3))
+        by_kernel += np.tensordot(padded[place], cotangent[:, i, j], (0, 0))
+    (top, left), (h, w) = padding, x.shape[1:3]
+    return by_x[:, top : top + h, left : left + w], by_kernel
+
+
 def spikes_and_integers(shape, kernel, bits, channels=40):
     """Spikes, and odd integers with both ends of their range; the third channel's are zero."""
     rng = np.random.default_rng(bits)

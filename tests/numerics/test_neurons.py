@@ -187,13 +187,13 @@ def test_vmap_over_tau():
 
 
 def taylor_lif(currents, tau, theta, initial, slope, fire, reset, detach):
-    """The spikes by a Python loop without a custom derivative: each step of the neuron is its own Taylor polynomial.
+    """The spikes by a plain scan without a custom derivative: each step of the neuron is its own Taylor polynomial.
 
     It has the value of the step, and the surrogate and its derivative as first and second derivatives.
     """
-    left, rows = initial, []
-    for t in range(currents.shape[1]):
-        charged = tau * left + currents[:, t]
+
+    def advance(left, current):
+        charged = tau * left + current
         distance = charged - theta
         at = jax.lax.stop_gradient(distance)
         first, second = jax.jvp(slope, (at,), (jnp.ones_like(at),))
@@ -201,9 +201,9 @@ def taylor_lif(currents, tau, theta, initial, slope, fire, reset, detach):
         step = (at >= 0 if fire == ">=" else at > 0).astype(at.dtype)
         spikes = step + first * (distance - at) + second / 2 * (distance - at) ** 2
         gate = jax.lax.stop_gradient(spikes) if detach else spikes
-        left = charged * (1 - gate) if reset == "hard" else charged - theta * gate
-        rows.append(spikes)
-    return jnp.stack(rows, 1)
+        return charged * (1 - gate) if reset == "hard" else charged - theta * gate, spikes
+
+    return jnp.swapaxes(jax.lax.scan(advance, initial, jnp.swapaxes(currents, 0, 1))[1], 0, 1)
 
 
 @over(("steps", "detach"), [(3, False), (20, True)])
