@@ -69,7 +69,7 @@ def pruning_rounds(
         ratios: by label, of the unpruned network.
         floor, comparison: as for :func:`qpsnn_jax.allocate`; the floor is a share of the unpruned groups.
         multiple_of: as for :func:`qpsnn_jax.select`, in every round.
-        budget: one of ``bytes``, ``params`` and ``sops`` in place of ratios.
+        budget: one of ``bytes``, ``params`` and ``sops`` in place of ratios; what masks remove counts too.
 
     Returns:
         :class:`PruningRounds`. Its functions are pure; arrays shrink, so that a step of training is made anew for the
