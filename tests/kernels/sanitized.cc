@@ -100,8 +100,11 @@ int main() {
     wrong += check(pool, {2, 5, 3, 2, 0, 0, 3, 7, 4, 2, 1, 3, 2}, density);
     wrong += check(pool, {2, 7, 6, 2, 0, 0, 17, 1, 1, 2, 3, 0, 0}, density);
     // More inputs than a block has; outputs that fill up their last block, by vectors of 4, 8 and 16.
-    for (int64_t outputs : wide)
+    for (int64_t outputs : wide) {
       wrong += check(pool, {1, 2, 2, 130, 0, 0, outputs, 3, 3, 1, 1, 1, 1}, density);
+      wrong += check(pool, {1, 2, 3, 130, 0, 0, outputs, 1, 1, 1, 1, 0, 0}, density);
+      wrong += check(pool, {1, 3, 4, outputs, 0, 0, 130, 3, 3, 2, 2, 1, 1}, density);  // phases of one tap
+    }
     wrong += check(pool, {1, 2, 2, 70, 0, 0, 130, 3, 3, 1, 1, 1, 1}, density);
     // Few outputs at stride 1, with more padding than taps, one pixel, one row, and more inputs than a block has.
     for (int64_t outputs : narrow) {

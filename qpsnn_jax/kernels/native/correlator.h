@@ -60,7 +60,6 @@ class Correlator {
     offsets_.resize(places_.size());
     starts_.resize(at_.h * (at_.w + 1));
     left_ = std::max<int64_t>(0, at_.px);
-    row_.resize((at_.w + at_.kw - 1) * ceil_div(at_.outputs, kLanes) * kLanes);
     width_ = std::max(at_.w + left_, (at_.columns - 1) * at_.sx + at_.kw + left_ - at_.px);
   }
 
@@ -117,7 +116,7 @@ class Correlator {
     const int64_t stride = weights.stride, before = at_.px - (at_.kw - 1);
     const Scatter run = scatter_of(at_.kw * stride / kLanes, binary);
     for (int64_t i = begin; i < end; ++i) {
-      std::fill(row_.begin(), row_.end(), 0.0f);
+      row_.assign((at_.w + at_.kw - 1) * stride, 0.0f);
       for (int64_t r = std::max<int64_t>(0, at_.py - i); r < std::min(at_.kh, at_.h + at_.py - i); ++r) {
         const Scattered given{&starts_[(i + r - at_.py) * (at_.w + 1)], offsets_.data(), values_.data(), at_.w,
                               count * at_.kw * stride};
