@@ -115,6 +115,8 @@ int main() {
     }
     wrong += check(pool, {2, 3, 3, 4, 0, 0, 0, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, density);
+    wrong += check(pool, {2, 0, 3, 2, 0, 0, 4, 3, 3, 1, 2, 2, 1}, density);  // maps of padding only
+    wrong += check(pool, {2, 3, 0, 2, 0, 0, 4, 1, 1, 1, 1, 0, 1}, density);
   }
   for (int64_t channels : {1, 3, 16, 70, 129}) {
     wrong += run_over_channels(pool, 2, 3, 3, 5, channels);

@@ -195,11 +195,12 @@ class KernelGrad {
 };
 
 inline void kernel_grad(const Pool& pool, const Conv& conv, const float* maps, const float* cotangent, float* result) {
-  if (conv.outputs == 0 || conv.channels == 0) return;
+  const int64_t size = conv.kh * conv.kw * conv.channels * conv.outputs;
+  if (size == 0) return;
+  if (conv.h == 0 || conv.w == 0) return void(std::fill_n(result, size, 0.0f));
   // Parts whatever the number of threads, so that sums are of the same order everywhere.
   constexpr int64_t kMostOutputs = 64, kParts = 16;
   const int64_t most = std::min(conv.outputs, kMostOutputs), blocks = ceil_div(conv.outputs, most);
-  const int64_t size = conv.kh * conv.kw * conv.channels * conv.outputs;
   const int64_t parts = std::clamp<int64_t>(ceil_div(kParts, blocks), 1, std::max<int64_t>(1, conv.images));
   std::vector<float> partial(parts > 1 ? parts * size : 0);
   std::vector<std::unique_ptr<KernelGrad>> workers(pool.threads);
