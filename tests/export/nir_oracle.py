@@ -25,6 +25,13 @@ def run(document, images, dt=1e-4):
                     values[name] = (v > node.v_threshold).astype(np.float64)
                     membranes[name] = np.where(values[name], node.v_reset, v)
                     counts[name] = counts.get(name, 0) + int(values[name].sum())
+                case "CubaLIF":
+                    current, v = membranes.get(name, (np.zeros_like(x), np.zeros_like(x)))
+                    current = current + dt / node.tau_syn * (node.w_in * x - current)
+                    v = v + dt / node.tau_mem * (node.v_leak - v + node.r * current)
+                    values[name] = (v > node.v_threshold).astype(np.float64)
+                    membranes[name] = current, np.where(values[name], node.v_reset, v)
+                    counts[name] = counts.get(name, 0) + int(values[name].sum())
                 case "IF":
                     v = membranes.get(name, np.zeros_like(x)) + dt * node.r * x
                     values[name] = (v > node.v_threshold).astype(np.float64)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from exported import GRAPHS, moments, pixels_of, variables_of
 from nir_oracle import run as run_nir
+from pages import blocks
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax.data import Arrays, DataSet, load
@@ -545,6 +546,51 @@ def test_public_files_by_nirs_equations(name, nir_files):
 def test_a_recurrent_public_file_is_named(nir_files):
     with pytest.raises(ValueError, match=r"node 'lif1\.(lif|w_rec)': it is part of a cycle"):
         import_nir(read_nir(nir_files / "braille_cuba.nir"), timesteps=2)
+
+
+def _cuba(**fields):
+    """CubaLIF with the numbers of the public file, in two layers that are not recurrent."""
+    draw = np.random.default_rng(0)
+
+    def cells(n):
+        numbers = {"tau_syn": 2e-4, "tau_mem": 2.2e-4, "r": 2.2, "v_leak": 0.0, "v_threshold": 1.0, "v_reset": 0.0}
+        full = {field: np.full(n, value) for field, value in (numbers | {"w_in": 2.0}).items()}
+        return nir.CubaLIF(**full | {field: np.resize(value, n) for field, value in fields.items()})
+
+    nodes = {
+        "in": nir.Input(np.array([4])),
+        "fc1": nir.Affine(draw.normal(size=(6, 4)), draw.normal(size=6) / 4),
+        "lif1": cells(6),
+        "fc2": nir.Affine(draw.normal(size=(3, 6)), draw.normal(size=3) / 4),
+        "lif2": cells(3),
+        "out": nir.Output(np.array([3])),
+    }
+    return nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
+
+
+def test_a_node_defined_in_a_page_reads_cubalif(monkeypatch):
+    with pytest.raises(ValueError, match="node 'lif1': NIR's CubaLIF cannot be read; add a reading as"):
+        import_nir(_cuba(), timesteps=20)
+    monkeypatch.setitem(READINGS, "CubaLIF", None)
+    (block,) = (block for block in blocks("notebooks/extend.md") if "CubaLIF" in block.text)
+    exec(compile(block.text, "notebooks/extend.md", "exec"), {})
+    graph, variables = import_nir(_cuba(), timesteps=20, frames=True)
+    images = images_of(graph, 3)
+    outputs, counts = run_nir(_cuba(), images)
+    network = SpikingNetwork(graph)
+
+    def loss(params):
+        found = network.apply({**variables, "params": params}, images, capture=list(counts))
+        return jnp.mean((found.currents - 1) ** 2), found
+
+    gradients, found = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    np.testing.assert_array_equal(found.currents, outputs)
+    assert {name: int(trace.spikes.sum()) for name, trace in found.captured.items()} == counts
+    assert min(counts.values()) > 10
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+    for wrong in ({"tau_mem": [2e-4, 3e-4]}, {"v_leak": 0.1}, {"v_reset": -0.1}):
+        with pytest.raises(ValueError, match="node 'lif1': its neurons differ, or do not rest and reset at zero"):
+            import_nir(_cuba(**wrong), timesteps=20)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
