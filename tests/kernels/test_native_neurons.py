@@ -141,9 +141,14 @@ def test_gradients_of_membranes_and_second_derivatives():
     alike(found, wanted)
 
 
-def test_nan_comes_out_as_nan():
-    x = currents(2, 4, 5).at[1, 2, 3].set(np.nan)
-    found, wanted = both(lambda run, x: (run(x), jax.grad(lambda x: jnp.sum(run(x).spikes))(x)), x)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"surrogate": SURROGATES["sigmoid"], "reset": "soft"}, {"detach_reset": True}],
+    ids=["hard", "sigmoid", "detached"],
+)
+def test_nan_and_infinity_are_those_of_the_definition(options):
+    x = currents(2, 4, 5).at[1, 2, 3].set(np.nan).at[0, 1, 2].set(-np.inf)
+    found, wanted = both(lambda run, x: (run(x), jax.grad(lambda x: jnp.sum(run(x).spikes))(x)), x, **options)
     assert np.isnan(found[0].spikes).sum() == 2
     np.testing.assert_array_equal(found[0].spikes, wanted[0].spikes)
     np.testing.assert_array_equal(np.isnan(found[1]), np.isnan(wanted[1]))

@@ -29,9 +29,9 @@ inline Vector fire(Vector distance, bool inclusive) {
   return distance == distance ? (past ? all(1) : all(0)) : distance;
 }
 
-// e to the power of x, -87 < x <= 0, within 2 units in the last place.
+// e to the power of x, -87 < x <= 0, within 2 units in the last place; NaN for NaN.
 inline Vector exponential(Vector x) {
-  x = x > -87 ? x : all(-87);
+  x = x < -87 ? all(-87) : x;
   constexpr float kRound = 12582912;  // 1.5 * 2^23: adding it rounds to an integer
   const Vector shifted = x * 1.44269504f + kRound, power = shifted - kRound;
   const Vector rest = (x - power * 0.693359375f) + power * 2.12194440e-4f;
@@ -131,7 +131,6 @@ void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result
 template <bool Residual, class Slope>
 void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, const Currents& from,
               const float* cotangent, float* by_currents, float* by_factor, float* by_offset) {
-  const float attached = detached ? 0 : 1;
   // The membranes of a piece at all steps stay in the cache.
   const Layer layer(n, from, std::clamp<int64_t>(16384 / std::max<int64_t>(1, n.steps), 64, 1024));
   const int64_t length = layer.pieces.length;
@@ -143,7 +142,6 @@ void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, co
         scratch[worker].resize((n.steps + 2) * length);
         float *left = scratch[worker].data(), *later = left + length, *membranes = later + length;
         layer.start(left, example * n.size + start, count);
-        std::fill_n(later, length, 0.0f);
         float *factor = sums.places(worker, 0), *offset = sums.places(worker, 1);
         int64_t place = example * n.steps * n.size + start;
         for (int64_t t = 0; t < n.steps; ++t, place += n.size, membranes += length)
@@ -153,10 +151,12 @@ void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, co
           place -= n.size, membranes -= length;
           for (int64_t i = 0; i < count; i += kLanes) {
             const Vector charged = load(membranes + i), distance = charged - n.threshold, rise = slope(distance);
-            const Vector through = attached * (n.soft ? all(n.threshold) : charged) * rise;
+            // No product with 0, which is NaN for membranes that are infinite; nor one with what follows the last step.
+            const Vector through = detached ? all(0) : (n.soft ? all(n.threshold) : charged) * rise;
             const Vector kept = n.soft ? all(1) : 1 - fire(distance, n.inclusive);
             // Beyond the last neuron it is 0, as its cotangent is.
-            const Vector grad = load(cotangent + place + i, count - i) * rise + load(later + i) * (kept - through);
+            const Vector passed = t ? load(later + i) * (kept - through) : all(0);
+            const Vector grad = load(cotangent + place + i, count - i) * rise + passed;
             store(later + i, n.tau * grad);
             store(factor + i, load(factor + i) + grad * load(from.x + place + i, count - i));
             store(offset + i, load(offset + i) + grad);
