@@ -13,11 +13,14 @@ from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.kernels.native.call import native_call
 from qpsnn_jax.numerics import neurons
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset
-from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
+from qpsnn_jax.numerics.surrogate import Fire, Surrogate, arctan, rectangular, sigmoid, triangular
+
+# In the order in which neurons.cc counts them. Others, also those added to SURROGATES, run in plain JAX.
+_NATIVE_SURROGATES: tuple[Surrogate, ...] = (triangular, rectangular, sigmoid, arctan)
 
 
 class _Cell(NamedTuple):
-    """The options of a layer, as attributes of a native call: ``surrogate`` counts those of the package."""
+    """The options of a layer, as attributes of a native call: ``surrogate`` counts the native ones."""
 
     tau: float
     threshold: float
@@ -30,7 +33,7 @@ class _Cell(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         """Those of :func:`qpsnn_jax.lif_step`."""
-        surrogate = list(SURROGATES.values())[self.surrogate]
+        surrogate = _NATIVE_SURROGATES[self.surrogate]
         fire, reset = ">=" if self.inclusive else ">", "soft" if self.soft else "hard"
         numbers = {"tau": self.tau, "threshold": self.threshold}
         return {**numbers, "surrogate": surrogate, "fire": fire, "reset": reset, "detach_reset": self.detached}
@@ -61,21 +64,21 @@ def lif_trace(
 ) -> tuple[Array, LIFTrace]:
     """:func:`qpsnn_jax.lif_trace` for τ and θ that are numbers, of currents that may still have to be computed.
 
-    On a CPU with a C++ compiler float32 neurons with a surrogate of :data:`~qpsnn_jax.numerics.surrogate.SURROGATES`
-    and a hard or soft reset go through all steps in one native call, forward and backward, which computes the currents
-    too; membranes are written where they are used, and computed again for the gradient. Gradients are rounded otherwise
-    than those of :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
+    On a CPU with a C++ compiler float32 neurons with one of the package's four surrogates and a hard or soft reset go
+    through all steps in one native call, forward and backward, which computes the currents too; membranes are written
+    where they are used, and computed again for the gradient. Gradients are rounded otherwise than those of
+    :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
 
     Raises:
         ValueError: as :func:`qpsnn_jax.lif_trace`.
     """
     x = currents.x if isinstance(currents, Affine) else currents
-    if x.dtype != jnp.float32 or surrogate not in SURROGATES.values() or x.ndim < 3 or reset == "delayed":
+    if x.dtype != jnp.float32 or surrogate not in _NATIVE_SURROGATES or x.ndim < 3 or reset == "delayed":
         options: dict[str, Any] = {"fire": fire, "reset": reset, "detach_reset": detach_reset}
         constants = {"tau": tau, "threshold": threshold, "surrogate": surrogate}
         return neurons.lif_trace(computed(currents), initial=initial, **constants, **options)
     (shape,) = cast(FunctionType, surrogate).__defaults__ or (0.0,)
-    number = list(SURROGATES.values()).index(surrogate)
+    number = _NATIVE_SURROGATES.index(surrogate)
     cell = _Cell(tau, threshold, fire == ">=", reset == "soft", detach_reset, number, shape)
     affine, nothing = currents if isinstance(currents, Affine) else Affine.of(currents), jnp.zeros((), x.dtype)
     affine = affine._replace(residual=nothing) if affine.residual is None else affine

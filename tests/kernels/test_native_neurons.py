@@ -154,6 +154,17 @@ def test_nan_and_infinity_are_those_of_the_definition(options):
     np.testing.assert_array_equal(np.isnan(found[1]), np.isnan(wanted[1]))
 
 
+def test_a_surrogate_that_is_added_runs_in_plain_jax(monkeypatch):
+    def narrow(u, width=0.5, height=2.0):
+        return height * (jnp.abs(u) < width)
+
+    monkeypatch.setitem(SURROGATES, "narrow", narrow)
+    found, wanted = both(
+        lambda run, x: jax.grad(lambda x: jnp.sum(run(x).spikes))(x), currents(1, 2, 3), surrogate=narrow
+    )
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_vmap():
     alike(*both(lambda run, x: jax.vmap(run)(x), currents(3, 2, 4, 5)))
 
