@@ -75,8 +75,8 @@ class SpikingNetwork(nn.Module):
             after the last step: by LIF node U[T], its membrane potentials after the reset, ``b h w c``.
 
         Raises:
-            ValueError: the images do not have the graph's input shape, ``capture`` names an unknown node, or ``state``
-                is that of another network or batch.
+            ValueError: there are no images, or not of the graph's input shape, ``capture`` names an unknown node, or
+                ``state`` is that of another network or batch.
 
         References:
             QP-SNN (ICLR 2025), section 3; direct encoding.
@@ -168,6 +168,8 @@ def _check_images(graph: Graph, images: Array) -> Array:
         raise ValueError(
             f"images must have the shape {wanted} of node {graph.input.name!r}, got {images.shape}{other}."
         )
+    if images.shape[0] == 0:
+        raise ValueError(f"images must be one or more, of node {graph.input.name!r}, got the shape {images.shape}.")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be floating and normalized, got {images.dtype}.")
     return images

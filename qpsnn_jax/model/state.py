@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.runtime.checks import integer
 
 State = Mapping[str, Any]
 """Of LIF nodes the membrane potentials U after the reset, ``b …``; of any node a tree of arrays."""
@@ -26,7 +27,14 @@ def initial_state(graph: Graph, batch: int, dtype: Any = jnp.float32) -> dict[st
 
     Returns:
         By node that has a state its arrays ``batch …``, zeros for neurons.
+
+    Raises:
+        ValueError: ``batch`` is not an integer, 1 or more.
     """
+    return _rest(graph, integer("batch", batch, 1), dtype)
+
+
+def _rest(graph: Graph, batch: int, dtype: Any) -> dict[str, Any]:
     states = {node.name: node.rest(graph.inputs_of(node), batch, dtype) for node in graph.nodes}
     return {name: state for name, state in states.items() if state is not None}
 
@@ -35,9 +43,14 @@ def check_state(graph: Graph, state: State, batch: int, dtype: Any) -> None:
     """Check that a state is one of the graph and of a batch.
 
     Raises:
-        ValueError: it lacks a node, names another one, or has arrays of another shape; the message names the node.
+        ValueError: it is no mapping, lacks a node, names another one, or has arrays of another shape; the message names
+            the node.
     """
-    expected = jax.eval_shape(partial(initial_state, graph, batch, dtype))
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"state must map nodes to their arrays, as the state of an Output does, got a {type(state).__name__}."
+        )
+    expected = jax.eval_shape(partial(_rest, graph, batch, dtype))
     for name, rest in expected.items():
         if name not in state:
             raise ValueError(f"state has nothing for node {name!r}: it is that of another network.")

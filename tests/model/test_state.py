@@ -81,6 +81,8 @@ def test_all_steps_at_once_are_calls_of_one_step_to_the_last_bit(frames: bool, p
         ),
         (lambda state: state | {"key": (state["key"],)}, "state of node 'key' has the shape"),
         (lambda state: {name: state[name] for name in ("first", "query")}, "state has nothing for node 'key'"),
+        (lambda state: tuple(state.values()), "state must map nodes to their arrays, .*, got a tuple"),
+        (lambda state: state["key"], "state must map nodes to their arrays"),
         (lambda state: state | {"other": state["key"]}, "state names 'other', which is not a node"),
         (lambda state: state | {"conv": state["key"]}, "state names 'conv', which is not a node of the graph that has"),
     ],
@@ -93,7 +95,19 @@ def test_a_state_of_another_network_or_batch(change, message: str):
         )
 
 
+@over("batch", [0, -1, 1.5, "2"])
+def test_a_state_of_no_batch(batch):
+    with pytest.raises(ValueError, match=r"batch must be an integer, 1 or more, got "):
+        initial_state(attending(frames=True), batch)
+
+
 def test_no_frames():
     graph = attending(frames=True)
     with pytest.raises(ValueError, match=r"shape b 5 4 4 2 of node 'image', got \(2, 0, 4, 4, 2\)"):
         SpikingNetwork(graph).apply(quarters(graph), images_of(graph)[:, :0])
+
+
+def test_no_images():
+    graph = attending(frames=True)
+    with pytest.raises(ValueError, match=r"images must be one or more, of node 'image', got the shape \(0, "):
+        SpikingNetwork(graph).apply(quarters(graph), images_of(graph)[:0])
