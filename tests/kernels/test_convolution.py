@@ -60,11 +60,16 @@ def test_groups_and_dilation(groups, outputs, dilation, strides, padding):
     expected = by_parts(spikes, integers, **options)
     cotangent = rng.integers(-3, 4, expected.shape)
     step, turn = rng.integers(-3, 4, spikes.shape), rng.integers(-3, 4, integers.shape)
-    operands = [jnp.asarray(each, jnp.float32) for each in (spikes, integers)]
+    operands = [each.astype(np.float32) for each in (spikes, integers)]
     for run in (partial(convolve, **options), partial(conv_spikes, bits=2, **options)):
-        got, pull = jax.vjp(run, *operands)
+
+        @jax.jit
+        def results(*operands, run=run):
+            got, pull = jax.vjp(run, *operands)
+            return got, *pull(cotangent.astype(np.float32))
+
+        got, by_spikes, by_integers = results(*operands)
         np.testing.assert_array_equal(got, expected)
-        by_spikes, by_integers = pull(jnp.asarray(cotangent, jnp.float32))
         assert np.vdot(by_spikes, step) == np.vdot(cotangent, by_parts(step, integers, **options))
         assert np.vdot(by_integers, turn) == np.vdot(cotangent, by_parts(spikes, turn, **options))
     with pytest.raises(ValueError, match=r"algorithm skipping is for .*, without groups and dilation; got ConvSpec"):
@@ -130,7 +135,7 @@ def test_counts_are_exact(bits, shape, kernel, strides, padding, channels):
 TILED = [((8, 8), (1, 1)), ((9, 8), (1, 1)), ((3, 3), (0, 0)), ((3, 5), (2, 0)), ((5, 4), (1, 2)), ((4, 7), (0, 2))]
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [1, 4])
 @pytest.mark.parametrize(("shape", "padding"), TILED)
 def test_winograd_is_exact(shape, padding, bits):
     spikes, integers = spikes_and_integers(shape, (3, 3), bits)

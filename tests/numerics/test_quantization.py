@@ -28,6 +28,9 @@ thorough = settings(deadline=None, max_examples=40, derandomize=True)
 
 quantize_jit = jax.jit(quantize, static_argnames=("gamma", "granularity", "ste"))
 integers_jit = jax.jit(integer_weights, static_argnames=("gamma", "granularity", "ste"))
+# Where the number of bits decides what is compiled.
+of_bits = jax.jit(quantize, static_argnames=("bits", "gamma", "granularity", "levels"))
+gamma_jit = jax.jit(gamma_of, static_argnames=("bits", "gamma", "granularity", "levels"))
 fixed_jit = jax.jit(lambda w, b, gamma: quantize(w, b, gamma=gamma))
 
 
@@ -81,8 +84,8 @@ def test_values_are_the_nearest_levels(bits: int, granularity: str):
 @granularities
 def test_any_shape(shape: tuple, granularity: str):
     w = normal(*shape) if shape else np.float32(0.3)
-    gamma = gamma_of(w, 4, "max", granularity)
-    assert quantize_jit(w, 4, granularity=granularity).shape == shape
+    gamma = jax.eval_shape(lambda w: gamma_of(w, 4, "max", granularity), w)
+    assert jax.eval_shape(lambda w: quantize(w, 4, granularity=granularity), w).shape == shape
     assert gamma.shape == tuple(
         n if granularity == "channel" and i == len(shape) - 1 else 1 for i, n in enumerate(shape)
     )
@@ -92,7 +95,7 @@ def test_any_shape(shape: tuple, granularity: str):
 @granularities
 def test_gamma_rules(rule: str, granularity: str):
     w = normal(200, 3) + 0.5
-    np.testing.assert_allclose(gamma_of(w, 4, rule, granularity), numpy_gamma(w, rule, granularity), rtol=1e-5)
+    np.testing.assert_allclose(gamma_jit(w, 4, rule, granularity), numpy_gamma(w, rule, granularity), rtol=1e-5)
 
 
 @over("bits", [1, 2, 4, 8])
@@ -100,7 +103,7 @@ def test_mse_gamma_is_as_good_as_an_exhaustive_search(bits: int):
     w = normal(100, 1)
     grid = np.linspace(0, np.abs(w).max(), 1001)[1:]
     best = min(squared_error(w, nearest_level(w, np.full(w.shape, gamma), bits)) for gamma in grid)
-    assert squared_error(w, quantize(w, bits, gamma="mse")) <= 1.002 * best
+    assert squared_error(w, of_bits(w, bits, gamma="mse")) <= 1.002 * best
 
 
 @granularities
@@ -110,7 +113,7 @@ def test_ternary_weights_are_the_nearest_of_three(granularity: str):
     levels = np.stack([-gamma, 0 * gamma, gamma])
     expected = np.take_along_axis(levels, np.abs(levels - w).argmin(0)[None], 0)[0]
     options = {"levels": 3, "granularity": granularity}
-    np.testing.assert_allclose(quantize(w, 2, **options), expected, rtol=1e-5)
+    np.testing.assert_allclose(of_bits(w, 2, **options), expected, rtol=1e-5)
     integers, scale = integer_weights(w, 2, **options)
     assert set(np.unique(integers)) == {-2, 0, 2}
     np.testing.assert_allclose(integers * scale, expected, rtol=1e-5)
@@ -126,7 +129,7 @@ def test_the_ternary_mse_gamma_is_the_best_of_a_fine_grid():
     w = normal(200, 1)
     grid = np.linspace(0, np.abs(w).max(), 4001)[1:]
     best = min(squared_error(w, gamma * np.clip(np.round(w / gamma), -1, 1)) for gamma in grid)
-    assert squared_error(w, quantize(w, 2, gamma="mse", levels=3)) <= (1 + 1e-5) * best
+    assert squared_error(w, of_bits(w, 2, gamma="mse", levels=3)) <= (1 + 1e-5) * best
 
 
 @over(
@@ -134,7 +137,7 @@ def test_the_ternary_mse_gamma_is_the_best_of_a_fine_grid():
     [("mean", 2, 7.6), ("mean", 4, 8.6), ("mean", 8, 8.7), ("mse", 2, 9.2), ("mse", 4, 19.4), ("mse", 8, 40.5)],
 )
 def test_noise_of_gaussian_weights(rule: str, bits: int, snr: float):
-    w = normal(1 << 17, 1)
+    w = normal(1 << (17 if bits == 8 else 14), 1)  # levels so fine depend on the rarest weights
     assert decibels(w, quantize_jit(w, bits, gamma=rule)) == pytest.approx(snr, abs=0.15)
 
 
@@ -146,7 +149,7 @@ def test_mean_saturates_gaussian_weights():
 @over(("bits", "multiple"), [(2, 1.88), (4, 3.18), (8, 4.96)])
 def test_mse_gamma_of_gaussian_weights(bits: int, multiple: float):
     w = normal(1 << 14, 1)
-    assert (gamma_of(w, bits, "mse") / gamma_of(w, bits, "mean")).item() == pytest.approx(multiple, rel=0.03)
+    assert (gamma_jit(w, bits, "mse") / np.abs(w).mean()).item() == pytest.approx(multiple, rel=0.03)
 
 
 @stes
@@ -167,7 +170,7 @@ def test_gamma_of_a_rule_is_a_constant(rule: str, granularity: str, ste: str):
     got = jax.jit(
         jax.grad(lambda w: jnp.vdot(quantize(w, 3, gamma=rule, granularity=granularity, ste=ste), cotangent))
     )(w)
-    gamma = np.asarray(gamma_of(w, 3, rule, granularity))
+    gamma = np.asarray(gamma_jit(w, 3, rule, granularity))
     np.testing.assert_allclose(got, numpy_gradients(w, gamma, 3, ste, cotangent)[0], rtol=1e-4)
 
 
@@ -351,11 +354,11 @@ def test_a_single_bit_is_the_sign_and_zero_is_positive():
 def test_gamma_is_zero_only_where_all_weights_are(rule: str):
     w = np.zeros((30, 20), np.float32)  # fewer than 1 % are not zero
     w[3, 4], w[7, 4] = 0.5, -0.25
-    assert 0 < gamma_of(w, 4, rule).item() <= 1
-    gammas = gamma_of(w, 4, rule, "channel").ravel()
+    assert 0 < gamma_jit(w, 4, rule).item() <= 1
+    gammas = np.ravel(gamma_jit(w, 4, rule, "channel"))
     assert gammas[4] > 0
     assert rule == "none" or not np.delete(gammas, 4).any()
-    assert np.isfinite(quantize(w, 4, gamma=rule, granularity="channel")).all()
+    assert np.isfinite(of_bits(w, 4, gamma=rule, granularity="channel")).all()
 
 
 @over(("count", "bits"), [(9, 8), (27, 4), (9, 2), (3, 8), (40, 6), (200, 3)])
@@ -367,7 +370,7 @@ def test_mse_gamma_has_the_least_error_beyond_the_largest_weight_too(count: int,
         grid = 1 / np.linspace(1 / (largest * top), 4 / largest, 8_000)
         fitted = 2 * np.round(top / 2 * (np.clip(w / grid, -1, 1) + 1)) / top - 1
         best = np.min(np.sum(w**2) - np.sum(w * fitted, 0) ** 2 / np.sum(fitted**2, 0))
-        assert squared_error(w, quantize(w.astype(np.float32), bits, gamma="mse")) <= 1.001 * best
+        assert squared_error(w, of_bits(w.astype(np.float32), bits, gamma="mse")) <= 1.001 * best
 
 
 @over("bits", [4, 8])
