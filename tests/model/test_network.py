@@ -304,7 +304,7 @@ def test_jit_and_vmap_over_variables(small):
         return network.apply(variables, images).currents
 
     alone = [currents(v, images) for v in ensemble]
-    together = jax.vmap(currents, (0, None))(jax.tree.map(lambda *x: jnp.stack(x), *ensemble), images)
+    together = jax.jit(jax.vmap(currents, (0, None)))(jax.tree.map(lambda *x: np.stack(x), *ensemble), images)
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(jax.jit(currents)(variables, images), alone[0], rtol=1e-5, atol=1e-6)
     assert not np.allclose(*alone)
@@ -328,13 +328,14 @@ def test_gradients(case):
     graph, variables, images = case
 
     @jax.jit
-    def loss(params):
+    @jax.value_and_grad
+    def evaluate(params):
         output, _ = SpikingNetwork(graph).apply(
             variables | {"params": params}, images, train=True, mutable=["batch_stats"]
         )
         return cross_entropy(output.currents, jnp.arange(BATCH)).mean()
 
-    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    gradients = evaluate(variables["params"])[1]
     for node, leaves in gradients.items():
         for leaf, gradient in leaves.items():
             assert jnp.isfinite(gradient).all(), (node, leaf)
@@ -344,7 +345,7 @@ def test_gradients(case):
     fc2, step = variables["params"]["fc2"], 1e-2
     for leaf, sign in (("kernel", 1.0), ("bias", -1.0)):
         moved = [fc2 | {leaf: fc2[leaf] + sign * s * gradients["fc2"][leaf]} for s in (step, -step)]
-        ahead, behind = (loss(variables["params"] | {"fc2": m}) for m in moved)
+        ahead, behind = (evaluate(variables["params"] | {"fc2": m})[0] for m in moved)
         slope = sign * jnp.sum(gradients["fc2"][leaf] ** 2)
         np.testing.assert_allclose((ahead - behind) / (2 * step), slope, rtol=0.02)
 

@@ -1,5 +1,6 @@
 """Groups of channels where layers hold parts of them: convolutions in groups, and concatenations."""
 
+import jax
 import numpy as np
 import pytest
 from small_networks import images_of, random_variables
@@ -84,7 +85,8 @@ def test_scores_of_a_group_of_a_convolution():
     np.testing.assert_allclose(scores["point"], expected, rtol=1e-5)
     rates = score(GROUPED, variables, [images], RATE)
     assert {name: each.shape for name, each in rates.items()} == {"stem": (6,), "point": (4,), "mixed": (4,)}
-    traces = SpikingNetwork(GROUPED).apply(variables, images, capture=["point.lif", "wide.lif"])[1]
+    run = jax.jit(lambda *given: SpikingNetwork(GROUPED).apply(*given, capture=[*LAYERS]).captured)
+    traces = run(variables, images)
     both = [np.asarray(traces[name].spikes).reshape(-1, 4, n).mean((0, 2)) for name, n in LAYERS.items()]
     np.testing.assert_allclose(rates["point"], np.mean(both, axis=0), rtol=1e-6)
     best = np.sort(np.argsort(-np.mean(both, axis=0), kind="stable")[:2])
@@ -94,7 +96,8 @@ def test_scores_of_a_group_of_a_convolution():
 @pytest.mark.parametrize("resource", ["bytes", "sops"])
 def test_budgets_count_what_the_smaller_network_costs(resource):
     variables, images = random_variables(GROUPED), images_of(GROUPED)
-    captured = SpikingNetwork(GROUPED).apply(variables, images, capture=activity_reducers(GROUPED))[1]
+    run = jax.jit(lambda *given: SpikingNetwork(GROUPED).apply(*given, capture=activity_reducers(GROUPED)).captured)
+    captured = run(variables, images)
     activity = {name: np.asarray(rates) for name, rates in captured.items()}
     whole = cost(GROUPED, activity)
     limit = 0.4 * (whole.size_bytes if resource == "bytes" else whole.sops_total)

@@ -154,7 +154,7 @@ def test_numbers_can_be_mapped_over(name, option):
         rate = cosine_schedule(chosen.pop("learning_rate"), epochs=2, steps_per_epoch=4, warmup_epochs=warmup)
         return trained(optimizer(name, rate, **chosen), steps)
 
-    found = jax.vmap(after)(values)
+    found = jax.jit(jax.vmap(after))(values)
     for i, value in enumerate(values):
         close(jax.tree.map(lambda x, i=i: x[i], found), after(float(value)))
 

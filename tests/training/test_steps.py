@@ -141,7 +141,7 @@ def test_the_state_can_be_donated(variables, images):
 
 def test_padding_counts_nothing(variables, images):
     step = jax.jit(make_eval_step(GRAPH, capture={"lif1": lambda trace: trace.spikes.mean()}))
-    currents = SpikingNetwork(GRAPH).apply(variables, images).currents
+    currents = jax.jit(SpikingNetwork(GRAPH).apply)(variables, images).currents
     right = np.asarray(currents).mean(axis=1).argmax(axis=-1) == np.asarray(LABELS)
     losses = np.asarray(cross_entropy(currents, LABELS))
     for weights in ([1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1]):
@@ -154,8 +154,8 @@ def test_padding_counts_nothing(variables, images):
 
 def test_evaluation_prepares_its_images_and_captures_nothing_unasked(variables, images):
     weights = jnp.ones(4)
-    sums, captured = make_eval_step(GRAPH, prepare=lambda x: 2 * x)(variables, images, LABELS, weights)
-    expected, _ = make_eval_step(GRAPH)(variables, 2 * images, LABELS, weights)
+    sums, captured = jax.jit(make_eval_step(GRAPH, prepare=lambda x: 2 * x))(variables, images, LABELS, weights)
+    expected, _ = jax.jit(make_eval_step(GRAPH))(variables, 2 * images, LABELS, weights)
     assert captured == {}
     assert float(sums["loss"]) == pytest.approx(float(expected["loss"]))
 
