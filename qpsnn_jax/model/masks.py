@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,7 +32,7 @@ def with_masks(graph: Graph, variables: Mapping[str, Any], masks: Mapping[str, A
     """
     nodes, collection = dict(graph.by_name), dict(variables.get("masks", {}))
     for name, mask in masks.items():
-        node, given = masked_layer(graph, name), np.asarray(mask)
+        node, given = masked_layer(graph, name), concrete(name, mask)
         shape = node.leaves(graph.inputs_of(node))["kernel"].shape
         if given.shape != shape:
             raise ValueError(f"node {name!r}: its mask must have the shape {shape} of its kernel, got {given.shape}.")
@@ -40,6 +41,20 @@ def with_masks(graph: Graph, variables: Mapping[str, Any], masks: Mapping[str, A
         nodes[name] = replace(node, masked=True)
         collection[name] = {"mask": jnp.asarray(given, jnp.float32)}
     return Graph(tuple(nodes.values()), graph.timesteps), {**variables, "masks": collection}
+
+
+def concrete(name: str, values: Any) -> np.ndarray:
+    """The numbers of a mask or of scores as float64; NaN without a shape where they are no array of numbers.
+
+    Raises:
+        ValueError: they are traced by a transform of JAX; the message names the node.
+    """
+    try:
+        return np.asarray(values, np.float64)
+    except jax.errors.TracerArrayConversionError:
+        raise ValueError(f"node {name!r}: its mask is made of numbers, so make it outside of jax.jit.") from None
+    except (TypeError, ValueError):
+        return np.asarray(np.nan)
 
 
 def masked_layer(graph: Graph, name: str) -> Weighted:

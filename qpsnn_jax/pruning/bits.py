@@ -20,10 +20,13 @@ from qpsnn_jax.model.nodes import Quantizer, Weighted
 from qpsnn_jax.model.precision import quantized_layers
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.sparsity import stored_bits
+from qpsnn_jax.runtime.checks import finite, integer
 
 BITS = (1, 2, 3, 4, 8)
 # Sizes are counted in units of a budget's part, rounded up, so that the search takes the same time for large networks.
 _UNITS = 1 << 16
+_MOST_BYTES = 1e15
+_LARGEST = 1e30  # of a loss
 
 
 def bit_sensitivity(
@@ -95,6 +98,7 @@ def allocate_bits(
     Raises:
         ValueError: the budget is below the smallest size, a layer is not quantized, or a loss is not finite.
     """
+    bytes = finite("bytes", bytes, 0, _MOST_BYTES)
     known = {} if masks is None else read_masks(graph, {"masks": masks})
     sizes = _sizes(graph, losses, known)
     total = sum(node.size_bits for node in cost(graph, masks=masks).nodes)
@@ -133,8 +137,11 @@ def _sizes(
     for name, options in losses.items():
         if name not in layers:
             raise ValueError(f"losses name {name!r}, which is not a quantized layer.")
-        if not options or not all(b in range(1, 9) and math.isfinite(x) for b, x in options.items()):
+        if not options:
             raise ValueError(f"losses of {name!r} must be finite numbers by bits from 1 to 8.")
+        for bits, loss in options.items():
+            integer(f"each number of bits in the losses of {name!r}", bits, 1, 8)
+            finite(f"each of the losses of {name!r}", loss, -_LARGEST, _LARGEST)
     return {
         name: {b: -(-_stored(graph, name, masks.get(name), b) // 8) for b in options}
         for name, options in losses.items()

@@ -11,12 +11,13 @@ from jax import Array
 
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.masks import masked_layer, read_masks, with_masks
+from qpsnn_jax.model.masks import concrete, masked_layer, read_masks, with_masks
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import Weighted
 from qpsnn_jax.model.precision import with_float_weights
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.sparsity import highest_n_of_m, lowest_removed
+from qpsnn_jax.runtime.checks import finite, integer
 
 WeightCriterion = Callable[[Graph, Mapping[str, Any], Sequence[str]], Mapping[str, Any]]
 """From a network and names of layers to one score for every weight of their kernels; low ones are removed."""
@@ -51,13 +52,17 @@ def mask_by(
 
     Raises:
         ValueError: neither or both of ``sparsity`` and ``n_of_m``, a sparsity out of range, m that does not divide the
-            input channels, an unknown layer, or scores of another shape or not finite; the message names the node.
+            input channels, an unknown layer, scores of another shape or not finite, or under :func:`jax.jit`, because
+            which weights are left decides the program; the message names the node.
 
     References:
         Named as next step in QP-SNN (ICLR 2025); N:M: Mishra et al., 2021.
     """
     if (sparsity is None) == (n_of_m is None):
         raise ValueError("mask_by takes either a sparsity or n_of_m.")
+    if isinstance(layers, str):
+        raise ValueError(f"layers must be a list of names, got {layers!r}.")
+    n_of_m = None if n_of_m is None else _two_integers(n_of_m)
     default = sparsity if isinstance(sparsity, Mapping) else maskable_layers(graph)
     names = list(default if layers is None else layers)
     shares = {name: _share(name, sparsity.get(name) if isinstance(sparsity, Mapping) else sparsity) for name in names}
@@ -65,9 +70,9 @@ def mask_by(
     found, before = criterion(graph, variables, names), read_masks(graph, variables)
     masks = {}
     for name in names:
-        scores = np.asarray(found.get(name), np.float64)
+        scores = concrete(name, found.get(name) if isinstance(found, Mapping) else None)
         if scores.shape != kernels[name].shape or not np.isfinite(scores).all():
-            raise ValueError(f"node {name!r}: its scores must be finite, of the shape {kernels[name].shape}.")
+            raise ValueError(f"node {name!r}: its scores must be finite numbers of the shape {kernels[name].shape}.")
         kept = before.get(name, np.ones(scores.shape, bool))
         scores = np.where(kept, scores, -np.inf)
         try:
@@ -176,11 +181,18 @@ def weight_at_random(key: Array) -> WeightCriterion:
     return scores
 
 
-def _share(name: str, sparsity: float | None) -> float:
-    share = 0.0 if sparsity is None else float(sparsity)
-    if not 0 <= share < 1:
-        raise ValueError(f"node {name!r}: its sparsity must be at least 0 and below 1, got {sparsity}.")
+def _share(name: str, sparsity: Any) -> float:
+    share = 0.0 if sparsity is None else finite(f"the sparsity of node {name!r}", sparsity, 0, 1)
+    if share == 1:
+        raise ValueError(f"the sparsity of node {name!r} must be below 1, got {sparsity}.")
     return share
+
+
+def _two_integers(n_of_m: Any) -> tuple[int, int]:
+    if isinstance(n_of_m, str) or np.shape(n_of_m) != (2,):
+        raise ValueError(f"n_of_m must be two integers such as (2, 4), got {n_of_m!r}.")
+    n, m = (integer("each of n_of_m", each, 1) for each in n_of_m)
+    return n, m
 
 
 def _rates(graph: Graph, name: str, activity: Mapping[str, Any]) -> Array:

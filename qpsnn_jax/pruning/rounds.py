@@ -12,6 +12,7 @@ from qpsnn_jax.pruning.budget import Comparison, allocate
 from qpsnn_jax.pruning.channels import channel_groups, rounded_units
 from qpsnn_jax.pruning.ratios import checked_ratios, highest
 from qpsnn_jax.pruning.removal import prune
+from qpsnn_jax.runtime.checks import integer
 
 Tree = TypeVar("Tree")
 
@@ -93,8 +94,9 @@ def pruning_rounds(
                 for images, labels in epochs:
                     state, metrics = step(state, images, labels)
     """
-    if rounds < 1 or (budget and ratios):
-        raise ValueError(f"pruning_rounds needs at least one round, and ratios or a budget, got {rounds} rounds.")
+    rounds = integer("rounds", rounds, 1)
+    if budget and ratios:
+        raise ValueError("pruning_rounds takes ratios or a budget, got both.")
 
     def init(graph: Graph) -> RoundsState:
         return RoundsState(graph, {name: g.size // g.unit for name, g in channel_groups(graph).items()}, 0)

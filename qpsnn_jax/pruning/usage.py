@@ -125,8 +125,16 @@ def usage(
             if leaf.collection == "params" and not (node.name in known and name == "kernel")
             for term in _terms(leaf.size * (leaf.bits / 8 if resource == "bytes" else 1), leaf.axes, groups, widths)
         ]
+        if (
+            resource == "bytes"
+        ):  # those of an array of fifths of bits are rounded up to a bit, which is at most 4/5 more
+            terms += [_Term(0.1, ()) for node in graph.nodes if _in_fifths(graph, node)]
     pairs = tuple(_pairs(graph, groups, masked_layer(graph, name), known[name], resource, activity) for name in known)
     return Usage(tuple(terms), {name: group.unit for name, group in groups.items()}, pairs)
+
+
+def _in_fifths(graph: Graph, node: Node) -> bool:
+    return any(leaf.bits % 1 for leaf in node.leaves(graph.inputs_of(node)).values() if leaf.collection == "params")
 
 
 def _left(places: Places, size: int, kept: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -131,5 +131,5 @@ def test_wrong_budgets_and_losses_raise():
         allocate_bits(GRAPH, {"conv": {1: 1.0}}, bytes=10)
     with pytest.raises(ValueError, match="losses name 'fc', which is not a quantized layer"):
         allocate_bits(GRAPH, {"fc": {1: 1.0}}, bytes=1000)
-    with pytest.raises(ValueError, match="losses of 'conv' must be finite numbers by bits from 1 to 8"):
+    with pytest.raises(ValueError, match="bits in the losses of 'conv' must be an integer from 1 to 8, got 9"):
         allocate_bits(GRAPH, {"conv": {9: 1.0}}, bytes=1000)

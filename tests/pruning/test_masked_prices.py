@@ -1,5 +1,6 @@
 """What a masked network is said to use, against the cost of the same network with its channels removed."""
 
+import dataclasses
 from functools import cache
 
 import jax
@@ -19,6 +20,7 @@ from qpsnn_jax import (
     cost,
     mask_by,
     prune,
+    pruning_rounds,
     sops_reducers,
     weight_at_random,
     with_layer_bits,
@@ -29,6 +31,7 @@ from qpsnn_jax.pruning.usage import usage
 from qpsnn_jax.runs.programs import FrozenMasks
 
 Q = Quantizer(2)
+TERNARY = Quantizer(2, levels=3)
 DEPTHWISE = Graph(
     (
         Input("image", (4, 4, 2)),
@@ -36,7 +39,7 @@ DEPTHWISE = Graph(
         LIF("lif0", "stem", threshold=0.5),
         Conv("depthwise", "lif0", 16, quantizer=Q, groups=8, label="all"),
         LIF("lif1", "depthwise", threshold=0.5),
-        Conv("conv", "lif1", 6, quantizer=Quantizer(2, levels=3), label="conv"),
+        Conv("conv", "lif1", 6, quantizer=TERNARY, label="conv"),
         LIF("lif2", "conv", threshold=0.5),
         Flatten("flat", "lif2"),
         Dense("fc", "flat", 3),
@@ -166,3 +169,28 @@ def test_masks_are_told_apart_by_their_values():
     assert len({FrozenMasks(variables["masks"]), FrozenMasks(same), FrozenMasks({})}) == 2
     other = with_masks(graph, variables, {"depthwise": np.ones((3, 3, 1, 16))})[1]["masks"]
     assert FrozenMasks(other) != FrozenMasks(same)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda **o: allocate_bits(DEPTHWISE, {"conv": {1: 1.0}}, **o), "bytes must be a number from 0 to"),
+        (lambda **_: allocate_bits(DEPTHWISE, {"conv": {1: "x"}}, bytes=900), "of the losses of 'conv' must be a num"),
+        (lambda **_: allocate_bits(DEPTHWISE, {"conv": {2.0: 1.0}}, bytes=900), "bits in the losses of 'conv' must be"),
+        (lambda **_: pruning_rounds(2.5), "rounds must be an integer, 1 or more, got 2.5"),
+        (lambda **_: pruning_rounds("2"), "rounds must be an integer, 1 or more, got '2'"),
+    ],
+)
+@pytest.mark.parametrize("size", ["90kB", None, float("nan"), np.inf])
+def test_what_is_no_number_raises_by_name(call, message, size):
+    with pytest.raises(ValueError, match=message):
+        call(bytes=size)
+
+
+def test_a_budget_of_ternary_weights_is_met_to_the_byte():
+    """Each layer is rounded up to a bit, which at 264 bytes is one byte more than the sum of their fifths."""
+    ternary = {name: dataclasses.replace(DEPTHWISE.by_name[name], quantizer=TERNARY) for name in ("depthwise", "fc")}
+    graph = Graph(tuple(ternary.get(node.name, node) for node in DEPTHWISE.nodes), DEPTHWISE.timesteps)
+    scores = {name: np.random.default_rng(3).random(group.size) for name, group in channel_groups(graph).items()}
+    for budget in range(255, 275):
+        assert cost(prune(graph, {}, allocate(graph, scores, bytes=budget))[0]).size_bytes <= budget

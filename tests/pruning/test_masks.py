@@ -17,6 +17,7 @@ from qpsnn_jax.model.nodes import LIF, Conv, Dense, Flatten, Input, Quantizer
 from qpsnn_jax.model.precision import with_float_weights
 from qpsnn_jax.model.sparsity import connection_sparsity
 from qpsnn_jax.pruning.masks import mask_by, weight_at_random, weight_by_gradient, weight_by_rate, weight_magnitude
+from qpsnn_jax.pruning.removal import prune
 from qpsnn_jax.training.steps import init_state, init_variables, make_train_step
 
 Q = Quantizer(2)
@@ -165,9 +166,15 @@ def test_what_is_left_costs():
     [
         ({}, "either a sparsity or n_of_m"),
         ({"sparsity": 0.5, "n_of_m": (2, 4)}, "either a sparsity or n_of_m"),
-        ({"sparsity": 1.0}, "node 'conv': its sparsity must be at least 0 and below 1, got 1.0"),
-        ({"sparsity": {"hidden": -0.1}}, "node 'hidden': its sparsity"),
-        ({"sparsity": float("nan")}, "node 'conv': its sparsity"),
+        ({"sparsity": 1.0}, "the sparsity of node 'conv' must be below 1, got 1.0"),
+        ({"sparsity": {"hidden": -0.1}}, "the sparsity of node 'hidden' must be a number from 0 to 1, got -0.1"),
+        ({"sparsity": float("nan")}, "the sparsity of node 'conv' must be a number"),
+        ({"sparsity": "half"}, "the sparsity of node 'conv' must be a number from 0 to 1, got 'half'"),
+        ({"sparsity": np.full(2, 0.5)}, "the sparsity of node 'conv' must be a number"),
+        ({"sparsity": 0.5, "layers": "conv"}, "layers must be a list of names, got 'conv'"),
+        ({"n_of_m": "2:4"}, r"n_of_m must be two integers such as \(2, 4\), got '2:4'"),
+        ({"n_of_m": ()}, "n_of_m must be two integers"),
+        ({"n_of_m": (2.0, 4.0)}, "each of n_of_m must be an integer, 1 or more, got 2.0"),
         ({"n_of_m": (2, 3)}, "node 'conv': groups of 3 do not divide its 4 input channels"),
         ({"n_of_m": (4, 2)}, "node 'conv': n_of_m must be two integers"),
         ({"sparsity": 0.5, "layers": ["lif0"]}, "'lif0', which is not a layer with weights; there are stem, conv"),
@@ -178,8 +185,38 @@ def test_wrong_options_raise(options, message):
         mask_by(weight_magnitude, GRAPH, VARIABLES, **options)
 
 
+@pytest.mark.parametrize("scores", [None, {"conv": "high", "hidden": "low"}, {"conv": [[1, 0], [1]]}])
+def test_scores_that_are_no_numbers_raise(scores):
+    with pytest.raises(ValueError, match="node 'conv': its scores must be finite numbers of the shape"):
+        mask_by(lambda *_: scores, GRAPH, VARIABLES, sparsity=0.5)
+
+
+def test_masks_within_jit_raise():
+    for made in (
+        lambda variables: mask_by(weight_magnitude, GRAPH, variables, sparsity=0.5)[1],
+        lambda variables: with_masks(GRAPH, variables, {"fc": variables["params"]["fc"]["kernel"]})[1],
+    ):
+        with pytest.raises(ValueError, match="its mask is made of numbers, so make it outside of jax.jit"):
+            jax.eval_shape(made, VARIABLES)
+
+
+def test_numbers_of_numpy_and_a_network_of_which_nothing_is_left():
+    ours = mask_by(weight_magnitude, GRAPH, VARIABLES, n_of_m=(np.int64(1), np.int32(4)), layers=["conv"])[1]
+    np.testing.assert_array_equal(masks_of(ours)["conv"].reshape(3, 3, 1, 4, 6).sum(3), 1)
+    nothing = {
+        name: np.zeros_like(mask)
+        for name, mask in masks_of(mask_by(weight_magnitude, GRAPH, VARIABLES, sparsity=np.float32(0.5))[1]).items()
+    }
+    graph, variables = with_masks(GRAPH, VARIABLES, nothing)
+    whole, left = cost(GRAPH), cost(graph, masks=variables["masks"])
+    assert whole.params - left.params == sum(mask.size for mask in nothing.values())
+    np.testing.assert_array_equal(masks_of(mask_by(weight_magnitude, graph, variables, sparsity=0.1)[1])["conv"], 0)
+    smaller, pruned = prune(graph, variables, {"stem": [1], "hidden": [1]})
+    assert np.isfinite(np.asarray(SpikingNetwork(smaller).apply(pruned, IMAGES).currents)).all()
+
+
 def test_wrong_scores_and_masks_raise():
-    with pytest.raises(ValueError, match="node 'conv': its scores must be finite, of the shape"):
+    with pytest.raises(ValueError, match="node 'conv': its scores must be finite numbers of the shape"):
         mask_by(lambda *given: {}, GRAPH, VARIABLES, sparsity=0.5)
     with pytest.raises(ValueError, match="node 'fc': its mask must have the shape"):
         with_masks(GRAPH, VARIABLES, {"fc": np.ones((5, 2))})

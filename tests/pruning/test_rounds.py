@@ -91,7 +91,7 @@ def test_a_training_state_is_carried_whole():
 
 def test_wrong_rounds_raise():
     for wrong in ({"rounds": 0}, {"rounds": 2, "ratios": RATIOS, "bytes": 100.0}):
-        with pytest.raises(ValueError, match="needs at least one round, and ratios or a budget"):
+        with pytest.raises(ValueError, match="rounds must be an integer, 1 or more|ratios or a budget, got both"):
             pruning_rounds(**wrong)
     with pytest.raises(ValueError, match="ratios name 'late'; this network has"):
         pruning_rounds(1, ratios={"late": 0.5}).update(pruning_rounds(1).init(GRAPH), {}, scores_of(GRAPH))
