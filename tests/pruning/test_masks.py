@@ -111,7 +111,7 @@ def test_gradients_are_those_of_the_quantized_weights():
 def test_float_weights_compute_the_same():
     graph, variables = mask_by(weight_magnitude, GRAPH, VARIABLES, sparsity=0.5)
     found, expected = (
-        SpikingNetwork(g).apply(v, IMAGES).currents
+        jax.jit(SpikingNetwork(g).apply)(v, IMAGES).currents
         for g, v in (with_float_weights(graph, variables), (graph, variables))
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -186,7 +186,8 @@ def test_neurons_after_flattening():
     nodes = (Input("image", (4, 3, 2)), Conv("a", "image", 5), BatchNorm("bn", "a"), Flatten("flat", "bn"))
     graph = Graph((*nodes, LIF("lif", "flat"), Dense("fc", "lif", 2)))
     variables, images = random_variables(graph), images_of(graph)
-    flat = SpikingNetwork(graph).apply(variables, images, capture=["lif"])[1]["lif"].spikes
+    run = jax.jit(lambda *given: SpikingNetwork(graph).apply(*given, capture=["lif"]).captured)
+    flat = run(variables, images)["lif"].spikes
     wanted = flat.reshape(2, 2, 12, 5).mean((0, 1, 2))
     np.testing.assert_allclose(score(graph, variables, [images], RATE)["a"], wanted, rtol=1e-6)
 

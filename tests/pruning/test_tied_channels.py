@@ -156,7 +156,8 @@ def test_channels_of_a_concatenation_are_those_of_its_inputs():
     kernels = (tree["params"]["next"]["kernel"] for tree in (pruned, variables))
     np.testing.assert_array_equal(next(kernels), next(kernels)[:, :, rows])
     rates = score(graph, variables, [images], RATE)
-    traces = SpikingNetwork(graph).apply(variables, images, capture=["left.lif", "right.lif", "mixed"])[1]
+    names = ["left.lif", "right.lif", "mixed"]
+    traces = jax.jit(lambda *given: SpikingNetwork(graph).apply(*given, capture=names).captured)(variables, images)
     mean = {name: np.asarray(trace.spikes).mean((0, 1, 2, 3)) for name, trace in traces.items()}
     np.testing.assert_allclose(rates["left"], (mean["left.lif"] + mean["mixed"][8:]) / 2, rtol=1e-6)
     np.testing.assert_allclose(rates["right"], (mean["right.lif"] + mean["mixed"][:6]) / 2, rtol=1e-6)

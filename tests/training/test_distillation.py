@@ -69,7 +69,9 @@ def test_a_step_takes_the_gradient_of_the_weighted_sum():
     step = jax.jit(make_train_step(STUDENT, tx, distillation=mixed, penalty=penalty))
     state, metrics = step(init_state(variables, tx, jax.random.key(0)), images, LABELS, TAUGHT)
 
-    target, captured, _ = SpikingNetwork(TEACHER).apply(TAUGHT, images, capture=["lif0"])
+    target, captured, _ = jax.jit(lambda *given: SpikingNetwork(TEACHER).apply(*given, capture=["lif0"]))(
+        TAUGHT, images
+    )
 
     def by_hand(params):
         given = variables | {"params": params}

@@ -39,7 +39,8 @@ def trained(operations, steps, rate=0.1):
 def test_the_price_of_every_step_and_the_operations_at_the_end():
     _, found = trained(8.0, 400)
     variables = random_variables(GRAPH)
-    outputs, _ = SpikingNetwork(GRAPH).apply(variables, IMAGES, train=True, mutable=["batch_stats"], capture=["lif"])
+    options = {"train": True, "mutable": ["batch_stats"], "capture": ["lif"]}
+    outputs, _ = jax.jit(lambda *given: SpikingNetwork(GRAPH).apply(*given, **options))(variables, IMAGES)
     assert found[0]["penalty"] == pytest.approx(3 * float(outputs.captured["lif"].spikes.sum()) / 24)
     price = 0.0
     for each in found:
