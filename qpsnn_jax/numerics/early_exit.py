@@ -35,12 +35,12 @@ def early_exit(currents: ArrayLike, threshold: ArrayLike) -> EarlyExit:
         :class:`EarlyExit` of predictions and steps, from 1 to T.
 
     Raises:
-        ValueError: fewer than two classes, or a floating threshold of integers.
+        ValueError: fewer than two classes, no step, or a floating threshold of integers.
     """
     currents = jnp.asarray(currents)
     steps, classes = currents.shape[-2:]
-    if classes < 2:
-        raise ValueError(f"early_exit compares two classes, got currents of shape {currents.shape}.")
+    if classes < 2 or not steps:
+        raise ValueError(f"early_exit compares two classes at some step, got currents of shape {currents.shape}.")
     accumulated = jnp.cumsum(currents, axis=-2)
     best, second = jnp.moveaxis(jax.lax.top_k(accumulated, 2)[0], -1, 0)
     margin = best - second

@@ -123,7 +123,7 @@ def check_budget(
 
 def _only_budget(given: Mapping[str, float | None]) -> tuple[Resource, float]:
     budgets: list[Any] = [(name, limit) for name, limit in given.items() if limit is not None]
-    if len(budgets) != 1 or not 0 < budgets[0][1] < np.inf:
+    if len(budgets) != 1 or isinstance(budgets[0][1], str) or not 0 < budgets[0][1] < np.inf:
         raise ValueError("allocate needs one budget, a positive number of bytes, params or sops.")
     name, limit = budgets[0]
     return name, limit if name == "sops" else float(np.floor(limit))

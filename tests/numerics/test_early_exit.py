@@ -45,5 +45,5 @@ def test_ties_a_threshold_for_each_and_one_class():
     equal = jnp.zeros((2, 3, 4))
     predictions, steps = early_exit(equal, jnp.asarray([0.0, 0.5]))
     assert (predictions.tolist(), steps.tolist()) == ([0, 0], [1, 3])
-    with pytest.raises(ValueError, match=r"compares two classes, got currents of shape \(2, 3, 1\)"):
+    with pytest.raises(ValueError, match=r"compares two classes at some step, got currents of shape \(2, 3, 1\)"):
         early_exit(equal[..., :1], 1.0)
