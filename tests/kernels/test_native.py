@@ -233,6 +233,12 @@ def failing(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", f"{sys.executable} {tmp_path / 'missing.py'}")
 
 
+def unreadable(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "compiler.py").write_text("import sys; sys.stderr.buffer.write(b'error: \\xe9\\xff'); sys.exit(1)")
+    monkeypatch.setenv("CXX", f"{sys.executable} {tmp_path / 'compiler.py'}")
+
+
 def unbalanced(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", 'g++ "x')
@@ -257,6 +263,7 @@ def without_compiler(tmp_path, monkeypatch):
     [
         (unreachable, "Not a directory"),
         (failing, "python.* failed"),
+        (unreadable, "python.* failed: error: "),
         (unbalanced, "CXX is not a command: No closing quotation"),
         (homeless, "Could not determine home directory"),
         (without_compiler, "no C\\+\\+ compiler is installed; install g\\+\\+ or clang\\+\\+, or set CXX"),

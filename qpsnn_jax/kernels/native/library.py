@@ -134,7 +134,8 @@ def _key(command: list[str]) -> str:
 
 
 def _run(command: list[str], text: str) -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_LONGEST_SECONDS)
+    options = {"capture_output": True, "text": True, "errors": "replace", "timeout": _LONGEST_SECONDS}
+    done = subprocess.run(command, input=text, **options)
     if done.returncode != 0:
         said = next((line for line in done.stderr.splitlines() if "error" in line), "it said nothing").strip()
         raise subprocess.SubprocessError(f"{command[0]} failed: {said}")
