@@ -99,9 +99,9 @@ from .training.optim import optimizer as optimizer
 from .training.recalibration import recalibrate as recalibrate
 from .training.settings import Training as Training
 from .training.settings import timesteps_by_epoch as timesteps_by_epoch
-from .training.steps import TrainState as TrainState
-from .training.steps import init_state as init_state
-from .training.steps import init_variables as init_variables
+from .training.state import TrainState as TrainState
+from .training.state import init_state as init_state
+from .training.state import init_variables as init_variables
 from .training.steps import make_eval_step as make_eval_step
 from .training.steps import make_train_step as make_train_step
 from .training.timesteps import merge_frames as merge_frames

@@ -30,7 +30,8 @@ from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.keys import key_to_data
 from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, replicated
 from qpsnn_jax.training.settings import Training
-from qpsnn_jax.training.steps import init_state, init_variables, make_train_step
+from qpsnn_jax.training.state import init_state, init_variables
+from qpsnn_jax.training.steps import make_train_step
 
 BATCH = 16
 SMALL = "small_runs:small"

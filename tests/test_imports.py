@@ -13,7 +13,7 @@ CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
 
 ONLY_IN = {
     "flax": {"model.network", "model.layers"},
-    "optax": {"numerics.losses", "training.optim", "training.steps"},
+    "optax": {"numerics.losses", "training.optim", "training.state", "training.steps"},
     "orbax": {"training.checkpoint"},
     "tensorflow_datasets": {"data.sources.tfds", "data.sources.tiny_imagenet_builder", "data.prepare"},
     "grain": {"data.stream"},

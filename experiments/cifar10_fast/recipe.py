@@ -18,7 +18,7 @@ from qpsnn_jax.data.augment.records import Augmentation
 from qpsnn_jax.model.settings import build
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.training.optim import cosine_schedule
-from qpsnn_jax.training.steps import TrainState
+from qpsnn_jax.training.state import TrainState
 from qpsnn_jax.training.timesteps import at_timesteps
 
 _AUGMENTATION = Augmentation(crop_padding=4, flip=True, cutout=8)

@@ -34,7 +34,7 @@ from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.training import checkpoint
-from qpsnn_jax.training.steps import evaluation_variables
+from qpsnn_jax.training.state import evaluation_variables
 from qpsnn_jax.training.timesteps import at_timesteps
 
 _SCORED = 5  # batches of 128 images, as in the released code

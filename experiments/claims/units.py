@@ -27,7 +27,7 @@ from qpsnn_jax.runs.rounds import prune_in_rounds
 from qpsnn_jax.runs.stages import Run
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.runtime.settings import as_dict, from_dict
-from qpsnn_jax.training.steps import Variables, init_variables
+from qpsnn_jax.training.state import Variables, init_variables
 
 
 @dataclass(frozen=True)

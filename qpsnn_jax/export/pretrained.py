@@ -16,7 +16,7 @@ from qpsnn_jax.runtime.arrays import read_npz
 
 if TYPE_CHECKING:
     from qpsnn_jax.model.graph import Graph
-    from qpsnn_jax.training.steps import Variables
+    from qpsnn_jax.training.state import Variables
 
 FOLDER = Path(__file__).with_name("networks")
 

@@ -12,7 +12,7 @@ from qpsnn_jax.export.reading import affine, by_weight, norm_factor, weights_of
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import Node, Quantizer
-from qpsnn_jax.training.steps import Variables
+from qpsnn_jax.training.state import Variables
 
 _EPSILON = 1e-5
 

@@ -13,7 +13,7 @@ from qpsnn_jax.runs.directory import load_network, make_run, read_stage
 from qpsnn_jax.runs.records import StageResult, read_result, write_result
 from qpsnn_jax.runs.rounds import prune_in_rounds, run_stages
 from qpsnn_jax.runs.stages import Run, finetune, prepare_run, train, train_stage
-from qpsnn_jax.training.steps import Variables, init_variables
+from qpsnn_jax.training.state import Variables, init_variables
 
 
 def run_controls(config: Config, run: Run) -> list[StageResult]:

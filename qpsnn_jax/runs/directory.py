@@ -33,7 +33,7 @@ from qpsnn_jax.runtime.naming import NotImportedError
 from qpsnn_jax.runtime.processes import fail_together
 from qpsnn_jax.runtime.settings import as_dict, from_dict, settings
 from qpsnn_jax.training import checkpoint
-from qpsnn_jax.training.steps import Variables, init_variables
+from qpsnn_jax.training.state import Variables, init_variables
 
 STAGES = ("quantized", "pruned", "masked", "recalibrated", "finetuned")
 ACTIVITY = "activity.npz"

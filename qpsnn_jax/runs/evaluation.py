@@ -19,7 +19,8 @@ from qpsnn_jax.model.network import Capture, SpikingNetwork
 from qpsnn_jax.numerics.early_exit import EarlyExit, early_exit
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, device_put, replicated
-from qpsnn_jax.training.steps import Variables, make_eval_step
+from qpsnn_jax.training.state import Variables
+from qpsnn_jax.training.steps import make_eval_step
 
 
 class Evaluation(NamedTuple):

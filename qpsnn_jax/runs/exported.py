@@ -24,7 +24,7 @@ from qpsnn_jax.runs.directory import STAGES, load_network, read_config, read_sta
 from qpsnn_jax.runs.loading import check_classes, load_test_data
 from qpsnn_jax.runs.records import versions
 from qpsnn_jax.runtime.settings import as_dict
-from qpsnn_jax.training.steps import Variables
+from qpsnn_jax.training.state import Variables
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,8 @@ from qpsnn_jax.runtime.sharding import data_mesh, device_put, replicated
 from qpsnn_jax.runtime.stopping import Terminated, finished_programs, termination
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.settings import Training
-from qpsnn_jax.training.steps import Prepare, TrainState, Variables, evaluation_variables
+from qpsnn_jax.training.state import TrainState, Variables, evaluation_variables
+from qpsnn_jax.training.steps import Prepare
 from qpsnn_jax.training.timesteps import check_timesteps
 from qpsnn_jax.training.trees import all_finite
 

@@ -16,7 +16,7 @@ from qpsnn_jax.runs.directory import load_network, read_stage
 from qpsnn_jax.runs.evaluation import evaluate, sensitivity_batches
 from qpsnn_jax.runs.records import StageResult
 from qpsnn_jax.runs.stages import Run, finish_stage, mean_activity
-from qpsnn_jax.training.steps import Variables
+from qpsnn_jax.training.state import Variables
 
 
 def mask_weights(run: Run, pruning: Pruning, *, done: int = 0) -> StageResult | None:

@@ -19,7 +19,7 @@ from qpsnn_jax.runs.records import StageResult, read_arrays, read_notes
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.runtime.processes import on_process_zero
-from qpsnn_jax.training.steps import Variables
+from qpsnn_jax.training.state import Variables
 
 _RASTER_NEURONS = 64
 

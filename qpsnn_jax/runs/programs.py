@@ -23,15 +23,8 @@ from qpsnn_jax.training.distillation import Distillation
 from qpsnn_jax.training.dual import OperationsTarget
 from qpsnn_jax.training.optim import cosine_schedule, optimizer
 from qpsnn_jax.training.settings import Training
-from qpsnn_jax.training.steps import (
-    Loss,
-    Prepare,
-    TrainState,
-    Variables,
-    init_state,
-    make_train_step,
-    scan_steps,
-)
+from qpsnn_jax.training.state import TrainState, Variables, init_state
+from qpsnn_jax.training.steps import Loss, Prepare, make_train_step, scan_steps
 from qpsnn_jax.training.timesteps import at_timesteps, prepare_at
 
 # Activations of a batch, in elements, above which a step is compiled for low memory: 256 MB in float32.

@@ -18,7 +18,7 @@ from qpsnn_jax.runs.evaluation import Evaluation
 from qpsnn_jax.runtime.arrays import read_npz
 from qpsnn_jax.runtime.checks import finite
 from qpsnn_jax.runtime.processes import write_on_process_zero
-from qpsnn_jax.training.steps import Variables
+from qpsnn_jax.training.state import Variables
 
 _PACKAGES = ("qpsnn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _CHECKSUM = "crc32"

@@ -40,7 +40,8 @@ from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.sharding import data_mesh
 from qpsnn_jax.training.recalibration import recalibrate
 from qpsnn_jax.training.settings import Training
-from qpsnn_jax.training.steps import Prepare, Variables, init_variables
+from qpsnn_jax.training.state import Variables, init_variables
+from qpsnn_jax.training.steps import Prepare
 
 _HALF = 0.5
 

@@ -16,7 +16,7 @@ from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import BatchNorm
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.sharding import batch_sharding, device_put, replicated
-from qpsnn_jax.training.steps import Variables
+from qpsnn_jax.training.state import Variables
 
 
 class _Moments(NamedTuple):

@@ -1,119 +1,27 @@
 """Pure step functions of training and evaluation; the caller jits, shards and donates."""
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.core import Tracer
 
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Capture, Reducer, SpikingNetwork
 from qpsnn_jax.numerics.losses import cross_entropy
-from qpsnn_jax.runtime.compiling import fast_compile_jit
-from qpsnn_jax.runtime.keys import is_key
 from qpsnn_jax.training.distillation import Distillation, membranes_of
 from qpsnn_jax.training.dual import OperationsTarget, next_price
+from qpsnn_jax.training.state import TrainState
 from qpsnn_jax.training.trees import Variables, all_finite_in, any_change, select, updated_ema
 
 Metrics = dict[str, Array]
 Loss = Callable[[Array, Array], Array]
 Prepare = Callable[[Array, Array], Array]
-
-
-class TrainState(NamedTuple):
-    """The state that training carries from step to step.
-
-    ``step`` counts batches, of which an optimizer may take several for one update; ``variables`` are those of the
-    network; ``opt_state`` is Optax's; ``ema`` the exponential moving average of params and batch statistics, or None;
-    ``key`` is the random key of the whole run, typed, from which each step derives its own by folding in its number;
-    ``price`` is that of operations under an :class:`~qpsnn_jax.training.dual.OperationsTarget`, or None.
-    """
-
-    step: Array
-    variables: Variables
-    opt_state: optax.OptState
-    ema: Variables | None
-    key: Array
-    price: Array | None = None
-
-
-def init_variables(graph: Graph, key: Array) -> Variables:
-    """Initialized variables of a graph. The initialization is compiled once for each graph.
-
-    Args:
-        graph: the network.
-        key: a random key, typed or raw; it may be traced.
-
-    Returns:
-        ``{"params": …, "batch_stats": …, "scales": …}``, each ``{node: {array: …}}`` in float32; with masked
-        layers ``"masks"`` of ones.
-    """
-    if isinstance(key, Tracer):
-        return _init(graph, key)
-    with jax.ensure_compile_time_eval():  # A program that is traced around this gets constants.
-        return _compiled_init(graph)(key)
-
-
-@lru_cache(maxsize=16)
-def _compiled_init(graph: Graph) -> Callable[[Array], Variables]:
-    return fast_compile_jit(partial(_init, graph))
-
-
-def _init(graph: Graph, key: Array) -> Variables:
-    lead = (1, graph.timesteps) if graph.input.frames else (1,)
-    variables: Any = SpikingNetwork(graph).init(key, jnp.zeros((*lead, *graph.input.shape), jnp.float32))
-    return {"params": {}, "batch_stats": {}, "scales": {}} | dict(variables)
-
-
-def init_state(
-    variables: Variables, tx: optax.GradientTransformation, key: Array, *, ema: bool = False, priced: bool = False
-) -> TrainState:
-    """The state before the first step.
-
-    It holds the arrays of ``variables`` without copies, so a step that is jitted with the state donated deletes them,
-    and nothing else of the caller's.
-
-    Args:
-        variables: of the network.
-        tx: the optimizer.
-        key: random key of the run, typed, or raw key data of the default implementation.
-        ema: whether to maintain an exponential moving average of params and batch statistics.
-        priced: whether operations have a price, which then starts at 0.
-
-    Returns:
-        The :class:`TrainState` at step 0.
-    """
-    key = jnp.copy(key if is_key(key) else jax.random.wrap_key_data(key))
-    averages = {name: variables[name] for name in ("params", "batch_stats")} if ema else None
-    opt_state, averages = _unshared((tx.init(variables["params"]), averages), variables)
-    price = jnp.zeros((), jnp.float32) if priced else None
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, averages, key, price)
-
-
-def _unshared(tree: Any, given: Any) -> Any:
-    """The tree with copies of the arrays that it has in common with ``given`` or has twice.
-
-    A step that donates its state must not be given a buffer twice, as optimizers do that start from the params.
-    """
-    seen = {id(leaf) for leaf in jax.tree.leaves(given)}
-
-    def own(leaf: Any) -> Any:
-        copied = jnp.copy(leaf) if id(leaf) in seen else leaf
-        seen.add(id(leaf))
-        return copied
-
-    return jax.tree.map(own, tree)
-
-
-def evaluation_variables(state: TrainState) -> Variables:
-    """The variables to evaluate: those of the moving average if there is one."""
-    return state.variables | (state.ema or {})
 
 
 def make_train_step(
@@ -164,9 +72,7 @@ def make_train_step(
     update = optax.with_extra_args_support(tx).update
 
     def step(state: TrainState, images: Array, labels: Array, teacher: Any = None) -> tuple[TrainState, Metrics]:
-        _check_batch(images, labels)
-        if (target is None) != (state.price is None):
-            raise ValueError("a state has a price if, and only if, the step has a target: see priced of init_state.")
+        _check(state, images, labels, target)
         images = prepare(jax.random.fold_in(state.key, state.step), images)
         targets: Any = distillation and distillation.targets(teacher, images, precision)
 
@@ -286,7 +192,9 @@ def _may_withhold(opt_state: optax.OptState) -> bool:
     return any(map(withholds, jax.tree.leaves(opt_state, is_leaf=withholds)))
 
 
-def _check_batch(images: Array, labels: Array) -> None:
+def _check(state: TrainState, images: Array, labels: Array, target: OperationsTarget | None) -> None:
+    if (target is None) != (state.price is None):
+        raise ValueError("a state has a price if, and only if, the step has a target: see priced of init_state.")
     if not images.shape[0] or labels.shape != images.shape[:1]:
         raise ValueError(
             f"a batch needs images b … and labels b, one or more, got the shapes {images.shape} and {labels.shape}."

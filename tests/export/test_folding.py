@@ -40,7 +40,8 @@ from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning import prune
 from qpsnn_jax.runs.directory import load_network, read_config
 from qpsnn_jax.training.optim import optimizer
-from qpsnn_jax.training.steps import init_state, init_variables, make_train_step
+from qpsnn_jax.training.state import init_state, init_variables
+from qpsnn_jax.training.steps import make_train_step
 
 
 def test_first_currents_are_the_float_networks():

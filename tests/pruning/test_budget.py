@@ -15,7 +15,7 @@ from qpsnn_jax.pruning.budget import check_budget
 from qpsnn_jax.pruning.criteria import scored_groups, scores_by
 from qpsnn_jax.pruning.settings import Pruning, parse_budget
 from qpsnn_jax.runtime.naming import name_of
-from qpsnn_jax.training.steps import init_variables
+from qpsnn_jax.training.state import init_variables
 
 GRAPH = residual_graph(Quantizer(2))
 GROUPS = channel_groups(GRAPH)

@@ -18,7 +18,8 @@ from qpsnn_jax.model.precision import with_float_weights
 from qpsnn_jax.model.sparsity import connection_sparsity
 from qpsnn_jax.pruning.masks import mask_by, weight_at_random, weight_by_gradient, weight_by_rate, weight_magnitude
 from qpsnn_jax.pruning.removal import prune
-from qpsnn_jax.training.steps import init_state, init_variables, make_train_step
+from qpsnn_jax.training.state import init_state, init_variables
+from qpsnn_jax.training.steps import make_train_step
 
 Q = Quantizer(2)
 GRAPH = Graph(

@@ -39,7 +39,7 @@ from qpsnn_jax.runtime.compiling import low_memory_jit
 from qpsnn_jax.runtime.settings import updated
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.settings import Training
-from qpsnn_jax.training.steps import init_variables
+from qpsnn_jax.training.state import init_variables
 
 
 class Course(NamedTuple):

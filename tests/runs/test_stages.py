@@ -22,7 +22,7 @@ from qpsnn_jax.runs.directory import STAGES, check_run, load_network, make_run, 
 from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runtime.settings import as_dict
-from qpsnn_jax.training.steps import init_variables
+from qpsnn_jax.training.state import init_variables
 
 DONE = [name for name in STAGES if name != "masked"]  # without a sparsity
 CONTROL_NAMES = ["baseline", "random", "random_recalibrated", "scratch"]

@@ -17,7 +17,7 @@ from qpsnn_jax.runs.directory import load_network, save_network
 from qpsnn_jax.runtime.keys import key_to_data
 from qpsnn_jax.training import checkpoint
 from qpsnn_jax.training.optim import optimizer
-from qpsnn_jax.training.steps import init_state
+from qpsnn_jax.training.state import init_state
 
 GRAPH = residual_graph(Quantizer(2, granularity="channel"))
 NOTES = {"epochs": [{"epoch": 1, "train_loss": 0.1}], "seconds": 1.5}

@@ -16,7 +16,8 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input, Quantizer
 from qpsnn_jax.numerics.losses import cross_entropy
-from qpsnn_jax.training.steps import init_state, make_eval_step, make_train_step
+from qpsnn_jax.training.state import init_state
+from qpsnn_jax.training.steps import make_eval_step, make_train_step
 
 BITS, SLOPE, LABELS = 2, 4.0, jnp.array([0, 2, 1])
 GRAPH = Graph(

@@ -15,13 +15,8 @@ from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input, Q
 from qpsnn_jax.numerics.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.runtime.keys import key_to_data
 from qpsnn_jax.training.optim import optimizer
-from qpsnn_jax.training.steps import (
-    evaluation_variables,
-    init_state,
-    init_variables,
-    make_eval_step,
-    make_train_step,
-)
+from qpsnn_jax.training.state import evaluation_variables, init_state, init_variables
+from qpsnn_jax.training.steps import make_eval_step, make_train_step
 from qpsnn_jax.training.trees import all_finite
 
 

@@ -18,7 +18,8 @@ from qpsnn_jax.runs.programs import make_optimizer
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.settings import updated
 from qpsnn_jax.training.settings import Training, timesteps_by_epoch
-from qpsnn_jax.training.steps import init_state, make_train_step
+from qpsnn_jax.training.state import init_state
+from qpsnn_jax.training.steps import make_train_step
 from qpsnn_jax.training.timesteps import check_timesteps, merge_frames, prepare_at
 
 

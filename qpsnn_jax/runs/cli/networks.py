@@ -12,7 +12,7 @@ from qpsnn_jax.runs.cli.places import NETWORK
 
 if TYPE_CHECKING:
     from qpsnn_jax.model.graph import Graph
-    from qpsnn_jax.training.steps import Variables
+    from qpsnn_jax.training.state import Variables
 
 _PATH = click.Path(path_type=Path)
 _NEW = click.option("--out", required=True, type=_PATH, metavar="DIR", help="directory to write; must not exist")
