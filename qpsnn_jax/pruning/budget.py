@@ -1,6 +1,7 @@
 """Selection of channels by a budget of bytes, operations or parameters in place of ratios."""
 
 from collections.abc import Callable, Collection, Mapping
+from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -69,16 +70,12 @@ def allocate(
 
     Raises:
         ValueError: not exactly one budget, a budget below what the floor leaves, ``sops`` without activity, an unknown
-            comparison, ``multiple_of`` below 1, or scores that are not finite and non-negative numbers, one for each
-            channel.
+            comparison, a floor that is not from 0 to 1 for every group, ``multiple_of`` below 1, or scores that are not
+            finite and non-negative numbers, one for each channel.
     """
     resource, limit = _only_budget({"bytes": bytes, "params": params, "sops": sops})
-    floors = floor.values() if isinstance(floor, Mapping) else [floor]
-    if comparison not in get_args(Comparison) or not all(0 <= share <= 1 for share in floors):
-        raise ValueError(
-            f"comparison must be one of {', '.join(get_args(Comparison))} and floor from 0 to 1, "
-            f"got {comparison!r} and {floor}."
-        )
+    if comparison not in get_args(Comparison):
+        raise ValueError(f"comparison must be one of {', '.join(get_args(Comparison))}, got {comparison!r}.")
     groups = {name: group for name, group in channel_groups(graph).items() if name in scores}
     ranking = {name: _compared(graph, group, scores[name], comparison) for name, group in groups.items()}
     model = usage(graph, groups, resource, activity, masks)
@@ -133,7 +130,11 @@ def _least(
     graph: Graph, groups: Mapping[str, Group], floor: float | Mapping[str, float], multiple_of: int
 ) -> dict[str, int]:
     """The fewest units that every group keeps."""
-    floors = floor if isinstance(floor, Mapping) else dict.fromkeys(groups, floor)
+    floors: dict[str, Any] = dict(floor) if isinstance(floor, Mapping) else dict.fromkeys(groups, floor)
+    for name in groups:
+        share = floors.get(name)
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
+            raise ValueError(f"floor must be a number from 0 to 1, for every group, got {share!r} for {name!r}.")
     shares = {name: max(1, int(np.ceil(floors[name] * (g.size // g.unit) - 1e-9))) for name, g in groups.items()}
     return {name: rounded_units(graph, group, shares[name], multiple_of) for name, group in groups.items()}
 

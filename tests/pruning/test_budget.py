@@ -256,3 +256,10 @@ def test_budgets_as_text(text, budget):
 def test_other_texts_are_no_budgets(text):
     with pytest.raises(ValueError, match="budget must be a size or a number of operations such as 98kB"):
         Pruning(budget=text)
+
+
+@pytest.mark.parametrize("floor", ["0.1", None, True, -0.1, np.nan, {"stem": 0.1}, dict.fromkeys(GROUPS, "many")])
+def test_a_floor_that_is_no_share_of_every_group(floor):
+    scores = {name: np.ones(group.size) for name, group in GROUPS.items()}
+    with pytest.raises(ValueError, match=r"floor must be a number from 0 to 1, for every group, got .* for '"):
+        allocate(GRAPH, scores, params=10_000, floor=floor)
