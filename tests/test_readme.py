@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import pkgutil
 import re
 import shlex
 import shutil
@@ -14,11 +15,17 @@ import numpy as np
 import pytest
 from pages import PAGES, ROOT, blocks
 
+import qpsnn_jax.runs
 from qpsnn_jax.data import DataInfo
 from qpsnn_jax.runs.cli.main import main
 
 # Blocks that other tests run: in simulators that are not installed everywhere, and compiled.
 ELSEWHERE = {("notebooks/nir.md", "python"): "test_simulators", ("notebooks/c.md", "c"): "test_csource"}
+
+
+# A module that is first imported while functions are replaced would keep the replacements.
+for module in pkgutil.walk_packages(qpsnn_jax.runs.__path__, "qpsnn_jax.runs."):
+    importlib.import_module(module.name)
 
 
 class Parsed(BaseException):

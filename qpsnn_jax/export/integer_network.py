@@ -204,7 +204,7 @@ def _patches(maps: np.ndarray, window: Pair, strides: Pair, padding: Pair, dilat
 def _checked_pixels(folded: Folded, pixels: np.ndarray) -> np.ndarray:
     pixels, image = np.asarray(pixels), folded.image
     expected = (folded.timesteps, *image.shape) if image.frames else image.shape
-    if pixels.dtype != np.uint8 or pixels.ndim != 1 + len(expected) or pixels.shape[1:] != expected:
+    if pixels.dtype != np.uint8 or not pixels.size or pixels.shape[1:] != expected:
         wanted = " ".join(str(n) for n in expected)
-        raise ValueError(f"pixels must be uint8 of shape b {wanted}, got {pixels.dtype} {pixels.shape}.")
+        raise ValueError(f"pixels must be uint8 of shape b {wanted}, b 1 or more, got {pixels.dtype} {pixels.shape}.")
     return pixels if image.frames else pixels[:, None]

@@ -38,15 +38,19 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Any]:
         OSError: the file is missing or cannot be opened.
     """
     read = {".npz": read_npz, ".safetensors": _read_safetensors}.get(Path(path).suffix, _read_torch)
-    loaded: Any = read(path)
-    while isinstance(loaded, Mapping) and (found := _wrapped(loaded)) is not None:
-        loaded = found
-    tensors = {}
+    loaded, tensors = unwrapped(read(path)), {}
     if isinstance(loaded, Mapping):
         tensors = {name: value for name, value in loaded.items() if not isinstance(value, _BESIDE)}
     if not tensors or not all(hasattr(value, "shape") for value in tensors.values()):
         raise unreadable(path, "does not hold a state dict of tensors")
     return tensors
+
+
+def unwrapped(loaded: Any) -> Any:
+    """The state dict that a checkpoint is, or has under ``state_dict``, ``model_state_dict``, ``model`` or ``net``."""
+    while isinstance(loaded, Mapping) and (found := _wrapped(loaded)) is not None:
+        loaded = found
+    return loaded
 
 
 def _wrapped(loaded: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.export.torch_file import float32_array
+from qpsnn_jax.export.torch_file import float32_array, unwrapped
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Quantizer
 from qpsnn_jax.model.zoo.resnet20 import resnet20_of_widths
@@ -19,7 +19,7 @@ from qpsnn_jax.numerics.quantization import STE
 # The released code fires strictly above the threshold.
 _RELEASED_LIF = LIF("", "", fire=">")
 # Of torch.nn.DataParallel, of torch.compile, and of modules that hold the network.
-_PREFIX = re.compile(r"^((module|model|net|_orig_mod)\.)+")
+_PREFIX = re.compile(r"^((module|model|net|state_dict|model_state_dict|_orig_mod)\.)+")
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
 
@@ -39,9 +39,10 @@ def import_torch(
     g/γ through the quantizer.
 
     Args:
-        state_dict: names to tensors, as ``torch.load`` gives them; weights O I H W. Modules that the released code
-            lists under two names may appear under both; prefixes ``module.``, ``model.``, ``net.`` and ``_orig_mod.``
-            are ignored.
+        state_dict: names to tensors, as ``torch.load`` gives them; weights O I H W. It may be under ``state_dict``,
+            ``model_state_dict``, ``model`` or ``net``. Modules that the released code lists under two names may appear
+            under both. The prefixes ``module.``, ``_orig_mod.`` and those keys with a dot are ignored, and so are
+            single numbers, such as an epoch.
         bits: b of the quantized convolutions (a checkpoint does not say).
         timesteps: T.
         input_size: height and width of the images of a ResNet20; that of a VGG-16 follows from its weights.
@@ -57,14 +58,14 @@ def import_torch(
     References:
         QP-SNN (ICLR 2025), the released implementation.
     """
-    tensors = _Tensors(state_dict)
+    tensors = _Tensors(unwrapped(state_dict))
     quantizer = Quantizer(bits, "mean", granularity, ste)
-    if "layer1.0.conv1.weight" in tensors:
+    if tensors.any_of("layer1.0."):
         graph, names = _resnet20(tensors, quantizer, timesteps, input_size)
-    elif "features.convbn0.layer.module.weight" in tensors:
+    elif tensors.any_of("features.convbn0."):
         graph, names = _vgg16(tensors, quantizer, timesteps)
     else:
-        known = "layer1.0.conv1.weight (ResNet20) or features.convbn0.layer.module.weight (VGG-16)"
+        known = "layer1.0.conv1.weight (ResNet20) nor features.convbn0.layer.module.weight (VGG-16)"
         raise ValueError(f"state_dict does not belong to a known network: it has neither {known}.")
     variables = _variables(graph, tensors, names)
     tensors.check_all_used()
@@ -84,8 +85,9 @@ class _Tensors:
                 self.given[name] = key
         self.state_dict, self.used = state_dict, set[str]()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.given
+    def any_of(self, module: str) -> bool:
+        """Whether it has a tensor whose name starts so."""
+        return any(name.startswith(module) for name in self.given)
 
     def array(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """A tensor as float32."""
@@ -105,9 +107,9 @@ class _Tensors:
         return array.shape
 
     def check_all_used(self) -> None:
-        """Check that every tensor was read, except the counts of batches."""
+        """Check that every tensor was read, except single numbers: the counts of batches, an epoch."""
         for name, key in self.given.items():
-            if name not in self.used and not name.endswith(".num_batches_tracked"):
+            if name not in self.used and np.shape(self.state_dict[key]):
                 raise ValueError(
                     f"state_dict has the tensor {key!r}, which does not belong to the network of the others."
                 )

@@ -137,7 +137,7 @@ def test_overflow_raises():
 def test_wrong_inputs_are_named():
     network = IntegerNetwork.of(folded_of("resnet20"))
     pixels = pixels_of(GRAPHS["resnet20"])
-    for wrong in (pixels[0], pixels[..., :4, :], pixels.astype(np.float32)):
+    for wrong in (pixels[0], pixels[:0], pixels[..., :4, :], pixels.astype(np.float32)):
         with pytest.raises(ValueError, match="pixels must be uint8 of shape b 8 8 1"):
             network(wrong)
     with pytest.raises(ValueError, match="capture names 'lif9'"):

@@ -174,7 +174,18 @@ def test_files_of_state_dicts(tmp_path):
 
 
 @over(
-    "prefix", ["module.", "model.", "net.", "_orig_mod.", "module.net.", "net.module."], ids=lambda prefix: prefix[:-1]
+    "prefix",
+    [
+        "module.",
+        "model.",
+        "net.",
+        "_orig_mod.",
+        "module.net.",
+        "net.module.",
+        "state_dict.",
+        "model_state_dict.module.",
+    ],
+    ids=lambda prefix: prefix[:-1],
 )
 def test_prefixes_of_wrappers(prefix: str):
     tensors = checkpoint("resnet20")[2]
@@ -346,7 +357,20 @@ def test_tensor_of_another_shape(name: str, tensor: str, shape: tuple):
         import_torch(altered(name, **{tensor: np.zeros(shape, np.float32)}), **SETTINGS)
 
 
-@over("tensors", [{}, {"fc.weight": np.zeros((10, 5))}, {"state_dict": {"layer1.0.conv1.weight": np.zeros(1)}}])
+def test_wrapped_in_python_with_numbers_beside():
+    graph, variables, tensors = checkpoint("resnet20")
+    tensors |= {"epoch": np.array(3), "note": "last"}
+    same(import_torch({"model_state_dict": {"net": tensors}, "epoch": np.float64(3)}, **SETTINGS), graph, variables)
+
+
+def test_a_missing_first_weight_is_named():
+    tensors = checkpoint("resnet20")[2]
+    del tensors["layer1.0.conv1.weight"]
+    with pytest.raises(ValueError, match="state_dict lacks the tensor 'layer1.0.conv1.weight'"):
+        import_torch(tensors, **SETTINGS)
+
+
+@over("tensors", [{}, {"fc.weight": np.zeros((10, 5))}, {"state_dict": {"fc.weight": np.zeros(1)}}])
 def test_no_known_network(tensors: dict):
     with pytest.raises(ValueError, match="does not belong to a known network: it has neither"):
         import_torch(tensors, **SETTINGS)

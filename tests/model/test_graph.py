@@ -306,3 +306,10 @@ def test_damaged_text_is_a_graph_or_a_value_error(start: int, length: int, patch
     text = to_json(every_kind())
     with contextlib.suppress(ValueError):
         assert isinstance(from_json(text[:start] + patch + text[start + length :]), Graph)
+
+
+def test_options_of_neurons_by_channel_may_be_arrays():
+    node = LIF("lif", "conv", tau=np.array([0.5, 0.75]), threshold=np.array(1.0))  # pyright: ignore[reportArgumentType]
+    assert node == LIF("lif", "conv", tau=(0.5, 0.75))
+    with pytest.raises(ValueError, match="tau"):
+        LIF("lif", "conv", tau=np.array([0.5, np.nan]))  # pyright: ignore[reportArgumentType]

@@ -104,6 +104,8 @@ class LIF(Neuron):
 
     def __post_init__(self) -> None:
         for name in ("tau", "threshold"):
+            if isinstance(values := getattr(self, name), np.ndarray):
+                object.__setattr__(self, name, tuple(values.tolist()) if values.ndim else values.item())
             if getattr(self, name) != _LEARNED:
                 float_fields(self, name, each=isinstance(getattr(self, name), tuple))
         one_of("fire", self.fire, (">=", ">"))
