@@ -133,7 +133,7 @@ def _least(
     floors: dict[str, Any] = dict(floor) if isinstance(floor, Mapping) else dict.fromkeys(groups, floor)
     for name in groups:
         share = floors.get(name)
-        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= float(share) <= 1:
             raise ValueError(f"floor must be a number from 0 to 1, for every group, got {share!r} for {name!r}.")
     shares = {name: max(1, int(np.ceil(floors[name] * (g.size // g.unit) - 1e-9))) for name, g in groups.items()}
     return {name: rounded_units(graph, group, shares[name], multiple_of) for name, group in groups.items()}
