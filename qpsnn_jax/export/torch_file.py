@@ -13,7 +13,7 @@ from qpsnn_jax.runtime.arrays import read_npz
 from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable
 
 _NUMBERS = "fiu"  # kinds of NumPy dtypes
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _BESIDE = (np.generic, int, float, str, type(None))  # what is no tensor of a network
 _SAFETENSORS: dict[str, Any] = {
     **{f"{kind}{bits}": f"{kind.lower()}{bits // 8}" for kind in "IU" for bits in (8, 16, 32, 64)},
@@ -55,7 +55,7 @@ def unwrapped(loaded: Any) -> Any:
 
 def _wrapped(loaded: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The mapping that a checkpoint holds a state dict under."""
-    return next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+    return next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
 
 
 def _read_torch(path: str | PathLike[str]) -> Any:

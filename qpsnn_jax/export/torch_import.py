@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qpsnn_jax.export.torch_file import float32_array, unwrapped
+from qpsnn_jax.export.torch_file import WRAPPERS, float32_array, unwrapped
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Quantizer
 from qpsnn_jax.model.zoo.resnet20 import resnet20_of_widths
@@ -19,7 +19,7 @@ from qpsnn_jax.numerics.quantization import STE
 # The released code fires strictly above the threshold.
 _RELEASED_LIF = LIF("", "", fire=">")
 # Of torch.nn.DataParallel, of torch.compile, and of modules that hold the network.
-_PREFIX = re.compile(r"^((module|model|net|state_dict|model_state_dict|_orig_mod)\.)+")
+_PREFIX = re.compile(rf"^(({'|'.join(('module', '_orig_mod', *WRAPPERS))})\.)+")
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 
 

@@ -125,9 +125,8 @@ def usage(
             if leaf.collection == "params" and not (node.name in known and name == "kernel")
             for term in _terms(leaf.size * (leaf.bits / 8 if resource == "bytes" else 1), leaf.axes, groups, widths)
         ]
-        if (
-            resource == "bytes"
-        ):  # those of an array of fifths of bits are rounded up to a bit, which is at most 4/5 more
+        # The bytes of an array of fifths of bits are rounded up to a bit, which is at most 4/5 more.
+        if resource == "bytes":
             terms += [_Term(0.1, ()) for node in graph.nodes if _in_fifths(graph, node)]
     pairs = tuple(_pairs(graph, groups, masked_layer(graph, name), known[name], resource, activity) for name in known)
     return Usage(tuple(terms), {name: group.unit for name, group in groups.items()}, pairs)
