@@ -70,8 +70,9 @@ def checked_ratios(graph: Graph, ratios: Mapping[str, float] | float) -> dict[st
 
 
 def _kept(group: Group, ratio: float) -> int:
+    of = "channels" if group.unit == 1 else f"units of {group.unit} channels, which are removed together"
     try:
-        return kept_channels(group.size // group.unit, ratio)
+        return kept_channels(group.size // group.unit, ratio, of)
     except ValueError as error:
         raise ValueError(f"ratio of {group.label!r} in group {group.name!r}: {error}") from None
 

@@ -21,7 +21,7 @@ from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.config import Config
 from qpsnn_jax.runs.directory import STAGES, load_network, read_config, read_stage, run_of
-from qpsnn_jax.runs.loading import check_classes, load_test_data
+from qpsnn_jax.runs.loading import check_fits, load_test_data
 from qpsnn_jax.runs.records import versions
 from qpsnn_jax.runtime.settings import as_dict
 from qpsnn_jax.training.state import Variables
@@ -61,32 +61,45 @@ def read_run(
     path: Path,
     data_dir: str | None = None,
     *,
+    data: str | None = None,
     stem_bits: int = 32,
     readout_bits: int = 32,
     test_examples: int | None = None,
 ) -> Exported:
-    """The network of a run, ready to be exported.
+    """The network of a run, or an imported one, ready to be exported.
 
     Args:
-        path: a run (its last complete stage), or one of its complete stages.
+        path: a run (its last complete stage), one of its complete stages, or an imported network.
         data_dir: TFDS data directory, by default the run's own; mean and std of the pixels come from the data.
+        data: for an imported network, the name of the data set whose mean and std it was trained with.
         stem_bits, readout_bits: as for :func:`fold`.
         test_examples: how many test images to load, by default as in the run.
 
     Raises:
-        ValueError: there is no such run or stage, or its data are missing.
+        ValueError: there is no such run or stage, its data are missing or do not fit it, or ``data`` is given for a run
+            or missing for another network.
     """
     graph, variables = load_network(path)
     run = run_of(path)
-    if run is None:
+    if run is None and data is None:
         raise ValueError(
-            f"{path} does not belong to a run, so the mean and std of its pixels are unknown; export a run."
+            f"{path} does not belong to a run, so the mean and std of its pixels are unknown; name the data set "
+            "that it was trained on with --data."
         )
-    config = read_config(run, data_dir)
-    data = load_test_data(graph, config, data_dir=data_dir, test_examples=test_examples)
-    check_classes(path, data)
-    notes = _notes(path, run, config, data)
-    return Exported(graph, variables, data, notes, stem_bits, readout_bits, config.run.precision)
+    if run is not None and data is not None:
+        raise ValueError(f"{path} belongs to a run, which has a data set; leave out --data.")
+    config = None if run is None else read_config(run, data_dir)
+    loaded = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
+    check_fits(path, graph, loaded)
+    notes = {"versions": versions(), "std": [float(value) for value in loaded.std]}
+    if loaded.class_names:
+        notes["class_names"] = list(loaded.class_names)
+    if loaded.resized:
+        notes["resized"] = True
+    if run is not None and config is not None:
+        notes |= _origin(path, run, config)
+    precision = "auto" if config is None else config.run.precision
+    return Exported(graph, variables, loaded, notes, stem_bits, readout_bits, precision)
 
 
 def write_run(
@@ -137,17 +150,13 @@ def _placed(path: Path) -> Path:
     return path
 
 
-def _notes(path: Path, run: Path, config: Config, data: DataSet) -> dict[str, Any]:
+def _origin(path: Path, run: Path, config: Config) -> dict[str, Any]:
     names = STAGES if path.resolve() == run.resolve() else (path.resolve().name,)
     stages = (read_stage(run, name) for name in reversed(names))
     stage = next((stage for stage in stages if stage), None)
-    notes = {"config": as_dict(config), "versions": versions(), "std": [float(value) for value in data.std]}
+    notes = {"config": as_dict(config)}
     # The export goes to other people; the path of the data on this machine is private.
     notes["config"]["data"].pop("data_dir")
     if stage is not None:
         notes |= {"stage": stage.name, "accuracy": stage.accuracy_last}
-    if data.class_names:
-        notes["class_names"] = list(data.class_names)
-    if data.resized:
-        notes["resized"] = True
     return notes

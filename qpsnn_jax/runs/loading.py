@@ -75,12 +75,18 @@ def for_network(graph: Graph, data: DataSet) -> DataSet:
     return dataclasses.replace(data, std=(shared,) * len(data.std))
 
 
-def check_classes(path: Path, data: DataSet) -> None:
-    """Check that a data set has the classes that the network in ``path`` was trained on, in the same order.
+def check_fits(path: Path, graph: Graph, data: DataSet) -> None:
+    """Check that a data set has the shape that the network in ``path`` takes, and its classes in the same order.
 
     Raises:
-        ValueError: both have names, which differ.
+        ValueError: it has another shape or number of classes, or both have names of classes, which differ.
     """
+    own = graph.input.shape if not graph.input.frames else (graph.timesteps, *graph.input.shape)
+    if data.shape != own or data.classes != graph.classes:
+        raise ValueError(
+            f"{path} takes images of shape {own} in {graph.classes} classes, and {data.name} has "
+            f"{data.shape} in {data.classes}; choose another --data."
+        )
     names = read_class_names(path)
     if names and data.class_names and names != data.class_names:
         trained, found = (", ".join(classes) for classes in (names, data.class_names))

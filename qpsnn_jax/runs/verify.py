@@ -1,8 +1,10 @@
 """Compares an exported network with the trained one, on test images."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +38,14 @@ class Verdict(NamedTuple):
     failures: str
 
 
-def verify(exported: Exported, format_: str, *, cc: str = "cc -O2", early_exit: float | None = None) -> Verdict:
+def verify(
+    exported: Exported,
+    format_: str,
+    *,
+    cc: str = "cc -O2",
+    early_exit: float | None = None,
+    onnx: Mapping[str, int] = MappingProxyType({}),
+) -> Verdict:
     """Compare an export with the trained network on the test set, and check what its format guarantees.
 
     Every format must give the predictions of the float network on at least 99.9 % of the images, or on 90 % if the
@@ -47,6 +56,7 @@ def verify(exported: Exported, format_: str, *, cc: str = "cc -O2", early_exit: 
         exported: from :func:`qpsnn_jax.runs.exported.read_run`.
         format_: one of :data:`qpsnn_jax.export.FORMATS`. For packed, C and ONNX the integer network is compared too.
         cc: C compiler and its options.
+        onnx: options of :func:`qpsnn_jax.onnx_model`.
         early_exit: a threshold of :func:`qpsnn_jax.early_exit` for the C program, which must leave as the integers do.
 
     Raises:
@@ -74,7 +84,8 @@ def verify(exported: Exported, format_: str, *, cc: str = "cc -O2", early_exit: 
         agreement = verify_nir(exported)
         lines.append(report(agreement, "the NIR graph"))
         require("the NIR graph", agreement.predictions)
-    for name, other, run in (("onnxruntime", "onnx", verify_onnx), ("StableHLO", "stablehlo", verify_stablehlo)):
+    in_onnxruntime = partial(verify_onnx, options=onnx)
+    for name, other, run in (("onnxruntime", "onnx", in_onnxruntime), ("StableHLO", "stablehlo", verify_stablehlo)):
         if format_ == other:
             same, difference = run(exported)
             share = f"{100 * same:.2f} % of the images; currents differ by at most {difference:.1e}"
@@ -98,8 +109,12 @@ def verify_packed(exported: Exported) -> Agreement:
     return compare(*whole, precision=exported.precision)
 
 
-def verify_onnx(exported: Exported) -> tuple[float, float]:
+def verify_onnx(exported: Exported, options: Mapping[str, int] = MappingProxyType({})) -> tuple[float, float]:
     """Run the ONNX model in onnxruntime on the CPU and compare it with the float network on the test set.
+
+    Args:
+        exported: a run.
+        options: of :func:`qpsnn_jax.onnx_model`.
 
     Returns:
         The share of images with the same prediction, and the largest difference of a time-mean current.
@@ -111,9 +126,18 @@ def verify_onnx(exported: Exported) -> tuple[float, float]:
         import onnxruntime  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError("onnxruntime is not installed: pip install 'qpsnn-jax[onnx]'.") from None
-    model = onnx_model(exported.folded).SerializeToString()
+    model = onnx_model(exported.folded, **options).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return _beside(exported, lambda pixels: session.run(None, {"pixels": pixels})[0])
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        size = options.get("batch", len(pixels))
+        # A model of a fixed batch takes nothing else, so the last batch is filled up.
+        filled = np.concatenate([pixels, np.repeat(pixels[-1:], -len(pixels) % size, axis=0)])
+        starts = range(0, len(filled), size)
+        parts: list[Any] = [session.run(None, {"pixels": filled[i : i + size]})[0] for i in starts]
+        return np.concatenate(parts)[: len(pixels)]
+
+    return _beside(exported, run)
 
 
 def verify_stablehlo(exported: Exported) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import warnings
 from itertools import pairwise
 from types import ModuleType
 
@@ -682,3 +683,22 @@ def test_import_on_the_command_line(small_run, tmp_path, capsys):
     assert main(["import-nir", str(tmp_path / "absent.nir"), "--out", str(tmp_path / "new")]) == 2
     assert "absent.nir" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):
+    """Neurons with r = 1 add all of their input once a step in some programs, and 10⁻⁴ of it in others."""
+    document = _foreign(nir.IF(r=np.ones(6), v_threshold=np.ones(6)))
+    with pytest.warns(UserWarning, match=r"node 'cells': with r = 1 and steps of 0\.0001 s"):
+        import_nir(document, timesteps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (cells,) = (n for n in import_nir(document, timesteps=2, dt=1)[0].nodes if isinstance(n, LIF))
+        import_nir(_foreign(nir.IF(r=np.full(6, 1e4), v_threshold=np.ones(6))), timesteps=2)
+    assert (cells.tau, cells.threshold) == (1.0, 1.0)
+    nir.write(tmp_path / "a.nir", document)
+    command = ["import-nir", str(tmp_path / "a.nir"), "--timesteps", "2", "--frames"]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().err.startswith("qpsnn: warning: node 'cells': with r = 1")
+    assert main([*command, "--dt", "1", "--out", str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().err == ""
+    assert load_network(tmp_path / "b")[0].input.frames

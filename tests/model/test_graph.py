@@ -226,7 +226,7 @@ def test_quantizer_options(options: dict):
 
 @over("options", [{"fire": "<"}, {"reset": "zero"}, {"surrogate": "step"}])
 def test_neuron_options(options: dict):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must be one of"):
+    with pytest.raises(ValueError, match=f"node 'lif': {next(iter(options))} must be one of"):
         LIF("lif", "conv", **options)
 
 

@@ -79,7 +79,7 @@ def _corrupted_c(change):
 
 def _corrupted_onnx(change):
     make = verify.onnx_model
-    change.setattr(verify, "onnx_model", lambda folded: make(_other_classes(folded)))
+    change.setattr(verify, "onnx_model", lambda folded, **options: make(_other_classes(folded), **options))
 
 
 def _corrupted_nir(change):
@@ -118,6 +118,8 @@ def test_an_export_that_disagrees_is_status_1(form, small_run, capsys, monkeypat
     for name in needed:
         _ = compiler("gcc") if name == "cc" else pytest.importorskip(name, reason=f"{name} is not installed")
     command = ["verify", str(small_run), "--format", form, "--test-examples", "20", "--cc", "gcc -O1"]
+    # A batch that does not divide the images.
+    command += ["--onnx-bits", "8", "--onnx-batch", "7"] if form == "onnx" else []
     assert main(command) == 0
     captured = capsys.readouterr()
     assert " on 100.00 %" in captured.out
@@ -264,12 +266,19 @@ def test_frames_come_from_arrays(tmp_path):
 def test_a_network_without_a_run_has_no_statistics(small_run, tmp_path, capsys):
     alone = tmp_path / "alone"
     shutil.copytree(small_run / "finetuned" / "final", alone)
-    out = str(tmp_path / "a.qpsnn")
-    assert main(["export", str(alone), "--format", "packed", "--out", out]) == 2
-    assert (
-        "does not belong to a run, so the mean and std of its pixels are unknown; export a run."
-        in capsys.readouterr().err
-    )
+    out, ours = tmp_path / "a.qpsnn", tmp_path / "b.qpsnn"
+    export = ["export", str(alone), "--format", "packed", "--out", str(out)]
+    assert main(export) == 2
+    message = "does not belong to a run, so the mean and std of its pixels are unknown; name the data set"
+    assert message in capsys.readouterr().err
+    assert main([*export, "--data", "digits"]) == 0
+    whole = ["export", str(small_run), "--format", "packed", "--out", str(ours)]
+    assert main([*whole, "--data", "digits"]) == 2
+    assert "belongs to a run, which has a data set; leave out --data." in capsys.readouterr().err
+    assert main(whole) == 0
+    images = load("digits", test_examples=20).test.images
+    theirs, own = (IntegerNetwork.of(load_packed(path).folded)(images) for path in (out, ours))
+    np.testing.assert_array_equal(theirs, own)
 
 
 def test_evaluation_with_early_exit_is_a_second_table(small_run, capsys):

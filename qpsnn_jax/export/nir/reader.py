@@ -1,5 +1,6 @@
 """A network from NIR: everything that :mod:`~qpsnn_jax.export.nir.writer` writes, and more."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -35,7 +36,8 @@ def import_nir(
         timesteps: T; by default that of the graph's metadata.
         frames: whether every step has an input of its own; by default that of the metadata, or False.
         dt: length of a step in the file's unit of time, seconds; by default that of the metadata, or 10⁻⁴ as in other
-            tools. Programs whose neurons add their input without a factor, such as sinabs, write IF nodes for dt = 1.
+            tools. Programs whose neurons add their input without a factor, such as sinabs, write IF nodes for dt = 1;
+            a warning names IF nodes with r = 1 where neither says dt.
 
     Returns:
         The graph, whose nodes have NIR's names, and its variables, float32.
@@ -53,6 +55,7 @@ def import_nir(
         raise ValueError("the NIR graph does not say how many steps to run it for; give timesteps.")
     timesteps = integer("timesteps of the NIR graph", timesteps, 1, LARGEST)
     frames = _flag("frames of the NIR graph", notes.get("frames", False) if frames is None else frames)
+    given = dt is not None or "dt" in notes
     dt = finite("dt of the NIR graph", notes.get("dt", DT) if dt is None else dt, 1e-12, 1e6)
     binary = _flag("binary of the NIR graph", notes.get("binary", False))
     reader = Reader(document, frames, binary, dt)
@@ -65,7 +68,21 @@ def import_nir(
                 f"node {name!r}: NIR's {kind} cannot be read; add a reading as {__name__}.READINGS[{kind!r}]."
             )
         names[name] = READINGS[kind](reader, Found(name, reader.nodes_of[name], source))
+    if not given:
+        _warn_of_steps(reader)
     return Graph(tuple(reader.nodes.values()), timesteps), {"params": reader.params, "batch_stats": {}, "scales": {}}
+
+
+def _warn_of_steps(reader: Reader) -> None:
+    for name, node in reader.nodes_of.items():
+        if type(node).__name__ == "IF" and np.all(np.asarray(node.r) == 1):
+            warnings.warn(
+                f"node {name!r}: with r = 1 and steps of {reader.dt:g} s, its potential rises by {reader.dt:g} of the "
+                "input in a step, and the file does not say how long a step is; if its program adds the whole input, "
+                "as sinabs does, give dt 1.",
+                stacklevel=3,
+            )
+            return
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -61,6 +61,15 @@ def flag_fields(node: Node, *fields: str) -> None:
         _store(node, name, bool(value))
 
 
+def name_field(node: Node, field: str, allowed: Iterable[str], *, or_function: bool = False) -> None:
+    """Check that a field is one of the names ``allowed``, or with ``or_function`` a function.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    one_of(_where(node, field), getattr(node, field), allowed, or_function=or_function)
+
+
 def one_of(name: str, value: object, allowed: Iterable[str], *, or_function: bool = False) -> None:
     """Check that ``value`` is one of the names ``allowed``, or with ``or_function`` a function.
 

@@ -28,7 +28,7 @@ from qpsnn_jax.model.nodes.base import (
     Values,
     mean_nonzero,
 )
-from qpsnn_jax.model.nodes.checks import float_fields, one_of
+from qpsnn_jax.model.nodes.checks import flag_fields, float_fields, name_field
 from qpsnn_jax.numerics.gamma import Granularity
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset, lif_trace
 from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
@@ -108,10 +108,11 @@ class LIF(Neuron):
                 object.__setattr__(self, name, tuple(values.tolist()) if values.ndim else values.item())
             if getattr(self, name) != _LEARNED:
                 float_fields(self, name, each=isinstance(getattr(self, name), tuple))
-        one_of("fire", self.fire, (">=", ">"))
-        one_of("reset", self.reset, get_args(Reset))
-        one_of("surrogate", self.surrogate, SURROGATES, or_function=True)
-        one_of("granularity", self.granularity, get_args(Granularity))
+        name_field(self, "fire", (">=", ">"))
+        name_field(self, "reset", get_args(Reset))
+        flag_fields(self, "detach_reset")
+        name_field(self, "surrogate", SURROGATES, or_function=True)
+        name_field(self, "granularity", get_args(Granularity))
 
     def infer(self, inputs: Values) -> Value:
         """Spikes over time, of its input's shape."""

@@ -8,8 +8,10 @@ from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Node, Quantizer
 from qpsnn_jax.model.nodes.checks import LARGEST
 
 
-def kept_channels(width: int, ratio: float) -> int:
+def kept_channels(width: int, ratio: float, of: str = "channels") -> int:
     """Channels that remain when a fraction ``ratio`` of ``width`` is removed, ``int(width · (1 - ratio))``.
+
+    Where several are removed at a time, ``width`` is the number of such units, and ``of`` their name in errors.
 
     The ratio is the decimal number that it prints as: 0.8 of 10 channels leaves 2, where binary arithmetic gives 1.99….
     Algorithm 1 of the paper rounds the number dropped; only this rule reproduces its published sizes.
@@ -22,7 +24,7 @@ def kept_channels(width: int, ratio: float) -> int:
     # A billionth more, for ratios like 2/3 that have no end.
     kept = int(width * (1 - Decimal(str(ratio))) + Decimal("1e-9"))
     if kept < 1:
-        raise ValueError(f"a pruning ratio of {ratio} leaves none of {width} channels; lower it.")
+        raise ValueError(f"a pruning ratio of {ratio} leaves none of {width} {of}; lower it.")
     return kept
 
 

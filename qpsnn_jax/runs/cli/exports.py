@@ -23,7 +23,26 @@ def _folding(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option(
             f"--{part}-bits", type=bits, default="32", show_default=True, help=f"bits of the {part}'s weights"
         )(command)
-    return click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")(command)
+    command = click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")(command)
+    return click.option("--data", metavar="NAME", help="data set of an imported network")(command)
+
+
+def _for_onnx(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of ONNX models."""
+    options = (
+        click.option(
+            "--onnx-bits",
+            type=click.Choice(("2", "4", "8")),
+            help="fewest bits of a weight in the file (default: 2); 8 for runtimes without 2- and 4-bit integers",
+        ),
+        click.option(
+            "--onnx-opset", type=int, metavar="N", help="opset, from 13 (default: the first that has the integers)"
+        ),
+        click.option("--onnx-batch", type=int, metavar="N", help="images in every batch (default: any number)"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -40,24 +59,8 @@ def _folding(command: Callable[..., Any]) -> Callable[..., Any]:
 @_folding
 @importing
 @click.option("--portable", is_flag=True, help="C with 32-bit words and no 64-bit popcount")
-@click.option(
-    "--onnx-bits",
-    type=click.Choice(("2", "4", "8")),
-    help="fewest bits of a weight in the file (default: 2); 8 for runtimes without 2- and 4-bit integers",
-)
-@click.option("--onnx-opset", type=int, metavar="N", help="opset, from 13 (default: the first that has the integers)")
-@click.option("--onnx-batch", type=int, metavar="N", help="images in every batch (default: any number)")
-def export(
-    path: Path,
-    format_: str,
-    out: Path,
-    *,
-    portable: bool,
-    onnx_bits: str | None,
-    onnx_opset: int | None,
-    onnx_batch: int | None,
-    **folding: str | None,
-) -> None:
+@_for_onnx
+def export(path: Path, format_: str, out: Path, *, portable: bool, **options: Any) -> None:
     """Write the network of a run, or of one of its complete stages, as a file for a device."""
     header = [Path(f"{out.with_suffix('')}.h")] if format_ == "c" and out.name else []
     for path_ in (out, *header):
@@ -65,14 +68,10 @@ def export(
             raise ValueError(f"{path_} exists; choose another --out.")
     if portable and format_ != "c":
         raise ValueError("--portable is for --format c.")
-    given = {"bits": onnx_bits and int(onnx_bits), "opset": onnx_opset, "batch": onnx_batch}
-    onnx = {name: value for name, value in given.items() if value is not None}
-    if onnx and format_ != "onnx":
-        raise ValueError(f"--onnx-{next(iter(onnx))} is for --format onnx.")
-    bits = _bits(format_, folding)
+    onnx, bits = _onnx(format_, options), _bits(format_, options)
     from qpsnn_jax.runs.exported import read_run, write_run
 
-    exported = read_run(path, folding["data_dir"], **bits)
+    exported = read_run(path, options["data_dir"], data=options["data"], **bits)
     click.echo(f"{out}: {write_run(exported, out, format_, portable=portable, onnx=onnx)}")
 
 
@@ -91,23 +90,19 @@ def export(
 )
 @_folding
 @importing
+@_for_onnx
 def verify(
-    path: Path,
-    format_: str,
-    test_examples: int | None,
-    cc: str,
-    early_exit: float | None,
-    **folding: str | None,
+    path: Path, format_: str, test_examples: int | None, cc: str, early_exit: float | None, **options: Any
 ) -> int:
     """Compare an export of a run with the trained network, on its test images."""
     if early_exit is not None and format_ != "c":
         raise ValueError("--early-exit is for --format c; qpsnn evaluate has it for the trained network.")
-    bits = _bits(format_, folding)
+    onnx, bits = _onnx(format_, options), _bits(format_, options)
     from qpsnn_jax.runs.exported import read_run
     from qpsnn_jax.runs.verify import verify
 
-    exported = read_run(path, folding["data_dir"], test_examples=test_examples, **bits)
-    verdict = verify(exported, format_, cc=cc, early_exit=early_exit)
+    exported = read_run(path, options["data_dir"], data=options["data"], test_examples=test_examples, **bits)
+    verdict = verify(exported, format_, cc=cc, early_exit=early_exit, onnx=onnx)
     click.echo(verdict.text)
     if verdict.failures:
         print(f"qpsnn: the export disagrees with the network: {verdict.failures}", file=sys.stderr)
@@ -147,7 +142,15 @@ def info(file: Path) -> None:
 COMMANDS = (export, info, verify, infer)
 
 
-def _bits(format_: str, folding: dict[str, str | None]) -> dict[str, int]:
+def _onnx(format_: str, options: dict[str, Any]) -> dict[str, int]:
+    found = {name: options[f"onnx_{name}"] for name in ("bits", "opset", "batch")}
+    onnx = {name: int(value) for name, value in found.items() if value is not None}
+    if onnx and format_ != "onnx":
+        raise ValueError(f"--onnx-{next(iter(onnx))} is for --format onnx.")
+    return onnx
+
+
+def _bits(format_: str, folding: dict[str, Any]) -> dict[str, int]:
     bits = {name: int(folding[name] or 32) for name in ("stem_bits", "readout_bits")}
     if format_ not in FOLDED and set(bits.values()) != {32}:
         raise ValueError(f"--stem-bits and --readout-bits are for packed, c and onnx; {format_} keeps float32.")

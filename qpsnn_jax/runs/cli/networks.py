@@ -1,6 +1,8 @@
 """Commands that measure a network, or import one."""
 
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ def evaluate(
     from qpsnn_jax.runs.config import build_graph
     from qpsnn_jax.runs.directory import load_network, read_config, run_of
     from qpsnn_jax.runs.evaluation import ExitEvaluation, evaluate, evaluate_early_exit
-    from qpsnn_jax.runs.loading import check_classes, load_test_data
+    from qpsnn_jax.runs.loading import check_fits, load_test_data
     from qpsnn_jax.runs.records import measure
     from qpsnn_jax.runs.report import exit_table, table
 
@@ -48,13 +50,7 @@ def evaluate(
     if data is None and config is None:
         raise ValueError(f"{path} does not belong to a run; name a data set with --data.")
     found = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
-    own = graph.input.shape if not graph.input.frames else (graph.timesteps, *graph.input.shape)
-    if found.shape != own or found.classes != graph.classes:
-        raise ValueError(
-            f"{path} takes images of shape {own} in {graph.classes} classes, and {found.name} has "
-            f"{found.shape} in {found.classes}; choose another --data."
-        )
-    check_classes(path, found)
+    check_fits(path, graph, found)
     started = time.monotonic()
     precision = config.run.precision if config else "auto"
     result = evaluate(graph, variables, found.test, found, precision=precision)
@@ -117,14 +113,25 @@ def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
 @_FILE
 @click.option("--timesteps", type=int, help="time steps T (default: those of the file)")
 @click.option("--dt", type=float, help="length of a step in seconds (default: that of the file, or 1e-4)")
+@click.option(
+    "--frames/--image",
+    default=None,
+    help="an input of its own at every step, or one for all (default: that of the file, or one)",
+)
 @_NEW
-def import_nir(file: Path, out: Path, timesteps: int | None, dt: float | None) -> None:
+def import_nir(file: Path, out: Path, **options: Any) -> None:
     """Convert a NIR graph, with its weights in full precision."""
     _check_new(out)
     from qpsnn_jax.export.nir.file import read_nir
     from qpsnn_jax.export.nir.reader import import_nir
 
-    _save(out, *import_nir(read_nir(file), timesteps=timesteps, dt=dt), file, "full precision")
+    document = read_nir(file)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        graph, variables = import_nir(document, **options)
+    _save(out, graph, variables, file, "full precision")
+    for warning in caught:
+        print(f"qpsnn: warning: {warning.message}", file=sys.stderr)
 
 
 @click.command()
