@@ -22,7 +22,6 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 # Three quarters of the GPU's memory would be JAX's before anything is measured.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -35,7 +34,6 @@ from experiments.benchmarks.layers import median
 from experiments.benchmarks.speed import NETWORKS, around, make_case, products, step_in_jax
 from experiments.benchmarks.torch_sides import in_torch
 from qpsnn_jax import lif, make_score_step
-from qpsnn_jax.kernels.convolution import conv_spikes
 
 SCORED, SCORED_AT_ONCE = 640, 128
 # Sides of the square matrices, and numbers of the array, from which the limits are measured.
@@ -50,19 +48,15 @@ class Way(NamedTuple):
     side: Side
 
 
-def _exact_in_bfloat16() -> Any:
-    return mock.patch("qpsnn_jax.model.nodes.weighted.conv_spikes", partial(conv_spikes, algorithm="bfloat16"))
-
-
 def _precision(name: str) -> Callable[[], Any]:
     return partial(jax.default_matmul_precision, name)
 
 
 WAYS: dict[str, Way] = {
-    "qpsnn_jax, float32": Way("jax", "float32", around(step_in_jax, _precision("float32"))),
-    "qpsnn_jax, TensorFloat-32": Way("jax", "TensorFloat-32", around(step_in_jax, _precision("tensorfloat32"))),
-    "qpsnn_jax, sums in bfloat16": Way(
-        "jax", "TensorFloat-32", around(around(step_in_jax, _exact_in_bfloat16), _precision("tensorfloat32"))
+    "qpsnn_jax, float32": Way("jax", "float32", around(partial(step_in_jax, precision="exact"), _precision("float32"))),
+    "qpsnn_jax, sums in bfloat16": Way("jax", "TensorFloat-32", around(step_in_jax, _precision("tensorfloat32"))),
+    "qpsnn_jax, gradients in bfloat16 too": Way(
+        "jax", "bfloat16", around(partial(step_in_jax, precision="fast"), _precision("tensorfloat32"))
     ),
     "PyTorch, float32": Way("torch", "float32", in_torch("training")),
     "PyTorch, TensorFloat-32": Way("torch", "TensorFloat-32", in_torch("training", tf32=True)),

@@ -31,6 +31,7 @@ from experiments.benchmarks.comparison import Case, Row, Side, compare
 from experiments.benchmarks.networks import with_statistics
 from experiments.benchmarks.torch_sides import LEARNING_RATE, MOMENTUM, in_torch
 from qpsnn_jax import Graph, SpikingNetwork, init_state, make_train_step
+from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.nodes import Conv, Dense
 from qpsnn_jax.model.zoo import resnet20, vgg16
 from qpsnn_jax.runtime.compiling import low_memory_jit
@@ -136,12 +137,13 @@ class Step(NamedTuple):
         return self.run()
 
 
-def step_in_jax(case: Case, tx: optax.GradientTransformation | None = None) -> Step:
+def step_in_jax(case: Case, tx: optax.GradientTransformation | None = None, precision: Precision = "auto") -> Step:
     """Training with SGD, or another optimizer, compiled."""
     tx = tx or optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
     state = jax.jit(partial(init_state, tx=tx))(case.variables, key=jax.random.key(0))
     images, labels = jax.device_put((case.images, case.labels))
-    step = low_memory_jit(make_train_step(case.graph, tx), donate_argnums=0).lower(state, images, labels).compile()
+    step = low_memory_jit(make_train_step(case.graph, tx, precision=precision), donate_argnums=0)
+    step = step.lower(state, images, labels).compile()
 
     def run() -> float:
         nonlocal state

@@ -47,7 +47,7 @@ class Algorithm(NamedTuple):
     """
 
     name: str
-    run: Callable[[Array, Array, ConvSpec], Array]
+    run: Callable[[Array, Array, Any], Array]
     supports: Callable[[ConvSpec], bool] = lambda spec: True
     preference: Callable[[ConvSpec, frozenset[str]], int] = lambda spec, flags: 0
     limits: str = "all shapes and bits"

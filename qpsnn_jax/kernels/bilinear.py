@@ -20,7 +20,7 @@ from jax.interpreters import ad, batching, mlir
 
 from qpsnn_jax.kernels import plain, skipping
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
-from qpsnn_jax.kernels.dispatch import INPUT_GRADS, KERNEL_GRADS, NATIVE, NO_FLAGS, select_algorithm
+from qpsnn_jax.kernels.dispatch import INPUT_GRADS, KERNEL_GRADS, NATIVE, NO_FLAGS, Algorithms, select_algorithm
 from qpsnn_jax.kernels.native.call import calls_are_possible, devices_of, shardings_are_types
 
 Role = Literal["sums", "input_grad", "kernel_grad"]
@@ -101,6 +101,13 @@ def _lower(context: Any, x: Any, y: Any, **options: Any) -> Any:
     algorithm = select_algorithm(_ALGORITHMS[options["role"]], spec, NATIVE if native else NO_FLAGS)
     return mlir.lower_fun(lambda x, y: algorithm.run(x, y, spec), multiple_results=False)(context, x, y)
 
+
+def _of_role(role: Role) -> Algorithm:
+    return Algorithm(role, lambda x, y, spec: _bind(x, y, role=role, spec=spec, native=True))
+
+
+# Of convolutions with any kernel, on a CPU.
+BILINEAR: Algorithms = (_of_role("sums"), _of_role("input_grad"), _of_role("kernel_grad"))
 
 _lower_by_xla = mlir.lower_fun(by_xla, multiple_results=False)
 _bilinear_p.def_impl(by_xla)  # of jax.disable_jit

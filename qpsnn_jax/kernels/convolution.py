@@ -5,9 +5,10 @@ import numpy as np
 from jax import Array
 from jax.experimental import checkify
 
+from qpsnn_jax.kernels.accelerators import BITS
 from qpsnn_jax.kernels.algorithm import ConvSpec
-from qpsnn_jax.kernels.bilinear import convolution
-from qpsnn_jax.kernels.dispatch import Precision, check_precision, compute, make_plan
+from qpsnn_jax.kernels.bilinear import BILINEAR, convolution
+from qpsnn_jax.kernels.dispatch import CONVOLUTION, Precision, check_precision, compute, make_plan, plan_of
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.kernels.native.call import shardings_are_types
 
@@ -38,7 +39,7 @@ def convolve(
         padding: rows and columns p of zeros on either side.
         groups: g; both i and o are multiples of it.
         dilation: vertical and horizontal step d from tap to tap.
-        precision: ``exact``, the same program on every machine, or ``auto``.
+        precision: ``exact``, the same program on every machine; ``auto`` or ``fast``.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``x``.
@@ -49,7 +50,7 @@ def convolve(
     _check_channels("x", x, "kernel", kernel, groups)
     check_precision(precision)
     spec = ConvSpec.of(x, kernel, 8, strides, padding, groups, dilation)
-    return convolution(x, kernel, spec, native=precision == "auto")
+    return convolution(x, kernel, spec, native=precision != "exact")
 
 
 def conv_spikes(
@@ -63,41 +64,46 @@ def conv_spikes(
     dilation: Pair = (1, 1),
     precision: Precision = "auto",
     algorithm: str | None = None,
+    odd: bool = True,
     checked: bool = False,
 ) -> Array:
-    """:func:`convolve` of spikes with the odd integers of quantized weights, exact in every algorithm.
+    """:func:`convolve` of spikes with the integers of quantized weights, exact in every algorithm.
 
     The sums are those of an integer device, as long as they are below 2^24, rounded at the end to the
     dtype of ``spikes``. Spikes other than 0 or 1, and integers that are not odd, give different sums in each
     algorithm without a warning; ``checked`` detects such spikes. A NaN gives NaN at least in its own sums.
 
     ``precision="exact"`` runs float32 convolutions, forward and backward: the same program on every machine, and
-    differentiable in every mode. ``"auto"`` uses the fastest algorithm for the shapes on the CPU that it is lowered
-    for, and float32 with groups or dilation, on every other platform, with several processes, and on a mesh with
-    explicit or manual axes:
+    differentiable in every mode. ``"auto"`` uses the fastest algorithm for the platform that it is lowered for. On GPUs
+    and TPUs that is ``bfloat16`` up to 8 bits, whose gradients are in float32; with ``"fast"`` they too are products of
+    bfloat16 with sums in float32, for which the cotangent is rounded, to a relative error of 2^-9. On a mesh with
+    explicit or manual axes it is float32. On a CPU ``"fast"`` is ``"auto"``, which is float32 with groups or dilation
+    and with several processes, and otherwise the fastest for the shapes:
 
     - ``popcount`` counts bits, 32 channels at once (:mod:`qpsnn_jax.kernels.popcount`);
     - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.kernels.winograd`);
     - ``int8`` multiplies 8-bit integers (:mod:`qpsnn_jax.kernels.int8`);
     - ``skipping`` adds the weights of every spike, in C++ (:mod:`qpsnn_jax.kernels.skipping`);
-    - ``bfloat16`` multiplies bfloat16; only by name.
+    - ``bfloat16`` multiplies bfloat16; on a CPU only by name.
 
-    There, in float32 on one device that multiplies bfloat16 fast, the cotangent is rounded to bfloat16 before it is
+    On a CPU, in float32 on one device that multiplies bfloat16 fast, the cotangent is rounded to bfloat16 before it is
     multiplied, for layers of 64 channels and more: for the gradient by the kernel up to 9 taps, for that by the spikes
     with kernels of 3×3 at stride 1 (which also rounds weights of more than 4 bits) and of 1×1 without padding. The
     same holds under ``vmap``. Derivatives of the gradients are in float32.
 
-    With ``"auto"`` it is a ``custom_vjp``: forward mode (``jvp``, ``jacfwd``, ``hessian``) raises TypeError. A
+    Unless ``"exact"`` it is a ``custom_vjp``: forward mode (``jvp``, ``jacfwd``, ``hessian``) raises TypeError. A
     Hessian-vector product in reverse mode, ``grad(lambda p: vdot(grad(f)(p), v))``, works; or use ``"exact"``.
 
     Args:
         spikes: 0 and 1, ``b h w i``, floating.
         integers: odd, or 0 throughout a channel, ``h w i/g o``, of the dtype of ``spikes``
-            (:func:`qpsnn_jax.integer_weights`).
+            (:func:`qpsnn_jax.integer_weights`); with ``odd=False`` any of magnitude up to 2^bits - 1.
         bits: of the weights.
         strides, padding, groups, dilation: as in :func:`convolve`.
-        precision: ``exact`` or ``auto``.
-        algorithm: the name of one of the above, or ``float32``, for the sums on every platform.
+        precision: ``exact``, ``auto`` or ``fast``.
+        algorithm: the name of one of the above, or ``float32``, for the sums on every platform; for odd integers.
+        odd: whether the integers are as quantization to b bits makes them; masked ones and those of three levels are
+            not. On a CPU others are computed as by :func:`convolve`.
         checked: raise if the spikes are not 0 and 1; under ``jit`` this needs
         :func:`jax.experimental.checkify.checkify`.
 
@@ -119,7 +125,10 @@ def conv_spikes(
     if typed or (precision == "exact" and algorithm is None):
         wide = np.promote_types(spikes.dtype, np.float32)
         return convolution(spikes.astype(wide), integers.astype(wide), spec, native=False).astype(spikes.dtype)
-    return compute(spikes, integers, spec, make_plan(spec, (spikes, integers), precision, algorithm))
+    if odd or algorithm is not None:
+        return compute(spikes, integers, spec, make_plan(spec, (spikes, integers), precision, algorithm))
+    on_cpu = BILINEAR if spec.standard else CONVOLUTION
+    return compute(spikes, integers, spec, plan_of(on_cpu, CONVOLUTION, precision, exact=bits <= BITS))
 
 
 def _check_channels(first: str, x: Array, second: str, kernel: Array, groups: int) -> None:

@@ -4,27 +4,33 @@ A new algorithm is a file with an :class:`~qpsnn_jax.kernels.algorithm.Algorithm
 """
 
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.kernels import bfloat16, int8, pieces, plain, popcount, skipping, winograd
+from qpsnn_jax.kernels import accelerators, bfloat16, int8, pieces, plain, popcount, skipping, winograd
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.hardware import cpu_flags
 from qpsnn_jax.kernels.native import library
 
-Precision = Literal["exact", "auto"]
+Precision = Literal["exact", "auto", "fast"]
 """The arithmetic of a network: the same program everywhere, or the fastest of this machine.
 
-The sums of spikes and integers are equal in both; other sums, membranes and gradients may differ by rounding.
+The sums of spikes and integers are equal in all; other sums, membranes and gradients may differ by rounding. ``fast``
+is ``auto``, and on GPUs and TPUs rounds the cotangents of sums of spikes to bfloat16, to a relative error of 2^-9.
 """
+
+Algorithms = tuple[Algorithm, Algorithm, Algorithm]
+"""Of a product: its sums, its gradient by the first operand, and that by the second."""
 
 # The first of each is XLA's float32, the reference for the others. Of equal ranks the first is taken.
 SUMS = (plain.SUMS, popcount.SUMS, winograd.SUMS, int8.SUMS, bfloat16.SUMS, skipping.SUMS)
 INPUT_GRADS = (plain.INPUT_GRAD, winograd.INPUT_GRAD, bfloat16.INPUT_GRAD, skipping.INPUT_GRAD)
 KERNEL_GRADS = (plain.KERNEL_GRAD, winograd.KERNEL_GRAD, bfloat16.KERNEL_GRAD, skipping.KERNEL_GRAD, pieces.KERNEL_GRAD)
+
+CONVOLUTION: Algorithms = (plain.SUMS, plain.INPUT_GRAD, plain.KERNEL_GRAD)
 
 # Beside the processor's: that there is a library of native kernels.
 NATIVE = frozenset({"native"})
@@ -34,11 +40,12 @@ NO_FLAGS: frozenset[str] = frozenset()
 class Plan(NamedTuple):
     """The algorithms of an operation on a CPU and on every other platform, and the plans of its two gradients.
 
-    Without ``grads`` its derivatives are those of XLA's own.
+    Without ``grads`` its derivatives are those of ``definition``.
     """
 
     on_cpu: Algorithm
     elsewhere: Algorithm
+    definition: Algorithm
     grads: "tuple[Plan, Plan] | None" = None
 
 
@@ -74,31 +81,44 @@ def make_plan(spec: ConvSpec, operands: tuple[Array, Array], precision: Precisio
     flags = NO_FLAGS if precision == "exact" or jax.process_count() > 1 else cpu_flags()
     # On several devices a product over the batch would gather the batch on each of them.
     alone = jax.device_count() == jax.process_count() == 1 and all(x.dtype == jnp.float32 for x in operands)
-    if alone and precision == "auto" and jax.default_backend() == "cpu" and library.load() is not None:
+    if alone and precision != "exact" and jax.default_backend() == "cpu" and library.load() is not None:
         flags |= NATIVE
     by_input, by_kernel = (
-        Plan(select_algorithm(algorithms, spec, flags) if alone else algorithms[0], algorithms[0])
+        select_algorithm(algorithms, spec, flags) if alone else algorithms[0]
         for algorithms in (INPUT_GRADS, KERNEL_GRADS)
     )
+    exact = spec.bits <= accelerators.BITS
     if algorithm is None:
-        return Plan(select_algorithm(SUMS, spec, flags), SUMS[0], (by_input, by_kernel))
+        return plan_of((select_algorithm(SUMS, spec, flags), by_input, by_kernel), CONVOLUTION, precision, exact=exact)
     named = named_algorithm(algorithm, spec)
-    return Plan(named, named, (by_input, by_kernel))
+    return plan_of((named, by_input, by_kernel), CONVOLUTION, precision, exact=exact)._replace(elsewhere=named)
+
+
+def plan_of(on_cpu: Algorithms, definition: Algorithms, precision: Precision, *, exact: bool) -> Plan:
+    """The plan of a product of spikes, for ``precision`` other than ``exact``.
+
+    Elsewhere it is computed in bfloat16 if ``exact`` says that its operands are exact there, and if so, with
+    ``precision="fast"``, its gradients too.
+    """
+    narrow = [accelerators.narrow(each) for each in definition]
+    sums, grads = narrow if exact else definition, narrow if exact and precision == "fast" else definition
+    first, *others = (Plan(*each) for each in zip(on_cpu, (sums[0], *grads[1:]), definition, strict=True))
+    return first._replace(grads=(others[0], others[1]))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def compute(x: Array, y: Array, spec: ConvSpec, plan: Plan) -> Array:
-    """The operation of ``plan`` on two arrays, of the dtype of ``x``."""
+def compute(x: Array, y: Array, spec: Any, plan: Plan) -> Array:
+    """The operation of ``plan`` on two arrays, of the dtype of ``x``; ``spec`` is what its algorithms take."""
     return _on_its_platform(x, y, spec, plan.on_cpu, plan.elsewhere)
 
 
-def _forward(x: Array, y: Array, spec: ConvSpec, plan: Plan) -> tuple[Array, tuple[Array, Array]]:
+def _forward(x: Array, y: Array, spec: Any, plan: Plan) -> tuple[Array, tuple[Array, Array]]:
     return compute(x, y, spec, plan), (x, y)
 
 
-def _backward(spec: ConvSpec, plan: Plan, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(spec: Any, plan: Plan, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     if plan.grads is None:
-        return jax.vjp(lambda x, y: plan.elsewhere.run(x, y, spec), *saved)[1](cotangent)
+        return jax.vjp(lambda x, y: plan.definition.run(x, y, spec).astype(x.dtype), *saved)[1](cotangent)
     (x, y), (by_x, by_y) = saved, plan.grads
     return compute(cotangent, y, spec, by_x), compute(x, cotangent, spec, by_y)
 
@@ -108,7 +128,7 @@ compute.defvjp(_forward, _backward)
 
 # Compiled once for each spec and pair of algorithms, also if it is called outside of jit.
 @partial(jax.jit, static_argnames=("spec", "on_cpu", "elsewhere"))
-def _on_its_platform(x: Array, y: Array, spec: ConvSpec, on_cpu: Algorithm, elsewhere: Algorithm) -> Array:
+def _on_its_platform(x: Array, y: Array, spec: Any, on_cpu: Algorithm, elsewhere: Algorithm) -> Array:
     """Selects by the platform that is lowered for, which can differ from the one that traces."""
 
     def run(algorithm: Algorithm, x: Array, y: Array) -> Array:

@@ -116,7 +116,7 @@ class SpikingNetwork(nn.Module):
             arrays = [x if value.timed else _repeat(x, graph.timesteps) for x, value in pairs]
             given = tuple(value._replace(timed=True) for value in given)
         # Kernels that compute an affine function of float32 themselves; otherwise every node computes its own output.
-        lazy = node.uses_affine and self.precision == "auto" and all(_dtype(x) == jnp.float32 for x in arrays)
+        lazy = node.uses_affine and self.precision != "exact" and all(_dtype(x) == jnp.float32 for x in arrays)
         result = node.run(leaves, arrays, Context(given, graph.timesteps, train, self.precision, state, lazy))
         for collection, variable in variables.items():
             if result.updates and self.is_mutable_collection(collection) and not self.is_initializing():

@@ -20,8 +20,10 @@ class RunSettings:
     checkpoint_steps: int | None = setting(
         None, "steps between checkpoints within an epoch; none: only after epochs", least=1, most=2**31 - 1
     )
-    precision: Literal["exact", "auto"] = setting(
-        "auto", "exact: the same program on every machine; auto: the fastest of this one, which may round otherwise"
+    precision: Literal["exact", "auto", "fast"] = setting(
+        "auto",
+        "exact: the same program on every machine; auto: the fastest of this one, which may round otherwise; "
+        "fast: on GPUs and TPUs gradients in bfloat16 too",
     )
     fsdp: bool = setting(False, "shard weights and optimizer state over the devices (fully sharded data parallel)")
 

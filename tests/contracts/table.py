@@ -129,12 +129,13 @@ def convolution_table() -> list[Contract]:
     square, strided = Geometry((5, 4), (3, 3), (1, 1), (1, 1)), Geometry((5, 4), (3, 2), (1, 2), (1, 0))
     cotangent, alone = normal(2, 5, 2, 2)[0], partial(Contract, explicit=False)
 
-    def conv(**options: str) -> Callable:
+    def conv(**options: str | bool) -> Callable:
         return lambda s: conv_spikes(s, jnp.asarray(odd, s.dtype), bits=3, padding=(1, 1), **options)
 
     return [
         Contract("conv_spikes", conv(), SPIKES[:, 0], forward=False),
         Contract("conv_spikes-exact", conv(precision="exact"), SPIKES[:, 0]),
+        alone("conv_spikes-any integers", conv(odd=False), SPIKES[:, 0], forward=False),
         *(alone(f"conv_spikes-{name}", conv(algorithm=name), SPIKES[:, 0], forward=False) for name in ALGORITHMS),
         alone(
             "convolve-groups", lambda k: convolve(jnp.asarray(SPIKES[0, 0], k.dtype), k, groups=3), normal(2, 2, 1, 6)

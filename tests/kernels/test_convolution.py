@@ -191,7 +191,7 @@ def test_spikes_are_checked_when_asked():
         ((3, 3), {"bits": 5, "algorithm": "winograd", "padding": (1, 1)}, "3×3 at stride 1.* and up to 4 bits"),
         ((3, 3), {"algorithm": "winograd", "strides": (2, 2)}, "3×3 at stride 1.* and up to 4 bits"),
         ((1, 1), {"algorithm": "winograd"}, "3×3 at stride 1.* and up to 4 bits"),
-        ((3, 3), {"precision": "fast"}, "precision must be exact or auto, got 'fast'"),
+        ((3, 3), {"precision": "quick"}, "precision must be exact or auto or fast, got 'quick'"),
     ],
 )
 def test_options_that_cannot_be(kernel, options, message):

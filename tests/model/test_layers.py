@@ -112,7 +112,7 @@ def test_a_static_image_and_a_flat_input_have_no_time():
         (qp.QuantConv(0), (1, 4, 4, 2), "QuantConv': features must be an integer"),
         (qp.QuantConv(3, (5, 5), padding=(0, 0)), (1, 4, 4, 2), r"a window of \(5, 5\) does not fit"),
         (qp.QuantConv(3), (4, 4), "must have the shape b h w i or b t h w i, got"),
-        (qp.QuantConv(3, precision="fast"), (1, 4, 4, 2), "precision must be"),
+        (qp.QuantConv(3, precision="quick"), (1, 4, 4, 2), "precision must be"),
         (qp.QuantDense(3), (1, 4, 4, 2), "must have the shape b i or b t i, got"),
         (qp.BatchNorm(epsilon=-1.0), (1, 2), "BatchNorm': epsilon must be"),
         (qp.LIFLayer(tau=float("nan")), (1, 2, 3), "LIFLayer': tau must be"),

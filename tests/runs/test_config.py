@@ -90,7 +90,7 @@ BEYOND = {
     "run.seed": 2**31 - 2,
     "run.checkpoint_epochs": 0,
     "run.checkpoint_steps": 0,
-    "run.precision": "fast",
+    "run.precision": "quick",
     "run.fsdp": 1,
 }
 

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.kernels.accelerators import BITS
+from qpsnn_jax.kernels.dispatch import Precision
+from qpsnn_jax.kernels.products import einsum_spikes
 from qpsnn_jax.model.nodes.base import Activity, Context, Count, Leaves, Node, Result, Value, Values
 from qpsnn_jax.model.nodes.checks import float_fields, image_shape, integer_fields
 
@@ -73,7 +76,9 @@ class Attention(Node):
 
     def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
         """:func:`attention` of its inputs."""
-        trace = attention(*inputs, head_features=self.head_features, factor=self.factor)
+        spiking = all(value.spiking for value in context.inputs)
+        precision = context.precision if spiking else "exact"
+        trace = attention(*inputs, head_features=self.head_features, factor=self.factor, precision=precision)
         return Result(trace.currents, trace)
 
     def count(self, inputs: Values, activity: Activity, timesteps: int) -> Count:
@@ -92,17 +97,24 @@ class Attention(Node):
         return jnp.mean(captured.operations)
 
 
-def attention(query: Array, key: Array, value: Array, *, head_features: int, factor: float) -> AttentionTrace:
+def attention(
+    query: Array, key: Array, value: Array, *, head_features: int, factor: float, precision: Precision
+) -> AttentionTrace:
     r"""``factor · Q (Kᵀ V)`` per head on ``b [t] h w c``; without a softmax the product can start with Kᵀ V.
 
     The operations are :math:`\sum_n |k_n| |v_n|` for Kᵀ V, one for each pair of spikes of key and value, and
-    :math:`d \sum_n |q_n|` for its product with Q, where each spike of the query adds a row of d numbers.
+    :math:`d \sum_n |q_n|` for its product with Q, where each spike of the query adds a row of d numbers. Inputs
+    that are not spikes need ``precision="exact"``.
     """
     shape = query.shape
     heads = (*shape[:-3], shape[-3] * shape[-2], shape[-1] // head_features, head_features)
     q, k, v = (x.reshape(heads) for x in (query, key, value))
-    memory = jnp.einsum("...nhd,...nhe->...hde", k, v)
-    currents = factor * jnp.einsum("...nhd,...hde->...nhe", q, memory).reshape(shape)
+    lead = "bt"[: q.ndim - 3]
+    memory = einsum_spikes(f"{lead}nhd,{lead}nhe->{lead}hde", k, v, exact=True, precision=precision)
+    # Counts of positions.
+    exact = q.shape[-3] <= 2**BITS
+    currents = einsum_spikes(f"{lead}nhd,{lead}hde->{lead}nhe", q, memory, exact=exact, precision=precision)
+    currents = factor * currents.reshape(shape)
     counted = partial(jnp.sum, dtype=np.promote_types(query.dtype, np.float32))  # half precision counts to 256
     meetings = counted(counted(k, -1) * counted(v, -1), (-2, -1))
     return AttentionTrace(currents, meetings + head_features * counted(q, (-3, -2, -1)))

@@ -15,6 +15,7 @@ from jax.nn.initializers import Initializer, lecun_normal, ones, variance_scalin
 from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry, Pair
+from qpsnn_jax.kernels.products import einsum_spikes
 from qpsnn_jax.model.nodes.base import (
     Activity,
     Channels,
@@ -217,11 +218,12 @@ class Conv(Weighted):
     def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
         """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
         x, (given,) = computed(inputs[0]), context.inputs
-        sums = partial(convolve, precision=context.precision)
-        # The fast algorithms take odd integers; those of three levels are even, and masked ones zero.
-        if (quantizer := self.quantizer) is not None and quantizer.levels is None and not self.masked and given.spiking:
-            sums = partial(conv_spikes, bits=quantizer.bits, precision=context.precision)
-        linear = partial(sums, strides=self.strides, padding=self.padding, dilation=self.dilation, groups=self.groups)
+        sums: Callable[..., Array] = convolve
+        if (quantizer := self.quantizer) is not None and given.spiking:
+            # The fast algorithms of a CPU take odd integers; those of three levels are even, and masked ones zero.
+            sums = partial(conv_spikes, bits=quantizer.bits, odd=quantizer.levels is None and not self.masked)
+        options = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        linear = partial(sums, precision=context.precision, **options)
         return Result(self.apply_linear(linear, leaves, x, context))
 
     def synapses(self, inputs: Values, mask: np.ndarray | None = None) -> np.ndarray:
@@ -274,7 +276,10 @@ class Dense(Weighted):
 
     def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
         """The product with the weights."""
-        return Result(self.apply_linear(jnp.matmul, leaves, computed(inputs[0]), context))
+        linear: Callable[[Array, Array], Array] = jnp.matmul
+        if context.inputs[0].spiking and self.quantizer is not None:
+            linear = partial(einsum_spikes, "bi,io->bo", exact=True, precision=context.precision)
+        return Result(self.apply_linear(linear, leaves, computed(inputs[0]), context))
 
     def synapses(self, inputs: Values, mask: np.ndarray | None = None) -> np.ndarray:
         """The features: each is reached by every spike."""
