@@ -47,7 +47,9 @@ def init_variables(graph: Graph, key: Array) -> Variables:
     """
     if isinstance(key, Tracer):
         return _init(graph, key)
-    with jax.ensure_compile_time_eval():  # A program that is traced around this gets constants.
+    if not isinstance(jnp.zeros(()), Tracer):
+        return _compiled_init(graph)(key)
+    with jax.ensure_compile_time_eval():  # The program that is traced around this gets constants.
         return _compiled_init(graph)(key)
 
 

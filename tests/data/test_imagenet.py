@@ -3,19 +3,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from forked import Forked
 from imagenet_folder import picture, write
 from small_runs import checksums
 
 from qpsnn_jax.data import load
 from qpsnn_jax.data.feed import count, evaluation_batches, feed, sample
-from qpsnn_jax.runs import loop
+from qpsnn_jax.runs import loop, plots
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.training import checkpoint
 
@@ -70,6 +68,7 @@ def command(root, small_config, workers):
     settings |= {"data.train_examples": "none", "data.test_examples": "none", "data.flip": "true"}
     settings |= {"data.crop_padding": 0, "prune.score_batch_size": 16, "run.checkpoint_steps": 2}
     settings |= {"train.epochs": 2, "finetune.epochs": 1, "train.batch_size": 8, "finetune.batch_size": 8}
+    settings |= {"network.name": "small_runs:tiny", "prune.ratios": "middle=0.55"}
     return [
         str(small_config),
         *(str(word) for name, x in settings.items() for word in (f"--{name}", x)),
@@ -80,7 +79,8 @@ def command(root, small_config, workers):
 @pytest.fixture(scope="module")
 def whole(root, small_config, tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole") / "run"
-    assert main(["run", *command(root, small_config, 0), str(directory)]) == 0
+    with mock.patch.object(plots, "draw_all", return_value=[]):  # nobody looks at them
+        assert main(["run", *command(root, small_config, 0), str(directory)]) == 0
     return directory
 
 
@@ -115,37 +115,18 @@ def test_a_whole_run_scores_prunes_and_finetunes(whole):
     assert report["stages"][-1]["connection_ratio"] < 0.5
 
 
-def test_an_interrupt_at_the_terminal_stops_the_workers_in_silence(root, small_config, tmp_path, whole):
+def in_a_group(arguments):
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    return main(arguments)
+
+
+def test_an_interrupt_at_the_terminal_stops_the_workers_in_silence(root, small_config, tmp_path):
     """The signal goes to the whole group, as from a keyboard."""
-    del whole  # its programs are compiled
-    code = (
-        "import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-        "from qpsnn_jax.runs.cli.main import main\n"
-        "if __name__ == '__main__': sys.exit(main(sys.argv[1:]))\n"
-    )
-    script = tmp_path / "run.py"
-    script.write_text(code)
     arguments = ["train", *command(root, small_config, 1), str(tmp_path / "new"), "--train.epochs", "500"]
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    process = subprocess.Popen(
-        [sys.executable, str(script), *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
-    )
-    try:
-        deadline = time.monotonic() + 240
-        while not list((tmp_path / "new" / "quantized").glob("step_?")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    process = Forked(arguments, in_a_group)
+    process.wait_until(lambda: bool(list((tmp_path / "new" / "quantized").glob("step_?"))))
+    os.killpg(process.process.pid, signal.SIGINT)
+    _, said = process.ended(130)
     assert "Traceback" not in said
     assert "qpsnn: stopped;" in said

@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import Forked
 from small_runs import array_checksums, checksums, records
 
 from qpsnn_jax.data import DataSet, feed, load
@@ -407,53 +405,29 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(plan, whole, tmp_pat
     assert accuracies == [(e.test_accuracy, 5 * e.epoch) for e in whole[0].epochs]
 
 
-def started(directory: Path, config: Path) -> subprocess.Popen:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    words = ["run", str(config), "--out", str(directory), "--run.checkpoint_steps", "4"]
-    command = [sys.executable, "-m", "qpsnn_jax", *words]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def when(process: subprocess.Popen, happened) -> None:
-    deadline = time.monotonic() + 240
-    while not happened():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def killed_when(process: subprocess.Popen, happened) -> None:
-    when(process, happened)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-
-
 def test_a_killed_run_ends_with_the_same_bits(small_config, small_run, small_report, tmp_path):
-    """Terminated, killed while it trains and while it fine-tunes, in all three stages, like the run that was not."""
+    """Terminated while it trains and killed while it fine-tunes, in all stages, like the run that was not."""
     broken = tmp_path / "broken"
+    words = ["run", str(small_config), "--out", str(broken), "--run.checkpoint_steps", "4"]
 
     def saved(stage):
-        return any(name.isdigit() for name in (p.name.removeprefix("step_") for p in (broken / stage).glob("step_*")))
+        return any(name.removeprefix("step_").isdigit() for name in steps_saved(broken / stage))
 
-    process = started(broken, small_config)
-    when(process, lambda: saved("quantized"))
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
+    process = Forked(words)
+    process.wait_until(lambda: saved("quantized"))
+    process.send(signal.SIGTERM)
+    _, said = process.ended(128 + signal.SIGTERM)
     assert said.splitlines()[-1] == "qpsnn: stopped; the same command resumes a run from its last checkpoint."
     last = max(int(name.removeprefix("step_")) for name in steps_saved(broken / "quantized"))
     assert len(lines(broken / "quantized")) == last  # nothing is lost
-    if last < 24:
-        killed_when(started(broken, small_config), lambda: f"step_{last}" not in steps_saved(broken / "quantized"))
     assert not (broken / "quantized" / "stage.json").exists()
-    killed_when(started(broken, small_config), lambda: saved("finetuned"))
+    process = Forked(words)
+    process.wait_until(lambda: saved("finetuned"))
+    process.send(signal.SIGKILL)
+    process.ended(-signal.SIGKILL)
     assert (broken / "pruned" / "stage.json").exists()
     assert not (broken / "finetuned" / "stage.json").exists()
-    process = started(broken, small_config)
-    assert process.wait() == 0, process.communicate()
-    process.communicate()
+    Forked(words).ended(0)
 
     for stage, steps in (("quantized", 40), ("finetuned", 20)):
         found, expected = checksums(broken / stage), checksums(small_run / stage)

@@ -5,21 +5,20 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import in_processes
 import jax
 import numpy as np
 import pytest
+from forked import Forked
 from small_runs import records
 
 from qpsnn_jax.runs.directory import STAGES, load_network
 from qpsnn_jax.runs.records import read_notes
 from qpsnn_jax.runtime import processes
 
-HERE = Path(__file__).parents[1]
 SMALL = shlex.split(
     "digits --network.name small_runs:tiny --data.train_examples 192 --data.test_examples 60 "
     "--train.batch_size 32 --finetune.batch_size 32 --train.epochs 2 --finetune.epochs 1 "
@@ -37,37 +36,16 @@ def free_port() -> int:
 def started(directory: Path, *options: str, count: int = 1, devices: int = 1, odd: tuple[str, ...] = ()) -> list:
     """A run in ``count`` processes with ``devices`` CPU devices each; the last has the ``odd`` options too."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), *sys.path])
-    command = [sys.executable, str(HERE / "in_processes.py"), "run", *SMALL, "--out", str(directory), *options]
+    command = ["run", *SMALL, "--out", str(directory), *options]
     joining = ["--processes", str(count), "--coordinator", f"localhost:{free_port()}"] if count > 1 else []
     own = [[*joining, "--process-id", str(i)] if joining else [] for i in range(count)]
     own[-1] += odd
-    return [
-        subprocess.Popen(
-            [*command, *place],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for place in own
-    ]
+    return [Forked([*command, *place], in_processes.work, {"XLA_FLAGS": flags}) for place in own]
 
 
-def ended(running: list[subprocess.Popen], *status: int) -> list[tuple[str, str]]:
+def ended(running: list[Forked], *status: int) -> list[tuple[str, str]]:
     """Standard output and error of each process, once all have ended with the status."""
-    said = [process.communicate(timeout=240) for process in running]
-    assert {process.returncode for process in running} <= {*status}, said
-    return said
-
-
-def wait_for(path: Path, running: list[subprocess.Popen]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert all(process.poll() is None for process in running), ended(running, 0)
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    return [process.ended(*status) for process in running]
 
 
 def losses(directory: Path, stage: str) -> list[float]:
@@ -82,8 +60,8 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(tmp_path):
     """Process 0 is killed, then the other gets SIGTERM; they go on with sharded weights, like one alone."""
     two, one = tmp_path / "two", tmp_path / "one"
     reference, pair = started(one, devices=2), started(two, count=2)
-    wait_for(two / "quantized" / "step_4", pair)  # of twelve
-    pair[0].kill()
+    pair[0].wait_until((two / "quantized" / "step_4").exists)  # of twelve
+    pair[0].send(signal.SIGKILL)
     killed = time.monotonic()
     for _, complaint in ended(pair, -signal.SIGKILL, -signal.SIGABRT, 1):
         last = complaint.splitlines()[-1]
@@ -92,8 +70,8 @@ def test_two_processes_stopped_and_resumed_do_what_one_does(tmp_path):
     assert time.monotonic() - killed < 60
 
     pair = started(two, count=2)
-    wait_for(two / "quantized" / "step_8", pair)
-    pair[1].send_signal(signal.SIGTERM)
+    pair[0].wait_until((two / "quantized" / "step_8").exists)
+    pair[1].send(signal.SIGTERM)
     for _, complaint in ended(pair, 128 + signal.SIGTERM):
         last = complaint.splitlines()[-1]
         assert last == "qpsnn: stopped; the same command resumes a run from its last checkpoint."
