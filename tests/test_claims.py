@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from pages import ROOT
 from small_networks import images_of, random_variables
 
 from experiments.claims import __main__ as runner
-from experiments.claims import tables
+from experiments.claims import tables, verdicts
 from experiments.claims.criteria import bn_scale, firing_rate
 from experiments.claims.data import held_out
 from experiments.claims.plan import QUESTIONS, plan
@@ -289,3 +290,53 @@ def test_criteria_beside_those_of_the_package():
     spikes = SpikingNetwork(graph).apply(variables, images, capture={"lif": lambda trace: trace.spikes}).captured["lif"]
     rates = score(graph, variables, [images], firing_rate)["conv"]
     np.testing.assert_allclose(rates, np.asarray(spikes).mean((0, 1, 2, 3)), rtol=1e-6)
+
+
+def of_arms(question: str, **arms: list[float]) -> list[dict]:
+    """Results by arm of one question, of seeds 0, 1, …"""
+    return [
+        {"question": question, "arm": arm.replace("_", "-"), "seed": seed, "test_accuracy": accuracy / 100}
+        for arm, values in arms.items()
+        for seed, accuracy in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((3.0, 3.2, 2.8), "**held**"),
+        ((-3.0, -3.2, -2.8), "**did not hold**"),
+        ((3.0, -3.2, 1.0), "cannot say below 9.8 points"),
+        ((3.0, 3.2), "2 of 3 seeds run"),
+        ((3.0,), "1 of 3 seeds run"),
+        ((), "not yet run"),
+    ],
+)
+def test_the_verdict_on_a_claim(values, words):
+    """Of a difference of differences, whose arms vary far more than it does."""
+    (claim,) = (claim for claim in verdicts.PAPER if len(claim.factors) == 4)
+    base = (40.0, 55.0, 30.0)
+    arms = {"mean_2": [b + v for b, v in zip(base, values, strict=False)], "none_2": base}
+    arms |= {"mean_8": [b + 1.5 for b in base], "none_8": [b + 1.5 for b in base]}
+    assert verdicts.verdict(claim, of_arms("gamma", **arms))[1] == words
+
+
+def of_headline(*runs: tuple[float, int]) -> list[dict]:
+    names = ("integer_accuracy", "file_bytes")
+    return [{"question": "headline", "arm": "98kB", **dict(zip(names, run, strict=True))} for run in runs]
+
+
+def test_the_verdict_of_the_headline_needs_both_seeds_and_the_bytes():
+    assert "Not yet run (1 of 2 seeds)" in verdicts.page(of_headline((0.86, 98_000)))
+    assert "**Reached**: 85.00 % with 98,496 bytes, 86.00 %" in verdicts.page(
+        of_headline((0.85, 98_496), (0.86, 98_000))
+    )
+    assert "**Not reached**" in verdicts.page(of_headline((0.85, 98_497), (0.86, 98_000)))
+    assert "**Not reached**" in verdicts.page(of_headline((0.8499, 98_496), (0.86, 98_000)))
+
+
+def test_the_page_is_that_of_the_results_and_its_arms_are_those_of_the_plan():
+    arms = {(unit.question, unit.arm) for unit in plan()}
+    assert {(c.question, arm) for c in (*verdicts.PAPER, *verdicts.ADDITIONS) for arm in c.factors} <= arms
+    page = ROOT / "notebooks" / "what_held_up.md"
+    assert page.read_text(encoding="utf-8") == verdicts.page(tables.read_results(verdicts.RESULTS))

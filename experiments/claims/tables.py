@@ -32,7 +32,7 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def difference(arm: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
-    r"""Differences of the seeds that two arms share, :math:`\bar d ± t_{0.975, n-1} s_d / √n`.
+    """The :func:`contrast` of two arms.
 
     Args:
         arm, reference: a value for each seed.
@@ -40,7 +40,20 @@ def difference(arm: Mapping[int, float], reference: Mapping[int, float]) -> Diff
     Raises:
         ValueError: they share no seed.
     """
-    values = [arm[seed] - reference[seed] for seed in sorted(arm.keys() & reference.keys())]
+    return contrast([(1, arm), (-1, reference)])
+
+
+def contrast(terms: Sequence[tuple[int, Mapping[int, float]]]) -> Difference:
+    r"""Sums :math:`d = \sum_k c_k x_k` of the seeds that several arms share, :math:`\bar d ± t_{0.975, n-1} s_d / √n`.
+
+    Args:
+        terms: the factor c of each arm, and its value x for each seed.
+
+    Raises:
+        ValueError: they share no seed.
+    """
+    seeds = set.intersection(*(set(values) for _, values in terms))
+    values = [sum(factor * values[seed] for factor, values in terms) for seed in sorted(seeds)]
     if not values:
         raise ValueError("the arms share no seed.")
     error, pairs = standard_error(values), len(values)
@@ -69,7 +82,7 @@ def table(question: str, arms: Sequence[str], reference: str, results: Sequence[
     found = {arm: [r for r in results if (r["question"], r["arm"]) == (question, arm)] for arm in arms}
     head = ("arm", "runs", "accuracy", f"less {reference}, 95 %", "visible", "held out", "file", "SOPs", "energy")
     rows = [head, ("---",) * len(head)]
-    compared = _accuracies(found.get(reference, []))
+    compared = accuracies(found.get(reference, []))
     rows += [_row(arm, found[arm], {} if arm == reference else compared) for arm in arms]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"## {question}\n\n{lines}\n"
@@ -78,7 +91,7 @@ def table(question: str, arms: Sequence[str], reference: str, results: Sequence[
 def _row(arm: str, results: Sequence[Mapping[str, Any]], reference: Mapping[int, float]) -> tuple[str, ...]:
     if not results:
         return (arm, "0", "not yet run", *["–"] * 6)
-    accuracy = _accuracies(results)
+    accuracy = accuracies(results)
     shown = ("–", "–")
     if accuracy.keys() & reference.keys():
         found = difference(accuracy, reference)
@@ -101,8 +114,8 @@ def _held_out(result: Mapping[str, Any]) -> float:
     return 100 * list(result["held_out_accuracy"].values())[-1]
 
 
-def _accuracies(results: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """Percentages by seed."""
+def accuracies(results: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """The accuracy of each seed in percent: of the test images, or of the held-out ones where none were read."""
     tested = [r["test_accuracy"] is not None for r in results]
     return {r["seed"]: 100 * r["test_accuracy"] if t else _held_out(r) for r, t in zip(results, tested, strict=True)}
 

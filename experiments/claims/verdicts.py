@@ -1,0 +1,148 @@
+"""Claim by claim: held, did not hold, or cannot be told from so few runs; the page ``notebooks/what_held_up.md``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.claims.plan import HEADLINE_SEEDS, SEEDS
+from experiments.claims.tables import Difference, accuracies, contrast, read_results
+
+RESULTS = Path(__file__).parents[1] / "results" / "claims"
+_TARGET, _LARGEST = 85.0, 98_496  # MLPerf Tiny: percent of the test images, and bytes of its reference
+
+
+class Claim(NamedTuple):
+    """Accuracy by the arms of a question: the claim is that the sum of ``factors`` times accuracies is positive."""
+
+    text: str
+    source: str
+    question: str
+    factors: Mapping[str, int]
+
+
+def _better(text: str, source: str, question: str, arm: str, reference: str) -> Claim:
+    return Claim(text, source, question, {arm: 1, reference: -1})
+
+
+_SHARES = {"50": "half of the weights removed", "80": "four fifths removed"}
+
+PAPER: tuple[Claim, ...] = (
+    _better("γ = mean \\|W\\| is better than no scale, 2 bits", "Fig. 5a", "gamma", "mean-2", "none-2"),
+    Claim(
+        "and gains more at 2 bits than at 8",
+        "Fig. 5a",
+        "gamma",
+        {"mean-2": 1, "none-2": -1, "mean-8": -1, "none-8": 1},
+    ),
+    *(
+        _better(
+            f"pruning by SVS is better than {words}, {removed}", source, "criterion", f"svs-{share}", f"{arm}-{share}"
+        )
+        for share, removed in _SHARES.items()
+        for arm, words, source in (
+            ("sca", "by SCA", "Table 2"),
+            ("random", "at random", "control"),
+            ("scratch", "the same widths from scratch", "control"),
+        )
+    ),
+    *(
+        _better(
+            f"ReScaW and SVS together are better than neither, {bits} bits",
+            f"Table 2{': +4.73' if bits == 2 else ''}",
+            "table2",
+            f"mean-svs-{bits}",
+            f"none-sca-{bits}",
+        )
+        for bits in (2, 4, 8)
+    ),
+    _better("to quantize first is better than to prune first", "Table 3", "table3", "quantize-prune", "prune-quantize"),
+)
+
+ADDITIONS: tuple[Claim, ...] = tuple(
+    _better(f"{text}, {words}", source, question, f"{arm}-{share}", f"{reference}-{share}")
+    for text, source, question, arm, reference in (
+        ("widths by one ranking under a budget are better than by hand", "`allocate`", "rule", "by-rule", "by-hand"),
+        ("the unpruned network as teacher helps", "`distill`", "distillation", "distilled", "plain"),
+    )
+    for share, words in _SHARES.items()
+)
+
+
+def verdict(claim: Claim, results: Sequence[Mapping[str, Any]]) -> tuple[Difference | None, str]:
+    """The mean of the claim's sum over paired seeds, and in words what follows; a claim needs all seeds of the plan.
+
+    It held if the 95 % confidence interval lies above 0, did not hold if it lies below, and otherwise cannot be told.
+    """
+    runs = {arm: [r for r in results if (r["question"], r["arm"]) == (claim.question, arm)] for arm in claim.factors}
+    terms = [(factor, accuracies(runs[arm])) for arm, factor in claim.factors.items()]
+    if not set.intersection(*(set(values) for _, values in terms)):
+        return None, "not yet run"
+    found = contrast(terms)
+    if found.pairs < len(SEEDS):
+        return found, f"{found.pairs} of {len(SEEDS)} seeds run"
+    if found.mean - found.half_width > 0:
+        return found, "**held**"
+    if found.mean + found.half_width < 0:
+        return found, "**did not hold**"
+    return found, f"cannot say below {found.visible:.1f} points"
+
+
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """The Markdown page of all verdicts."""
+    return _PAGE.format(paper=_table(PAPER, results), additions=_table(ADDITIONS, results), headline=_headline(results))
+
+
+def _table(claims: Sequence[Claim], results: Sequence[Mapping[str, Any]]) -> str:
+    rows = [("claim", "source", "difference, points (95 %)", "seeds", "verdict"), ("---",) * 5]
+    for claim in claims:
+        found, words = verdict(claim, results)
+        shown = "–" if found is None else f"{found.mean:+.2f} ± {found.half_width:.2f}"
+        if found is not None and found.pairs < 2:
+            shown = f"{found.mean:+.2f}"
+        rows.append((claim.text, claim.source, shown, str(found.pairs if found else 0), words))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _headline(results: Sequence[Mapping[str, Any]]) -> str:
+    found = [r for r in results if (r["question"], r["arm"]) == ("headline", "98kB")]
+    if len(found) < len(HEADLINE_SEEDS):
+        return f"Not yet run ({len(found)} of {len(HEADLINE_SEEDS)} seeds)."
+    good = all(100 * r["integer_accuracy"] >= _TARGET and r["file_bytes"] <= _LARGEST for r in found)
+    shown = ", ".join(f"{100 * r['integer_accuracy']:.2f} % with {r['file_bytes']:,} bytes" for r in found)
+    return f"{'**Reached**' if good else '**Not reached**'}: {shown}."
+
+
+_PAGE = """# What held up
+
+Claims of QP-SNN (ICLR 2025), and additions of this project, tested on CIFAR-10 by small networks: ResNet20 at 1/8 of
+the paper's width, T = 2, 2 bits unless said otherwise, 5,000 training images, 10 epochs of training and 5 of
+fine-tuning. Accuracies are those of the 10,000 test images, read once at the last epoch. These networks are far from
+the paper's accuracy, so a claim that fails here may hold at the paper's size. The plan, written before the first run,
+is [claims.md](../experiments/claims.md); the results are in
+[experiments/results/claims](../experiments/results/claims), and this page is made of them:
+
+```
+python -m experiments.claims --hours 2.5 --data-dir ~/tensorflow_datasets
+python -m experiments.claims.verdicts > notebooks/what_held_up.md
+```
+
+A claim held if the 95 % confidence interval of the mean paired difference (Student's t over three seeds) lies above 0,
+and did not hold if it lies below. Otherwise three runs cannot tell, and the table has the smallest difference that
+they would find in four of five repetitions. Each interval stands for itself: of twenty, one misses by chance. All
+arms with their accuracies, files and operations: `python -m experiments.claims --tables`.
+
+## The paper
+
+{paper}
+
+## Additions of this project
+
+{additions}
+
+## 85 % of CIFAR-10 with 98,496 bytes
+
+The budget of MLPerf Tiny's image classification, by the integer network, header of the file included. {headline}
+"""
+
+if __name__ == "__main__":
+    print(page(read_results(RESULTS)), end="")
