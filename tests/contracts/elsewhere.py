@@ -1,13 +1,15 @@
 """What tests/contracts/test_numerics.py runs in a process of its own: eight CPU devices, and then 64 bits."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxprs import inner_jaxprs
 
 from contracts.table import SPIKES, TABLE, Contract
 from qpsnn_jax.kernels import dispatch
@@ -34,18 +36,28 @@ def on_mesh(contract: Contract, mesh: jax.sharding.Mesh) -> None:
 
 
 def in_64_bits(contract: Contract) -> None:
-    """Trace a function in its dtypes and in float64."""
+    """Trace a function in its dtypes and in float64, of which no value may be rounded on the way."""
     for dtype in (*contract.floats, *([jnp.float64] if contract.floats else [])):
-        outputs = jax.tree.leaves(
-            jax.eval_shape(contract.function, jax.ShapeDtypeStruct(contract.batch[0].shape, dtype))
-        )
-        floats = {leaf.dtype for leaf in outputs if jnp.issubdtype(leaf.dtype, jnp.floating)}
+        traced = jax.make_jaxpr(contract.function)(jax.ShapeDtypeStruct(contract.batch[0].shape, dtype))
+        floats = {aval.dtype for aval in traced.out_avals if jnp.issubdtype(aval.dtype, jnp.floating)}
         allowed = (
             {jnp.dtype(contract.out or dtype), jnp.dtype(dtype)}
             if dtype == jnp.float64
             else {jnp.dtype(contract.out or dtype)}
         )
         assert floats <= allowed, f"{dtype.__name__} gives {floats}"
+        if dtype == jnp.float64 and jnp.dtype(dtype) in floats and not contract.narrows:
+            assert not (found := sorted(set(narrowed(traced.jaxpr)))), f"float64 is rounded to {found}"
+
+
+def narrowed(jaxpr: jax.extend.core.Jaxpr) -> Iterator[str]:
+    """The dtypes to which a program rounds numbers of float64."""
+    for equation in jaxpr.eqns:
+        dtypes = [[v.aval.dtype for v in side] for side in (equation.invars, equation.outvars)]
+        if equation.primitive.name == "convert_element_type" and dtypes[0] == [jnp.float64]:
+            yield from (each.name for each in dtypes[1] if jnp.issubdtype(each, jnp.floating) and each != jnp.float64)
+        for inner in inner_jaxprs(equation):
+            yield from narrowed(inner)
 
 
 def failures(check: Callable[[Contract], None]) -> dict[str, str]:

@@ -88,28 +88,29 @@ def test_derivatives(contract: Contract):
 
     def derivatives(x):
         yield jax.grad(f)(x)
-        yield jax.grad(beside)(x)
-        yield jax.grad(lambda x: jax.lax.map(beside, x[None])[0])(x)
         yield jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), tangent))(x)
         if contract.forward:
             yield jax.jvp(f, (x,), (tangent,))[1]
+        else:  # it has a rule of its own
+            yield jax.grad(beside)(x)
+            yield jax.grad(lambda x: jax.lax.map(beside, x[None])[0])(x)
 
-    gradient, again, in_a_loop, second, *forward = jax.device_get(jax.jit(lambda x: list(derivatives(x)))(x))
+    gradient, second, *others = jax.device_get(jax.jit(lambda x: list(derivatives(x)))(x))
     assert (gradient.shape, gradient.dtype) == (second.shape, second.dtype) == (x.shape, x.dtype)
     assert np.isfinite([gradient, second]).all()
     assert np.any(gradient)
-    np.testing.assert_allclose(again, gradient, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(in_a_loop, gradient, rtol=1e-5, atol=1e-5)
     if contract.forward:
-        np.testing.assert_allclose(forward[0], np.vdot(gradient, tangent), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(others, [np.vdot(gradient, tangent)], rtol=1e-4, atol=1e-4)
     else:
+        for again in others:
+            np.testing.assert_allclose(again, gradient, rtol=1e-5, atol=1e-5)
         with pytest.raises(TypeError, match="forward-mode"):
             jax.jit(lambda x: jax.jvp(contract.function, (x,), (tangent,))).lower(x)
 
 
 @over("contract", [c for c in TABLE if c.grad and BF16 in c.floats], ids=str)
 def test_gradient_keeps_bfloat16(contract: Contract):
-    x = jnp.asarray(contract.batch[0], BF16)
+    x = jax.ShapeDtypeStruct(contract.batch[0].shape, BF16)
     assert jax.eval_shape(jax.grad(lambda x: total(contract)(x).astype(jnp.float32)), x).dtype == BF16
 
 

@@ -45,7 +45,7 @@ def calls(folder: Path) -> dict[str, Callable]:
     variables = jax.tree.map(jnp.asarray, random_variables(GRAPH))
     images, labels, key = images_of(GRAPH, 4), jnp.array([0, 1, 2, 0]), jax.random.key(0)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8)
-    network, tx = qp.SpikingNetwork(GRAPH), qp.optimizer("adam", 0.1)
+    network, tx = qp.SpikingNetwork(GRAPH), qp.optimizer("sgd", 0.1)
     folded = qp.fold(GRAPH, variables, MEAN, STD)
     integers, document = qp.IntegerNetwork.of(folded), qp.nir_graph(GRAPH, variables)
     state, scores = qp.init_state(variables, tx, key, ema=True), magnitude_group_scores(GRAPH, variables)
@@ -56,14 +56,15 @@ def calls(folder: Path) -> dict[str, Callable]:
     gradients = jax.tree.map(jnp.ones_like, variables["params"])
     released = vgg16(bits=qp.Quantizer(2, "mean", "channel", "scaled"), width=1 / 16, timesteps=2)
     tensors = state_dict(released, random_variables(released))
-    spikes = jnp.ones((2, 3, 4, 4, 2))
+    # The sizes of the layers of the graph, with which they share programs.
+    spikes = jnp.ones((4, 2, 4, 4, 4))
     layers = {
-        "QuantConv": (qp.QuantConv(2, quantizer=qp.Quantizer(2)), spikes),
-        "QuantDense": (qp.QuantDense(2), spikes[:, :, 0, 0]),
+        "QuantConv": (qp.QuantConv(4, quantizer=qp.Quantizer(2)), spikes),
+        "QuantDense": (qp.QuantDense(3), jnp.ones((4, 2, 4))),
         "BatchNorm": (qp.BatchNorm(), spikes),
         "LIFLayer": (qp.LIFLayer(), spikes),
     }
-    prepared = {name: (layer, layer.init(key, x), x) for name, (layer, x) in layers.items()}
+    prepared = {name: (layer, jax.jit(layer.init)(key, x), x) for name, (layer, x) in layers.items()}
     qp.write_nir(folder / "a.nir", document)
     qp.write_packed(folder / "a.qpsnn", folded, {})
     qp.save_network(folder / "network", GRAPH, variables, {})
