@@ -1,15 +1,17 @@
 """Networks of every exportable kind, with variables that leave no easy case, and pixels for them."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import numpy as np
+import reference
 from small_networks import random_variables, residual_graph
 
 from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import LIF, Input, Quantizer
 from qpsnn_jax.model.precision import with_edge_bits, with_layer_bits
 from qpsnn_jax.model.zoo import resnet20, sew_resnet18, vgg16, vggsnn
@@ -63,6 +65,24 @@ def pixels_of(graph: Graph, batch: int = 6) -> np.ndarray:
     pixels = np.random.default_rng(2).integers(0, 256, (batch, *shape), np.uint8)
     pixels[0], pixels[1] = 0, 255
     return pixels
+
+
+# Networks of which float64 gives the weights the levels of float32, and every neuron the same spikes.
+SAME_IN_FLOAT64 = {"resnet20", "resnet20 pruned", "resnet20 >", "vgg16"}
+
+
+@cache
+def float_run(name: str, batch: int) -> dict[str, np.ndarray]:
+    """Spikes and currents of the float network, in NumPy where that is the same, for it compiles nothing."""
+    graph = GRAPHS[name]
+    mean, std = (np.asarray(each) for each in moments(graph))
+    images = (pixels_of(graph, batch) / 255 - mean) / std
+    if name in SAME_IN_FLOAT64:
+        return reference.run(graph, variables_of(name), images).values
+    capture = {node.name: lambda trace: trace.spikes for node in graph.nodes if isinstance(node, LIF)}
+    run = jax.jit(partial(SpikingNetwork(graph).apply, capture=capture))
+    output = run(variables_of(name), images.astype(np.float32))
+    return jax.device_get({**output.captured, graph.output.name: output.currents})
 
 
 @cache

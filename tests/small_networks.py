@@ -13,7 +13,8 @@ OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters":
 
 def images_of(graph: Graph, batch: int = 2, seed: int = 0) -> jax.Array:
     time = (graph.timesteps,) if graph.input.frames else ()
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, *time, *graph.input.shape)), jnp.float32)
+    images = np.random.default_rng(seed).normal(size=(batch, *time, *graph.input.shape))
+    return jax.device_put(images.astype(np.float32))  # which compiles nothing, unlike jnp.asarray
 
 
 def random_variables(graph: Graph, seed: int = 0) -> dict:

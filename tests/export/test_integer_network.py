@@ -5,11 +5,10 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilers import by_step
-from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
+from exported import GRAPHS, float_run, folded_of, moments, pixels_of, variables_of
 from simulation import simulate
 
 from qpsnn_jax.export import integer_network
@@ -27,8 +26,17 @@ def test_needs_no_jax():
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_agrees_with_the_float_network(name):
-    graph = GRAPHS[name]
-    pixels = pixels_of(graph, 24)
+    graph, network = GRAPHS[name], IntegerNetwork.of(folded_of(name))
+    expected, neurons = float_run(name, 24), [layer.name for layer in network.folded.neurons]
+    logits, spikes = network(pixels_of(graph, 24), neurons)
+    np.testing.assert_array_equal(logits.argmax(-1), expected[graph.output.name].mean(1).argmax(-1))
+    for each in neurons:
+        assert np.mean(spikes[each] != expected[each]) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["vggsnn", "dense"])
+def test_the_comparison_of_the_package_finds_agreement(name):
+    graph, pixels = GRAPHS[name], pixels_of(GRAPHS[name], 24)
     found = compare(graph, variables_of(name), IntegerNetwork.of(folded_of(name)), pixels, *moments(graph))
     assert found.images == len(pixels)
     assert found.predictions == 1
@@ -39,7 +47,7 @@ def test_agrees_with_the_float_network(name):
 @pytest.mark.parametrize(("name", "bits"), [*((name, 32) for name in GRAPHS), ("dense", 8)])
 def test_xla_computes_the_same_bits(name, bits):
     network, pixels = IntegerNetwork.of(folded_of(name, bits, bits)), pixels_of(GRAPHS[name])
-    logits = jax.jit(lambda x: simulate(network, x))(jnp.asarray(pixels))
+    logits = jax.jit(lambda x: simulate(network, x))(pixels)
     np.testing.assert_array_equal(np.asarray(logits), network(pixels))
     assert len(np.unique(network(pixels))) > 3
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exported import GRAPHS, folded_of, moments, pixels_of, variables_of
+from exported import GRAPHS, float_run, folded_of, moments, pixels_of, variables_of
 from small_networks import random_variables
 
 from qpsnn_jax.export.folding import fold
@@ -28,8 +28,7 @@ def onnxruntime():
 @pytest.mark.parametrize("name", GRAPHS)
 def test_same_currents(name, onnxruntime):
     graph, pixels = GRAPHS[name], pixels_of(GRAPHS[name], 5)
-    run = jax.jit(lambda tree, x: SpikingNetwork(graph).apply(tree, x).currents.mean(1))
-    expected = np.asarray(run(variables_of(name), normalize(jnp.asarray(pixels), *moments(graph))))
+    expected = float_run(name, 5)[graph.output.name].mean(1)
     model = onnx_model(folded_of(name)).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     for batch in (5, 2):
@@ -115,7 +114,7 @@ def test_a_pool_of_single_values_keeps_its_strides(onnxruntime):
     session = onnxruntime.InferenceSession(onnx_model(network).SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"pixels": pixels})
     images = normalize(jnp.asarray(pixels), *moments(graph))
-    expected = SpikingNetwork(graph).apply(variables, images).currents.mean(1)
+    expected = np.asarray(jax.jit(SpikingNetwork(graph).apply)(variables, images).currents).mean(1)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert np.abs(found).max() > 0.1
 

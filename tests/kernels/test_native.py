@@ -68,17 +68,18 @@ def test_wide_layers():
 
 def test_nothing_to_compute():
     spec = ConvSpec(Geometry((4, 4), (3, 3), (1, 1), (1, 1)), 2, 3)
-    none, weights = jnp.zeros((0, 4, 4, 2)), jnp.ones((3, 3, 2, 3))
+    none, weights = np.zeros((0, 4, 4, 2), np.float32), np.ones((3, 3, 2, 3), np.float32)
     assert skipping.sums(none, weights, spec).shape == (0, 4, 4, 3)
-    assert skipping.input_grad(jnp.zeros((0, 4, 4, 3)), weights, spec).shape == (0, 4, 4, 2)
-    np.testing.assert_array_equal(kernel_grad(none, jnp.zeros((0, 4, 4, 3)), spec), jnp.zeros_like(weights))
-    narrow, maps, empty = spec._replace(outputs=0), jnp.ones((1, 4, 4, 2)), jnp.ones((1, 4, 4, 0))
-    np.testing.assert_array_equal(skipping.input_grad(empty, weights[..., :0], narrow), jnp.zeros_like(maps))
+    sums = np.zeros((0, 4, 4, 3), np.float32)
+    assert skipping.input_grad(sums, weights, spec).shape == (0, 4, 4, 2)
+    np.testing.assert_array_equal(kernel_grad(none, sums, spec), np.zeros_like(weights))
+    narrow, maps, empty = spec._replace(outputs=0), np.ones((1, 4, 4, 2), np.float32), np.ones((1, 4, 4, 0), np.float32)
+    np.testing.assert_array_equal(skipping.input_grad(empty, weights[..., :0], narrow), np.zeros_like(maps))
     assert kernel_grad(maps, empty, narrow).shape == (3, 3, 2, 0)
 
 
 def operands(spec, images):
-    return [jnp.asarray(np.tile(x[:1], (images, 1, 1, 1))) for x in sparse(spec)[:2]]
+    return [np.tile(x[:1], (images, 1, 1, 1)) for x in sparse(spec)[:2]]
 
 
 def by_jax(x, cotangent, spec):
@@ -96,7 +97,8 @@ def by_jax(x, cotangent, spec):
 )
 def test_transformations_are_those_of_the_definition(transform):
     x, cotangent = operands(SPEC, 4)
-    native, wanted = (transform(partial(run, spec=SPEC), x, cotangent) for run in (kernel_grad, by_jax))
+    runs = [partial(run, spec=SPEC) for run in (kernel_grad, by_jax)]
+    native, wanted = jax.jit(lambda *given: [transform(run, *given) for run in runs])(x, cotangent)
     np.testing.assert_allclose(native, wanted, rtol=1e-6)
 
 
@@ -105,7 +107,7 @@ def test_convolutions_have_derivatives_of_every_order_in_every_mode(strides):
     """Those of XLA, up to the order of sums; the third derivative passes through each of the three maps."""
     geometry = Geometry((5, 4), (3, 3), strides, (1, 1))
     x, _, weights = sparse(ConvSpec(geometry, 2, 3))
-    both = jnp.stack([x, x[::-1]])
+    both = np.stack([x, x[::-1]])
 
     def checks(run):
         loss = lambda x, k: jnp.sum(run(x, k) ** 3)  # noqa: E731
@@ -114,7 +116,7 @@ def test_convolutions_have_derivatives_of_every_order_in_every_mode(strides):
         yield from hessian(x, weights)
         yield jax.grad(lambda k: jnp.vdot(hessian(x, k)[1], weights))(weights)
         yield jax.vmap(run, (0, None))(both, weights)
-        yield jax.vmap(run)(both, jnp.stack([weights, 2 * weights]))
+        yield jax.vmap(run)(both, np.stack([weights, 2 * weights]))
         yield from jax.vmap(jax.grad(loss, (0, 1)), (0, None))(both, weights)
 
     found, wanted = (

@@ -16,7 +16,9 @@ from qpsnn_jax.numerics import neurons as plain
 from qpsnn_jax.numerics.surrogate import SURROGATES, triangular
 
 OPTIONS = {"tau": 0.5, "threshold": 1.0, "surrogate": triangular, "fire": ">=", "reset": "hard", "detach_reset": False}
-VARIANTS = list(product(SURROGATES, (">=", ">"), ("hard", "soft"), (False, True)))
+# The library has a program for every surrogate, in which the other options are numbers.
+VARIANTS = list(product(["triangular"], (">=", ">"), ("hard", "soft"), (False, True)))
+VARIANTS += list(product(SURROGATES.keys() - {"triangular"}, (">=",), ("hard", "soft"), (False,)))
 DRAW = np.random.default_rng(0)
 
 pytestmark = pytest.mark.usefixtures("native_library")
@@ -24,15 +26,14 @@ pytestmark = pytest.mark.usefixtures("native_library")
 
 def currents(*shape):
     """Quarters, which put many membranes right on the threshold, exactly."""
-    return jnp.asarray(DRAW.integers(-4, 9, shape) / 4, jnp.float32)
+    return (DRAW.integers(-4, 9, shape) / 4).astype(np.float32)
 
 
 def both(function, *arrays, **options):
     """``function`` of the spikes and membranes, natively and by its definition."""
     given = OPTIONS | options
-    return [
-        jax.jit(lambda *a, m=m: function(lambda x: m.lif_trace(x, **given)[1], *a))(*arrays) for m in (native, plain)
-    ]
+    runs = [lambda x, m=m: m.lif_trace(x, **given)[1] for m in (native, plain)]
+    return jax.jit(lambda *a: [function(run, *a) for run in runs])(*arrays)
 
 
 def alike(found, wanted):
@@ -42,7 +43,7 @@ def alike(found, wanted):
 
 @pytest.mark.parametrize("shape", [(3, 5, 7, 3), (2, 1, 8), (2, 4, 2051), (0, 3, 5), (2, 0, 3), (2, 3, 0), (2, 3)])
 def test_values_and_gradients_of_any_shape(shape):
-    x, cotangent = currents(*shape), jnp.asarray(DRAW.normal(size=shape), jnp.float32)
+    x, cotangent = currents(*shape), DRAW.normal(size=shape).astype(np.float32)
     found, wanted = both(lambda run, x: (run(x), jax.grad(lambda x: jnp.vdot(run(x).spikes, cotangent))(x)), x)
     np.testing.assert_array_equal(found[0].spikes, wanted[0].spikes)
     np.testing.assert_array_equal(found[0].membranes, wanted[0].membranes)
@@ -51,7 +52,7 @@ def test_values_and_gradients_of_any_shape(shape):
 
 def operands(shape, residual):
     """An affine function of quarters, whose values are exact."""
-    factor, offset = (jnp.asarray(DRAW.integers(1, 5, shape[-1:]) / 4, jnp.float32) for _ in range(2))
+    factor, offset = ((DRAW.integers(1, 5, shape[-1:]) / 4).astype(np.float32) for _ in range(2))
     return Affine(4 * currents(*shape), factor, offset, currents(*shape) if residual else None)
 
 
@@ -69,18 +70,18 @@ SHAPES = [
 
 @pytest.mark.parametrize(("shape", "residual"), [(shape, i % 2 == 0) for i, shape in enumerate(SHAPES)])
 def test_currents_are_computed_in_the_same_pass(shape, residual):
-    given, w = operands(shape, residual), jnp.asarray(DRAW.normal(size=shape), jnp.float32)
+    given, w = operands(shape, residual), DRAW.normal(size=shape).astype(np.float32)
 
     def values(run, given):
         return run(given), jax.grad(lambda given: jnp.vdot(run(given).spikes, w))(given)
 
-    found = jax.jit(partial(values, lambda x: native.lif_trace(x, **OPTIONS)[1]))(given)
-    wanted = jax.jit(partial(values, lambda x: plain.lif_trace(x.compute(), **OPTIONS)[1]))(given)
+    runs = (lambda x: native.lif_trace(x, **OPTIONS)[1], lambda x: plain.lif_trace(x.compute(), **OPTIONS)[1])
+    found, wanted = jax.jit(lambda given: [values(run, given) for run in runs])(given)
     np.testing.assert_array_equal(found[0].spikes, wanted[0].spikes)
     np.testing.assert_array_equal(found[0].membranes, wanted[0].membranes)
     for got, want in zip(jax.tree.leaves(found[1]), jax.tree.leaves(wanted[1]), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * max(1, np.abs(want).max(initial=0)))
-    assert w.size < 70 or all(np.any(x != 0) for x in jax.tree.leaves(found[1]))
+    assert w.size < 70 or all(np.any(np.asarray(x)) for x in jax.tree.leaves(found[1]))
 
 
 def test_many_neurons_in_one_channel():
@@ -113,7 +114,7 @@ def test_second_derivatives_and_vmap_of_affine_currents():
 
 
 def test_every_option():
-    x, cotangent = currents(2, 4, 5), jnp.asarray(DRAW.normal(size=(2, 4, 5)), jnp.float32)
+    x, cotangent = currents(2, 4, 5), DRAW.normal(size=(2, 4, 5)).astype(np.float32)
 
     def every(module):
         for name, fire, reset, detached in VARIANTS:
@@ -125,11 +126,11 @@ def test_every_option():
     for variant, (spikes, gradient), (right_spikes, right_gradient) in zip(VARIANTS, found, wanted, strict=True):
         np.testing.assert_array_equal(spikes, right_spikes, err_msg=str(variant))
         np.testing.assert_allclose(gradient, right_gradient, rtol=1e-5, atol=1e-6, err_msg=str(variant))
-    assert len({np.asarray(gradient).tobytes() for _, gradient in wanted}) > 12
+    assert len({np.asarray(gradient).tobytes() for _, gradient in wanted}) >= 10
 
 
 def test_gradients_of_membranes_and_second_derivatives():
-    x, w = currents(2, 4, 3), jnp.asarray(DRAW.normal(size=(2, 4, 3)), jnp.float32)
+    x, w = currents(2, 4, 3), DRAW.normal(size=(2, 4, 3)).astype(np.float32)
 
     def derivatives(run, x):
         loss = lambda x: jnp.sum(run(x).spikes * w) ** 2 + jnp.sum(run(x).membranes ** 2 * w)  # noqa: E731
@@ -137,7 +138,7 @@ def test_gradients_of_membranes_and_second_derivatives():
         return [(jax.grad(f)(x), jax.grad(lambda x, f=f: jnp.vdot(jax.grad(f)(x), w))(x)) for f in (loss, of_spikes)]
 
     found, wanted = both(derivatives, x, surrogate=SURROGATES["sigmoid"], detach_reset=True)
-    assert np.any(wanted[1] != 0)
+    assert all(map(np.any, jax.device_get(wanted[1])))
     alike(found, wanted)
 
 
@@ -147,7 +148,8 @@ def test_gradients_of_membranes_and_second_derivatives():
     ids=["hard", "sigmoid", "detached"],
 )
 def test_nan_and_infinity_are_those_of_the_definition(options):
-    x = currents(2, 4, 5).at[1, 2, 3].set(np.nan).at[0, 1, 2].set(-np.inf)
+    x = currents(2, 4, 5)
+    x[1, 2, 3], x[0, 1, 2] = np.nan, -np.inf
     found, wanted = both(lambda run, x: (run(x), jax.grad(lambda x: jnp.sum(run(x).spikes))(x)), x, **options)
     assert np.isnan(found[0].spikes).sum() == 2
     np.testing.assert_array_equal(found[0].spikes, wanted[0].spikes)
@@ -172,7 +174,7 @@ def test_vmap():
 @pytest.mark.parametrize(("tau", "reset"), [(0.9, "hard"), (0.7, "soft")])
 def test_steps_in_several_calls(tau, reset):
     """The last bits too, of random numbers whose products are rounded; and the gradient through all calls."""
-    x, cotangent = jnp.asarray(DRAW.normal(0.4, 1, (2, 6, 2051)), jnp.float32), currents(2, 6, 2051)
+    x, cotangent = DRAW.normal(0.4, 1, (2, 6, 2051)).astype(np.float32), currents(2, 6, 2051)
     options = OPTIONS | {"tau": tau, "reset": reset, "surrogate": SURROGATES["sigmoid"]}
 
     def pieces(run, ends, x):

@@ -66,8 +66,7 @@ def as_layers(variables):
     return {kind: {NAMES[node]: leaves for node, leaves in held.items()} for kind, held in variables.items()}
 
 
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("precision", ["auto", "exact"])
+@pytest.mark.parametrize(("train", "precision"), [(False, "auto"), (True, "exact")])
 def test_layers_are_the_nodes(train, precision):
     def by(network, variables):
         def loss(params):
@@ -85,24 +84,30 @@ def test_layers_are_the_nodes(train, precision):
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, own_stats, as_layers(stats))
     jax.tree.map(close, own_gradients, as_layers({"params": gradients})["params"])
-    moved = stats["batch_stats"]["bn1"]["mean"] != VARIABLES["batch_stats"]["bn1"]["mean"]
+    moved = np.not_equal(*(tree["batch_stats"]["bn1"]["mean"] for tree in (stats, VARIABLES)))
     assert np.all(moved) if train else not np.any(moved)
 
 
 def test_fresh_layers_have_the_arrays_of_the_nodes():
     fresh, nodes = (jax.eval_shape(n.init, jax.random.key(0), FRAMES) for n in (Net(), qp.SpikingNetwork(GRAPH)))
     assert fresh == as_layers(nodes)
-    wide = qp.QuantConv(64, (1, 1), padding=(0, 0)).init(jax.random.key(0), jnp.ones((1, 2, 2, 256)))
-    np.testing.assert_allclose(wide["params"]["kernel"].std(), np.sqrt(2 / 64), rtol=0.03)
+    layer = qp.QuantConv(64, (1, 1), padding=(0, 0))
+    wide = jax.jit(layer.init)(jax.random.key(0), np.ones((1, 2, 2, 256), np.float32))
+    np.testing.assert_allclose(np.std(wide["params"]["kernel"]), np.sqrt(2 / 64), rtol=0.03)
     np.testing.assert_array_equal(wide["scales"]["gain"], [1])
 
 
 def test_a_static_image_and_a_flat_input_have_no_time():
-    image, flat = FRAMES[:, 0], FRAMES.reshape(6, -1)
+    image, flat = np.asarray(FRAMES)[:, 0], np.asarray(FRAMES).reshape(6, -1)
     for layer, x in ((qp.QuantConv(4), image), (qp.QuantDense(4), flat)):
-        variables = layer.init(jax.random.key(0), x)
-        alone = layer.apply(variables, x)
-        np.testing.assert_allclose(layer.apply(variables, x[:, None])[:, 0], alone, rtol=1e-6)
+
+        @jax.jit
+        def results(key, x, layer=layer):
+            variables = layer.init(key, x)
+            return layer.apply(variables, x), layer.apply(variables, x[:, None])[:, 0]
+
+        alone, timed = results(jax.random.key(0), x)
+        np.testing.assert_allclose(timed, alone, rtol=1e-6)
         assert alone.shape == (*x.shape[:-1], 4)
 
 
@@ -121,12 +126,12 @@ def test_a_static_image_and_a_flat_input_have_no_time():
 )
 def test_mistakes(layer, shape, message):
     with pytest.raises(ValueError, match=message):
-        layer.init(jax.random.key(0), jnp.ones(shape))
+        layer.init(jax.random.key(0), np.ones(shape, np.float32))
 
 
 def test_layers_in_nnx():
     """The recipe of the module's docstring, on another network."""
-    net = nnx.bridge.ToNNX(Net(), rngs=nnx.Rngs(0)).lazy_init(FRAMES)
+    net = nnx.jit(lambda: nnx.bridge.ToNNX(Net(), rngs=nnx.Rngs(0)).lazy_init(FRAMES))()
     nnx.update(net, nnx_state(net, as_layers(VARIABLES)))
     labels = jnp.arange(2)
 

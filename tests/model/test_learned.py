@@ -52,14 +52,16 @@ def test_gamma_starts_at_the_least_squared_error(quantizer, shape):
     assert leaves["gamma"].shape == shape
     assert variables["scales"] == {}
     kernel = np.asarray(leaves["kernel"])
+    quantized = jax.jit(lambda kernel, gamma: quantize(kernel, quantizer.bits, gamma=gamma))
 
     def error(gamma: np.ndarray) -> np.ndarray:
         axes = (0, 1, 2) if len(shape := leaves["gamma"].shape) and shape[0] > 1 else None
-        return np.square(kernel - np.asarray(quantize(kernel, quantizer.bits, gamma=jnp.asarray(gamma)))).sum(axes)
+        return np.square(kernel - np.asarray(quantized(kernel, gamma))).sum(axes)
 
-    best = error(np.asarray(leaves["gamma"]))
-    for factor in np.linspace(0.5, 1.5, 21):
-        assert (best <= error(np.asarray(leaves["gamma"] * factor, np.float32)) + 1e-5).all()
+    start = np.asarray(leaves["gamma"])
+    best = error(start)
+    for factor in np.linspace(0.5, 1.5, 21, dtype=np.float32):
+        assert (best <= error(start * factor) + 1e-5).all()
 
 
 def test_the_rule_of_lsq_by_hand():
@@ -75,12 +77,13 @@ def test_the_rule_of_lsq_by_hand():
 
     def loss(raw):
         scale = lsq_gamma(raw, count=40, bits=3)
-        return jnp.vdot(jnp.asarray(upstream, jnp.float32), quantize(jnp.asarray(weights, jnp.float32), 3, gamma=scale))
+        return jnp.vdot(upstream.astype(np.float32), quantize(weights.astype(np.float32), 3, gamma=scale))
 
-    np.testing.assert_allclose(jax.grad(loss)(jnp.float32(gamma)), expected, rtol=1e-4)
+    slope = jax.jit(jax.grad(loss))
+    np.testing.assert_allclose(slope(gamma), expected, rtol=1e-4)
     # A step across 0 leaves the grid as it was, mirrored.
-    np.testing.assert_allclose(jax.grad(loss)(jnp.float32(-gamma)), -expected, rtol=1e-4)
-    assert lsq_gamma(jnp.float32(0.3), count=7, bits=1) == np.float32(0.3)
+    np.testing.assert_allclose(slope(-gamma), -expected, rtol=1e-4)
+    assert jax.jit(lambda raw: lsq_gamma(raw, count=7, bits=1))(np.float32(0.3)) == np.float32(0.3)
     with pytest.raises(ValueError, match="count must be the positive number of weights"):
         lsq_gamma(jnp.ones(1), count=0, bits=1)
 
@@ -127,8 +130,8 @@ def test_pruning_carries_gamma_and_the_integers_stay(quantizer):
     before, after = (v["params"]["conv3"] for v in (variables, pruned))
     channelwise = quantizer.granularity == "channel"
     np.testing.assert_array_equal(after["gamma"], before["gamma"][::2] if channelwise else before["gamma"])
-    whole, _ = quantizer.integer_weights(before["kernel"], before["gamma"])
-    left, _ = quantizer.integer_weights(after["kernel"], after["gamma"])
+    integers = jax.jit(lambda *trees: [quantizer.integer_weights(tree["kernel"], tree["gamma"])[0] for tree in trees])
+    whole, left = map(np.asarray, integers(before, after))
     np.testing.assert_array_equal(left, whole[:, :, ::2, ::2])
     gammas = sum(leaf.size for name, leaf in _leaves(smaller) if name == "gamma")
     rule = prune(residual_graph(Quantizer(quantizer.bits, "mean", quantizer.granularity)), {}, keep)[0]

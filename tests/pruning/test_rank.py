@@ -1,5 +1,6 @@
 """Ranks by elimination over prime fields, against exact elimination of integers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,28 +44,28 @@ def of_every_rank(n: int, m: int, largest: int, count: int) -> np.ndarray:
     return maps
 
 
-@over("shape", [(1, 1), (1, 5), (2, 2), (8, 8), (8, 3), (9, 9), (12, 20), (16, 16), (17, 17)])
-@over("largest", [1, 2, 127])
+@over("shape", [(1, 1), (1, 5), (8, 8), (8, 3), (9, 9), (12, 20), (16, 16), (17, 17)])
+@over("largest", [2, 127])
 def test_equal_to_exact_elimination(shape: tuple, largest: int):
     matrices = of_every_rank(*shape, largest, 40)
     wanted = [exact_rank(matrix) for matrix in matrices]
     assert np.ptp(wanted) > 0
-    got = matrix_ranks(jnp.asarray(matrices), largest=largest)
+    got = matrix_ranks(matrices.astype(np.int32), largest=largest)
     assert got.dtype == jnp.int32
     np.testing.assert_array_equal(got, wanted)
 
 
 @over("size", [4, 8, 16, 32])
 def test_equal_to_float64_singular_values_on_thousands_of_maps(size: int):
-    maps = of_every_rank(size, size, 2, 2500)
-    np.testing.assert_array_equal(matrix_ranks(jnp.asarray(maps), largest=2), np.linalg.matrix_rank(maps.astype(float)))
+    maps = of_every_rank(size, size, 2, 1500).astype(np.int32)
+    np.testing.assert_array_equal(matrix_ranks(maps, largest=2), np.linalg.matrix_rank(maps.astype(float)))
 
 
 @over("largest", [5000, 2**24 - 1])
 def test_large_numbers(largest: int):
     matrices = of_every_rank(6, 9, largest, 30)
     wanted = [exact_rank(matrix) for matrix in matrices]
-    np.testing.assert_array_equal(matrix_ranks(jnp.asarray(matrices), largest=largest), wanted)
+    np.testing.assert_array_equal(matrix_ranks(matrices.astype(np.int32), largest=largest), wanted)
 
 
 @over("prime", _PRIMES)
@@ -89,6 +90,9 @@ def test_bad_input(shape: tuple, largest: int, message: str):
         matrix_ranks(jnp.zeros(shape), largest=largest)
 
 
+rank_in_field = jax.jit(_rank_in_field, static_argnums=1)
+
+
 @over(("first", "found"), [(0, True), (1, True), (2, False)])
 @over("row", [0, 6, 7, 8, 9])
 def test_a_pivot_is_looked_for_in_two_columns(first: int, found: bool, row: int):
@@ -102,7 +106,7 @@ def test_a_pivot_is_looked_for_in_two_columns(first: int, found: bool, row: int)
     matrix = np.eye(n, dtype=np.float32)
     if first:
         matrix[row + 1 :] = 0
-    rank = _rank_in_field(jnp.asarray(matrix)[..., None], 1, field_of(_PRIMES[0]), jnp.asarray(mixing)[:, : n + 1])
+    rank = rank_in_field(matrix[..., None], 1, field_of(_PRIMES[0]), mixing[:, : n + 1])
     assert rank.item() == np.trace(matrix) - 1 + (found and row + first < n + 1)
 
 

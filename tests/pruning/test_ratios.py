@@ -13,12 +13,13 @@ from qpsnn_jax.pruning.ratios import pruned_graph
 
 over = pytest.mark.parametrize
 GRAPH = residual_graph(Quantizer(2))
+SCORES = jax.device_get(random_group_scores(GRAPH, {}, jax.random.key(0)))
 FLAT = {name: np.zeros(group.size) for name, group in channel_groups(GRAPH).items()}
 
 
 @over("ratio", [0.0, 0.1, 0.3, 0.5, 0.7])
 def test_how_many_stay(ratio: float):
-    scores = random_group_scores(GRAPH, {}, jax.random.key(0))
+    scores = SCORES
     keep = select(GRAPH, scores, ratio)
     assert {name: len(channels) for name, channels in keep.items()} == {
         name: int(group.size * (1 - ratio)) for name, group in channel_groups(GRAPH).items()
@@ -87,7 +88,7 @@ def test_missing_scores():
 @over(("multiple", "sizes"), [(1, [3, 4, 4, 3, 2]), (2, [4, 4, 4, 4, 2]), (3, [3, 6, 6, 3, 3]), (8, [6, 8, 8, 7, 5])])
 def test_so_many_stay_as_are_a_multiple_or_all(multiple: int, sizes: list[int]):
     """Groups of 6, 8, 9, 7 and 5 channels, of which a half stays."""
-    scores = random_group_scores(GRAPH, {}, jax.random.key(0))
+    scores = SCORES
     keep = select(GRAPH, scores, 0.5, multiple_of=multiple)
     assert [len(channels) for channels in keep.values()] == sizes
     for name, channels in keep.items():

@@ -33,6 +33,7 @@ GRAPH = Graph(
 VARIABLES = random_variables(GRAPH)
 PARAMS = VARIABLES["params"]
 KEEP, WHOLE = {"conv": [0, 2, 5], "hidden": [1, 4]}, {"conv": range(8), "hidden": range(8)}
+SMALL = prune(GRAPH, PARAMS, KEEP)[1]
 
 # What the transformations of optax and optax.contrib are given, by the names of their arguments.
 INNER = optax.adam(0.1)
@@ -115,7 +116,7 @@ def same(tree, other):
 def test_states_of_optimizers(name: str):
     tx = TRANSFORMATIONS[name]()
     with jax.numpy_dtype_promotion("standard"):
-        state, fresh = tx.init(PARAMS), tx.init(prune(GRAPH, PARAMS, KEEP)[1])
+        state, fresh = tx.init(PARAMS), jax.eval_shape(tx.init, SMALL)
     assert prune(GRAPH, state, WHOLE)[1] is state
     if name in INVALID:
         with pytest.raises(ValueError, match=r"^array .* of shape .* (does not fit|may hold removed)"):
@@ -145,12 +146,12 @@ def test_leading_axes_are_the_users(lead: tuple):
 @over("name", ["adam", "lbfgs", "novograd"])
 def test_states_stacked_by_vmap(name: str):
     tx = TRANSFORMATIONS[name]()
-    state = jax.vmap(tx.init)(stacked([PARAMS] * 8))
+    state = jax.jit(jax.vmap(tx.init))(stacked([PARAMS] * 8))
     if name == "novograd":  # One number an array, of eight members: (8,), which looks like a bias.
         with pytest.raises(ValueError, match=r"'conv'\]\['kernel'\] of shape \(8,\) does not fit the graph"):
             prune(GRAPH, state, KEEP)
     else:
-        fresh = jax.eval_shape(jax.vmap(tx.init), stacked([prune(GRAPH, PARAMS, KEEP)[1]] * 8))
+        fresh = jax.eval_shape(jax.vmap(tx.init), stacked([SMALL] * 8))
         assert shapes(prune(GRAPH, state, KEEP)[1]) == shapes(fresh)
 
 
@@ -179,6 +180,11 @@ def two_to_one(quantizer: Quantizer) -> Graph:
     return Graph(nodes, timesteps=1)
 
 
+@partial(jax.jit, static_argnums=0)
+def currents(graph: Graph, variables: dict, image: np.ndarray) -> jax.Array:
+    return SpikingNetwork(graph).apply(variables, image).currents
+
+
 @over("small", [0.0, 1e-39], ids=["zero", "subnormal"])
 @over(("bits", "gamma", "level"), [(2, "mean", 0.1), (2, "max", 0.2), (1, "mean", 0.3), (3, "percentile", 0.594 / 7)])
 @over("granularity", ["layer", "channel"])
@@ -190,7 +196,7 @@ def test_remaining_weights_that_are_zero(small: float, bits: int, gamma: str, le
     variables["params"]["second"]["kernel"] = np.array([small, 0.6], np.float32).reshape(1, 1, 2, 1)
     variables["scales"]["second"]["gain"] = np.ones(1, np.float32)
     image = np.array([1.0, 0.0], np.float32).reshape(1, 1, 1, 2)
-    whole = SpikingNetwork(graph).apply(variables, image).currents
+    whole = currents(graph, variables, image)
     np.testing.assert_allclose(whole, level, rtol=1e-4)
     smaller, pruned = prune(graph, variables, {"first": [0]})
-    np.testing.assert_allclose(SpikingNetwork(smaller).apply(pruned, image).currents, whole, rtol=1e-6)
+    np.testing.assert_allclose(currents(smaller, pruned, image), whole, rtol=1e-6)
