@@ -181,3 +181,11 @@ def small_run(small_config: Path, once: Callable[[str, Callable[[Path], object]]
 def small_report(small_run: Path) -> dict:
     """Its ``report.json``."""
     return json.loads((small_run / "report.json").read_text())
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports come without their plots, which take a second."""
+    from qpsnn_jax.runs import plots
+
+    monkeypatch.setattr(plots, "draw_all", lambda *_: [])

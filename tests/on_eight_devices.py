@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from small_networks import images_of, random_variables, residual_graph
+from small_networks import images_of, random_variables
 
 from qpsnn_jax.data import load
 from qpsnn_jax.data.settings import DataSettings, make_prepare
@@ -27,7 +27,6 @@ from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.programs import state_shardings
 from qpsnn_jax.runs.settings import RunSettings
-from qpsnn_jax.runtime.keys import key_to_data
 from qpsnn_jax.runtime.sharding import batch_sharding, data_mesh, replicated
 from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.state import init_state, init_variables
@@ -35,51 +34,73 @@ from qpsnn_jax.training.steps import make_train_step
 
 BATCH = 16
 SMALL = "small_runs:small"
-WIDE = Config(NetworkSettings(SMALL, width=4.0, ste="plain"), DataSettings("digits"))
+GRAPH = Graph(
+    (
+        Input("image", (4, 4, 2)),
+        Conv("stem", "image", 32),
+        BatchNorm("bn", "stem"),
+        LIF("lif", "bn"),
+        Conv("conv", "lif", 64, quantizer=Quantizer(2, ste="plain"), label="conv"),
+        BatchNorm("bn2", "conv"),
+        LIF("lif2", "bn2"),
+        MaxPool("pool", "lif2"),
+        Flatten("flat", "pool"),
+        Dense("fc", "flat", 3),
+    ),
+    timesteps=2,
+)
+TX = optax.sgd(0.1, momentum=0.9)
+STEP = make_train_step(GRAPH, TX)
 
 
-def step_on(devices):
-    """One step: the state after it, the metrics, and the compiled program."""
-    graph, mesh = residual_graph(Quantizer(2, ste="plain")), data_mesh(devices)
-    tx = optax.sgd(0.1, momentum=0.9)
-    state = jax.device_put(init_state(random_variables(graph), tx, jax.random.key(1)), replicated(mesh))
-    batch = jax.device_put((images_of(graph, BATCH), jnp.arange(BATCH) % 3), batch_sharding(mesh))
-    jitted = jax.jit(make_train_step(graph, tx), out_shardings=replicated(mesh))
-    compiled = jitted.lower(state, *batch).compile()
-    return jax.device_get(compiled(state, *batch)), compiled.as_text()
+def start():
+    """A state with momenta and average, and a batch."""
+    state = init_state(random_variables(GRAPH), TX, jax.random.key(1), ema=True)
+    return state, (images_of(GRAPH, BATCH), jnp.arange(BATCH) % 3)
 
 
-def cut_step_on(devices):
-    """One step of a wider network whose weights, momenta and average are cut: the state, and the compiled program."""
-    graph, mesh = build_graph(WIDE), data_mesh(devices)
-    tx = optax.sgd(0.1, momentum=0.9)
-    state = init_state(random_variables(graph), tx, jax.random.key(1), ema=True)
-    places = state_shardings(state, mesh, fsdp=True)
-    batch = jax.device_put((images_of(graph, BATCH), jnp.arange(BATCH) % 10), batch_sharding(mesh))
-    gather = partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
-    jitted = jax.jit(make_train_step(graph, tx, gather=gather), out_shardings=(places, replicated(mesh)))
-    compiled = jitted.lower(jax.device_put(state, places), *batch).compile()
-    return compiled(jax.device_put(state, places), *batch)[0], compiled.as_text()
+@cache
+def alone():
+    """One step on one device: the state after it, and the metrics."""
+    state, batch = start()
+    return comparable(*jax.jit(STEP)(state, *batch))
+
+
+def comparable(state, metrics):
+    return jax.device_get((state.variables, state.opt_state, state.ema, metrics))
+
+
+def apart(found):
+    return max(jax.tree.leaves(jax.tree.map(largest_difference, comparable(*found), alone())))
+
+
+def compiled(step, places, mesh):
+    """The step on a mesh, with a state that lies at the places."""
+    state, batch = start()
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    jitted = jax.jit(step, out_shardings=(places, replicated(mesh)))
+    return jitted.lower(jax.device_put(state, places), *batch).compile(), jax.device_put(state, places), batch
 
 
 def cuts() -> dict:
-    devices = jax.devices()
-    alone, _ = cut_step_on(devices[:1])
-    found, program = cut_step_on(devices)
-    found, alone = (jax.tree.map(key_to_data, state) for state in (found, alone))
-    apart = jax.tree.map(lambda a, b: largest_difference(np.asarray(a), np.asarray(b)), found, alone)
+    """Weights, momenta and average are cut."""
+    mesh = data_mesh(jax.devices())
+    gather = partial(jax.lax.with_sharding_constraint, shardings=replicated(mesh))
+    places = state_shardings(start()[0], mesh, fsdp=True)
+    run, state, batch = compiled(make_train_step(GRAPH, TX, gather=gather), places, mesh)
+    found, metrics = run(state, *batch)
     held = [found.variables["params"], found.opt_state, found.ema["params"]]
     own = [sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)) for tree in held]
     kinds = "all-gather|all-to-all|collective-permute"
-    moved = re.findall(rf"= (.*) ({kinds})(?:-start)?\(", program)
+    moved = re.findall(rf"= (.*) ({kinds})(?:-start)?\(", run.as_text())
     shapes = {tuple(x.shape) for x in jax.tree.leaves(found.variables["params"])}
     sent = [tuple(map(int, dims.split(","))) for result, _ in moved for dims in re.findall(r"\w\[([\d,]+)\]", result)]
     return {
-        "apart": max(jax.tree.leaves(apart)),
+        "apart": apart((found, metrics)),
         "held": [part / sum(x.nbytes for x in jax.tree.leaves(tree)) for part, tree in zip(own, held, strict=True)],
         "kinds": sorted({kind for _, kind in moved}),
         "sent": len(sent),
-        "weights": sum(x.shape != (10,) for x in jax.tree.leaves(found.variables["params"])),  # one bias cannot be cut
+        "weights": sum(x.shape != (3,) for x in jax.tree.leaves(found.variables["params"])),  # one bias cannot be cut
         "strange": [shape for shape in sent if shape not in shapes],
     }
 
@@ -89,27 +110,18 @@ def largest_difference(a, b):
 
 
 def steps() -> dict:
-    devices = jax.devices()
-    (alone, metrics), _ = step_on(devices[:1])
-    (found, shared), program = step_on(devices)
-    apart = jax.tree.map(largest_difference, found.variables, alone.variables)
-    result = {
-        "devices": len(devices),
-        "apart": max(jax.tree.leaves(apart)),
-        "loss": abs(float(shared["loss"] - metrics["loss"])),
+    mesh = data_mesh(jax.devices())
+    run, state, batch = compiled(STEP, replicated(mesh), mesh)
+    program = run.as_text()
+    variables, images = random_variables(GRAPH), images_of(GRAPH, BATCH)
+    found, expected = (score(GRAPH, variables, [images], mesh=place) for place in (mesh, None))
+    return {
+        "devices": len(jax.devices()),
+        "apart": apart(run(state, *batch)),
         "moved": sorted(set(re.findall(r" (all-gather|all-to-all|collective-permute)\(", program))),
         "reductions": program.count(" all-reduce("),
+        "scores": max(jax.tree.leaves(jax.tree.map(largest_difference, *jax.device_get((found, expected))))),
     }
-    graph = residual_graph(Quantizer(2))
-    variables, images = random_variables(graph), images_of(graph, BATCH)
-    scores = [score(graph, variables, [images], mesh=data_mesh(d)) for d in (devices, devices[:1])]
-    scores.append(score(graph, variables, [images]))
-    result["scores"] = max(
-        float(jnp.abs(jax.device_get(a) - jax.device_get(b)).max())
-        for other in scores[:2]
-        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(scores[2]), strict=True)
-    )
-    return result
 
 
 def fits(directory: Path) -> dict:
@@ -159,30 +171,11 @@ def sums(algorithm: str) -> dict:
 
 def explicit() -> float:
     """One step on a mesh of JAX's default kind, whose shardings are types, against one device."""
-    nodes = (
-        Input("image", (4, 4, 2)),
-        Conv("stem", "image", 4),
-        BatchNorm("bn", "stem"),
-        LIF("lif", "bn"),
-        Conv("conv", "lif", 8, quantizer=Quantizer(2)),
-        LIF("lif2", "conv"),
-        MaxPool("pool", "lif2"),
-        Flatten("flat", "pool"),
-        Dense("fc", "flat", 3),
-    )
-    graph, tx = Graph(nodes, timesteps=2), optax.sgd(0.1, momentum=0.9)
-    state = init_state(random_variables(graph), tx, jax.random.key(1), ema=True)
-    batch, step = (images_of(graph, BATCH), jnp.arange(BATCH) % 3), jax.jit(make_train_step(graph, tx))
-    alone, metrics = step(state, *batch)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    state, batch = start()
     with jax.set_mesh(mesh):
         whole, rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
-        found, shared = step(jax.device_put(state, whole), *jax.device_put(batch, rows))
-    trees = [
-        jax.device_get((state.variables, state.opt_state, state.ema, values))
-        for state, values in ((found, shared), (alone, metrics))
-    ]
-    return max(jax.tree.leaves(jax.tree.map(largest_difference, *trees)))
+        return apart(jax.jit(STEP)(jax.device_put(state, whole), *jax.device_put(batch, rows)))
 
 
 if __name__ == "__main__":

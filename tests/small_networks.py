@@ -76,3 +76,24 @@ def residual_graph(quantizer: Quantizer | None = None) -> Graph:
         Dense("fc", "lif5", 3),
     )
     return Graph(nodes, timesteps=2)
+
+
+def shallow_graph(shape: tuple[int, int, int] = (6, 6, 2)) -> Graph:
+    """Three convolutions of four channels and one shortcut, each map half as large as the one before."""
+    nodes = (
+        Input("image", shape),
+        Conv("stem", "image", 4, label="stem"),
+        BatchNorm("bn0", "stem"),
+        LIF("lif0", "bn0", threshold=0.5),
+        Conv("conv1", "lif0", 4, strides=(2, 2), quantizer=Quantizer(2), label="middle"),
+        BatchNorm("bn1", "conv1"),
+        LIF("lif1", "bn1", threshold=0.5),
+        Conv("conv2", "lif1", 4, strides=(2, 2), quantizer=Quantizer(2)),
+        BatchNorm("bn2", "conv2"),
+        Shortcut("shortcut", "lif1", (0, 1, 2, -1), 2),
+        Add("add", "bn2", "shortcut"),
+        LIF("lif2", "add", threshold=0.5),
+        Flatten("flatten", "lif2"),
+        Dense("fc", "flatten", 10),
+    )
+    return Graph(nodes, timesteps=2)

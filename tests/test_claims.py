@@ -111,7 +111,7 @@ def test_a_result_is_that_of_the_test_images_at_the_end(done):
     found, data = result(done, PRUNED), load("digits")
     graph, variables = load_network(done / "runs" / PRUNED.name)
     images = (data.test.images / 255 - np.asarray(data.mean)) / np.asarray(data.std)
-    logits = SpikingNetwork(graph).apply(variables, jnp.asarray(images, jnp.float32)).currents.mean(1)
+    logits = jax.jit(SpikingNetwork(graph).apply)(variables, jnp.asarray(images, jnp.float32)).currents.mean(1)
     right = float((np.asarray(logits).argmax(1) == data.test.labels).mean())
     assert found["test_accuracy"] == pytest.approx(right, abs=2 / 360)
     assert found["integer_accuracy"] == pytest.approx(right, abs=2 / 360)
@@ -189,8 +189,14 @@ def test_a_stop_comes_before_the_next_training(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_machines_share_the_plan_by_what_starts_from_one_network():
-    units = plan()
+@pytest.fixture(scope="module")
+def planned():
+    return plan()
+
+
+def test_machines_share_the_plan_by_what_starts_from_one_network(planned, monkeypatch):
+    units = planned
+    monkeypatch.setattr(runner, "plan", lambda: units)
     parts = [runner.shared(units, f"{k}/3") for k in (1, 2, 3)]
     assert sorted(u.name for part in parts for u in part) == sorted(u.name for u in units)
     for part in parts:
@@ -200,8 +206,8 @@ def test_machines_share_the_plan_by_what_starts_from_one_network():
         assert CliRunner().invoke(runner.main, ["--list", "--share", wrong]).exit_code == 2
 
 
-def test_the_plan_goes_together():
-    units = plan()
+def test_the_plan_goes_together(planned):
+    units = planned
     names = [unit.name for unit in units]
     assert len(set(names)) == len(names)
     assert list(dict.fromkeys(unit.question for unit in units)) == list(QUESTIONS)
@@ -222,12 +228,12 @@ def test_the_plan_goes_together():
     assert all(f"`{name}`" in page for name in (*QUESTIONS, *{one.recipe for one in units}))
 
 
-def test_the_hours_of_the_plan_are_those_of_its_steps(monkeypatch):
+def test_the_hours_of_the_plan_are_those_of_its_steps(planned, monkeypatch):
     def seconds(unit, timesteps, _):
         return timesteps * (1.0 if unit.config.network.bits else 0.5)
 
     monkeypatch.setattr(runner, "_seconds_of_a_step", seconds)
-    units = [one for one in plan() if one.question in ("headline", "gamma", "table3")]
+    units = [one for one in planned if one.question in ("headline", "gamma", "table3")]
     said = runner.hours_needed(units, None)
     # 5,000 images are 78 batches of 64: 10 epochs of 72 quantized networks and 3 in full precision, 5 of 6 networks.
     assert f"gamma: {(72 * 2 + 3) * 10 * 78 / 3600:.1f} hours" in said

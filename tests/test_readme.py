@@ -33,7 +33,7 @@ class Parsed(BaseException):
 
 
 @pytest.fixture
-def place(small_run, small_config, tmp_path, monkeypatch):
+def place(small_run, small_config, tmp_path, monkeypatch, no_pictures):
     """What the words of the pages stand for, in a folder with the runs they name (finished, of a small network)."""
     monkeypatch.chdir(tmp_path)
     for name in ("digits", "stages", "flowers"):

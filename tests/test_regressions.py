@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 from jaxprs import inner_jaxprs
-from small_networks import OPTIMIZED, images_of
+from small_networks import OPTIMIZED, images_of, random_variables
 
 from experiments.benchmarks import speed
-from qpsnn_jax import SpikingNetwork, init_state, init_variables, make_train_step
+from qpsnn_jax import SpikingNetwork, init_state, make_train_step
 from qpsnn_jax.kernels import dispatch
 from qpsnn_jax.kernels.native import library
 from qpsnn_jax.model.graph import Graph
@@ -45,7 +45,7 @@ def products(jaxpr) -> int:
 
 def train_step(graph):
     tx = optax.sgd(0.1)
-    state = init_state(init_variables(graph, jax.random.key(0)), tx, jax.random.key(0))
+    state = init_state(random_variables(graph), tx, jax.random.key(0))
     return make_train_step(graph, tx), (state, images_of(graph, BATCH), jnp.zeros(BATCH, jnp.int32))
 
 
@@ -55,9 +55,8 @@ def test_a_step_multiplies_three_times_as_much_as_inference(network, monkeypatch
     monkeypatch.setattr(library, "load", lambda: None)
     graph = network(bits=2, timesteps=2, width=1 / 16)
     images = images_of(graph, BATCH)
-    variables = init_variables(graph, jax.random.key(0))
     step, arguments = train_step(graph)
-    inference = jax.make_jaxpr(SpikingNetwork(graph).apply)(variables, images)
+    inference = jax.make_jaxpr(SpikingNetwork(graph).apply)(random_variables(graph), images)
     training = jax.make_jaxpr(step)(*arguments)
     assert products(inference.jaxpr) == BATCH * speed.products(graph, "inference")
     # Forward, by inputs and by weights; nobody needs the gradient by the images.

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_tfds_source import prepare as write_cifar
+from cifar_folder import prepare as write_cifar
 from test_tiny_imagenet import write as write_tiny_imagenet
 
 from qpsnn_jax.data import load

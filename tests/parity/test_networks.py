@@ -53,7 +53,7 @@ def released_arithmetic(monkeypatch):
     plain = Quantizer.integer_weights
     monkeypatch.setattr(Quantizer, "integer_weights", noisy)
     # Such weights are not integers any more, so they are summed as they are.
-    as_they_are = lambda x, kernel, *, bits, precision, **options: convolve(x, kernel, **options)  # noqa: E731
+    as_they_are = lambda x, kernel, *, bits, odd, precision, **options: convolve(x, kernel, **options)  # noqa: E731
     monkeypatch.setattr(weighted, "conv_spikes", as_they_are)
 
 

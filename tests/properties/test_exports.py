@@ -30,7 +30,7 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, MaxPool
 from qpsnn_jax.pruning import prune
 
-SANITIZERS = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZERS = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 @cache

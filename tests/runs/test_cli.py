@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from forked import Forked
 from released import state_dict
 from small_networks import random_variables
 from small_runs import contents
@@ -213,10 +214,9 @@ def test_wrong_input_is_one_sentence_and_status_2(name, place, capsys):
 def test_wrong_input_in_a_process(name, place):
     arguments, message = WRONG[name]
     before = contents(place)
-    result = process(arguments)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    one_sentence(result.stderr, message)
+    out, err = Forked(arguments).ended(2)
+    assert out == ""
+    one_sentence(err, message)
     assert contents(place) == before
 
 
@@ -235,9 +235,8 @@ def test_a_corrupted_checkpoint_in_a_process(small_run, place):
 
 
 def test_the_traceback_is_there_for_who_asks(place):
-    result = process(["cost", "digits", "--network.bits", "9"], QPSNN_TRACEBACK="1")
-    assert result.returncode != 0
-    assert "Traceback" in result.stderr
+    _, err = Forked(["cost", "digits", "--network.bits", "9"], environment={"QPSNN_TRACEBACK": "1"}).ended(1)
+    assert "Traceback" in err
 
 
 def test_missing_data_say_how_tfds_gets_them(place, capsys):
@@ -345,7 +344,7 @@ def test_too_little_memory_is_a_sentence(place, capsys, monkeypatch):
         one_sentence(capsys.readouterr().err, "there is not enough memory; lower train.batch_size")
 
 
-def test_a_full_disk_is_a_sentence_that_names_the_file(small_config, small_run, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_a_sentence_that_names_the_file(small_config, tmp_path, capsys, monkeypatch):
     real = metrics._Writer.write
 
     def full(self, step, values):
@@ -362,7 +361,8 @@ def test_a_full_disk_is_a_sentence_that_names_the_file(small_config, small_run, 
             self.write("")
 
     monkeypatch.setattr(metrics._Writer, "write", full)
-    assert main(["train", str(small_config), "--out", str(tmp_path / "run")]) == 2
+    network = ["--network.name", "small_runs:tiny", "--prune.ratios", "middle=0.5"]
+    assert main(["train", str(small_config), *network, "--out", str(tmp_path / "run")]) == 2
     last = capsys.readouterr().err.splitlines()
     assert last[-1] == f"qpsnn: error: {tmp_path / 'run' / 'quantized' / 'metrics.jsonl'}: No space left on device."
     assert sum("epoch" not in line for line in last) == 2  # where the run is, and the error
@@ -432,16 +432,16 @@ def test_settings_are_taken_in_every_spelling(words, tmp_path, capsys, monkeypat
     assert config["run"]["fsdp"] == ("--run.fsdp" in words)
 
 
+def kept_compiled(arguments):
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
+    assert main(arguments) == 0
+    print(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
+    return 0
+
+
 @pytest.mark.parametrize("home", ["home", "file"])
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, home):
     (tmp_path / "file").write_text("")
-    code = (
-        "import os; from qpsnn_jax.runs.cli.main import main; assert main(['cost', 'digits']) == 0\n"
-        "print(os.environ.get('JAX_COMPILATION_CACHE_DIR'))"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    environment["XDG_CACHE_HOME"] = str(tmp_path / home)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+    out, _ = Forked(["cost", "digits"], kept_compiled, {"XDG_CACHE_HOME": str(tmp_path / home)}).ended(0)
     expected = str(tmp_path / home / "qpsnn_jax" / "compiled") if home == "home" else "None"
-    assert result.stdout.splitlines()[-1] == expected
+    assert out.splitlines()[-1] == expected

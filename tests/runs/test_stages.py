@@ -5,11 +5,11 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from cifar_folder import prepare
 from small_runs import checksums, contents, records
 
 from qpsnn_jax.model.costs import cost
@@ -188,6 +188,7 @@ def test_cost_gives_the_numbers_of_the_report(small_config, small_run, small_rep
     failed(capsys, ["cost", small_run, "--network.width", "2"], "finished network, so --network.width cannot be set")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_goes_on_wherever_its_data_lie(small_config, copy, capsys, lazy):
     command = ["run", str(small_config), "--out", str(copy)]
     assert main([*command, "--data.data_dir", "elsewhere", "--data.workers", "3", "--run.checkpoint_epochs", "9"]) == 0
@@ -371,14 +372,16 @@ def test_the_criterion_decides_the_scores(small_run):
         np.testing.assert_array_equal(stored["conv2"], scores["svs"]["conv2"])
 
 
-def test_training_on_cifar(small_config, tfds_dir: Path, tmp_path, capsys):
-    directory = tmp_path / "cifar"
-    settings = {"data.name": "cifar10", "data.data-dir": tfds_dir, "data.train-examples": 96, "data.test-examples": 40}
-    settings |= {"train.epochs": 1, "data.flip": "true", "data.crop-padding": 2, "data.cutout": 8}
+def test_training_on_cifar(small_config, tmp_path, capsys):
+    prepare(tmp_path / "tfds" / "cifar10" / "3.0.2", "cifar10", 10)
+    settings = {"data.name": "cifar10", "data.data-dir": tmp_path / "tfds", "data.test-examples": "none"}
+    settings |= {"data.train-examples": 40, "train.epochs": 1, "train.batch-size": 20, "finetune.batch-size": 20}
+    settings |= {"data.flip": "true", "data.crop-padding": 2, "data.cutout": 8}
+    settings |= {"network.name": "small_runs:tiny", "prune.ratios": "middle=0.5"}
     options = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-    assert main(["train", str(small_config), *options, "--out", str(directory)]) == 0
+    assert main(["train", str(small_config), *options, "--out", str(tmp_path / "cifar")]) == 0
     assert cells(capsys.readouterr().out, "quantized")
-    assert load_network(directory / "quantized")[0].input.shape == (32, 32, 3)
+    assert load_network(tmp_path / "cifar" / "quantized")[0].input.shape == (32, 32, 3)
 
 
 def test_a_criterion_of_ones_own_is_named(small_run, tmp_path):

@@ -24,7 +24,6 @@ def test_eight_devices_do_what_one_does(tmp_path):
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["steps"]["devices"] == 8
     assert found["steps"]["apart"] < 1e-5  # batch statistics included
-    assert found["steps"]["loss"] < 1e-5
     assert found["steps"]["moved"] == []
     assert found["steps"]["reductions"] > 0
     assert found["steps"]["scores"] == 0
