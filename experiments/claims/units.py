@@ -187,13 +187,16 @@ def _base(unit: Unit, runs: Path) -> Path:
 
 
 def _settings(unit: Unit) -> dict[str, Any]:
-    """All that a unit is, as plain values; where its data lie is left out."""
+    """All that a unit is, as plain values; where its data lie and what has no effect are left out."""
     return _plain(unit.config, unit.kind, unit.base and unit.base.name, unit.test)
 
 
 def _plain(config: Config, kind: str, base: str | None, test: str | None) -> dict[str, Any]:
     settings = as_dict(config)
     settings["data"].pop("data_dir")
+    for training in (settings["train"], settings["finetune"]):
+        if training["sops_target"] is None:
+            training.pop("sops_rate")  # of no effect then, so that its default may change
     return json.loads(json.dumps(settings | {"kind": kind, "base": base, "test": test}))
 
 

@@ -10,12 +10,14 @@ from jax.typing import ArrayLike
 class OperationsTarget(NamedTuple):
     r"""A budget on synaptic operations in :func:`qpsnn_jax.make_train_step`, whose price λ is found by dual ascent.
 
-    The loss has the further term :math:`λ\,(S / S^* - 1)`, with S the mean operations of an image of the batch. After
-    each step
+    The loss has the further term :math:`λ\,\max(0, S / S^* - 1)`, with S the mean operations of an image of the batch.
+    After each step
 
     .. math:: λ ← \max\big(0,\ λ + η\,(S / S^* - 1)\big),
 
-    so that λ rises while the network exceeds the budget, and falls to 0 where it stays below without a price.
+    so that λ rises while the network exceeds the budget, and falls to 0 where it stays below without a price. Within
+    the budget nothing is paid: λ rises far while a network cannot follow yet, as in a warm-up, and would silence it by
+    the time that it has fallen again; neurons far below their threshold have no gradient to return by.
 
     Attributes:
         operations: S*, synaptic operations of an image over all time steps, positive.
@@ -26,7 +28,7 @@ class OperationsTarget(NamedTuple):
     """
 
     operations: float
-    rate: float = 0.01
+    rate: float = 0.001
 
     def excess(self, operations: Array) -> Array:
         """:math:`S / S^* - 1`."""

@@ -37,7 +37,9 @@ class Training:
     sops_target: str | None = setting(
         None, "synaptic operations of an image that training keeps to by their price in the loss, such as 0.2MSOPs"
     )
-    sops_rate: float = setting(0.01, "rise of that price in a step that takes twice the target", above=0, most=_LARGEST)
+    sops_rate: float = setting(
+        0.001, "rise of that price in a step that takes twice the target", above=0, most=_LARGEST
+    )
     distill: str | None = setting(
         None, "teacher: a stage of the run such as quantized, or the directory of a run, a stage or a network"
     )

@@ -85,7 +85,7 @@ def make_train_step(
                 metrics["penalty"] = jnp.sum(jnp.stack(costs))
             paid = metrics.get("penalty", 0)
             if target is not None and state.price is not None:
-                paid = state.price * target.excess(metrics["penalty"])
+                paid = state.price * jnp.maximum(target.excess(metrics["penalty"]), 0)
             total = metrics["loss"] + paid
             if distillation is not None:
                 membranes = {name: captured[name]["membranes"] for name in distillation.membranes}
