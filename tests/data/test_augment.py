@@ -22,7 +22,14 @@ FUNCTIONS = {
     "affine": partial(random_affine, degrees=15.0, scale=0.1, translate=1.0),
     "all": partial(augment, augmentation=ALL),
 }
+JITTED = {name: jax.jit(function) for name, function in FUNCTIONS.items()}
 EVERY = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
+EVERY_JITTED = pytest.mark.parametrize("function", JITTED.values(), ids=JITTED.keys())
+EVERY_NAME = pytest.mark.parametrize("name", FUNCTIONS)
+crop, blank, affine = (
+    jax.jit(function, static_argnums=range(2, count))
+    for function, count in ((random_crop, 3), (cutout, 3), (random_affine, 5))
+)
 
 
 def batch(shape=SHAPE, dtype=jnp.float32):
@@ -42,31 +49,31 @@ def shifted(image, down, right):
 @EVERY
 def test_keeps_shape_and_dtype(function):
     for dtype in (jnp.float32, jnp.bfloat16):
-        result = function(KEY, batch(dtype=dtype))
+        result = jax.eval_shape(function, KEY, batch(dtype=dtype))
         assert (result.shape, result.dtype) == (SHAPE, dtype)
 
 
-@EVERY
+@EVERY_JITTED
 def test_same_key_same_draw_other_key_another(function):
     first, again, other = function(KEY, batch()), function(KEY, batch()), function(jax.random.key(1), batch())
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-@EVERY
-def test_jit_agrees(function):
-    np.testing.assert_allclose(jax.jit(function)(KEY, batch()), function(KEY, batch()), rtol=1e-4, atol=1e-5)
+@EVERY_NAME
+def test_jit_agrees(name):
+    np.testing.assert_allclose(JITTED[name](KEY, batch()), FUNCTIONS[name](KEY, batch()), rtol=1e-4, atol=1e-5)
 
 
-@EVERY
-def test_vmap_over_keys_agrees(function):
+@EVERY_NAME
+def test_vmap_over_keys_agrees(name):
     keys = jax.random.split(KEY, 3)
-    together = jax.vmap(function, in_axes=(0, None))(keys, batch())
+    together = jax.jit(jax.vmap(FUNCTIONS[name], in_axes=(0, None)))(keys, batch())
     for one, key in zip(together, keys, strict=True):
-        np.testing.assert_allclose(one, function(key, batch()), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one, JITTED[name](key, batch()), rtol=1e-4, atol=1e-5)
 
 
-@EVERY
+@EVERY_JITTED
 def test_images_of_a_batch_draw_independently(function):
     same = jnp.broadcast_to(batch()[:1], SHAPE)
     result = np.asarray(function(KEY, same)).reshape(SHAPE[0], -1)
@@ -83,7 +90,7 @@ def test_other_images_raise(function, images):
 @pytest.mark.parametrize("pixels", [1, 3])
 def test_every_crop_is_a_slice_within_reach(pixels):
     images = np.asarray(batch((200, 6, 5, 2)))
-    results = np.asarray(random_crop(KEY, jnp.asarray(images), pixels))
+    results = np.asarray(crop(KEY, jnp.asarray(images), pixels))
     reach = range(-pixels, pixels + 1)
     seen = set()
     for image, result in zip(images, results, strict=True):
@@ -95,7 +102,7 @@ def test_every_crop_is_a_slice_within_reach(pixels):
 
 def test_flip_mirrors_half_of_them():
     images = np.asarray(batch((400, 4, 5, 1)))
-    results = np.asarray(random_flip(KEY, jnp.asarray(images)))
+    results = np.asarray(JITTED["flip"](KEY, jnp.asarray(images)))
     mirrored = [np.array_equal(r, i[:, ::-1]) for r, i in zip(results, images, strict=True)]
     kept = [np.array_equal(r, i) for r, i in zip(results, images, strict=True)]
     assert np.logical_xor(mirrored, kept).all()
@@ -105,8 +112,8 @@ def test_flip_mirrors_half_of_them():
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 def test_cutout_blanks_one_clipped_square(size):
     height, width = 8, 6
-    blank = np.asarray(cutout(KEY, jnp.ones((300, height, width, 2)), size) == 0)
-    assert (blank[..., 0] == blank[..., 1]).all()
+    blanked = np.asarray(blank(KEY, jnp.ones((300, height, width, 2)), size)) == 0
+    assert (blanked[..., 0] == blanked[..., 1]).all()
 
     def square(y, x):
         mask = np.zeros((height, width), bool)
@@ -115,24 +122,24 @@ def test_cutout_blanks_one_clipped_square(size):
         return mask.tobytes()
 
     possible = {square(y, x) for y in range(height) for x in range(width)}
-    seen = {mask.tobytes() for mask in blank[..., 0]}
+    seen = {mask.tobytes() for mask in blanked[..., 0]}
     assert seen <= possible
     assert len(seen) > 0.9 * len(possible)
-    areas = blank[..., 0].sum((1, 2))
+    areas = blanked[..., 0].sum((1, 2))
     assert areas.max() == size**2
     assert areas.min() >= -(-size // 2) * (size // 2)
 
 
 def test_cutout_keeps_the_rest_exactly():
     images = batch()
-    result = cutout(KEY, images, 4)
+    result = blank(KEY, images, 4)
     np.testing.assert_array_equal(jnp.where(result == 0, images, result), images)
 
 
 def test_affine_is_bilinear_sampling_of_the_rotated_grid():
     images = batch((5, 8, 10, 2))
     degrees, scale, translate = 30.0, 0.2, 1.5
-    results = random_affine(KEY, images, degrees, scale, translate)
+    results = affine(KEY, images, degrees, scale, translate)
     angle_key, scale_key, move_key = jax.random.split(KEY, 3)
     angles = np.deg2rad(jax.random.uniform(angle_key, (5,), jnp.float32, minval=-degrees, maxval=degrees))
     factors = np.asarray(jax.random.uniform(scale_key, (5,), jnp.float32, minval=1 - scale, maxval=1 + scale))
@@ -150,7 +157,7 @@ def test_affine_is_bilinear_sampling_of_the_rotated_grid():
 
 def test_affine_quarter_of_a_pixel_blends_two_neighbours():
     ramp = jnp.broadcast_to(jnp.arange(8.0)[None, :, None, None], (1, 8, 8, 1))
-    result = np.asarray(random_affine(KEY, ramp, 0.0, 0.0, 0.25))[0, 2:6, 2:6, 0]
+    result = np.asarray(affine(KEY, ramp, 0.0, 0.0, 0.25))[0, 2:6, 2:6, 0]
     steps = np.diff(result, axis=0)
     np.testing.assert_allclose(steps, 1, atol=1e-5)
     assert np.abs(result - np.arange(2, 6)[:, None]).max() <= 0.25 + 1e-5
@@ -169,8 +176,9 @@ def test_identity_is_bit_for_bit():
 
 def test_turning_one_on_does_not_change_the_draws_of_another():
     images = batch()
-    cropped_only = augment(KEY, images, Augmentation(crop_padding=2))
-    with_cutout = augment(KEY, images, Augmentation(crop_padding=2, cutout=3))
+    jitted = jax.jit(augment, static_argnums=2)
+    cropped_only = jitted(KEY, images, Augmentation(crop_padding=2))
+    with_cutout = jitted(KEY, images, Augmentation(crop_padding=2, cutout=3))
     np.testing.assert_array_equal(jnp.where(with_cutout == 0, cropped_only, with_cutout), cropped_only)
 
 

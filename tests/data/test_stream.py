@@ -123,7 +123,7 @@ def test_worker_processes_change_nothing_and_resume():
 
 
 def test_an_interrupt_does_not_reach_workers_that_are_starting():
-    batches = stream(Numbers(), 5, 3, workers=2)
+    batches = stream(Numbers(), 5, 3, workers=1)
     answers = []
     # A worker needs a second to start, in which it could not ignore anything yet.
     reading = threading.Thread(target=lambda: answers.extend(next(batches) for _ in range(6)))

@@ -290,7 +290,8 @@ def test_evaluation_with_early_exit_is_a_second_table(small_run, capsys):
     config = read_config(small_run)
     data = load(config.data.name, seed=config.run.seed, test_examples=20)
     graph, variables = load_network(small_run)
-    currents = SpikingNetwork(graph).apply(variables, normalize(data.test.images, data.mean, data.std)).currents
+    apply = jax.jit(SpikingNetwork(graph).apply)
+    currents = apply(variables, normalize(data.test.images, data.mean, data.std)).currents
     first = np.asarray(currents[:, 0])
     clear = np.diff(np.sort(first, axis=-1)[:, -2:])[:, 0] >= 0.9
     guesses = np.where(clear, first.argmax(-1), np.asarray(currents).sum(1).argmax(-1))
