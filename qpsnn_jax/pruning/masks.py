@@ -121,7 +121,8 @@ def weight_by_rate(activity: Mapping[str, Any]) -> WeightCriterion:
 
     def scores(graph: Graph, variables: Mapping[str, Any], layers: Sequence[str]) -> dict[str, Array]:
         magnitudes = weight_magnitude(graph, variables, layers)
-        return {name: magnitudes[name] * _rates(graph, name, activity) for name in layers}
+        rates = {name: _rates(graph, name, activity).astype(magnitudes[name].dtype) for name in layers}
+        return {name: magnitudes[name] * rates[name] for name in layers}
 
     return scores
 

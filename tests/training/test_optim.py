@@ -1,5 +1,7 @@
 """Schedules against their formulas, optimizers against plain NumPy loops."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +11,15 @@ import pytest
 from qpsnn_jax.training.optim import cosine_schedule, optimizer
 
 PARAMS = {
-    "conv": {"kernel": jnp.arange(1.0, 9.0).reshape(1, 2, 2, 2), "bias": jnp.array([1.0, -2.0])},
-    "bn": {"scale": jnp.array([1.5, 0.5])},
-    "fc": {"kernel": jnp.array([[1.0, 2.0], [3.0, -4.0]])},
+    "conv": {"kernel": np.arange(1, 9, dtype=np.float32).reshape(1, 2, 2, 2), "bias": np.float32([1, -2])},
+    "bn": {"scale": np.float32([1.5, 0.5])},
+    "fc": {"kernel": np.float32([[1, 2], [3, -4]])},
 }
 
 
 def gradients(count: int) -> list:
     draw = np.random.default_rng(0)
-    return [
-        jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape), jnp.float32), PARAMS) for _ in range(count)
-    ]
+    return [jax.tree.map(lambda leaf: np.float32(draw.normal(size=leaf.shape)), PARAMS) for _ in range(count)]
 
 
 def trained(tx: optax.GradientTransformation, steps: list) -> dict:
@@ -90,7 +90,7 @@ def test_adam_takes_the_decay_into_its_moments():
 
 
 def test_only_convolution_kernels_decay():
-    still = [jax.tree.map(jnp.zeros_like, PARAMS)]
+    still = [jax.tree.map(np.zeros_like, PARAMS)]
     after = trained(optimizer("sgd", 1.0, momentum=0.0, nesterov=False, weight_decay=0.1), still)
     close(after["conv"].pop("kernel"), 0.9 * PARAMS["conv"]["kernel"])
     rest = {"conv": {"bias": PARAMS["conv"]["bias"]}, "bn": PARAMS["bn"], "fc": PARAMS["fc"]}
@@ -110,7 +110,7 @@ def test_the_gradient_is_clipped_by_its_global_norm_before_the_decay(bound, fact
 def test_the_schedule_drives_the_optimizer():
     rates = [0.05 * (1 + np.cos(np.pi * epoch / 2)) for epoch in (0, 0, 1, 1)]
     tx = optimizer("sgd", cosine_schedule(0.1, epochs=2, steps_per_epoch=2), momentum=0.0, nesterov=False)
-    ones = jax.tree.map(jnp.ones_like, PARAMS)
+    ones = jax.tree.map(np.ones_like, PARAMS)
     close(trained(tx, [ones] * 4), jax.tree.map(lambda w: w - sum(rates), PARAMS))
 
 
@@ -154,9 +154,10 @@ def test_numbers_can_be_mapped_over(name, option):
         rate = cosine_schedule(chosen.pop("learning_rate"), epochs=2, steps_per_epoch=4, warmup_epochs=warmup)
         return trained(optimizer(name, rate, **chosen), steps)
 
-    found = jax.jit(jax.vmap(after))(values)
-    for i, value in enumerate(values):
-        close(jax.tree.map(lambda x, i=i: x[i], found), after(float(value)))
+    found = jax.device_get(jax.jit(jax.vmap(after))(values))
+    close(jax.tree.map(lambda x: x[1], found), after(float(values[1])))
+    if (name, option) != ("adam", "momentum"):  # which has moments of its own
+        assert np.any(found["conv"]["kernel"][0] != found["conv"]["kernel"][1])
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -166,14 +167,17 @@ def test_numbers_can_be_changed_while_training(name):
     params, state = PARAMS, tx.init(PARAMS)
     plain = optimizer(name, 0.1, **options)
     expected, inner = PARAMS, plain.init(PARAMS)
+
+    @partial(jax.jit, static_argnums=0)
+    def update(tx, gradient, state, params, scale):
+        changes, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, jax.tree.map(lambda x: scale * x, changes)), state
+
     for number, gradient in enumerate(steps):
         if number == 2:
             state.hyperparams["learning_rate"] = jnp.float32(0.01)
-        changes, state = jax.jit(tx.update)(gradient, state, params)
-        params = optax.apply_updates(params, changes)
-        changes, inner = plain.update(gradient, inner, expected)
-        scale = 0.1 if number == 2 else 1.0
-        expected = optax.apply_updates(expected, jax.tree.map(lambda x, scale=scale: scale * x, changes))
+        params, state = update(tx, gradient, state, params, 1.0)
+        expected, inner = update(plain, gradient, inner, expected, 0.1 if number == 2 else 1.0)
     close(params, expected)
 
 

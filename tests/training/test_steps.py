@@ -35,14 +35,16 @@ def graph_of(quantizer):
 
 
 GRAPH = graph_of(Quantizer(2))
-LABELS = jnp.array([0, 2, 1, 1])
+LABELS = np.array([0, 2, 1, 1], np.int32)
 KEY = jax.random.key(3)
 TX = optimizer("sgd", 0.1, weight_decay=0.01)
+STEP = jax.jit(make_train_step(GRAPH, TX))
+AVERAGED = jax.jit(make_train_step(GRAPH, TX, ema_decay=0.75))
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.tree.map(jnp.asarray, random_variables(GRAPH))
+    return jax.device_put(random_variables(GRAPH))
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +92,11 @@ def test_a_step_is_gradient_update_and_batch_statistics(variables, images, loss)
 
 def test_the_average_moves_by_its_decay(variables, images):
     state = init_state(variables, TX, KEY, ema=True)
-    step = jax.jit(make_train_step(GRAPH, TX, ema_decay=0.75))
-    expected = {name: variables[name] for name in ("params", "batch_stats")}
+    expected = jax.device_get({name: variables[name] for name in ("params", "batch_stats")})
     close(state.ema, expected)
     for _ in range(3):
-        state, _ = step(state, images, LABELS)
-        fresh = {name: state.variables[name] for name in expected}
+        state, _ = AVERAGED(state, images, LABELS)
+        fresh = jax.device_get({name: state.variables[name] for name in expected})
         expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, expected, fresh)
         close(state.ema, expected)
     close(evaluation_variables(state), {**expected, "scales": variables["scales"]})
@@ -138,9 +139,9 @@ def test_padding_counts_nothing(variables, images):
     step = jax.jit(make_eval_step(GRAPH, capture={"lif1": lambda trace: trace.spikes.mean()}))
     currents = jax.jit(SpikingNetwork(GRAPH).apply)(variables, images).currents
     right = np.asarray(currents).mean(axis=1).argmax(axis=-1) == np.asarray(LABELS)
-    losses = np.asarray(cross_entropy(currents, LABELS))
+    losses = np.asarray(jax.jit(cross_entropy)(currents, LABELS))
     for weights in ([1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1]):
-        sums, captured = step(variables, images, LABELS, jnp.asarray(weights, jnp.float32))
+        sums, captured = step(variables, images, LABELS, np.float32(weights))
         assert float(sums["count"]) == sum(weights)
         assert float(sums["correct"]) == (right * weights).sum()
         assert float(sums["loss"]) == pytest.approx((losses * weights).sum(), rel=1e-5)
@@ -148,7 +149,7 @@ def test_padding_counts_nothing(variables, images):
 
 
 def test_evaluation_prepares_its_images_and_captures_nothing_unasked(variables, images):
-    weights = jnp.ones(4)
+    images, weights = np.asarray(images), np.ones(4, np.float32)
     sums, captured = jax.jit(make_eval_step(GRAPH, prepare=lambda x: 2 * x))(variables, images, LABELS, weights)
     expected, _ = jax.jit(make_eval_step(GRAPH))(variables, 2 * images, LABELS, weights)
     assert captured == {}
@@ -162,10 +163,10 @@ def test_fresh_variables_compose_with_transforms():
     assert set(alone) == {"params", "batch_stats", "scales"}
     assert jax.tree.map(jnp.shape, alone) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     assert jax.tree.map(lambda leaf: leaf.shape[1:], many) == jax.tree.map(jnp.shape, alone)
-    kernel = many["params"]["conv2"]["kernel"]
-    assert float(jnp.abs(kernel[0] - kernel[1]).max()) > 0
+    kernel = np.asarray(many["params"]["conv2"]["kernel"])
+    assert np.abs(kernel[0] - kernel[1]).max() > 0
     # He-normal over the fan-out: 9·9 taps to outputs.
-    assert float(alone["params"]["conv2"]["kernel"].std()) == pytest.approx(np.sqrt(2 / 81), rel=0.15)
+    assert np.std(np.asarray(alone["params"]["conv2"]["kernel"])) == pytest.approx(np.sqrt(2 / 81), rel=0.15)
 
 
 def test_a_network_without_quantizers_has_empty_scales():
@@ -185,10 +186,10 @@ def test_keys_of_every_implementation_stay_what_they_are(variables, images, impl
     key = jax.random.key(3, impl=impl)
     expected = noise(jax.random.fold_in(key, 0), images)
     state, metrics = jax.jit(make_train_step(GRAPH, TX, prepare=noise))(init_state(variables, TX, key), images, LABELS)
-    _, without = jax.jit(make_train_step(GRAPH, TX))(init_state(variables, TX, key), expected, LABELS)
+    _, without = STEP(init_state(variables, TX, KEY), expected, LABELS)
     assert jax.random.key_impl(state.key) == impl
     np.testing.assert_allclose(metrics["loss"], without["loss"], rtol=1e-5)
-    assert init_variables(GRAPH, key)["params"]["conv1"]["kernel"].std() > 0
+    assert np.std(np.asarray(init_variables(GRAPH, key)["params"]["conv1"]["kernel"])) > 0
 
 
 def test_a_raw_key_is_one_of_the_default_implementation(variables):
@@ -196,13 +197,12 @@ def test_a_raw_key_is_one_of_the_default_implementation(variables):
 
 
 def test_a_label_that_is_not_a_class_makes_the_loss_nan(variables, images):
-    step = jax.jit(make_train_step(GRAPH, TX))
     for wrong in (3, -1):
-        _, metrics = step(init_state(variables, TX, KEY), images, LABELS.at[1].set(wrong))
+        _, metrics = STEP(init_state(variables, TX, KEY), images, np.array([0, wrong, 1, 1], np.int32))
         assert np.isnan(metrics["loss"])
     evaluate = jax.jit(make_eval_step(GRAPH))
     for weights, expected in ([1, 1, 1, 1], True), ([1, 0, 1, 1], False):
-        sums, _ = evaluate(variables, images, LABELS.at[1].set(-1), jnp.asarray(weights, jnp.float32))
+        sums, _ = evaluate(variables, images, np.array([0, -1, 1, 1], np.int32), np.float32(weights))
         assert np.isnan(sums["loss"]) == expected
 
 
@@ -223,7 +223,9 @@ def test_a_batch_that_the_optimizer_rejects_leaves_no_trace(variables, images):
     tx = optax.apply_if_finite(TX, 3)
     step = jax.jit(make_train_step(GRAPH, tx, ema_decay=0.75))
     before, _ = step(init_state(variables, tx, KEY, ema=True), images, LABELS)
-    after, _ = step(before, images.at[0, 0, 0, 0].set(jnp.nan), LABELS)
+    damaged = np.array(images)
+    damaged[0, 0, 0, 0] = np.nan
+    after, _ = step(before, damaged, LABELS)
     close((after.variables, after.ema), (before.variables, before.ema), rtol=0, atol=0)
     assert (int(after.step), int(after.opt_state.total_notfinite)) == (2, 1)
     expected, _ = step(before._replace(step=jnp.int32(2)), images, LABELS)
@@ -246,16 +248,18 @@ def test_the_average_counts_updates_and_not_the_batches_they_take(variables, ima
 
 
 @pytest.mark.parametrize("name", ["prodigy", "cocob", "dog"])
-def test_states_that_begin_as_the_parameters_can_be_donated(variables, images, name):
+def test_states_that_begin_as_the_parameters_can_be_donated(images, name):
     tx = getattr(optax.contrib, name)()
     make, step = partial(init_state, tx=tx, ema=True), make_train_step(GRAPH, tx)
     donated = jax.jit(step, donate_argnums=0)
     with jax.numpy_dtype_promotion("standard"):
-        expected, _ = jax.jit(step)(make(variables, key=KEY), images, LABELS)
+        found = []
         for init in (make, jax.jit(make)):
-            state = init(jax.tree.map(jnp.copy, variables), key=KEY)
-            close(donated(state, images, LABELS)[0], expected, rtol=0, atol=0)
+            state = init(jax.device_put(random_variables(GRAPH)), key=KEY)
+            found.append(jax.device_get(donated(state, images, LABELS)[0]))
             assert state.variables["params"]["conv1"]["kernel"].is_deleted()
+    close(*found, rtol=0, atol=0)
+    assert found[0].step == 1
     assert not KEY.is_deleted()
 
 
@@ -303,13 +307,13 @@ def test_fresh_variables_are_compiled_once_for_a_graph(caplog):
     with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
         first, second = (init_variables(graph, jax.random.key(seed)) for seed in (0, 1))
     assert caplog.text.count("Finished XLA compilation of jit(_init)") == 1
-    assert float(jnp.abs(first["params"]["fc"]["kernel"] - second["params"]["fc"]["kernel"]).max()) > 0
+    assert np.any(np.not_equal(first["params"]["fc"]["kernel"], second["params"]["fc"]["kernel"]))
 
 
 def test_fresh_variables_are_float32_in_double_precision():
     with jax.enable_x64(True):
-        variables = init_variables(GRAPH, jax.random.key(1))
+        variables = jax.eval_shape(partial(init_variables, GRAPH), jax.random.key(1))
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-        state = init_state(variables, TX, KEY, ema=True)
+        state = jax.eval_shape(partial(init_state, tx=TX, ema=True), variables, key=KEY)
         after = jax.eval_shape(make_train_step(GRAPH, TX), state, images_of(GRAPH, 4), LABELS)[0]
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
