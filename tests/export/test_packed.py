@@ -188,15 +188,15 @@ def changed(document, path, value):
 def test_thousands_of_hostile_descriptions_do_no_harm(network, tmp_path):
     document, payload = parts(network.read_bytes())
     path, accepted, tried = tmp_path / "hostile.qpsnn", 0, 0
-    for place in places(document | {"notes": {}}):
-        for value in STRANGE:
+    for number, place in enumerate(places(document | {"notes": {}})):
+        for value in STRANGE[number % 2 :: 2]:
             tried += 1
             path.write_bytes(sealed(changed(document, place, value), payload))
             message = complaint(path)
             accepted += not message
             assert "\n" not in message
             assert len(message) < 500
-    assert tried > 2000
+    assert tried > 1000
     # A renamed layer, another threshold or another note is a valid network too; most changes are not.
     assert accepted < tried / 5
 
@@ -205,7 +205,7 @@ def test_hostile_numbers_and_sizes_take_no_memory(network, tmp_path):
     (document, payload), path, draw = parts(network.read_bytes()), tmp_path / "hostile.qpsnn", random.Random(1)
     sizes = [place for place in places(document["layers"]) if place and place[-1] != "name"]
     tracemalloc.start()
-    for _ in range(200):
+    for _ in range(80):
         start = draw.randrange(len(payload))
         path.write_bytes(sealed(document, payload[:start] + draw.randbytes(len(payload) - start)))
         assert "\n" not in complaint(path)

@@ -69,9 +69,10 @@ def test_rounded_gradients_under_every_transformation(kernel, strides):
     spikes, integers = operands((6, 6), kernel, 8)
     options = {"strides": strides, "padding": (kernel[0] // 2, kernel[1] // 2)}
     fast, plain = partial(conv_spikes, bits=8, **options), partial(convolve, **options)
-    both, draw = np.stack([spikes, 1 - spikes]), np.random.default_rng(0)
-    turn = draw.normal(size=integers.shape).astype(np.float32)
-    cotangent = draw.normal(size=jax.eval_shape(plain, spikes, integers).shape).astype(np.float32)
+    draw = np.random.default_rng(0)
+    shapes = integers.shape, jax.eval_shape(plain, spikes, integers).shape
+    turn, cotangent = jax.device_put([draw.normal(size=shape).astype(np.float32) for shape in shapes])
+    both = jax.device_put(np.stack([spikes, 1 - np.asarray(spikes)]))
 
     def pulled(run, spikes, integers):
         return jax.vjp(run, spikes, integers)[1](cotangent)
@@ -164,8 +165,9 @@ def test_a_number_of_images_that_is_a_symbol(shape, kernel, strides, padding, al
 
     (b,) = jax.export.symbolic_shape("b")
     shapes = jax.ShapeDtypeStruct((b, *spikes.shape[1:]), jnp.float32), integers
-    exported = jax.export.export(jax.jit(pulled))(*shapes).call
-    for got, wanted in zip(exported(spikes, integers), pulled(spikes, integers), strict=True):
+    compiled = jax.jit(pulled)
+    exported = jax.export.export(compiled)(*shapes).call
+    for got, wanted in zip(exported(spikes, integers), compiled(spikes, integers), strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 

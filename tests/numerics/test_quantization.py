@@ -124,8 +124,9 @@ def test_any_shape(shape: tuple, granularity: str):
 @over("rule", [rule for rule in RULES if rule != "mse"])
 @granularities
 def test_gamma_rules(rule: str, granularity: str):
-    w = normal(200, 3) + 0.5
-    np.testing.assert_allclose(gamma_jit(w, 4, rule, granularity), numpy_gamma(w, rule, granularity), rtol=1e-5)
+    above = normal(200, 3) + np.float32(0.5)
+    for w in (above, -above):
+        np.testing.assert_allclose(gamma_jit(w, 4, rule, granularity), numpy_gamma(w, rule, granularity), rtol=1e-5)
 
 
 @over("bits", [1, 2, 4, 8])
