@@ -153,13 +153,13 @@ class _OnDevice:
 
 
 class _Streamed:
-    """Files through Grain; the state is that of Grain's iterator."""
+    """Files through Grain; the state is that of Grain's iterator, which depends on the number of workers."""
 
     def __init__(self, files: Files, batch_size: int, seed: int, workers: int, mesh: Mesh | None) -> None:
         self._place = None if mesh is None else batch_sharding(mesh)
         own = batch_size if mesh is None else batch_size // jax.process_count()
         options = {"shard_by_process": mesh is not None, "transform": files.crop}
-        self._read = stream(files.source, own, seed, workers=workers, **options)
+        self._read, self._workers = stream(files.source, own, seed, workers=workers, **options), workers
 
     def __next__(self) -> Arrays:
         batch = next(self._read)
@@ -169,10 +169,12 @@ class _Streamed:
         return jax.tree.map(lambda *parts: jnp.stack(parts), *[next(self) for _ in range(number)])
 
     def get_state(self) -> dict[str, Any]:
-        return self._read.get_state()
+        return {"workers": self._workers, "read": self._read.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        self._read.set_state(state)
+        if state["workers"] != self._workers:
+            raise ValueError(f"data.workers must be {state['workers']} here, as when the training was stopped.")
+        self._read.set_state(state["read"])
 
     def close(self) -> None:
         self._read.close()

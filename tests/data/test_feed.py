@@ -70,6 +70,12 @@ def test_a_feed_goes_on_where_another_was(examples):
         jax.tree.map(np.testing.assert_array_equal, tuple(next(again)), tuple(batch))
 
 
+def test_another_number_of_workers_than_before_raises():
+    state = feed(KINDS["files"], 5, 3, workers=1).get_state()
+    with pytest.raises(ValueError, match="data.workers must be 1 here, as when the training was stopped."):
+        feed(KINDS["files"], 5, 3).set_state(state)
+
+
 @each
 def test_several_batches_are_the_next_ones_together(examples):
     one_by_one, together = feed(examples, 5, 3), feed(examples, 5, 3)
