@@ -15,6 +15,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small_networks import images_of, random_variables
 
+from experiments.scaling import LAYOUTS, collectives, compiled_step
 from qpsnn_jax.data import load
 from qpsnn_jax.data.settings import DataSettings, make_prepare
 from qpsnn_jax.kernels.convolution import conv_spikes
@@ -169,6 +170,12 @@ def sums(algorithm: str) -> dict:
     }
 
 
+def layouts() -> dict:
+    """By layout, the collectives of a training step as a TPU gets it, and the bytes of the weights."""
+    found = {name: collectives(compiled_step(GRAPH, BATCH, jax.devices(), name).as_text()) for name in LAYOUTS}
+    return found | {"weights": sum(x.nbytes for x in jax.tree.leaves(start()[0].variables["params"]))}
+
+
 def explicit() -> float:
     """One step on a mesh of JAX's default kind, whose shardings are types, against one device."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
@@ -179,9 +186,6 @@ def explicit() -> float:
 
 
 if __name__ == "__main__":
-    sums_by = {name: sums(name) for name in ("winograd", "popcount")}
-    print(
-        json.dumps(
-            {"steps": steps(), "sums": sums_by, "cuts": cuts(), "fits": fits(Path(sys.argv[1])), "explicit": explicit()}
-        )
-    )
+    found = {"steps": steps(), "sums": {name: sums(name) for name in ("winograd", "popcount")}, "cuts": cuts()}
+    found |= {"fits": fits(Path(sys.argv[1])), "explicit": explicit(), "layouts": layouts()}
+    print(json.dumps(found))

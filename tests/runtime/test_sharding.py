@@ -38,6 +38,14 @@ def test_eight_devices_do_what_one_does(tmp_path):
     assert found["fits"]["apart"] < 1e-5
     assert found["fits"]["accuracy"] == 0
     assert found["explicit"] < 1e-5
+    # As a TPU gets it: gradients and the sums of batch norm and metrics; weights are gathered where they are sharded.
+    counted = found["layouts"]
+    (number, sent), weights = counted["data"]["all-reduce"], counted["weights"]
+    assert counted["data"].keys() == {"all-reduce"}
+    assert weights < sent < weights + 1000
+    assert counted["fsdp"]["all-reduce"] == [number, sent]
+    assert counted["fsdp"]["all-gather"][0] == found["cuts"]["weights"]
+    assert counted["data×model"].keys() == {"all-reduce", "all-gather"}
 
 
 def test_devices_that_cannot_share_a_batch_raise(monkeypatch):
