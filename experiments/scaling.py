@@ -8,8 +8,8 @@ operations and the bytes that they read and write; fusion for another platform m
 its text. A ring then sends 2 (n - 1) / n times the bytes of an all-reduce, and (n - 1) / n times those of a gather.
 
 The seconds are those of a roofline: what is longer, the operations at the peak rate or the bytes at the peak bandwidth,
-and after that the collectives at the rate of the links, with nothing at the same time. No device reaches its peaks. They
-are published:
+and after that the collectives at the rate of the links, with nothing at the same time. No device reaches its peaks,
+which are published:
 
 - a CPU core: AMD EPYC 7742 (AMD's product page and the software optimization guide of family 17h models 30h): 2.25 GHz
   with two fused multiply-adds of 8 float32 a cycle, and a 64th of 204.8 GB/s, over which cores exchange data too;

@@ -8,7 +8,7 @@ from jax.experimental import checkify
 from qpsnn_jax.kernels.accelerators import BITS
 from qpsnn_jax.kernels.algorithm import ConvSpec
 from qpsnn_jax.kernels.bilinear import BILINEAR, convolution
-from qpsnn_jax.kernels.dispatch import CONVOLUTION, Precision, check_precision, compute, make_plan, plan_of
+from qpsnn_jax.kernels.dispatch import CONVOLUTION, Plan, Precision, check_precision, compute, make_plan, plan_of
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.kernels.native.call import shardings_are_types
 
@@ -22,6 +22,7 @@ def convolve(
     groups: int = 1,
     dilation: Pair = (1, 1),
     precision: Precision = "auto",
+    spikes: bool = False,
 ) -> Array:
     r"""Convolution of maps with a kernel, zeros around the maps.
 
@@ -40,6 +41,8 @@ def convolve(
         groups: g; both i and o are multiples of it.
         dilation: vertical and horizontal step d from tap to tap.
         precision: ``exact``, the same program on every machine; ``auto`` or ``fast``.
+        spikes: whether ``x`` is 0 and 1, of which GPUs and TPUs keep a byte each for the gradient. Forward mode then
+            raises TypeError unless ``exact``.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``x``.
@@ -50,6 +53,8 @@ def convolve(
     _check_channels("x", x, "kernel", kernel, groups)
     check_precision(precision)
     spec = ConvSpec.of(x, kernel, 8, strides, padding, groups, dilation)
+    if spikes and precision != "exact" and not shardings_are_types(x, kernel):
+        return compute(x, kernel, spec, _plan(spec, precision, exact=False))
     return convolution(x, kernel, spec, native=precision != "exact")
 
 
@@ -127,8 +132,12 @@ def conv_spikes(
         return convolution(spikes.astype(wide), integers.astype(wide), spec, native=False).astype(spikes.dtype)
     if odd or algorithm is not None:
         return compute(spikes, integers, spec, make_plan(spec, (spikes, integers), precision, algorithm))
-    on_cpu = BILINEAR if spec.standard else CONVOLUTION
-    return compute(spikes, integers, spec, plan_of(on_cpu, CONVOLUTION, precision, exact=bits <= BITS))
+    return compute(spikes, integers, spec, _plan(spec, precision, exact=bits <= BITS))
+
+
+def _plan(spec: ConvSpec, precision: Precision, *, exact: bool) -> Plan:
+    """For any kernel."""
+    return plan_of(BILINEAR if spec.standard else CONVOLUTION, CONVOLUTION, precision, exact=exact)
 
 
 def _check_channels(first: str, x: Array, second: str, kernel: Array, groups: int) -> None:

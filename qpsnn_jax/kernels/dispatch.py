@@ -14,6 +14,7 @@ from qpsnn_jax.kernels import accelerators, bfloat16, int8, pieces, plain, popco
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.hardware import cpu_flags
 from qpsnn_jax.kernels.native import library
+from qpsnn_jax.kernels.saved import Saved, restored, when_needed
 
 Precision = Literal["exact", "auto", "fast"]
 """The arithmetic of a network: the same program everywhere, or the fastest of this machine.
@@ -40,13 +41,15 @@ NO_FLAGS: frozenset[str] = frozenset()
 class Plan(NamedTuple):
     """The algorithms of an operation on a CPU and on every other platform, and the plans of its two gradients.
 
-    Without ``grads`` its derivatives are those of ``definition``.
+    Without ``grads`` its derivatives are those of ``definition``. ``spikes`` says which operands are spikes, that are
+    :class:`~qpsnn_jax.kernels.saved.Saved` for the gradients.
     """
 
     on_cpu: Algorithm
     elsewhere: Algorithm
     definition: Algorithm
     grads: "tuple[Plan, Plan] | None" = None
+    spikes: tuple[bool, bool] = (False, False)
 
 
 def check_precision(precision: str) -> None:
@@ -94,7 +97,14 @@ def make_plan(spec: ConvSpec, operands: tuple[Array, Array], precision: Precisio
     return plan_of((named, by_input, by_kernel), CONVOLUTION, precision, exact=exact)._replace(elsewhere=named)
 
 
-def plan_of(on_cpu: Algorithms, definition: Algorithms, precision: Precision, *, exact: bool) -> Plan:
+def plan_of(
+    on_cpu: Algorithms,
+    definition: Algorithms,
+    precision: Precision,
+    *,
+    exact: bool,
+    spikes: tuple[bool, bool] = (True, False),
+) -> Plan:
     """The plan of a product of spikes, for ``precision`` other than ``exact``.
 
     Elsewhere it is computed in bfloat16 if ``exact`` says that its operands are exact there, and if so, with
@@ -103,7 +113,7 @@ def plan_of(on_cpu: Algorithms, definition: Algorithms, precision: Precision, *,
     narrow = [accelerators.narrow(each) for each in definition]
     sums, grads = narrow if exact else definition, narrow if exact and precision == "fast" else definition
     first, *others = (Plan(*each) for each in zip(on_cpu, (sums[0], *grads[1:]), definition, strict=True))
-    return first._replace(grads=(others[0], others[1]))
+    return first._replace(grads=(others[0], others[1]), spikes=spikes)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -112,11 +122,15 @@ def compute(x: Array, y: Array, spec: Any, plan: Plan) -> Array:
     return _on_its_platform(x, y, spec, plan.on_cpu, plan.elsewhere)
 
 
-def _forward(x: Array, y: Array, spec: Any, plan: Plan) -> tuple[Array, tuple[Array, Array]]:
-    return compute(x, y, spec, plan), (x, y)
+def _forward(x: Array, y: Array, spec: Any, plan: Plan) -> tuple[Array, tuple[Array | Saved, ...]]:
+    saved = tuple(Saved.of(each) if spikes else each for each, spikes in zip((x, y), plan.spikes, strict=True))
+    x, y = (restored(each) for each in saved)
+    return compute(x, y, spec, plan), saved
 
 
-def _backward(spec: Any, plan: Plan, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(spec: Any, plan: Plan, saved: tuple[Array | Saved, ...], cotangent: Array) -> tuple[Array, Array]:
+    saved, cotangent = when_needed(saved, cotangent)
+    saved = tuple(restored(each) for each in saved)
     if plan.grads is None:
         return jax.vjp(lambda x, y: plan.definition.run(x, y, spec).astype(x.dtype), *saved)[1](cotangent)
     (x, y), (by_x, by_y) = saved, plan.grads

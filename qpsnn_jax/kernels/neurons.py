@@ -11,6 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.kernels.native.call import native_call
+from qpsnn_jax.kernels.saved import when_needed
 from qpsnn_jax.numerics import neurons
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset
 from qpsnn_jax.numerics.surrogate import Fire, Surrogate, arctan, rectangular, sigmoid, triangular
@@ -104,8 +105,9 @@ def _forward(given: Any, cell: _Cell) -> tuple[LIFTrace, _Given]:
 
 
 def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]:
-    (x, factor, _, residual), initial = given
     spikes, of_membranes = (None if isinstance(each, SymbolicZero) else each for each in cotangents)
+    given, (spikes, of_membranes) = when_needed(given, (spikes, of_membranes))
+    (x, factor, _, residual), initial = given
     operands = jnp.zeros_like(x) if spikes is None else spikes, *given.operands
     if of_membranes is None:
         by_currents, by_factor, by_offset = native_call("lif_grad", _grad, *operands, **cell._asdict())

@@ -9,6 +9,7 @@ from jax import Array
 
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.kernels.native.call import native_call
+from qpsnn_jax.kernels.saved import Saved, restored, when_needed
 
 
 def max_pool(x: Array, window: Pair, strides: Pair, padding: Pair) -> Array:
@@ -26,17 +27,25 @@ def max_pool(x: Array, window: Pair, strides: Pair, padding: Pair) -> Array:
     return largest
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def pool_tiles(x: Array, window: Pair) -> Array:
-    """:func:`max_pool` of float32 maps by windows side by side, without padding; on a CPU its gradient is native."""
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def pool_tiles(x: Array, window: Pair, spikes: bool = False) -> Array:
+    """:func:`max_pool` of float32 maps by windows side by side, without padding; on a CPU its gradient is native.
+
+    If the maps are ``spikes``, GPUs and TPUs keep a byte each for the gradient.
+    """
+    del spikes
     return max_pool(x, window, window, (0, 0))
 
 
-def _forward(x: Array, window: Pair) -> tuple[Array, Array]:
-    return pool_tiles(x, window), x
+def _forward(x: Array, window: Pair, spikes: bool) -> tuple[Array, Array | Saved]:
+    saved = Saved.of(x) if spikes else x
+    return pool_tiles(restored(saved), window, spikes), saved
 
 
-def _backward(window: Pair, x: Array, cotangent: Array) -> tuple[Array]:
+def _backward(window: Pair, spikes: bool, saved: Array | Saved, cotangent: Array) -> tuple[Array]:
+    del spikes
+    saved, cotangent = when_needed(saved, cotangent)
+    x = restored(saved)
     maps, given = (each.reshape(-1, *each.shape[-3:]) for each in (x, cotangent))
     return (native_call("max_pool_grad", _grad, maps, given, in_place=0, window=window).reshape(x.shape),)
 

@@ -9,8 +9,16 @@ from qpsnn_jax.kernels.dispatch import Algorithms, Precision, compute, plan_of
 from qpsnn_jax.kernels.native.call import shardings_are_types
 
 
-def einsum_spikes(equation: str, x: Array, y: Array, *, exact: bool, precision: Precision = "auto") -> Array:
-    """``jnp.einsum(equation, x, y)`` of spikes ``x``, on GPUs and TPUs in bfloat16 with sums in float32.
+def einsum_spikes(
+    equation: str,
+    x: Array,
+    y: Array,
+    *,
+    exact: bool,
+    precision: Precision = "auto",
+    spikes: tuple[bool, bool] = (True, False),
+) -> Array:
+    """``jnp.einsum(equation, x, y)`` of spikes, on GPUs and TPUs in bfloat16 with sums in float32.
 
     Args:
         equation: two operands and their result in letters, such as ``bi,io->bo``.
@@ -18,13 +26,14 @@ def einsum_spikes(equation: str, x: Array, y: Array, *, exact: bool, precision: 
         y: of the dtype of ``x``.
         exact: whether ``y`` is exact in bfloat16, as integers up to 256 are; otherwise nothing is rounded to it.
         precision: as of :func:`qpsnn_jax.conv_spikes`.
+        spikes: which of the two are spikes.
 
     Returns:
         The product, of the dtype of ``x``.
     """
     if precision == "exact" or shardings_are_types(x, y):
         return jnp.einsum(equation, x, y)
-    return compute(x, y, equation, plan_of(_EINSUM, _EINSUM, precision, exact=exact))
+    return compute(x, y, equation, plan_of(_EINSUM, _EINSUM, precision, exact=exact, spikes=spikes))
 
 
 def _sums(x: Array, y: Array, equation: str) -> Array:

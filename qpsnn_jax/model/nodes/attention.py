@@ -109,11 +109,10 @@ def attention(
     shape = query.shape
     heads = (*shape[:-3], shape[-3] * shape[-2], shape[-1] // head_features, head_features)
     q, k, v = (x.reshape(heads) for x in (query, key, value))
-    lead = "bt"[: q.ndim - 3]
-    memory = einsum_spikes(f"{lead}nhd,{lead}nhe->{lead}hde", k, v, exact=True, precision=precision)
+    lead, product = "bt"[: q.ndim - 3], partial(einsum_spikes, precision=precision)
+    memory = product(f"{lead}nhd,{lead}nhe->{lead}hde", k, v, exact=True, spikes=(True, True))
     # Counts of positions.
-    exact = q.shape[-3] <= 2**BITS
-    currents = einsum_spikes(f"{lead}nhd,{lead}hde->{lead}nhe", q, memory, exact=exact, precision=precision)
+    currents = product(f"{lead}nhd,{lead}hde->{lead}nhe", q, memory, exact=q.shape[-3] <= 2**BITS)
     currents = factor * currents.reshape(shape)
     counted = partial(jnp.sum, dtype=np.promote_types(query.dtype, np.float32))  # half precision counts to 256
     meetings = counted(counted(k, -1) * counted(v, -1), (-2, -1))

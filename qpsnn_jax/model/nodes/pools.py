@@ -42,7 +42,7 @@ class MaxPool(Unary):
         (x,) = inputs
         tiles = self.strides == self.window and self.padding == (0, 0)
         if tiles and x.dtype == np.float32 and context.precision != "exact":
-            return Result(pool_tiles(x, self.window))
+            return Result(pool_tiles(x, self.window, context.inputs[0].spiking))
         return Result(max_pool(x, self.window, self.strides, self.padding))
 
 

@@ -218,7 +218,7 @@ class Conv(Weighted):
     def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
         """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
         x, (given,) = computed(inputs[0]), context.inputs
-        sums: Callable[..., Array] = convolve
+        sums: Callable[..., Array] = partial(convolve, spikes=given.spiking)
         if (quantizer := self.quantizer) is not None and given.spiking:
             # The fast algorithms of a CPU take odd integers; those of three levels are even, and masked ones zero.
             sums = partial(conv_spikes, bits=quantizer.bits, odd=quantizer.levels is None and not self.masked)
@@ -277,8 +277,9 @@ class Dense(Weighted):
     def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
         """The product with the weights."""
         linear: Callable[[Array, Array], Array] = jnp.matmul
-        if context.inputs[0].spiking and self.quantizer is not None:
-            linear = partial(einsum_spikes, "bi,io->bo", exact=True, precision=context.precision)
+        if context.inputs[0].spiking:
+            exact = self.quantizer is not None
+            linear = partial(einsum_spikes, "bi,io->bo", exact=exact, precision=context.precision)
         return Result(self.apply_linear(linear, leaves, computed(inputs[0]), context))
 
     def synapses(self, inputs: Values, mask: np.ndarray | None = None) -> np.ndarray:

@@ -1,0 +1,117 @@
+"""Spikes that the backward pass reads again: a byte each in programs for GPUs and TPUs.
+
+Programs for a CPU keep the spikes themselves, which its kernels read. A program is traced before its platform is known,
+so both are residuals; lowering removes the one that the platform does not read.
+
+Compilers merge what the backward pass computes again with what the forward pass computed, and then keep that, as
+membranes of 4 bytes, from which the spikes follow. :func:`when_needed` prevents it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+# Stands for NaN.
+_NAN = 2
+
+_to_bytes_p = Primitive("spikes_to_bytes")
+_from_bytes_p = Primitive("spikes_from_bytes")
+_when_needed_p = Primitive("when_needed")
+_when_needed_p.multiple_results = True
+
+
+class Saved(NamedTuple):
+    """``spikes`` of 0, 1 and NaN, and the same as ``numbers`` of one byte, which on a CPU are not computed."""
+
+    spikes: Array
+    numbers: Array
+
+    @classmethod
+    def of(cls, spikes: Array) -> "Saved":
+        """These spikes."""
+        return cls(spikes, _to_bytes(spikes))
+
+    def restore(self) -> Array:
+        """The spikes; their derivative is that of ``spikes``."""
+        return _from_bytes(*self)
+
+
+def restored(x: Array | Saved) -> Array:
+    """An array: ``x`` itself, or the spikes that were saved."""
+    return x.restore() if isinstance(x, Saved) else x
+
+
+def when_needed(saved: Any, cotangent: Any) -> Any:
+    """``(saved, cotangent)``; GPUs and TPUs compute nothing from ``saved`` before ``cotangent`` is there."""
+    leaves, tree = jax.tree.flatten((saved, cotangent), is_leaf=lambda x: isinstance(x, Saved))
+    # Not the spikes themselves, which would be kept.
+    waiting = _when_needed(*(x.numbers if isinstance(x, Saved) else x for x in leaves))
+    pairs = zip(leaves, waiting, strict=True)
+    return jax.tree.unflatten(tree, [x._replace(numbers=y) if isinstance(x, Saved) else y for x, y in pairs])
+
+
+@jax.jit
+def _to_bytes(spikes: Array) -> Array:
+    return _to_bytes_p.bind(jax.lax.stop_gradient(spikes))
+
+
+@jax.jit
+def _from_bytes(spikes: Array, numbers: Array) -> Array:
+    return _from_bytes_p.bind(spikes, numbers)
+
+
+@jax.jit
+def _when_needed(*arrays: Array) -> list[Array]:
+    return _when_needed_p.bind(*arrays)
+
+
+def _zeros(spikes: Array) -> Array:
+    return jnp.zeros(spikes.shape, jnp.uint8)
+
+
+def _encoded(spikes: Array) -> Array:
+    return jnp.where(jnp.isnan(spikes), _NAN, spikes).astype(jnp.uint8)
+
+
+def _first(spikes: Array, numbers: Array) -> Array:
+    del numbers
+    return spikes
+
+
+def _decoded(spikes: Array, numbers: Array) -> Array:
+    # Otherwise the numbers would not be computed before the gradient asks for them, and membranes be kept till then.
+    numbers = jax.lax.optimization_barrier(numbers)
+    return jnp.where(numbers == _NAN, jnp.asarray(jnp.nan, spikes.dtype), numbers.astype(spikes.dtype))
+
+
+def _all(*arrays: Any) -> list[Any]:
+    return list(arrays)
+
+
+def _of_the_spikes(operands: Any, tangents: Any) -> tuple[Any, Any]:
+    return _from_bytes_p.bind(*operands), tangents[0]
+
+
+_to_bytes_p.def_impl(_zeros)  # of jax.disable_jit
+_to_bytes_p.def_abstract_eval(lambda spikes: spikes.update(dtype=jnp.dtype(jnp.uint8), weak_type=False))
+batching.defvectorized(_to_bytes_p)
+mlir.register_lowering(_to_bytes_p, mlir.lower_fun(_zeros, multiple_results=False), platform="cpu")
+mlir.register_lowering(_to_bytes_p, mlir.lower_fun(_encoded, multiple_results=False))
+
+_from_bytes_p.def_impl(_first)
+_from_bytes_p.def_abstract_eval(lambda spikes, numbers: spikes)
+ad.primitive_jvps[_from_bytes_p] = _of_the_spikes
+batching.defbroadcasting(_from_bytes_p)
+mlir.register_lowering(_from_bytes_p, mlir.lower_fun(_first, multiple_results=False), platform="cpu")
+mlir.register_lowering(_from_bytes_p, mlir.lower_fun(_decoded, multiple_results=False))
+
+_when_needed_p.def_impl(_all)
+_when_needed_p.def_abstract_eval(_all)
+ad.primitive_jvps[_when_needed_p] = lambda arrays, tangents: (_when_needed_p.bind(*arrays), list(tangents))
+batching.primitive_batchers[_when_needed_p] = lambda arrays, axes: (_when_needed_p.bind(*arrays), axes)
+mlir.register_lowering(_when_needed_p, mlir.lower_fun(_all), platform="cpu")
+mlir.register_lowering(_when_needed_p, mlir.lower_fun(lambda *arrays: jax.lax.optimization_barrier(arrays)))
