@@ -60,6 +60,20 @@ def tiny(*, bits, timesteps, classes, input_shape, width, ratios, lif):
     return Graph(nodes, timesteps)
 
 
+def single(*, bits, timesteps, classes, input_shape, width, ratios, lif):
+    """One convolution, quantized, of the spikes of the pixels."""
+    middle = kept_channels(6, checked_ratios(ratios, ("middle",))["middle"])
+    nodes = (
+        Input("image", input_shape),
+        neuron("lif1", "image", lif),
+        *conv_bn("lif1", "conv2", "bn2", middle, quantizer=bits, label="middle"),
+        neuron("lif2", "bn2", lif),
+        GlobalAveragePool("pool", "lif2"),
+        Dense("fc", "pool", classes),
+    )
+    return Graph(nodes, timesteps)
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file below a directory but the lock, which names the last process that held it."""
     files = (p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != LOCK_FILE)

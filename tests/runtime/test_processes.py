@@ -20,7 +20,7 @@ from qpsnn_jax.runs.records import read_notes
 from qpsnn_jax.runtime import processes
 
 SMALL = shlex.split(
-    "digits --network.name small_runs:tiny --data.train_examples 192 --data.test_examples 60 "
+    "digits --network.name small_runs:single --data.train_examples 192 --data.test_examples 60 "
     "--train.batch_size 32 --finetune.batch_size 32 --train.epochs 2 --finetune.epochs 1 "
     "--prune.ratios middle=0.55 --prune.score_batches 1 --prune.score_batch_size 64 --prune.sparsity 0.5 "
     "--run.checkpoint_steps 4"
