@@ -333,16 +333,35 @@ def of_headline(*runs: tuple[float, int]) -> list[dict]:
 
 
 def test_the_verdict_of_the_headline_needs_both_seeds_and_the_bytes():
-    assert "Not yet run (1 of 2 seeds)" in verdicts.page(of_headline((0.86, 98_000)))
+    assert "Not yet run (1 of 2 seeds)" in verdicts.page(of_headline((0.86, 98_000)), [])
     assert "**Reached**: 85.00 % with 98,496 bytes, 86.00 %" in verdicts.page(
-        of_headline((0.85, 98_496), (0.86, 98_000))
+        of_headline((0.85, 98_496), (0.86, 98_000)), []
     )
-    assert "**Not reached**" in verdicts.page(of_headline((0.85, 98_497), (0.86, 98_000)))
-    assert "**Not reached**" in verdicts.page(of_headline((0.8499, 98_496), (0.86, 98_000)))
+    assert "**Not reached**" in verdicts.page(of_headline((0.85, 98_497), (0.86, 98_000)), [])
+    assert "**Not reached**" in verdicts.page(of_headline((0.8499, 98_496), (0.86, 98_000)), [])
+
+
+@pytest.mark.parametrize(
+    ("above", "words"),
+    [
+        ([(1, 1)] * 3, "**held**"),
+        ([(0, 1), (1, 0), (0, 0)], "**did not hold**"),
+        ([(1, 1), (1, 0), (0, 0)], "cannot say"),
+        ([(1, 1)] * 2, "2 of 3 networks measured"),
+    ],
+)
+def test_the_verdict_on_stability_needs_both_measures(above, words):
+    def measures(cosine: float, spearman: float) -> dict:
+        return {"cosine_least": 0.9 + cosine / 20, "spearman": 0.7 + spearman / 10}
+
+    found = [{"measures": {"SVS, ε = 1e-06": measures(*each), "SCA": measures(0.5, 0.5)}} for each in above]
+    assert verdicts.stability(found) == words
 
 
 def test_the_page_is_that_of_the_results_and_its_arms_are_those_of_the_plan():
     arms = {(unit.question, unit.arm) for unit in plan()}
     assert {(c.question, arm) for c in (*verdicts.PAPER, *verdicts.ADDITIONS) for arm in c.factors} <= arms
     page = ROOT / "notebooks" / "what_held_up.md"
-    assert page.read_text(encoding="utf-8") == verdicts.page(tables.read_results(verdicts.RESULTS))
+    assert page.read_text(encoding="utf-8") == verdicts.page(
+        *map(tables.read_results, (verdicts.RESULTS, verdicts.SCORES))
+    )
