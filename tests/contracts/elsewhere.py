@@ -22,7 +22,7 @@ dispatch.cpu_flags = lambda: frozenset({"avx512_vpopcntdq", "avx512_vnni", "avx5
 
 
 def on_mesh(contract: Contract, mesh: jax.sharding.Mesh) -> None:
-    """Lower it and its gradient for an input that is sharded along its first axis of even size."""
+    """Trace it and its gradient for an input that is sharded along its first axis of even size."""
     if not contract.explicit:
         return
     x = jnp.asarray(contract.batch[0])
@@ -32,7 +32,7 @@ def on_mesh(contract: Contract, mesh: jax.sharding.Mesh) -> None:
     def scalar(x: jax.Array) -> jax.Array:
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(contract.function(x)))
 
-    jax.jit(lambda x: (contract.function(x), jax.grad(scalar)(x) if contract.grad else ())).lower(x)
+    jax.jit(lambda x: (contract.function(x), jax.grad(scalar)(x) if contract.grad else ())).trace(x)
 
 
 def in_64_bits(contract: Contract) -> None:
