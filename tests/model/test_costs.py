@@ -101,7 +101,8 @@ def pooled_graph(*, frames: bool = False) -> Graph:
 @lru_cache
 def measured(graph: Graph, batch: int = 5):
     """Activity by the reducers, and the captured values, of the same images."""
-    variables, images = random_variables(graph), images_of(graph, batch)
+    variables, images = random_variables(graph), np.array(images_of(graph, batch))
+    images[..., 0, :] = 0  # which a static image is charged for too
     network, names = SpikingNetwork(graph), [n.input for n in graph.nodes if isinstance(n, Conv | Dense)]
     lifs = [node.name for node in graph.nodes if isinstance(node, LIF)]
 
