@@ -181,7 +181,8 @@ def test_equals_slow_network(case, train: bool):
 
 def convolved_batches(graph: Graph) -> list[int]:
     """How many images each convolution of the traced network sees."""
-    images, network = images_of(graph, BATCH), SpikingNetwork(graph)
+    # Exact: one algorithm for every platform.
+    images, network = images_of(graph, BATCH), SpikingNetwork(graph, "exact")
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
 
     def seen(jaxpr) -> list[int]:
