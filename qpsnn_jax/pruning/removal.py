@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import DictKey, GetAttrKey
 
 from qpsnn_jax.model.graph import Graph
@@ -137,9 +138,21 @@ def _cut(path: tuple, leaf: Any, cuts: Mapping[tuple[str, str], _Cut], total: in
             f"array {jax.tree_util.keystr(path)} of shape {shape} does not fit the graph, where {'/'.join(place)} has "
             f"the shape {cut.shape}. If it belongs to an optimizer, initialize its state from the pruned params."
         )
-    for axis, channels in cut.axes.items():
-        leaf = leaf.take(channels, axis=axis - len(cut.shape))
-    return leaf
+    return _taken(leaf, {axis - len(cut.shape): channels for axis, channels in cut.axes.items()})
+
+
+def _taken(leaf: Any, axes: Mapping[int, np.ndarray]) -> Any:
+    """The leaf with the entries ``channels`` of each axis, as it is: of NumPy, traced, on a device or on several."""
+    # By NumPy where it lies on one device, so that no program is compiled for each shape.
+    device = leaf.sharding if isinstance(leaf, jax.Array) and _is_on_one_device(leaf) else None
+    taken = leaf if device is None else np.asarray(leaf)
+    for axis, channels in axes.items():
+        taken = taken.take(channels, axis=axis)
+    return taken if device is None else jax.device_put(taken, device)
+
+
+def _is_on_one_device(leaf: jax.Array) -> bool:
+    return not isinstance(leaf, Tracer) and leaf.is_fully_addressable and len(leaf.sharding.device_set) == 1
 
 
 def _place(path: tuple, cuts: Mapping[tuple[str, str], _Cut]) -> tuple[tuple[str, str] | None, bool]:
