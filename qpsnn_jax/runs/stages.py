@@ -1,7 +1,6 @@
 """The stages of QP-SNN: train quantized, score, prune, fine-tune. Each is done once, and saved on disk.
 
-Between pruning and fine-tuning, masks may remove single weights (:mod:`qpsnn_jax.runs.masking`), and batch-norm may be
-recalibrated, which the paper does not do.
+Beyond the paper, masks of weights (:mod:`qpsnn_jax.runs.masking`) and recalibration may come before fine-tuning.
 """
 
 import time
