@@ -79,13 +79,22 @@ def table(question: str, arms: Sequence[str], reference: str, results: Sequence[
         reference: the arm that the others are compared with.
         results: of all questions.
     """
-    found = {arm: [r for r in results if (r["question"], r["arm"]) == (question, arm)] for arm in arms}
+    found = {arm: of_arm(results, question, arm) for arm in arms}
     head = ("arm", "runs", "accuracy", f"less {reference}, 95 %", "visible", "held out", "file", "SOPs", "energy")
     rows = [head, ("---",) * len(head)]
     compared = accuracies(found.get(reference, []))
     rows += [_row(arm, found[arm], {} if arm == reference else compared) for arm in arms]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"## {question}\n\n{lines}\n"
+    return f"## {question}\n\n{markdown(rows)}\n"
+
+
+def of_arm(results: Sequence[Mapping[str, Any]], question: str, arm: str) -> list[Mapping[str, Any]]:
+    """The results of one arm of a question."""
+    return [r for r in results if (r["question"], r["arm"]) == (question, arm)]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as lines of a Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _row(arm: str, results: Sequence[Mapping[str, Any]], reference: Mapping[int, float]) -> tuple[str, ...]:

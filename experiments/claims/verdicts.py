@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.claims.plan import HEADLINE_SEEDS, SEEDS
-from experiments.claims.tables import Difference, accuracies, contrast, read_results
+from experiments.claims.tables import Difference, accuracies, contrast, markdown, of_arm, read_results
 
 RESULTS = Path(__file__).parents[1] / "results" / "claims"
 SCORES = RESULTS.parent / "scores"
@@ -76,8 +76,7 @@ def verdict(claim: Claim, results: Sequence[Mapping[str, Any]]) -> tuple[Differe
 
     It held if the 95 % confidence interval lies above 0, did not hold if it lies below, and otherwise cannot be told.
     """
-    runs = {arm: [r for r in results if (r["question"], r["arm"]) == (claim.question, arm)] for arm in claim.factors}
-    terms = [(factor, accuracies(runs[arm])) for arm, factor in claim.factors.items()]
+    terms = [(factor, accuracies(of_arm(results, claim.question, arm))) for arm, factor in claim.factors.items()]
     if not set.intersection(*(set(values) for _, values in terms)):
         return None, "not yet run"
     found = contrast(terms)
@@ -124,7 +123,7 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
     for name in scores[0]["measures"] if scores else ():
         values = [np.mean([found["measures"][name][key] for found in scores]) for key in keys]
         rows.append((name, *(f"{value:.3f}" for value in values)))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def _table(claims: Sequence[Claim], results: Sequence[Mapping[str, Any]]) -> str:
@@ -135,11 +134,11 @@ def _table(claims: Sequence[Claim], results: Sequence[Mapping[str, Any]]) -> str
         if found is not None and found.pairs < 2:
             shown = f"{found.mean:+.2f}"
         rows.append((claim.text, claim.source, shown, str(found.pairs if found else 0), words))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)
 
 
 def _headline(results: Sequence[Mapping[str, Any]]) -> str:
-    found = [r for r in results if (r["question"], r["arm"]) == ("headline", "98kB")]
+    found = of_arm(results, "headline", "98kB")
     if len(found) < len(HEADLINE_SEEDS):
         return f"Not yet run ({len(found)} of {len(HEADLINE_SEEDS)} seeds)."
     good = all(100 * r["integer_accuracy"] >= _TARGET and r["file_bytes"] <= _LARGEST for r in found)
