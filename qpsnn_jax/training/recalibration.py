@@ -126,4 +126,10 @@ def _running(
         total = own if total is None else total.joined(own)
     assert total is not None
     new = {"mean": total.mean, "var": total.deviations / max(1, total.number - 1)}
-    return {name: jnp.asarray(values, old[name].dtype) for name, values in new.items()}
+    return {name: _placed_as(old[name], values) for name, values in new.items()}
+
+
+def _placed_as(old: Array, values: np.ndarray) -> Array:
+    """``values`` with the dtype and on the devices of ``old``: every other placement would be another program."""
+    new = jnp.asarray(values, old.dtype)
+    return device_put(new, old.sharding) if isinstance(old, Array) and old.committed else new

@@ -1,8 +1,10 @@
 """Recalibrated batch-norm: its running moments are those of what each layer receives in evaluation mode."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import programs_compiled
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax import Quantizer, SpikingNetwork, channel_groups, prune, recalibrate
@@ -54,6 +56,16 @@ def test_one_batch_or_several_and_what_was_there_before_do_not_matter(pruned, ba
     graph, _ = pruned
     again = recalibrate(graph, recalibrated, [np.concatenate(batches)])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, recalibrated)
+
+
+@pytest.mark.parametrize("place", [np.asarray, jnp.asarray, lambda x: jax.device_put(x, jax.devices()[0])])
+def test_all_levels_of_a_network_share_one_program_wherever_its_arrays_lie(pruned, batches, place):
+    """Arrays that are read from a file are committed to a device; those of a level are then too."""
+    graph, variables = pruned
+    jax.clear_caches()
+    with programs_compiled() as compiled:
+        recalibrate(graph, jax.tree.map(place, variables), batches[:1])
+    assert compiled.count("_batch_moments") == 1
 
 
 def test_without_images_there_is_nothing_to_estimate(pruned):
