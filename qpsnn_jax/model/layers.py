@@ -133,6 +133,7 @@ class BatchNorm(nn.Module):
     Args:
         momentum: decay of the running statistics, 0 to 1.
         epsilon: ε, at least 0.
+        scale_init: the scale w at the start, at least 0.
 
     Raises:
         ValueError: an argument is out of range.
@@ -143,11 +144,12 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    scale_init: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """``… c`` normalized by the running statistics, or with ``train`` by those of the batch."""
-        node = nodes.BatchNorm(self.name or "BatchNorm", _INPUT, self.momentum, self.epsilon)
+        node = nodes.BatchNorm(self.name or "BatchNorm", _INPUT, self.momentum, self.epsilon, self.scale_init)
         return run_node(self, node, x, Context((Value(x.shape[-1:], timed=False, spiking=False),), 1, train))
 
 

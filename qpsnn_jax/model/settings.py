@@ -50,6 +50,9 @@ class NetworkSettings:
     ste: str = setting("clipped", "straight-through gradient of the quantizer", names=("clipped", "plain", "scaled"))
     learned_tau: bool = setting(False, "learn the leak τ of every layer of neurons (PLIF)")
     learned_threshold: bool = setting(False, "learn the threshold θ of every layer of neurons")
+    residual_scale: float = setting(
+        1.0, "scale at which the last batch-norm of every residual branch starts", above=0, most=100
+    )
     fire: Literal[">=", ">"] = setting(">=", "when a membrane fires at the threshold")
     surrogate: str = setting(
         "triangular", "derivative of the firing step", names=("triangular", "rectangular", "sigmoid", "arctan")
@@ -92,6 +95,7 @@ def build(
     from qpsnn_jax.model.graph import Graph, to_json
     from qpsnn_jax.model.nodes import LIF, Quantizer
     from qpsnn_jax.model.precision import with_edge_bits, with_layer_bits
+    from qpsnn_jax.model.residual import with_residual_scale
 
     name = str(settings.name)
     make = find(NETWORKS.get(name, name))
@@ -121,6 +125,8 @@ def build(
     if graph.input.frames != frames:
         kind = "recordings of events" if frames else "still images"
         raise ValueError(f"network {name} does not take {kind}.")
+    if settings.residual_scale != 1:
+        graph = with_residual_scale(graph, settings.residual_scale)
     if settings.edge_bits is not None:
         graph = with_edge_bits(graph, settings.edge_bits)
     graph = with_layer_bits(graph, {name: int(bits) for name, bits in settings.layer_bits.items()})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from released import state_dict
-from small_networks import images_of, random_variables
+from small_networks import images_of, random_variables, residual_graph
 
 import qpsnn_jax as qp
 from contracts.table import TABLE
@@ -115,6 +115,7 @@ def calls(folder: Path) -> dict[str, Callable]:
         "weight_by_gradient": lambda: qp.weight_by_gradient([(images, labels)])(GRAPH, variables, ["conv"]),
         "weight_by_rate": lambda: qp.weight_by_rate(activity)(GRAPH, variables, ["conv"]),
         "weight_magnitude": lambda: qp.weight_magnitude(GRAPH, variables, ["conv"]),
+        "with_residual_scale": lambda: qp.with_residual_scale(residual_graph(), 0.25),
         "with_edge_bits": lambda: qp.with_edge_bits(GRAPH, 8),
         "with_float_weights": lambda: qp.with_float_weights(GRAPH, variables),
         "with_layer_bits": lambda: qp.with_layer_bits(GRAPH, {"conv": 4}),

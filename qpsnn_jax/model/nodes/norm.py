@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.nn.initializers import ones, zeros
+from jax.nn.initializers import constant, ones, zeros
 
 from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.kernels.moments import channel_moments
@@ -21,17 +21,18 @@ from qpsnn_jax.model.nodes.checks import float_fields
 class BatchNorm(Unary):
     """Batch normalization over everything but the channels; running statistics decay by ``momentum``.
 
-    The running variance is the unbiased one, as in the released code.
+    The running variance is the unbiased one, as in the released code. Fresh scales are ``scale_init``.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    scale_init: float = 1.0
 
     uses_affine: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         float_fields(self, "momentum", least=0, most=1)
-        float_fields(self, "epsilon", least=0)
+        float_fields(self, "epsilon", "scale_init", least=0)
 
     def infer(self, inputs: Values) -> Value:
         """As its input, but not spikes."""
@@ -40,7 +41,7 @@ class BatchNorm(Unary):
     def leaves(self, inputs: Values) -> dict[str, Leaf]:
         """``scale`` and ``bias``, and the running ``mean`` and ``var``, each of shape c."""
         shape, axes = inputs[0].shape[-1:], (self.name,)
-        params = {"scale": Leaf(shape, ones, axes), "bias": Leaf(shape, zeros, axes)}
+        params = {"scale": Leaf(shape, constant(self.scale_init), axes), "bias": Leaf(shape, zeros, axes)}
         stats = {"mean": Leaf(shape, zeros, axes, "batch_stats"), "var": Leaf(shape, ones, axes, "batch_stats")}
         return params | stats
 
