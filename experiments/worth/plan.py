@@ -21,6 +21,7 @@ _PRESETS = {"digits": "digits", "cifar10": "cifar10-tiny"}
 _TRAINED: Mapping[str, Mapping[str, Any]] = {
     "gamma": {"network": {"gamma": "learned"}},
     "neurons": {"network": {"learned_tau": True, "learned_threshold": True}},
+    "residual": {"network": {"residual_scale": 0.25}},
     "timesteps": {"train": {"timesteps_schedule": "1:0.7,2"}},
     "edges": {"network": {"edge_bits": 8}, "prune": {"budget": "plain"}},
     "ternary": {"network": {"levels": 3}, "prune": {"budget": "plain"}},

@@ -1,6 +1,8 @@
 // The loops of the native kernels on arrays of exact size, against sums over all taps; for the compiler's sanitizers.
+#include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <new>
 #include <random>
 #include <thread>
 
@@ -84,6 +86,20 @@ static int run_over_channels(const Pool& pool, int64_t batch, int64_t steps, int
   return wrong;
 }
 
+// What one item throws reaches the caller once all threads have left the loop.
+static int fails(const Pool& pool, int64_t failing) {
+  std::atomic<int64_t> done{0};
+  try {
+    parallel_for(pool, 1000, [&](int64_t item, int) {
+      if (item == failing) throw std::bad_alloc();
+      ++done;
+    });
+  } catch (const std::bad_alloc&) {
+    return done >= 1000;
+  }
+  return 1;
+}
+
 int main() {
   std::vector<std::thread> threads;
   const Pool pool{4, [&](std::function<void()> task) { threads.emplace_back(std::move(task)); }};
@@ -126,6 +142,7 @@ int main() {
   wrong += run_over_channels(pool, 0, 2, 2, 2, 3);
   wrong += run_over_channels(pool, 2, 2, 2, 2, 0);
   wrong += run_over_channels(pool, 2, 40, 20, 20, 5);
+  for (int64_t failing : {0, 500, 999}) wrong += fails(pool, failing);
   for (std::thread& thread : threads) thread.join();
   if (wrong) std::printf("%d numbers are wrong\n", wrong);
   return wrong != 0;

@@ -1,5 +1,6 @@
 """The native kernels against plain sums, and how they are called and compiled."""
 
+import ctypes
 import logging
 import re
 import subprocess
@@ -287,3 +288,29 @@ def test_it_can_be_switched_off(monkeypatch, caplog):
     monkeypatch.setenv("QPSNN_NATIVE", "0")
     assert library.load.__wrapped__() is None
     assert not caplog.records
+
+
+def test_a_kernel_without_memory_raises_and_the_process_goes_on(tmp_path):
+    """One of its threads fails, as where its scratch memory cannot be allocated."""
+    sources = Path(library.__file__).parent
+    (tmp_path / "fails.cc").write_text(
+        '#include "handlers.h"\n'
+        "static xla::ffi::Error Fails(xla::ffi::ThreadPool threads, qpsnn::FloatResult) {\n"
+        "  return qpsnn::guarded([&] {\n"
+        "    const auto fail = [](int64_t item, int) { if (item == 50) throw std::bad_alloc(); };\n"
+        "    qpsnn::parallel_for(qpsnn::pool_of(threads), 100, fail);\n"
+        "  });\n"
+        "}\n"
+        "XLA_FFI_DEFINE_HANDLER_SYMBOL(fails, Fails,\n"
+        "    xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>().Ret<qpsnn::Floats>());\n"
+    )
+    built = tmp_path / "fails.so"
+    flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-w", f"-I{sources}", f"-I{jax.ffi.include_dir()}"]
+    subprocess.run([*library.compiler(), *flags, str(tmp_path / "fails.cc"), "-o", str(built)], check=True)
+    target = jax.ffi.pycapsule(ctypes.CDLL(str(built)).fails)
+    jax.ffi.register_ffi_target("qpsnn_jax_test_fails", target, platform="cpu")
+    for _ in range(2):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory in a native kernel of qpsnn_jax"):
+            jax.ffi.ffi_call("qpsnn_jax_test_fails", jax.ShapeDtypeStruct((3,), np.float32))().block_until_ready()
+    x, cotangent, _ = sparse(SPEC)
+    assert np.isfinite(kernel_grad(x, cotangent, SPEC)).all()

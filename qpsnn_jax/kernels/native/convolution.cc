@@ -13,22 +13,25 @@ static Conv conv_of(const Floats& maps, const Floats& sums, Integers kernel, Int
 static ffi::Error Sums(ffi::ThreadPool threads, Floats maps, Floats kernel, FloatResult sums, Integers hw,
                        Integers strides, Integers padding) {
   const Conv conv = conv_of(maps, *sums, hw, strides, padding);
-  conv_sums(pool_of(threads), conv, maps.typed_data(), kernel.typed_data(), sums->typed_data());
-  return ffi::Error::Success();
+  return guarded([&] {
+    conv_sums(pool_of(threads), conv, maps.typed_data(), kernel.typed_data(), sums->typed_data());
+  });
 }
 
 static ffi::Error InputGrad(ffi::ThreadPool threads, Floats cotangent, Floats kernel, FloatResult grad, Integers hw,
                             Integers, Integers strides, Integers padding) {
   const Conv conv = conv_of(*grad, cotangent, hw, strides, padding);
-  conv_input_grad(pool_of(threads), conv, cotangent.typed_data(), kernel.typed_data(), grad->typed_data());
-  return ffi::Error::Success();
+  return guarded([&] {
+    conv_input_grad(pool_of(threads), conv, cotangent.typed_data(), kernel.typed_data(), grad->typed_data());
+  });
 }
 
 static ffi::Error KernelGrad(ffi::ThreadPool threads, Floats maps, Floats cotangent, FloatResult grad, Integers hw,
                              Integers strides, Integers padding) {
   const Conv conv = conv_of(maps, cotangent, hw, strides, padding);
-  kernel_grad(pool_of(threads), conv, maps.typed_data(), cotangent.typed_data(), grad->typed_data());
-  return ffi::Error::Success();
+  return guarded([&] {
+    kernel_grad(pool_of(threads), conv, maps.typed_data(), cotangent.typed_data(), grad->typed_data());
+  });
 }
 
 static auto two_to_one() {

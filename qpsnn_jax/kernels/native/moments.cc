@@ -7,8 +7,9 @@ namespace qpsnn {
 
 static ffi::Error ChannelMoments(ffi::ThreadPool threads, Floats x, FloatResult mean, FloatResult var) {
   const int64_t channels = mean->element_count(), rows = channels ? x.element_count() / channels : 0;
-  channel_moments(pool_of(threads), rows, channels, x.typed_data(), mean->typed_data(), var->typed_data());
-  return ffi::Error::Success();
+  return guarded([&] {
+    channel_moments(pool_of(threads), rows, channels, x.typed_data(), mean->typed_data(), var->typed_data());
+  });
 }
 
 }  // namespace qpsnn

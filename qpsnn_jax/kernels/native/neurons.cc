@@ -36,11 +36,12 @@ static Currents currents_of(Floats x, Floats factor, Floats offset, Floats resid
 // `run` with std::true_type if there is a residual.
 template <class Run>
 static ffi::Error with_residual(const Currents& currents, const Run& run) {
-  if (currents.residual)
-    run(std::true_type());
-  else
-    run(std::false_type());
-  return ffi::Error::Success();
+  return guarded([&] {
+    if (currents.residual)
+      run(std::true_type());
+    else
+      run(std::false_type());
+  });
 }
 
 template <bool Membranes>

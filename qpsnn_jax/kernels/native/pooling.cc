@@ -9,8 +9,9 @@ static ffi::Error MaxPoolGrad(ffi::ThreadPool threads, Floats maps, Floats cotan
                               Integers window) {
   const auto x = maps.dimensions(), y = cotangent.dimensions();
   const Tiles tiles{x[0], x[1], x[2], x[3], y[1], y[2], window[0], window[1]};
-  max_pool_grad(pool_of(threads), tiles, maps.typed_data(), cotangent.typed_data(), result->typed_data());
-  return ffi::Error::Success();
+  return guarded([&] {
+    max_pool_grad(pool_of(threads), tiles, maps.typed_data(), cotangent.typed_data(), result->typed_data());
+  });
 }
 
 }  // namespace qpsnn
