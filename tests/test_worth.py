@@ -7,6 +7,7 @@ from experiments.worth import plan as module
 from experiments.worth.plan import QUESTIONS, plan
 from qpsnn_jax.data import load
 from qpsnn_jax.runs.config import check_config
+from qpsnn_jax.runs.presets import PRESETS
 from qpsnn_jax.runtime.settings import settings
 
 
@@ -20,11 +21,12 @@ def test_the_plan_goes_together():
     assert len(set(names)) == len(names)
     for place, one in enumerate(units):
         assert one.base is None or one.base.name in names[:place]
-        assert one.test is None
+        # The test images show what came out of the choice, and have no part in it.
+        assert one.test == ("digits" if one.question == "preset" else None)
     for config in {unit.arm: unit.config for unit in units}.values():
         check_config(config)
     seeds = {question: {one.seed for one in units if one.question == question} for question in QUESTIONS}
-    assert seeds == {"digits": set(range(5)), "cifar10": set(range(3))}
+    assert seeds == {"digits": set(range(5)), "cifar10": set(range(3)), "preset": set(range(10))}
     assert all(arm in {one.arm for one in units if one.question == name} for name, arm in QUESTIONS.items())
 
 
@@ -41,6 +43,16 @@ def test_an_arm_differs_in_one_thing_and_sees_as_many_images():
             assert steps(one) + steps(one.base) == steps(units["dense"]) + steps(units["plain"])
     assert steps(units["scratch"]) == steps(units["dense"]) + steps(units["plain"])
     assert units["budget"].config.prune.budget == units["ternary"].config.prune.budget
+
+
+def test_the_presets_run_as_they_are_but_for_their_seed():
+    units = [one for one in plan() if one.question == "preset"]
+    for one in units:
+        usual = {field.name: field.value for field in settings(PRESETS[one.arm].config)}
+        changed = {field.name for field in settings(one.config) if field.value != usual[field.name]}
+        assert changed <= {"data.train_examples", "run.seed"}
+    data = load("digits")
+    assert {one.config.data.train_examples for one in units} == {len(data.train.labels)}
 
 
 def test_the_held_out_digits_are_a_fifth():

@@ -105,14 +105,14 @@ def _row(arm: str, results: Sequence[Mapping[str, Any]], reference: Mapping[int,
     if accuracy.keys() & reference.keys():
         found = difference(accuracy, reference)
         shown = (f"{found.mean:+.2f} ± {_text(found.half_width)}", _text(found.visible))
-    held_out = [_held_out(r) for r in results]
+    held_out = [_held_out(r) for r in results if r["held_out_accuracy"]]
     files = [r["file_bytes"] for r in results if r["file_bytes"] is not None]
     return (
         arm,
         str(len(results)),
         _mean(list(accuracy.values())),
         *shown,
-        _mean(held_out),
+        _mean(held_out) if held_out else "–",
         f"{max(files):,} bytes" if files else "–",
         f"{np.mean([r['sops'] for r in results]) / 1e6:.3f} M",
         f"{np.mean([r['energy_mj'] for r in results]) * 1000:.3f} µJ",

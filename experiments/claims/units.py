@@ -23,7 +23,7 @@ from qpsnn_jax.runs.evaluation import evaluate, sensitivity_batches
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runs.records import measure, read_notes, versions
-from qpsnn_jax.runs.rounds import prune_in_rounds
+from qpsnn_jax.runs.rounds import prune_in_rounds, run_stages
 from qpsnn_jax.runs.stages import Run
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.runtime.settings import as_dict, from_dict
@@ -42,7 +42,8 @@ class Unit:
         kind: of :data:`KINDS`.
         base: the unit whose trained network this one starts from; for ``scratch``, whose pruned widths it has.
         test: the data set whose test images are read once, when the unit is finished; None for a unit that serves a
-            choice, which has its held-out images alone.
+            choice, which has its held-out images alone. Where these are the images of the config itself, none are
+            held out.
         integer: whether the integer network classifies the test images too.
     """
 
@@ -157,6 +158,12 @@ def _over(fresh: Variables, trained: Variables) -> Variables:
     }
 
 
+def _run(unit: Unit, run: Run, runs: Path) -> str:
+    """All stages, as ``qpsnn run``."""
+    run_stages(unit.config, run)
+    return "finetuned"
+
+
 def _mixed(unit: Unit, run: Run, runs: Path) -> str:
     """The network of the base with other bits in each layer, of as many bytes, trained and pruned as it was."""
     if read_stage(run.directory, "quantized"):
@@ -178,6 +185,7 @@ KINDS: Mapping[str, Callable[[Unit, Run, Path], str]] = {
     "quantize": _quantize,
     "scratch": _scratch,
     "mixed": _mixed,
+    "run": _run,
 }
 
 
@@ -211,6 +219,9 @@ def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str,
     measured = measure(final, (graph, variables), run.graph, found, None, 0.0)
     rates = measured.firing_rates.values()
     named = {name: stage for name in STAGES if (stage := read_stage(run.directory, name))}
+    held_out = (
+        {} if unit.test == unit.config.data.name else {name: stage.accuracy_last for name, stage in named.items()}
+    )
     return {
         "name": unit.name,
         "question": unit.question,
@@ -219,7 +230,7 @@ def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str,
         "recipe": unit.recipe,
         "test_accuracy": None if unit.test is None else found.accuracy,
         "test_images": 0 if unit.test is None else len(data.test.labels),
-        "held_out_accuracy": {name: stage.accuracy_last for name, stage in named.items()},
+        "held_out_accuracy": held_out,
         "params": measured.params,
         "weight_bytes": measured.size_bytes,
         "sops": measured.sops_total,
@@ -253,6 +264,6 @@ def steps_of(unit: Unit) -> dict[int, int]:
     assert examples is not None, f"{unit.name} must say how many images it trains on"
     train, finetune = unit.config.train, unit.config.finetune
     whole = dataclasses.replace(train, epochs=train.epochs + finetune.epochs)
-    training = {"train": train, "scratch": whole, "mixed": whole}.get(unit.kind, finetune)
+    training = {"train": train, "scratch": whole, "mixed": whole, "run": whole}.get(unit.kind, finetune)
     epochs = Counter(training.schedule or (own,) * training.epochs)
     return {timesteps: number * (examples // training.batch_size) for timesteps, number in epochs.items()}

@@ -38,16 +38,24 @@ _PRUNED: Mapping[str, Mapping[str, Any]] = {
 # Those that are for images of 8x8 pixels alone: others take other numbers of operations.
 _DIGITS_ALONE = {"operations"}
 
-QUESTIONS: Mapping[str, str] = {"digits": "plain", "cifar10": "plain"}
+QUESTIONS: Mapping[str, str] = {"digits": "plain", "cifar10": "plain", "preset": "digits"}
 """The arm of each question that the others are compared with."""
 
 
 def plan() -> list[Unit]:
     """All units, each once, every one after what it starts from."""
-    return list({unit.name: unit for question in QUESTIONS for unit in _units(question)}.values())
+    return [*_arms("digits"), *_arms("cifar10"), *_presets()]
 
 
-def _units(question: str) -> Iterator[Unit]:
+def _presets() -> Iterator[Unit]:
+    """The preset that the choice led to, beside the plain one, on all training images and the test images."""
+    for arm in ("digits_plus", "digits"):
+        for seed in range(10):
+            changes = {"data": {"train_examples": 1437}, "run": {"seed": seed}}  # all of them
+            yield Unit("preset", arm, "1437-45e", updated(PRESETS[arm].config, changes), "run", test="digits")
+
+
+def _arms(question: str) -> Iterator[Unit]:
     recipe, data, seeds = _RECIPES[question]
     for seed in seeds:
         changes = {"data": data, "run": {"seed": seed, "checkpoint_epochs": 5}, "prune": {"recalibrate": "never"}}
