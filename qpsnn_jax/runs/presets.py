@@ -56,7 +56,7 @@ PRESETS: dict[str, Preset] = {
         dataclasses.replace(
             _DIGITS_RUN,
             network=dataclasses.replace(_DIGITS_RUN.network, residual_scale=0.25),
-            finetune=_then(_DIGITS_RUN.finetune, distill="quantized", distill_weight=0.9),
+            finetune=_then(_DIGITS_RUN.finetune, distill="quantized"),
         ),
     ),
     "cifar10": Preset(
