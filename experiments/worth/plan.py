@@ -14,7 +14,11 @@ from qpsnn_jax.runtime.settings import updated
 DIGITS = held_out("digits", 287)  # a fifth of the training images
 _RECIPES = {
     "digits": ("1150-45e", {"name": "experiments.worth.plan:DIGITS", "train_examples": 1150}, range(5)),
-    "cifar10": ("3k-12e", {"name": "experiments.claims.data:CIFAR10", "test_examples": 1000}, range(3)),
+    "cifar10": (
+        "2k-12e",
+        {"name": "experiments.claims.data:CIFAR10", "train_examples": 2000, "test_examples": 1000},
+        range(3),
+    ),
 }
 _PRESETS = {"digits": "digits", "cifar10": "cifar10-tiny"}
 # The changes of an arm, after its own training or after that of the plain pipeline.
