@@ -36,6 +36,7 @@ from qpsnn_jax import (
 from qpsnn_jax.data import load
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, GlobalAveragePool, Input
 from qpsnn_jax.runs.config import check_config
+from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runtime.stopping import Terminated, termination
 
 DIGITS = held_out("digits", 360)
@@ -151,6 +152,23 @@ def test_a_choice_reads_no_test_images(done, tmp_path, monkeypatch):
     found = json.loads((tmp_path / f"{chosen.name}.json").read_bytes())
     assert (found["test_accuracy"], found["test_images"]) == (None, 0)
     assert f"{100 * found['held_out_accuracy']['quantized']:.2f}" in tables.table("small", ["float"], "svs", [found])
+
+
+@pytest.mark.parametrize("name", ["digits", f"{__name__}:DIGITS"])
+def test_the_test_images_of_another_seed_are_its_own(tmp_path, name):
+    """The split of the digits depends on the seed; with that of another, images that were trained on would be read."""
+    base = unit("run", "run", epochs=3, ratios={"middle": 0.5})
+    data = dataclasses.replace(base.config.data, name=name, train_examples=256)
+    config = dataclasses.replace(base.config, data=data, run=dataclasses.replace(base.config.run, seed=3))
+    own = dataclasses.replace(base, config=config)
+    do(own, tmp_path / "runs", tmp_path / "results", None, lambda: None)
+    found = result(tmp_path, own)
+    graph, variables = load_network(tmp_path / "runs" / own.name / "finetuned")
+    test = load("digits", seed=3)
+    expected = evaluate(graph, variables, test.test, test).accuracy
+    assert found["test_accuracy"] == pytest.approx(expected)
+    assert bool(found["held_out_accuracy"]) == (name != "digits")
+    assert expected != evaluate(graph, variables, load("digits").test, test).accuracy
 
 
 def test_the_time_is_over(tmp_path, monkeypatch):

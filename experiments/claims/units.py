@@ -42,8 +42,8 @@ class Unit:
         kind: of :data:`KINDS`.
         base: the unit whose trained network this one starts from; for ``scratch``, whose pruned widths it has.
         test: the data set whose test images are read once, when the unit is finished; None for a unit that serves a
-            choice, which has its held-out images alone. Where these are the images of the config itself, none are
-            held out.
+            choice, which has its held-out images alone. If it is the data set of the config itself, none are held out,
+            and every epoch is measured on the test images, as in ``qpsnn run``.
         integer: whether the integer network classifies the test images too.
     """
 
@@ -209,11 +209,13 @@ def _plain(config: Config, kind: str, base: str | None, test: str | None) -> dic
 
 
 def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str, Any]:
-    """What a finished unit gave; the only place where test images are read."""
+    """What a finished unit gave; the only place where test images are read, except in a run of a preset as it is."""
     graph, variables = load_network(run.directory / final)
     data = run.data
-    if unit.test is not None:
-        data = dataclasses.replace(data, test=load(unit.test, data_dir=data_dir, train_examples=1).test)
+    own = unit.test == unit.config.data.name  # whose split may depend on the seed
+    if unit.test is not None and not own:
+        other = load(unit.test, data_dir=data_dir, train_examples=1, seed=unit.config.run.seed)
+        data = dataclasses.replace(data, test=other.test)
     assert isinstance(data.test, Arrays)
     found = evaluate(graph, variables, data.test, data, precision=run.settings.precision)
     measured = measure(final, (graph, variables), run.graph, found, None, 0.0)

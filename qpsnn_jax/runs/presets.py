@@ -50,9 +50,9 @@ PRESETS: dict[str, Preset] = {
     "digits": Preset(
         "2-bit ResNet20 of 1/8 width on the UCI digits that come with the package; two minutes on 2 cores", _DIGITS_RUN
     ),
-    # Chosen on held-out training images: experiments/worth.md.
+    # Chosen on held-out training images: experiments/README.md.
     "digits_plus": Preset(
-        "the same in less time and more accurate: residual branches that start small, and a teacher in fine-tuning",
+        "the same with residual branches that start small, and the unpruned network as the teacher of fine-tuning",
         dataclasses.replace(
             _DIGITS_RUN,
             network=dataclasses.replace(_DIGITS_RUN.network, residual_scale=0.25),

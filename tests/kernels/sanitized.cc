@@ -86,16 +86,35 @@ static int run_over_channels(const Pool& pool, int64_t batch, int64_t steps, int
   return wrong;
 }
 
-// What one item throws reaches the caller once all threads have left the loop.
+// What one item throws reaches the caller once all threads have left the loop, and no further items are begun.
 static int fails(const Pool& pool, int64_t failing) {
-  std::atomic<int64_t> done{0};
+  constexpr int64_t kItems = 1000000;
+  std::atomic<int64_t> begun{0}, left{0};
   try {
-    parallel_for(pool, 1000, [&](int64_t item, int) {
+    parallel_for(pool, kItems, [&](int64_t item, int) {
+      ++begun;
+      struct Leave {
+        std::atomic<int64_t>& left;
+        ~Leave() { ++left; }
+      } leave{left};
       if (item == failing) throw std::bad_alloc();
-      ++done;
     });
   } catch (const std::bad_alloc&) {
-    return done >= 1000;
+    return left != begun || begun == kItems;
+  }
+  return 1;
+}
+
+// A pool that cannot take a task.
+static int fails_to_schedule() {
+  int tasks = 0;
+  const Pool full{4, [&](std::function<void()>) {
+    if (++tasks == 2) throw std::bad_alloc();
+  }};
+  try {
+    parallel_for(full, 1000, [](int64_t, int) {});
+  } catch (const std::bad_alloc&) {
+    return 0;
   }
   return 1;
 }
@@ -140,9 +159,11 @@ int main() {
     wrong += run_over_channels(pool, 3, 2, 1, 7, channels);
   }
   wrong += run_over_channels(pool, 0, 2, 2, 2, 3);
+  wrong += run_over_channels(pool, 0, 2, 2, 2, 129);
   wrong += run_over_channels(pool, 2, 2, 2, 2, 0);
   wrong += run_over_channels(pool, 2, 40, 20, 20, 5);
   for (int64_t failing : {0, 500, 999}) wrong += fails(pool, failing);
+  wrong += fails_to_schedule();
   for (std::thread& thread : threads) thread.join();
   if (wrong) std::printf("%d numbers are wrong\n", wrong);
   return wrong != 0;

@@ -57,7 +57,10 @@ def test_fresh_variables_differ_in_these_scales_alone():
 
 
 def test_with_a_scale_near_zero_neurons_pass_the_spikes_of_the_shortcut():
-    """The network then computes what it computes without the block: a spike alone brings a membrane to θ."""
+    """The network then computes what it computes without the block: a spike alone brings a membrane to θ.
+
+    That holds where 1 - s rounds to 1; a larger branch that is negative keeps a membrane below θ.
+    """
     tiny = with_residual_scale(GRAPH, 1e-30)
     variables = random_variables(GRAPH)
     variables["params"]["bn2"] = init_variables(tiny, jax.random.key(0))["params"]["bn2"]
@@ -80,9 +83,22 @@ def test_settings_and_files_hold_it():
     assert from_json(old) == usual
 
 
-@pytest.mark.parametrize("scale", [0, -1.0, float("nan")])
+def test_inputs_with_as_many_layers_before_them_are_no_branches():
+    """The first addition has a branch; what is added next is parallel to it."""
+    parallel = (
+        Conv("conv3", "lif0", 4, quantizer=Quantizer(2)),
+        BatchNorm("bn3", "conv3"),
+        Conv("conv4", "lif0", 4, quantizer=Quantizer(2)),
+        BatchNorm("bn4", "conv4"),
+        Add("sum", "bn3", "lif0"),
+        Add("both", "sum", "bn4"),
+    )
+    assert scaled(Graph((*BODY[:4], *parallel), 1)) == ["bn3"]
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf"), "0.25"])
 def test_a_scale_that_is_not_positive_is_refused(scale):
-    with pytest.raises(ValueError, match="the scale of residual branches must be above 0"):
+    with pytest.raises(ValueError, match="the scale of residual branches must be"):
         with_residual_scale(GRAPH, scale)
 
 

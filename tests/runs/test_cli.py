@@ -28,7 +28,7 @@ from qpsnn_jax.runs.presets import PRESETS
 from qpsnn_jax.runtime.settings import kind_of, parse, settings
 
 RUN = ["run", "digits", "--out", "new"]
-DIGITS = "'digit' is neither a preset (digits, cifar10, cifar10-tiny, nmnist) nor a .py file;"
+DIGITS = "'digit' is neither a preset (digits, digits_plus, cifar10, cifar10-tiny, nmnist) nor a .py file;"
 MANY = "99999999999999999999"
 
 WRONG = {

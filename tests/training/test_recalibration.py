@@ -64,8 +64,10 @@ def test_all_levels_of_a_network_share_one_program_wherever_its_arrays_lie(prune
     graph, variables = pruned
     jax.clear_caches()
     with programs_compiled() as compiled:
-        recalibrate(graph, jax.tree.map(place, variables), batches[:1])
+        found = recalibrate(graph, placed := jax.tree.map(place, variables), batches[:1])
     assert compiled.count("_batch_moments") == 1
+    for old, new in zip(*map(jax.tree.leaves, (placed["batch_stats"], found["batch_stats"])), strict=True):
+        assert getattr(old, "committed", False) == new.committed
 
 
 def test_without_images_there_is_nothing_to_estimate(pruned):

@@ -24,14 +24,14 @@ inline void store(float* to, Vector x, int64_t count) {
 }
 
 // `examples` rows of `size` numbers each, in pieces of `length`, a multiple of a vector and, in rows of several pieces, of
-// the channels.
+// the channels; never less than one place for each channel.
 struct Pieces {
   int64_t examples, size, channels, length, count;
 
   Pieces(int64_t examples, int64_t size, int64_t channels, int64_t wanted)
       : examples(examples), size(size), channels(std::max<int64_t>(1, channels)) {
     const int64_t period = std::lcm(this->channels, int64_t{kLanes});
-    const int64_t whole = ceil_div(std::max<int64_t>(1, size), kLanes) * kLanes;
+    const int64_t whole = ceil_div(std::max(this->channels, size), kLanes) * kLanes;
     length = std::min(ceil_div(wanted, period) * period, whole);
     count = ceil_div(size, length);
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <exception>
 #include <new>
+#include <string>
 
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
