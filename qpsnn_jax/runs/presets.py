@@ -52,7 +52,7 @@ PRESETS: dict[str, Preset] = {
     ),
     # Chosen on held-out training images: experiments/README.md.
     "digits_plus": Preset(
-        "as many bytes, more accurate: ternary, a budget in place of ratios, small residual branches at first, a teacher",
+        "in as many bytes: ternary under a budget, residual branches that start small, a teacher in fine-tuning",
         dataclasses.replace(
             _DIGITS_RUN,
             network=dataclasses.replace(_DIGITS_RUN.network, levels=3, residual_scale=0.25),
