@@ -38,6 +38,7 @@ BEYOND = {
     "network.surrogate": "step",
     "network.learned_tau": "yes",
     "network.learned_threshold": 1,
+    "network.residual_scale": 0,
     "data.name": "",
     "data.data_dir": 3,
     "data.train_examples": HUGE,
