@@ -221,9 +221,7 @@ def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str,
     measured = measure(final, (graph, variables), run.graph, found, None, 0.0)
     rates = measured.firing_rates.values()
     named = {name: stage for name in STAGES if (stage := read_stage(run.directory, name))}
-    held_out = (
-        {} if unit.test == unit.config.data.name else {name: stage.accuracy_last for name, stage in named.items()}
-    )
+    held_out = {} if own else {name: stage.accuracy_last for name, stage in named.items()}
     return {
         "name": unit.name,
         "question": unit.question,

@@ -10,6 +10,7 @@ from jax.tree_util import DictKey, GetAttrKey
 
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.pruning.channels import Group, channel_groups, channel_numbers
+from qpsnn_jax.runtime.sharding import placed_as
 
 Tree = TypeVar("Tree")
 Keep = Mapping[str, Sequence[int] | np.ndarray]
@@ -144,11 +145,11 @@ def _cut(path: tuple, leaf: Any, cuts: Mapping[tuple[str, str], _Cut], total: in
 def _taken(leaf: Any, axes: Mapping[int, np.ndarray]) -> Any:
     """The leaf with the entries ``channels`` of each axis, as it is: of NumPy, traced, on a device or on several."""
     # By NumPy where it lies on one device, so that no program is compiled for each shape.
-    device = leaf.sharding if isinstance(leaf, jax.Array) and _is_on_one_device(leaf) else None
-    taken = leaf if device is None else np.asarray(leaf)
+    by_numpy = isinstance(leaf, jax.Array) and _is_on_one_device(leaf)
+    taken = np.asarray(leaf) if by_numpy else leaf
     for axis, channels in axes.items():
         taken = taken.take(channels, axis=axis)
-    return taken if device is None else jax.device_put(taken, device)
+    return placed_as(leaf, taken) if by_numpy else taken
 
 
 def _is_on_one_device(leaf: jax.Array) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -43,6 +44,15 @@ def fsdp_shardings(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * int(np.argmax(sizes)), _AXIS))
 
     return jax.tree.map(along, tree)
+
+
+def placed_as(leaf: Any, values: Any) -> jax.Array:
+    """The array ``values`` on the devices of ``leaf``, and committed to them only if it is.
+
+    Every other placement would be another program for what takes the one after the other.
+    """
+    committed = isinstance(leaf, jax.Array) and leaf.committed
+    return device_put(values, leaf.sharding) if committed else jnp.asarray(values)
 
 
 def device_put(tree: Any, shardings: Any) -> Any:

@@ -15,7 +15,7 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import BatchNorm
 from qpsnn_jax.runtime.compiling import fast_compile_jit
-from qpsnn_jax.runtime.sharding import batch_sharding, device_put, replicated
+from qpsnn_jax.runtime.sharding import batch_sharding, device_put, placed_as, replicated
 from qpsnn_jax.training.state import Variables
 
 
@@ -126,10 +126,4 @@ def _running(
         total = own if total is None else total.joined(own)
     assert total is not None
     new = {"mean": total.mean, "var": total.deviations / max(1, total.number - 1)}
-    return {name: _placed_as(old[name], values) for name, values in new.items()}
-
-
-def _placed_as(old: Array, values: np.ndarray) -> Array:
-    """``values`` with the dtype and on the devices of ``old``: every other placement would be another program."""
-    new = jnp.asarray(values, old.dtype)
-    return device_put(new, old.sharding) if isinstance(old, Array) and old.committed else new
+    return {name: placed_as(old[name], values.astype(old[name].dtype)) for name, values in new.items()}

@@ -200,3 +200,12 @@ def test_remaining_weights_that_are_zero(small: float, bits: int, gamma: str, le
     np.testing.assert_allclose(whole, level, rtol=1e-4)
     smaller, pruned = prune(graph, variables, {"first": [0]})
     np.testing.assert_allclose(currents(smaller, pruned, image), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_arrays_lie_as_they_lay(committed: bool):
+    """Where only those that are cut were committed to a device, a step of training would be compiled twice."""
+    place = partial(jax.device_put, device=jax.devices()[0]) if committed else jax.device_put
+    variables = jax.tree.map(place, random_variables(GRAPH))
+    _, pruned = prune(GRAPH, variables, KEEP)
+    assert {leaf.committed for leaf in jax.tree.leaves(pruned["params"])} == {committed}
