@@ -148,6 +148,10 @@ int main() {
       wrong += check(pool, {3, 6, 5, 129, 0, 0, outputs, 5, 5, 1, 1, 2, 2}, density);
       wrong += check(pool, {2, 4, 5, 9, 0, 0, outputs, 1, 1, 1, 1, 0, 0}, density);
     }
+    // So many small maps that several are worked on at once.
+    wrong += check(pool, {35, 2, 2, 5, 0, 0, 9, 3, 3, 1, 1, 1, 1}, density);
+    wrong += check(pool, {16, 3, 2, 130, 0, 0, 20, 3, 3, 1, 1, 1, 1}, density);
+    wrong += check(pool, {21, 5, 4, 7, 0, 0, 12, 3, 2, 2, 1, 1, 0}, density);
     wrong += check(pool, {2, 3, 3, 4, 0, 0, 0, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 0, 3, 2, 0, 0, 4, 3, 3, 1, 2, 2, 1}, density);  // maps of padding only

@@ -28,16 +28,21 @@ SPEC = ConvSpec(Geometry((5, 4), (3, 3), (1, 1), (1, 1)), 2, 3)
 pytestmark = pytest.mark.usefixtures("native_library")
 
 
-def sparse(spec, density=0.5):
-    """Small integers, so that every order of sums gives the same: maps, cotangent and kernel."""
-    rng = np.random.default_rng(0)
-    sizes = (5, *spec.geometry.input_hw, spec.inputs), (5, *spec.geometry.output_hw, spec.outputs)
-    sizes = (*sizes, (*spec.geometry.kernel, spec.inputs, spec.outputs))
-    return [(rng.integers(-2, 3, size) * (rng.random(size) < density)).astype(np.float32) for size in sizes]
+def integers(size, density, rng):
+    """Small integers, so that every order of sums gives the same."""
+    return (rng.integers(-2, 3, size) * (rng.random(size) < density)).astype(np.float32)
 
 
-def assert_exact(spec, density=0.5):
-    x, cotangent, weights = sparse(spec, density)
+def sparse(spec, density=0.5, images=5):
+    """Maps, cotangent and kernel; ``density`` may be one for each image."""
+    rng, geometry, each = np.random.default_rng(0), spec.geometry, np.reshape(density, (-1, 1, 1, 1))
+    x = integers((images, *geometry.input_hw, spec.inputs), each, rng)
+    cotangent = integers((images, *geometry.output_hw, spec.outputs), each, rng)
+    return x, cotangent, integers((*geometry.kernel, spec.inputs, spec.outputs), np.mean(density), rng)
+
+
+def assert_exact(spec, density=0.5, images=5):
+    x, cotangent, weights = sparse(spec, density, images)
     where = spec.geometry.strides, spec.geometry.padding
     by_x, by_kernel = gradients_by_sums(x, weights, cotangent, *where)
     np.testing.assert_array_equal(skipping.sums(x, weights, spec), by_sums(x, weights, *where))
@@ -65,6 +70,16 @@ def test_wide_layers():
         (stride_1, 130, 40),
     ):
         assert_exact(ConvSpec(geometry, inputs, outputs))
+
+
+@pytest.mark.parametrize("images", [16, 35])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (5, 7)])
+def test_many_small_maps(shape, images):
+    """Several images at once, of which some are full and others empty."""
+    density = np.linspace(-0.3, 1.3, images)[np.random.default_rng(1).permutation(images)]
+    for kernel, strides, padding in (((3, 3), (1, 1), (1, 1)), ((3, 3), (2, 2), (1, 1)), ((1, 1), (1, 1), (0, 0))):
+        for inputs, outputs in ((3, 6), (140, 130)):
+            assert_exact(ConvSpec(Geometry(shape, kernel, strides, padding), inputs, outputs), density, images)
 
 
 def test_nothing_to_compute():

@@ -39,13 +39,15 @@ struct Pieces {
   // One value for each channel, at all its places in a piece.
   std::vector<float> repeated(const float* values) const {
     std::vector<float> places(length);
-    for (int64_t i = 0; i < length && examples * count > 0; ++i) places[i] = values[i % channels];
+    for (int64_t i = 0; i < length && examples * count > 0; i += channels)
+      std::copy_n(values, std::min(channels, length - i), &places[i]);
     return places;
   }
 
   // Adds the places of a piece up by channel.
   void add_up(const float* places, double* sums) const {
-    for (int64_t i = 0; i < length; ++i) sums[i % channels] += places[i];
+    for (int64_t i = 0; i < length; i += channels)
+      for (int64_t c = 0; c < std::min(channels, length - i); ++c) sums[c] += places[i + c];
   }
 
   int64_t parts() const { return std::min<int64_t>(kParts, examples * count); }

@@ -6,10 +6,42 @@
 #include <utility>
 #include <vector>
 
-#include "correlator.h"
+#include "blocks.h"
+#include "geometry.h"
+#include "lists.h"
 #include "parallel.h"
 
 namespace qpsnn {
+
+constexpr int64_t kParts = 16;
+// Positions of maps so small that zeros around them are worth avoiding.
+constexpr int64_t kSmall = 256;
+
+// One image after another, each in the way that is faster for it.
+class Correlator {
+ public:
+  explicit Correlator(const Windows& at) : at_(at), lists_(at), blocks_(at) {}
+
+  void rows(const Part& part, int64_t begin, int64_t end) {
+    if (!lists_.add(part, begin, end)) blocks_.rows(part, begin, end);
+  }
+
+  void images(const Part& part, int64_t images) {
+    others_.clear();
+    for (int64_t image = 0; image < images; ++image) {
+      const float* in = part.in + image * at_.in_size();
+      if (!lists_.add({in, part.weights, part.first, part.count, part.out + image * at_.out_size()}, 0, at_.rows))
+        others_.push_back(image);
+    }
+    blocks_.images(part, others_);
+  }
+
+ private:
+  const Windows at_;
+  Lists lists_;
+  Blocks blocks_;
+  std::vector<int64_t> others_;
+};
 
 // Fills `turned`.
 inline void turn(const Windows& at, int64_t count, Weights& weights) {
@@ -46,15 +78,22 @@ void correlate(const Pool& pool, const Windows& at, int64_t images, const float*
   }
   // Parts whatever the number of threads, so that all skip zeros in the same places.
   const int64_t bands = std::clamp<int64_t>(ceil_div(kParts, images), 1, at.rows);
+  const bool small = bands == 1 && at.rows * at.columns <= kSmall;
+  // Groups of images of one size, as many for each thread.
+  const int64_t threads = std::max(1, pool.threads), rounds = ceil_div(ceil_div(images, kMostPositions), threads);
+  const int64_t groups = small ? std::min(images, rounds * threads) : images;
   std::vector<std::unique_ptr<Correlator>> workers(pool.threads);
-  parallel_for(pool, images * bands, [&](int64_t item, int worker) {
+  parallel_for(pool, groups * bands, [&](int64_t item, int worker) {
     if (!workers[worker]) workers[worker] = std::make_unique<Correlator>(at);
-    const int64_t image = item / bands, band = item % bands;
+    const int64_t group = item / bands, band = item % bands;
+    const int64_t image = images * group / groups, some = images * (group + 1) / groups - image;
     for (size_t block = 0; block < blocks.size(); ++block) {
-      const int64_t first = block * kBlockInputs;
-      workers[worker]->run(in + image * at.h * at.w * at.inputs, blocks[block], first,
-                           std::min(kBlockInputs, at.inputs - first), at.rows * band / bands,
-                           at.rows * (band + 1) / bands, out + image * at.out_h * at.out_w * at.outputs);
+      const int64_t first = block * kBlockInputs, count = std::min(kBlockInputs, at.inputs - first);
+      const Part part{in + image * at.in_size(), blocks[block], first, count, out + image * at.out_size()};
+      if (small)
+        workers[worker]->images(part, some);
+      else
+        workers[worker]->rows(part, at.rows * band / bands, at.rows * (band + 1) / bands);
     }
   });
 }

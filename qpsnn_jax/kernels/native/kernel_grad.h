@@ -1,7 +1,7 @@
 // The gradient of a convolution by its kernel: every input that is not 0 adds its multiple of rows of the cotangent.
 //
 // For one input channel the windows that see a position are neighbours, so their rows of the cotangent are contiguous:
-// a few rows of vectors, whose sums over all positions of the channel stay in registers.
+// a few rows of vectors, whose sums over all positions of the channel, in several images if maps are small, stay in registers.
 #pragma once
 
 #include <algorithm>
@@ -78,20 +78,23 @@ inline void add_entries(const Entry* entry, const Entry* end, const float* cotan
 // The work on a range of images for a range of outputs.
 class KernelGrad {
  public:
-  KernelGrad(const Conv& conv, int64_t most_outputs)
+  KernelGrad(const Conv& conv, int64_t most_images, int64_t most_outputs)
       : conv_(conv), down_(phases_of(conv.kh, conv.sy)), right_(phases_of(conv.kw, conv.sx)) {
     top_ = down_[0].count - 1, left_ = right_[0].count - 1;
     rows_ = top_ + std::max(conv.oh, (conv.h - 1 + conv.py) / conv.sy + 1);
     columns_ = left_ + std::max(conv.ow, (conv.w - 1 + conv.px) / conv.sx + 1);
-    slab_.resize(rows_ * columns_ * most_outputs + columns_ * most_outputs + 2 * kLanes);
     lists_ = conv.sy * conv.sx * conv.channels;
-    // The rows of maps whose part of the cotangent stays in the first level of the cache.
+    // The rows of maps whose part of the cotangent stays in the first level of the cache, and the maps whose whole
+    // cotangent stays in the second.
     const int64_t row_bytes = columns_ * most_outputs * sizeof(float);
     const int64_t most = std::max<int64_t>(1, kBandBytes / row_bytes - top_) * conv.sy;
     band_ = ceil_div(conv.h, ceil_div(conv.h, most));
     bands_ = ceil_div(conv.h, band_);
-    capacity_ = ceil_div(conv.h, conv.sy) * ceil_div(conv.w, conv.sx);
+    group_ = std::clamp<int64_t>(kGroupBytes / (rows_ * row_bytes), 1, std::max<int64_t>(1, most_images));
+    slab_.resize((group_ * rows_ + 1) * columns_ * most_outputs + 2 * kLanes);
+    capacity_ = group_ * ceil_div(conv.h, conv.sy) * ceil_div(conv.w, conv.sx);
     entries_.resize(lists_ * capacity_);
+    next_.resize(lists_);
     places_.resize(conv.w * conv.channels + kPackedMore);
     values_.resize(places_.size());
     for (int64_t x = 0; x < conv.w; ++x)
@@ -106,58 +109,72 @@ class KernelGrad {
         starts_.push_back(size_);
         size_ += conv.channels * y.count * ceil_div(x.count * most_outputs, kLanes) * kLanes;
       }
-    sums_.resize(size_);
   }
 
-  // Adds up images [begin, end) for the outputs [first, first + count) into the kernel's gradient `result`.
+  // How many sums there are. They lie by phase, channel and row of the window.
+  int64_t size() const { return size_; }
+
+  // The sums over images [begin, end) for the outputs [first, first + count).
   void run(const float* maps, const float* cotangent, int64_t begin, int64_t end, int64_t first, int64_t count,
-           float* result) {
-    std::fill(sums_.begin(), sums_.end(), 0.0f);
+           float* sums) {
+    std::fill_n(sums, size_, 0.0f);
     std::fill(slab_.begin(), slab_.end(), 0.0f);
-    for (int64_t image = begin; image < end; ++image) {
-      list(maps + image * conv_.h * conv_.w * conv_.channels);
-      copy(cotangent + image * conv_.oh * conv_.ow * conv_.outputs + first, count);
-      for (int64_t band = 0; band < bands_; ++band) add(band, count);
+    for (int64_t image = begin; image < end; image += group_) {
+      for (int64_t i = 0; i < lists_; ++i) next_[i] = &entries_[i * capacity_];
+      for (int64_t k = 0; k < std::min(group_, end - image); ++k) {
+        list(maps + (image + k) * conv_.h * conv_.w * conv_.channels, k);
+        copy(cotangent + (image + k) * conv_.oh * conv_.ow * conv_.outputs + first, k, count);
+      }
+      mark(bands_);
+      for (int64_t band = 0; band < bands_; ++band) add(band, count, sums);
     }
-    write(first, count, result);
+  }
+
+  // Copies sums to where they are in the kernel's gradient.
+  void write(int64_t first, int64_t count, const float* sums, float* result) const {
+    for (size_t phase = 0; phase < starts_.size(); ++phase) {
+      const Phase &y = down_[phase / conv_.sx], &x = right_[phase % conv_.sx];
+      const int64_t row = ceil_div(x.count * count, kLanes) * kLanes;
+      for (int64_t c = 0; c < conv_.channels; ++c)
+        for (int64_t i = 0; i < y.count; ++i)
+          for (int64_t j = 0; j < x.count; ++j)
+            std::copy_n(sums + starts_[phase] + (c * y.count + i) * row + j * count, count,
+                        result + ((y.tap_of(i) * conv_.kw + x.tap_of(j)) * conv_.channels + c) * conv_.outputs + first);
+    }
   }
 
  private:
-  static constexpr int64_t kBandBytes = 32 << 10;
+  static constexpr int64_t kBandBytes = 32 << 10, kGroupBytes = 128 << 10;
 
-  // Sorts the inputs that are not 0 by phase and channel, in raster order.
-  void list(const float* maps) {
-    std::vector<Entry*>& next = next_;
-    next.resize(lists_);
-    for (int64_t i = 0; i < lists_; ++i) next[i] = &entries_[i * capacity_];
+  // Sorts the inputs of image `k` of a group that are not 0 by phase and channel, in raster order.
+  void list(const float* maps, int64_t k) {
     for (int64_t y = 0; y < conv_.h; ++y) {
-      if (y % band_ == 0) mark(y / band_);
+      if (k == 0 && y % band_ == 0) mark(y / band_);
       const int64_t row = (y + conv_.py) / conv_.sy, phase = (y + conv_.py) % conv_.sy * conv_.sx;
-      const int64_t top = row - (down_[phase / conv_.sx].count - 1) + top_;
+      const int64_t top = k * rows_ + row - (down_[phase / conv_.sx].count - 1) + top_;
       const int64_t size = conv_.w * conv_.channels, found = pack(maps, size, 0, places_.data(), values_.data());
-      Entry** to = &next[phase * conv_.channels];
-      for (int64_t k = 0; k < found; ++k) {
-        const int32_t place = places_[k], pixel = static_cast<int32_t>(top * columns_) + column_of_[place];
-        *to[list_of_[place]]++ = {pixel, values_[k]};
+      Entry** to = &next_[phase * conv_.channels];
+      for (int64_t i = 0; i < found; ++i) {
+        const int32_t place = places_[i], pixel = static_cast<int32_t>(top * columns_) + column_of_[place];
+        *to[list_of_[place]]++ = {pixel, values_[i]};
       }
       maps += size;
     }
-    mark(bands_);
   }
 
   void mark(int64_t band) {
     for (int64_t i = 0; i < lists_; ++i) bounds_[band * lists_ + i] = next_[i];
   }
 
-  // The cotangent with zeros around it; those are there already.
-  void copy(const float* cotangent, int64_t count) {
+  // The cotangent of image `k` of a group with zeros around it; those are there already.
+  void copy(const float* cotangent, int64_t k, int64_t count) {
     for (int64_t y = 0; y < conv_.oh; ++y)
       for (int64_t x = 0; x < conv_.ow; ++x)
         std::copy_n(cotangent + (y * conv_.ow + x) * conv_.outputs, count,
-                    &slab_[((y + top_) * columns_ + x + left_) * count]);
+                    &slab_[((k * rows_ + y + top_) * columns_ + x + left_) * count]);
   }
 
-  void add(int64_t band, int64_t count) {
+  void add(int64_t band, int64_t count, float* sums) const {
     for (size_t phase = 0; phase < starts_.size(); ++phase) {
       const int64_t rows = down_[phase / conv_.sx].count, columns = right_[phase % conv_.sx].count;
       const int64_t vectors = ceil_div(columns * count, kLanes);
@@ -167,28 +184,16 @@ class KernelGrad {
         const Entry *entry = bounds_[band * lists_ + i], *end = bounds_[(band + 1) * lists_ + i];
         if (entry < end)
           add_entries(entry, end, slab_.data(), count, columns_ * count,
-                      &sums_[starts_[phase] + c * rows * vectors * kLanes], vectors * kLanes, rows, vectors);
+                      sums + starts_[phase] + c * rows * vectors * kLanes, vectors * kLanes, rows, vectors);
       }
-    }
-  }
-
-  void write(int64_t first, int64_t count, float* result) const {
-    for (size_t phase = 0; phase < starts_.size(); ++phase) {
-      const Phase &y = down_[phase / conv_.sx], &x = right_[phase % conv_.sx];
-      const int64_t row = ceil_div(x.count * count, kLanes) * kLanes;
-      for (int64_t c = 0; c < conv_.channels; ++c)
-        for (int64_t i = 0; i < y.count; ++i)
-          for (int64_t j = 0; j < x.count; ++j)
-            std::copy_n(&sums_[starts_[phase] + (c * y.count + i) * row + j * count], count,
-                        result + ((y.tap_of(i) * conv_.kw + x.tap_of(j)) * conv_.channels + c) * conv_.outputs + first);
     }
   }
 
   const Conv conv_;
   const std::vector<Phase> down_, right_;
-  int64_t top_, left_, rows_, columns_, lists_, band_, bands_, capacity_, size_ = 0;
+  int64_t top_, left_, rows_, columns_, lists_, band_, bands_, group_, capacity_, size_ = 0;
   std::vector<int64_t> starts_;
-  std::vector<float> slab_, sums_, values_;
+  std::vector<float> slab_, values_;
   std::vector<int32_t> places_, list_of_, column_of_;  // of the inputs of one row of maps
   std::vector<Entry> entries_;
   std::vector<Entry*> next_, bounds_;
@@ -202,18 +207,27 @@ inline void kernel_grad(const Pool& pool, const Conv& conv, const float* maps, c
   constexpr int64_t kMostOutputs = 64, kParts = 16;
   const int64_t most = std::min(conv.outputs, kMostOutputs), blocks = ceil_div(conv.outputs, most);
   const int64_t parts = std::clamp<int64_t>(ceil_div(kParts, blocks), 1, std::max<int64_t>(1, conv.images));
-  std::vector<float> partial(parts > 1 ? parts * size : 0);
   std::vector<std::unique_ptr<KernelGrad>> workers(pool.threads);
+  const auto worker_of = [&](int worker) -> KernelGrad& {
+    if (!workers[worker]) workers[worker] = std::make_unique<KernelGrad>(conv, ceil_div(conv.images, parts), most);
+    return *workers[worker];
+  };
+  const int64_t length = worker_of(0).size(), all = blocks * length;
+  const std::unique_ptr<float[]> sums(new float[parts * all]);
+  const auto count_of = [&](int64_t block) { return std::min(most, conv.outputs - block * most); };
   parallel_for(pool, parts * blocks, [&](int64_t item, int worker) {
-    if (!workers[worker]) workers[worker] = std::make_unique<KernelGrad>(conv, most);
-    const int64_t part = item / blocks, first = item % blocks * most;
-    workers[worker]->run(maps, cotangent, conv.images * part / parts, conv.images * (part + 1) / parts, first,
-                         std::min(most, conv.outputs - first), parts > 1 ? &partial[part * size] : result);
+    const int64_t part = item / blocks, block = item % blocks;
+    worker_of(worker).run(maps, cotangent, conv.images * part / parts, conv.images * (part + 1) / parts, block * most,
+                          count_of(block), &sums[item * length]);
   });
-  if (parts == 1) return;
-  std::copy_n(partial.begin(), size, result);
-  for (int64_t part = 1; part < parts; ++part)
-    for (int64_t i = 0; i < size; ++i) result[i] += partial[part * size + i];
+  constexpr int64_t kPiece = 4096;
+  parallel_for(pool, ceil_div(all, kPiece), [&](int64_t piece, int) {
+    const int64_t start = piece * kPiece, end = std::min(start + kPiece, all);
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = start; i < end; ++i) sums[i] += sums[part * all + i];
+  });
+  for (int64_t block = 0; block < blocks; ++block)
+    workers[0]->write(block * most, count_of(block), &sums[block * length], result);
 }
 
 }  // namespace qpsnn

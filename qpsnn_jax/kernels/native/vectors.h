@@ -27,6 +27,18 @@ inline Vector load(const float* from) {
   return x;
 }
 
+// A vector that stays in a register; else compilers load it again at each use.
+inline Vector held(Vector x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 
 // Floats whose first is at the start of a line of the cache.

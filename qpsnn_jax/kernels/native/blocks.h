@@ -1,0 +1,177 @@
+// Sums over windows in blocks: some positions times two vectors of outputs, whose sums stay in registers.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "windows.h"
+
+namespace qpsnn {
+
+constexpr int kMostPositions = 6;
+
+// The work on one block of inputs and all blocks of outputs.
+class Blocks {
+ public:
+  explicit Blocks(const Windows& windows) : at_(windows) {
+    left_ = std::max<int64_t>(0, at_.px);
+    width_ = std::max(at_.w + left_, (at_.columns - 1) * at_.sx + at_.kw + left_ - at_.px);
+  }
+
+  // Rows [begin, end) of the sums of one image. Positions are neighbours.
+  void rows(const Part& part, int64_t begin, int64_t end) {
+    copy(part.in + part.first, part.count, begin, end);
+    each_pair(part, [&](auto vectors, const Block& block, float* out) { dense_rows<vectors>(block, begin, end, out); });
+  }
+
+  // All sums of the images `which`. A block has one position of several of them, so that no zeros around maps are read.
+  void images(const Part& part, const std::vector<int64_t>& which) {
+    const int64_t count = part.count, size = copy_size(count), images = which.size();
+    copies_.resize(images * size);
+    for (int64_t k = 0; k < images; ++k)
+      for (int64_t pixel = 0; pixel < at_.h * at_.w; ++pixel)
+        std::copy_n(part.in + which[k] * at_.in_size() + pixel * at_.inputs + part.first, count,
+                    &copies_[k * size + pixel * count]);
+    each_pair(part, [&](auto vectors, const Block& block, float* out) {
+      for (int64_t k = 0; k < images; k += kMostPositions)
+        dense_images<vectors>(block, &copies_[k * size], &which[k], std::min<int64_t>(kMostPositions, images - k), out);
+    });
+  }
+
+ private:
+  // What the sums of some positions share.
+  struct Block {
+    const float* weights;
+    int64_t stride, count, outputs;
+    bool add;
+  };
+
+  // The rows that the sums [begin, end) read, with zeros around them.
+  void copy(const float* in, int64_t count, int64_t begin, int64_t end) {
+    const int64_t top = begin * at_.sy - at_.py, rows = (end - 1 - begin) * at_.sy + at_.kh;
+    padded_.assign(rows * width_ * count, 0.0f);
+    for (int64_t r = 0; r < rows; ++r)
+      if (top + r >= 0 && top + r < at_.h)
+        for (int64_t x = 0; x < at_.w; ++x)
+          std::copy_n(in + ((top + r) * at_.w + x) * at_.inputs, count,
+                      &padded_[(r * width_ + x + left_) * count]);
+  }
+
+  // work(vectors, block, out) for two vectors of outputs at a time, or the last one.
+  template <class Work>
+  void each_pair(const Part& part, const Work& work) const {
+    for (size_t block = 0; block < part.weights.size(); ++block) {
+      const int64_t stride = part.weights[block].stride;
+      for (int64_t v = 0; v < stride; v += 2 * kLanes) {
+        const int64_t first = block * kBlockVectors * kLanes + v;
+        const float* values = part.weights[block].values.data() + v;
+        const Block pair{values, stride, part.count, at_.outputs - first, part.first > 0};
+        if (v + kLanes < stride)
+          work(std::integral_constant<int, 2>(), pair, part.out + first);
+        else
+          work(std::integral_constant<int, 1>(), pair, part.out + first);
+      }
+    }
+  }
+
+  // run(std::integral_constant<int, width>()) for a width of 1 to kMostPositions.
+  template <class Run>
+  static void of_width(int width, const Run& run) {
+    switch (width) {
+      case 1: return run(std::integral_constant<int, 1>());
+      case 2: return run(std::integral_constant<int, 2>());
+      case 3: return run(std::integral_constant<int, 3>());
+      case 4: return run(std::integral_constant<int, 4>());
+      case 5: return run(std::integral_constant<int, 5>());
+      default: return run(std::integral_constant<int, kMostPositions>());
+    }
+  }
+
+  template <int V>
+  void dense_rows(const Block& block, int64_t begin, int64_t end, float* out) const {
+    const int64_t total = (end - begin) * at_.columns, pieces = ceil_div(total, kMostPositions);
+    int64_t i = 0, j = 0;
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t first = total * piece / pieces;
+      const int width = static_cast<int>(total * (piece + 1) / pieces - first);
+      const float* in[kMostPositions];
+      float* to[kMostPositions];
+      for (int p = 0; p < width; ++p, ++j) {
+        if (j == at_.columns) ++i, j = 0;
+        in[p] = padded_.data() + (i * at_.sy * width_ + left_ - at_.px + j * at_.sx) * block.count;
+        to[p] = at_.place(out, begin + i, j);
+      }
+      of_width(width, [&](auto positions) { dense<positions, V>(block, in, to); });
+    }
+  }
+
+  template <int P, int V>
+  void dense(const Block& block, const float* const* in, float* const* to) const {
+    const float* x[P];
+    const float* from = block.weights;
+    const int64_t stride = block.stride, taps = at_.kw * block.count, row = width_ * block.count;
+    Vector sum[P][V] = {};
+    for (int p = 0; p < P; ++p) {
+      x[p] = in[p];
+      for (int v = 0; block.add && v < V; ++v) sum[p][v] = load_some(to[p] + v * kLanes, block.outputs - v * kLanes);
+    }
+    for (int64_t r = 0; r < at_.kh; ++r) {
+      for (int64_t c = 0; c < taps; ++c, from += stride) {  // the taps of a row, and their channels, are neighbours
+        Vector weight[V];
+        for (int v = 0; v < V; ++v) weight[v] = held(load(from + v * kLanes));
+        for (int p = 0; p < P; ++p)
+          for (int v = 0; v < V; ++v) sum[p][v] += x[p][c] * weight[v];
+      }
+      for (int p = 0; p < P; ++p) x[p] += row;
+    }
+    for (int p = 0; p < P; ++p)
+      for (int v = 0; v < V; ++v) store_some(to[p] + v * kLanes, sum[p][v], block.outputs - v * kLanes);
+  }
+
+  // Copies of a power of two would share few places of the cache.
+  int64_t copy_size(int64_t count) const { return at_.h * at_.w * count + 16; }
+
+  // The sums of `width` images, of which copies are in `in`, at one position after another.
+  template <int V>
+  void dense_images(const Block& block, const float* in, const int64_t* which, int width, float* out) const {
+    float* to[kMostPositions];
+    for (int64_t i = 0; i < at_.rows; ++i)
+      for (int64_t j = 0; j < at_.columns; ++j) {
+        for (int p = 0; p < width; ++p) to[p] = at_.place(out + which[p] * at_.out_size(), i, j);
+        of_width(width, [&](auto images) {
+          dense_at<images, V>(block, i * at_.sy - at_.py, j * at_.sx - at_.px, in, to);
+        });
+      }
+  }
+
+  // The window whose first tap is at (y, x), which may be outside of the maps, in P images.
+  template <int P, int V>
+  void dense_at(const Block& block, int64_t y, int64_t x, const float* in, float* const* to) const {
+    const int64_t r0 = std::max<int64_t>(0, -y), r1 = std::min(at_.kh, at_.h - y), stride = block.stride, size = copy_size(block.count);
+    const int64_t s0 = std::max<int64_t>(0, -x), s1 = std::max(s0, std::min(at_.kw, at_.w - x));
+    const int64_t taps = (s1 - s0) * block.count;
+    Vector sum[P][V] = {};
+    for (int p = 0; p < P; ++p)
+      for (int v = 0; block.add && v < V; ++v) sum[p][v] = load_some(to[p] + v * kLanes, block.outputs - v * kLanes);
+    for (int64_t r = r0; r < r1; ++r) {
+      const float* from = block.weights + (r * at_.kw + s0) * block.count * stride;
+      const float* at[P];
+      for (int p = 0; p < P; ++p) at[p] = in + p * size + ((y + r) * at_.w + x + s0) * block.count;
+      for (int64_t c = 0; c < taps; ++c, from += stride) {
+        Vector weight[V];
+        for (int v = 0; v < V; ++v) weight[v] = held(load(from + v * kLanes));
+        for (int p = 0; p < P; ++p)
+          for (int v = 0; v < V; ++v) sum[p][v] += at[p][c] * weight[v];
+      }
+    }
+    for (int p = 0; p < P; ++p)
+      for (int v = 0; v < V; ++v) store_some(to[p] + v * kLanes, sum[p][v], block.outputs - v * kLanes);
+  }
+
+  const Windows at_;
+  int64_t left_, width_;
+  std::vector<float> padded_, copies_;
+};
+
+}  // namespace qpsnn

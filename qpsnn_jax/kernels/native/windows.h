@@ -1,0 +1,64 @@
+// What a convolution's forward pass and its gradient by the input have in common: sums over windows of maps.
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "scatter.h"
+#include "vectors.h"
+
+namespace qpsnn {
+
+// sums[i][j] = sum over r, s of in[i * sy + r - py][j * sx + s - px] * weights[r][s], for rows x columns positions.
+// They are written to out[y0 + i * step_y][x0 + j * step_x].
+struct Windows {
+  int64_t h, w, inputs, rows, columns, outputs, kh, kw, sy, sx, py, px;
+  int64_t out_h, out_w, y0 = 0, x0 = 0, step_y = 1, step_x = 1;
+
+  int64_t in_size() const { return h * w * inputs; }
+  int64_t out_size() const { return out_h * out_w * outputs; }
+  float* place(float* out, int64_t i, int64_t j) const {
+    return out + ((y0 + i * step_y) * out_w + x0 + j * step_x) * outputs;
+  }
+};
+
+constexpr int64_t kBlockInputs = 128, kBlockVectors = kRegisters * 3 / 4;
+
+// Weights r s c o of a block of inputs and one of outputs, o filled up with zeros to whole vectors. `turned` are the same as
+// r c s o, from the last s to the first, where they can be scattered.
+struct Weights {
+  AlignedFloats values, turned;
+  int64_t stride;  // floats of one r s c
+};
+
+// Whether the taps of an input along a row are few vectors.
+inline bool are_scattered(const Windows& at, int64_t vectors) {
+  return at.sy == 1 && at.sx == 1 && at.outputs <= kBlockVectors * kLanes && at.kw * vectors <= kMostScattered;
+}
+
+inline void store_some(float* to, Vector x, int64_t count) {
+  if (count >= kLanes)
+    store(to, x);
+  else if (count > 0)
+    std::memcpy(to, &x, count * sizeof(float));
+}
+
+// The first `count` numbers, then zeros; vectors that fill up a block have none.
+inline Vector load_some(const float* from, int64_t count) {
+  Vector x = {};
+  if (count <= 0) return x;
+  if (count >= kLanes) return load(from);
+  std::memcpy(&x, from, count * sizeof(float));
+  return x;
+}
+
+// What some images give to their sums: their inputs [first, first + count), by the weights of these for all outputs. Later
+// parts of the inputs are added to what earlier ones gave.
+struct Part {
+  const float* in;
+  const std::vector<Weights>& weights;
+  int64_t first, count;
+  float* out;
+};
+
+}  // namespace qpsnn
