@@ -305,19 +305,22 @@ def test_it_can_be_switched_off(monkeypatch, caplog):
     assert not caplog.records
 
 
+def test_every_handler_turns_exceptions_into_errors():
+    """Each is defined by the one macro that does so."""
+    defined = {path.name: path.read_text() for path in Path(library.__file__).parent.glob("*.cc")}
+    assert all("QPSNN_HANDLER(" in text and "XLA_FFI_DEFINE" not in text for text in defined.values())
+
+
 def test_a_kernel_without_memory_raises_and_the_process_goes_on(tmp_path):
     """One of its threads fails, as where its scratch memory cannot be allocated."""
     sources = Path(library.__file__).parent
     (tmp_path / "fails.cc").write_text(
         '#include "handlers.h"\n'
-        "static xla::ffi::Error Fails(xla::ffi::ThreadPool threads, qpsnn::FloatResult) {\n"
-        "  return qpsnn::guarded([&] {\n"
-        "    const auto fail = [](int64_t item, int) { if (item == 50) throw std::bad_alloc(); };\n"
-        "    qpsnn::parallel_for(qpsnn::pool_of(threads), 100, fail);\n"
-        "  });\n"
+        "static void Fails(xla::ffi::ThreadPool threads, qpsnn::FloatResult) {\n"
+        "  const auto fail = [](int64_t item, int) { if (item == 50) throw std::bad_alloc(); };\n"
+        "  qpsnn::parallel_for(qpsnn::pool_of(threads), 100, fail);\n"
         "}\n"
-        "XLA_FFI_DEFINE_HANDLER_SYMBOL(fails, Fails,\n"
-        "    xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>().Ret<qpsnn::Floats>());\n"
+        "QPSNN_HANDLER(fails, Fails, xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>().Ret<qpsnn::Floats>());\n"
     )
     built = tmp_path / "fails.so"
     flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-w", f"-I{sources}", f"-I{jax.ffi.include_dir()}"]

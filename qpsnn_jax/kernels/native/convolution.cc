@@ -10,28 +10,22 @@ static Conv conv_of(const Floats& maps, const Floats& sums, Integers kernel, Int
   return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], kernel[0], kernel[1], strides[0], strides[1], padding[0], padding[1]};
 }
 
-static ffi::Error Sums(ffi::ThreadPool threads, Floats maps, Floats kernel, FloatResult sums, Integers hw,
-                       Integers strides, Integers padding) {
+static void Sums(ffi::ThreadPool threads, Floats maps, Floats kernel, FloatResult sums, Integers hw, Integers strides,
+                 Integers padding) {
   const Conv conv = conv_of(maps, *sums, hw, strides, padding);
-  return guarded([&] {
-    conv_sums(pool_of(threads), conv, maps.typed_data(), kernel.typed_data(), sums->typed_data());
-  });
+  conv_sums(pool_of(threads), conv, maps.typed_data(), kernel.typed_data(), sums->typed_data());
 }
 
-static ffi::Error InputGrad(ffi::ThreadPool threads, Floats cotangent, Floats kernel, FloatResult grad, Integers hw,
-                            Integers, Integers strides, Integers padding) {
+static void InputGrad(ffi::ThreadPool threads, Floats cotangent, Floats kernel, FloatResult grad, Integers hw, Integers,
+                      Integers strides, Integers padding) {
   const Conv conv = conv_of(*grad, cotangent, hw, strides, padding);
-  return guarded([&] {
-    conv_input_grad(pool_of(threads), conv, cotangent.typed_data(), kernel.typed_data(), grad->typed_data());
-  });
+  conv_input_grad(pool_of(threads), conv, cotangent.typed_data(), kernel.typed_data(), grad->typed_data());
 }
 
-static ffi::Error KernelGrad(ffi::ThreadPool threads, Floats maps, Floats cotangent, FloatResult grad, Integers hw,
-                             Integers strides, Integers padding) {
+static void KernelGrad(ffi::ThreadPool threads, Floats maps, Floats cotangent, FloatResult grad, Integers hw,
+                       Integers strides, Integers padding) {
   const Conv conv = conv_of(maps, cotangent, hw, strides, padding);
-  return guarded([&] {
-    kernel_grad(pool_of(threads), conv, maps.typed_data(), cotangent.typed_data(), grad->typed_data());
-  });
+  kernel_grad(pool_of(threads), conv, maps.typed_data(), cotangent.typed_data(), grad->typed_data());
 }
 
 static auto two_to_one() {
@@ -40,12 +34,12 @@ static auto two_to_one() {
 
 }  // namespace qpsnn
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(conv_sums, qpsnn::Sums,
-                              qpsnn::two_to_one().Attr<qpsnn::Integers>("strides").Attr<qpsnn::Integers>("padding"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(conv_input_grad, qpsnn::InputGrad,
-                              qpsnn::two_to_one()
-                                  .Attr<qpsnn::Integers>("input_hw")
-                                  .Attr<qpsnn::Integers>("strides")
-                                  .Attr<qpsnn::Integers>("padding"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(conv_kernel_grad, qpsnn::KernelGrad,
-                              qpsnn::two_to_one().Attr<qpsnn::Integers>("strides").Attr<qpsnn::Integers>("padding"));
+QPSNN_HANDLER(conv_sums, qpsnn::Sums,
+              qpsnn::two_to_one().Attr<qpsnn::Integers>("strides").Attr<qpsnn::Integers>("padding"));
+QPSNN_HANDLER(conv_input_grad, qpsnn::InputGrad,
+              qpsnn::two_to_one()
+                  .Attr<qpsnn::Integers>("input_hw")
+                  .Attr<qpsnn::Integers>("strides")
+                  .Attr<qpsnn::Integers>("padding"));
+QPSNN_HANDLER(conv_kernel_grad, qpsnn::KernelGrad,
+              qpsnn::two_to_one().Attr<qpsnn::Integers>("strides").Attr<qpsnn::Integers>("padding"));

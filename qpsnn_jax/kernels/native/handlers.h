@@ -5,6 +5,7 @@
 #include <exception>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
@@ -21,17 +22,25 @@ inline Pool pool_of(ffi::ThreadPool& threads) {
   return {count, [&threads](std::function<void()> task) { threads.Schedule(std::move(task)); }};
 }
 
-// What `run` throws would end the process.
-template <class Run>
-ffi::Error guarded(const Run& run) {
-  try {
-    run();
-  } catch (const std::bad_alloc&) {
-    return {ffi::ErrorCode::kResourceExhausted, "out of memory in a native kernel of qpsnn_jax"};
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(std::string("a native kernel of qpsnn_jax failed: ") + error.what());
+// A handler of what `run` computes. Its exceptions, which would end the process, become errors of XLA.
+template <auto Run, class Signature = decltype(Run)>
+struct Guarded;
+
+template <auto Run, class... Operands>
+struct Guarded<Run, void (*)(Operands...)> {
+  static ffi::Error call(Operands... operands) {
+    try {
+      Run(std::move(operands)...);
+    } catch (const std::bad_alloc&) {
+      return {ffi::ErrorCode::kResourceExhausted, "out of memory in a native kernel of qpsnn_jax"};
+    } catch (const std::exception& error) {
+      return ffi::Error::Internal(std::string("a native kernel of qpsnn_jax failed: ") + error.what());
+    }
+    return ffi::Error::Success();
   }
-  return ffi::Error::Success();
-}
+};
 
 }  // namespace qpsnn
+
+// The only way to define a handler here.
+#define QPSNN_HANDLER(name, run, binding) XLA_FFI_DEFINE_HANDLER_SYMBOL(name, qpsnn::Guarded<run>::call, binding)

@@ -1,6 +1,8 @@
 // The handlers of neurons. Arrays are b t … c; the attributes of all three are the fields of `Cell`.
 #include "neurons.h"
 
+#include <stdexcept>
+
 #include "handlers.h"
 
 namespace qpsnn {
@@ -35,32 +37,30 @@ static Currents currents_of(Floats x, Floats factor, Floats offset, Floats resid
 
 // `run` with std::true_type if there is a residual.
 template <class Run>
-static ffi::Error with_residual(const Currents& currents, const Run& run) {
-  return guarded([&] {
-    if (currents.residual)
-      run(std::true_type());
-    else
-      run(std::false_type());
-  });
+static void with_residual(const Currents& currents, const Run& run) {
+  if (currents.residual)
+    run(std::true_type());
+  else
+    run(std::false_type());
 }
 
 template <bool Membranes>
-static ffi::Error LIF(ffi::ThreadPool threads, Floats x, Floats factor, Floats offset, Floats residual, Floats initial,
-                      FloatResult result, ffi::Dictionary cell) {
+static void LIF(ffi::ThreadPool threads, Floats x, Floats factor, Floats offset, Floats residual, Floats initial,
+                FloatResult result, ffi::Dictionary cell) {
   const Currents currents = currents_of(x, factor, offset, residual, initial);
-  return with_residual(currents, [&](auto added) {
+  with_residual(currents, [&](auto added) {
     lif<Membranes, added>(pool_of(threads), Cell::of(cell).neurons(x), currents, result->typed_data());
   });
 }
 
-static ffi::Error LIFGrad(ffi::ThreadPool threads, Floats cotangent, Floats x, Floats factor, Floats offset,
-                          Floats residual, Floats initial, FloatResult by_currents, FloatResult by_factor,
-                          FloatResult by_offset, ffi::Dictionary attributes) {
+static void LIFGrad(ffi::ThreadPool threads, Floats cotangent, Floats x, Floats factor, Floats offset,
+                    Floats residual, Floats initial, FloatResult by_currents, FloatResult by_factor,
+                    FloatResult by_offset, ffi::Dictionary attributes) {
   const Cell cell = Cell::of(attributes);
   const Currents currents = currents_of(x, factor, offset, residual, initial);
   const float shape = static_cast<float>(cell.shape);
   const auto run = [&](auto slope) {
-    return with_residual(currents, [&](auto added) {
+    with_residual(currents, [&](auto added) {
       lif_grad<added>(pool_of(threads), cell.neurons(x), slope, cell.detached, currents, cotangent.typed_data(),
                       by_currents->typed_data(), by_factor->typed_data(), by_offset->typed_data());
     });
@@ -71,7 +71,7 @@ static ffi::Error LIFGrad(ffi::ThreadPool threads, Floats cotangent, Floats x, F
     case 2: return run(Sigmoid{shape});
     case 3: return run(Arctan{shape});
   }
-  return ffi::Error::InvalidArgument("the surrogate is unknown");
+  throw std::invalid_argument("the surrogate is unknown");
 }
 
 // x, factor, offset, residual, initial.
@@ -92,6 +92,6 @@ static auto backward() {
 
 }  // namespace qpsnn
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_spikes, qpsnn::LIF<false>, qpsnn::forward());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_membranes, qpsnn::LIF<true>, qpsnn::forward());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(lif_grad, qpsnn::LIFGrad, qpsnn::backward());
+QPSNN_HANDLER(lif_spikes, qpsnn::LIF<false>, qpsnn::forward());
+QPSNN_HANDLER(lif_membranes, qpsnn::LIF<true>, qpsnn::forward());
+QPSNN_HANDLER(lif_grad, qpsnn::LIFGrad, qpsnn::backward());
