@@ -10,17 +10,27 @@
 
 namespace qpsnn {
 
-// The first `count` lanes, all if it is larger.
-inline Vector load(const float* from, int64_t count) {
-  if (count >= kLanes) return load(from);
-  Vector x = {};
-  std::memcpy(&x, from, count * sizeof(float));
-  return x;
-}
+// A vector of which all lanes are in memory, or only the first `count`; the others are read as 0.
+struct AllLanes {
+  Vector load(const float* from) const { return qpsnn::load(from); }
+  void store(float* to, Vector x) const { qpsnn::store(to, x); }
+};
+struct FirstLanes {
+  int64_t count;
+  Vector load(const float* from) const {
+    Vector x = {};
+    std::memcpy(&x, from, count * sizeof(float));
+    return x;
+  }
+  void store(float* to, Vector x) const { std::memcpy(to, &x, count * sizeof(float)); }
+};
 
-inline void store(float* to, Vector x, int64_t count) {
-  if (count >= kLanes) return store(to, x);
-  std::memcpy(to, &x, count * sizeof(float));
+// run(i, lanes) for every vector of `count` numbers.
+template <class Run>
+void each_vector(int64_t count, const Run& run) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) run(i, AllLanes());
+  if (i < count) run(i, FirstLanes{count - i});
 }
 
 // `examples` rows of `size` numbers each, in pieces of `length`, a multiple of a vector and, in rows of several pieces, of

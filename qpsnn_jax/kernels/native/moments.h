@@ -15,13 +15,11 @@ inline void channel_moments(const Pool& pool, int64_t rows, int64_t channels, co
       pool, [&](int worker) { sums.begin(worker); },
       [&](int64_t, int64_t start, int64_t count, int worker) {
         float *linear = sums.places(worker, 0), *square = sums.places(worker, 1);
-        const auto add = [&](int64_t i, Vector distance) {
+        each_vector(count, [=, at = x + start, origin = first.data()](int64_t i, auto some) {
+          const Vector distance = some.load(at + i) - some.load(origin + i);
           store(linear + i, load(linear + i) + distance);
           store(square + i, load(square + i) + distance * distance);
-        };
-        int64_t i = 0;
-        for (; i + kLanes <= count; i += kLanes) add(i, load(x + start + i) - load(&first[i]));
-        if (i < count) add(i, load(x + start + i, count - i) - load(&first[i], count - i));
+        });
       },
       [&](int64_t part, int worker) { sums.end(part, worker); });
   for (int64_t c = 0; c < channels; ++c) {

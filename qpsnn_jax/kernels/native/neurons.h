@@ -70,31 +70,42 @@ struct Arctan {
   }
 };
 
-// What the passes share: the factor and the offset at every place of a piece, and one step of the neurons.
+// One piece of the neurons of an example. It is copied where it is used, so that compilers know that no store changes it.
+struct Piece {
+  const float *x, *factor, *offset, *residual;
+  float tau, threshold;
+  bool inclusive, soft;
+
+  // The currents of some neurons at `place`, those from i on of the piece.
+  template <bool Residual, class Some>
+  Vector current(int64_t place, int64_t i, Some some) const {
+    const Vector y = some.load(x + place + i) * load(factor + i) + load(offset + i);
+    return Residual ? y + some.load(residual + place + i) : y;
+  }
+
+  // Updates the potentials that are left; returns those before the reset, and whether they fire.
+  std::pair<Vector, Vector> step(float* left, Vector current) const {
+    const Vector charged = tau * load(left) + current, spike = fire(charged - threshold, inclusive);
+    store(left, spike == 1 ? charged - (soft ? all(threshold) : charged) : charged);
+    return {charged, spike};
+  }
+};
+
+// What the passes share: the factor and the offset at every place of a piece.
 class Layer {
  public:
   Layer(const Neurons& n, const Currents& from, int64_t length)
       : pieces(n.batch, n.size, n.channels, length), n_(n), from_(from),
         factor_(pieces.repeated(from.factor)), offset_(pieces.repeated(from.offset)) {}
 
-  // Lanes i of a piece of which `count` are left: their currents at `place`.
-  template <bool Residual>
-  Vector current(int64_t place, int64_t i, int64_t count) const {
-    const Vector y = load(from_.x + place, count) * load(&factor_[i]) + load(&offset_[i]);
-    return Residual ? y + load(from_.residual + place, count) : y;
+  Piece piece() const {
+    return {from_.x, factor_.data(), offset_.data(), from_.residual, n_.tau, n_.threshold, n_.inclusive, n_.soft};
   }
 
   // The potentials of a piece before the first step.
   void start(float* left, int64_t place, int64_t count) const {
     std::fill_n(left, pieces.length, 0.0f);
     if (from_.initial) std::copy_n(from_.initial + place, count, left);
-  }
-
-  // Updates the potentials that are left; returns those before the reset, and whether they fire.
-  std::pair<Vector, Vector> step(float* left, Vector current) const {
-    const Vector charged = n_.tau * load(left) + current, spike = fire(charged - n_.threshold, n_.inclusive);
-    store(left, spike == 1 ? charged - (n_.soft ? all(n_.threshold) : charged) : charged);
-    return {charged, spike};
   }
 
   const Pieces pieces;
@@ -114,14 +125,16 @@ void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result
       pool, [](int) {},
       [&](int64_t example, int64_t start, int64_t count, int worker) {
         potentials[worker].resize(layer.pieces.length);
-        float* left = potentials[worker].data();
+        float *left = potentials[worker].data(), *to = result;
         layer.start(left, example * n.size + start, count);
-        int64_t place = example * n.steps * n.size + start;
-        for (int64_t t = 0; t < n.steps; ++t, place += n.size)
-          for (int64_t i = 0; i < count; i += kLanes) {
-            const auto [charged, spike] = layer.step(left + i, layer.current<Residual>(place + i, i, count - i));
-            store(result + place + i, Membranes ? charged : spike, count - i);
-          }
+        const Piece piece = layer.piece();
+        for (int64_t t = 0; t < n.steps; ++t) {
+          const int64_t place = (example * n.steps + t) * n.size + start;
+          each_vector(count, [=](int64_t i, auto some) {
+            const auto [charged, spike] = piece.step(left + i, piece.current<Residual>(place, i, some));
+            some.store(to + place + i, Membranes ? charged : spike);
+          });
+        }
       },
       [](int64_t, int) {});
 }
@@ -140,28 +153,34 @@ void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, co
       pool, [&](int worker) { sums.begin(worker); },
       [&](int64_t example, int64_t start, int64_t count, int worker) {
         scratch[worker].resize((n.steps + 2) * length);
-        float *left = scratch[worker].data(), *later = left + length, *membranes = later + length;
+        float *left = scratch[worker].data(), *later = left + length;
         layer.start(left, example * n.size + start, count);
-        float *factor = sums.places(worker, 0), *offset = sums.places(worker, 1);
-        int64_t place = example * n.steps * n.size + start;
-        for (int64_t t = 0; t < n.steps; ++t, place += n.size, membranes += length)
-          for (int64_t i = 0; i < count; i += kLanes)
-            store(membranes + i, layer.step(left + i, layer.current<Residual>(place + i, i, count - i)).first);
+        float *factor = sums.places(worker, 0), *offset = sums.places(worker, 1), *to = by_currents;
+        const Piece piece = layer.piece();
         for (int64_t t = 0; t < n.steps; ++t) {
-          place -= n.size, membranes -= length;
-          for (int64_t i = 0; i < count; i += kLanes) {
-            const Vector charged = load(membranes + i), distance = charged - n.threshold, rise = slope(distance);
+          float* membranes = later + (1 + t) * length;
+          const int64_t place = (example * n.steps + t) * n.size + start;
+          each_vector(count, [=](int64_t i, auto some) {
+            store(membranes + i, piece.step(left + i, piece.current<Residual>(place, i, some)).first);
+          });
+        }
+        for (int64_t t = n.steps - 1; t >= 0; --t) {
+          const float* membranes = later + (1 + t) * length;
+          const int64_t place = (example * n.steps + t) * n.size + start;
+          const bool last = t + 1 == n.steps;
+          each_vector(count, [=](int64_t i, auto some) {
+            const Vector charged = load(membranes + i), distance = charged - piece.threshold, rise = slope(distance);
             // No product with 0, which is NaN for membranes that are infinite; nor one with what follows the last step.
-            const Vector through = detached ? all(0) : (n.soft ? all(n.threshold) : charged) * rise;
-            const Vector kept = n.soft ? all(1) : 1 - fire(distance, n.inclusive);
+            const Vector through = detached ? all(0) : (piece.soft ? all(piece.threshold) : charged) * rise;
+            const Vector kept = piece.soft ? all(1) : 1 - fire(distance, piece.inclusive);
             // Beyond the last neuron it is 0, as its cotangent is.
-            const Vector passed = t ? load(later + i) * (kept - through) : all(0);
-            const Vector grad = load(cotangent + place + i, count - i) * rise + passed;
-            store(later + i, n.tau * grad);
-            store(factor + i, load(factor + i) + grad * load(from.x + place + i, count - i));
+            const Vector passed = last ? all(0) : load(later + i) * (kept - through);
+            const Vector grad = some.load(cotangent + place + i) * rise + passed;
+            store(later + i, piece.tau * grad);
+            store(factor + i, load(factor + i) + grad * some.load(piece.x + place + i));
             store(offset + i, load(offset + i) + grad);
-            store(by_currents + place + i, grad, count - i);
-          }
+            some.store(to + place + i, grad);
+          });
         }
       },
       [&](int64_t part, int worker) { sums.end(part, worker); });

@@ -20,21 +20,21 @@ inline void max_pool_grad(const Pool& pool, const Tiles& n, const float* maps, c
     const float* given = cotangent + image * n.oh * n.ow * n.channels;
     for (int64_t y = 0; y < n.oh; ++y)
       for (int64_t x = 0; x < n.ow; ++x, given += n.channels)
-        for (int64_t c = 0; c < n.channels; c += kLanes) {
-          const int64_t corner = y * n.kh * row + x * n.kw * n.channels + c, some = n.channels - c;
+        each_vector(n.channels, [&](int64_t c, auto some) {
+          const int64_t corner = y * n.kh * row + x * n.kw * n.channels + c;
           const auto place = [&](int64_t k) { return corner + k / n.kw * row + k % n.kw * n.channels; };
-          Vector largest = load(from + corner, some);
+          Vector largest = some.load(from + corner);
           Whole first = {};
           for (int64_t k = 1; k < count; ++k) {
-            const Vector each = load(from + place(k), some);
+            const Vector each = some.load(from + place(k));
             const Whole larger = (each > largest) | (each != each);
             largest = larger ? each : largest;
             first = larger ? Whole{} + static_cast<int32_t>(k) : first;
           }
-          const Vector value = load(given + c, some);
+          const Vector value = some.load(given + c);
           for (int64_t k = 0; k < count; ++k)
-            store(to + place(k), first == static_cast<int32_t>(k) ? value : Vector{}, some);
-        }
+            some.store(to + place(k), first == static_cast<int32_t>(k) ? value : Vector{});
+        });
     // What no window sees.
     for (int64_t y = 0; y < n.h; ++y) {
       const int64_t seen = y < n.oh * n.kh ? n.ow * n.kw * n.channels : 0;
