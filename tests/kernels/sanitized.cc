@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <new>
 #include <random>
 #include <thread>
@@ -40,11 +41,16 @@ static void products(const Conv& c, const Visit& visit) {
           }
 }
 
-static int check(const Pool& pool, Conv c, double density) {
+static Conv with_output(Conv c) {
   c.oh = (c.h + 2 * c.py - c.kh) / c.sy + 1, c.ow = (c.w + 2 * c.px - c.kw) / c.sx + 1;
+  return c;
+}
+
+static int check(const Pool& pool, const Conv& given, double density, bool spikes = false) {
+  const Conv c = with_output(given);
   auto maps = numbers(c.images * c.h * c.w * c.channels, density);
-  if (density < 0.1)
-    for (float& x : maps) x = x != 0;  // spikes
+  if (spikes || density < 0.1)
+    for (float& x : maps) x = x != 0;
   const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1);
   const auto cotangent = numbers(c.images * c.oh * c.ow * c.outputs, density);
   std::vector<float> sums(cotangent.size(), NAN), by_input(maps.size(), NAN), by_kernel(kernel.size(), NAN);
@@ -58,6 +64,41 @@ static int check(const Pool& pool, Conv c, double density) {
   for (const auto* left : {&sums, &by_input, &by_kernel})
     for (float x : *left) wrong += x != 0;
   return wrong;
+}
+
+// How many results differ between the pools: real numbers show another order of sums.
+static int differences(const std::vector<Pool>& pools, const Conv& given) {
+  const Conv c = with_output(given);
+  static std::mt19937 draw(1);
+  const auto reals = [&](int64_t count, int zeros) {
+    std::vector<float> found(count);
+    for (float& x : found) x = static_cast<int>(draw() % 10) < zeros ? 0 : static_cast<float>(draw()) / 1e9f - 2;
+    return found;
+  };
+  const int64_t size = c.h * c.w * c.channels;
+  const auto maps = reals(c.images * size, 7), kernel = reals(c.kh * c.kw * c.channels * c.outputs, 0);
+  const auto cotangent = reals(c.images * c.oh * c.ow * c.outputs, 2), by_spikes = reals(maps.size(), 2);
+  const auto factor = reals(c.channels, 0), offset = reals(c.channels, 0);
+  std::vector<float> before;
+  int differ = 0;
+  for (const Pool& pool : pools) {
+    std::vector<float> sums(cotangent.size()), by_input(maps.size()), by_kernel(kernel.size()), by_channel(4 * c.channels);
+    std::vector<float> by_currents = by_spikes;  // in place
+    conv_sums(pool, c, maps.data(), kernel.data(), sums.data());
+    conv_input_grad(pool, c, cotangent.data(), kernel.data(), by_input.data());
+    kernel_grad(pool, c, maps.data(), cotangent.data(), by_kernel.data());
+    float* of_channels = by_channel.data();
+    channel_moments(pool, c.images * c.h * c.w, c.channels, maps.data(), of_channels, of_channels + c.channels);
+    lif_grad<false>(pool, {c.images / 2, 2, size, c.channels, 0.5f, 1.0f, false, false}, Triangular{1}, false,
+                    {maps.data(), factor.data(), offset.data(), nullptr, nullptr}, by_currents.data(), by_currents.data(),
+                    of_channels + 2 * c.channels, of_channels + 3 * c.channels);
+    std::vector<float> all;
+    for (const auto* part : {&sums, &by_input, &by_kernel, &by_channel, &by_currents})
+      all.insert(all.end(), part->begin(), part->end());
+    differ += !before.empty() && std::memcmp(all.data(), before.data(), all.size() * sizeof(float)) != 0;
+    before = all;
+  }
+  return differ;
 }
 
 // Neurons, moments and pools of maps h w channels, for reads and writes; their values are tested from Python.
@@ -152,6 +193,15 @@ int main() {
     wrong += check(pool, {35, 2, 2, 5, 0, 0, 9, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {16, 3, 2, 130, 0, 0, 20, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {21, 5, 4, 7, 0, 0, 12, 3, 2, 2, 1, 1, 0}, density);
+    wrong += check(pool, {16, 1, 7, 70, 0, 0, 3, 3, 3, 1, 1, 4, 5}, density);
+    wrong += check(pool, {16, 0, 3, 2, 0, 0, 4, 3, 3, 1, 2, 2, 1}, density);
+    wrong += check(pool, {16, 3, 0, 2, 0, 0, 4, 1, 1, 1, 1, 0, 1}, density);
+    wrong += check(pool, {112, 12, 12, 2, 0, 0, 33, 3, 3, 1, 1, 1, 1}, density);  // several groups of images
+    // So many positions that the sums of spikes are looked up.
+    wrong += check(pool, {40, 8, 7, 9, 0, 0, 20, 3, 3, 1, 1, 1, 1}, density, true);
+    wrong += check(pool, {9, 33, 31, 6, 0, 0, 7, 5, 4, 2, 2, 2, 1}, density, true);
+    wrong += check(pool, {3, 30, 29, 5, 0, 0, 3, 2, 2, 1, 1, 3, 4}, density, true);
+    wrong += check(pool, {3, 40, 60, 3, 0, 0, 9, 1, 1, 2, 3, 0, 0}, density, true);
     wrong += check(pool, {2, 3, 3, 4, 0, 0, 0, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 0, 3, 2, 0, 0, 4, 3, 3, 1, 2, 2, 1}, density);  // maps of padding only
@@ -166,6 +216,13 @@ int main() {
   wrong += run_over_channels(pool, 0, 2, 2, 2, 129);
   wrong += run_over_channels(pool, 2, 2, 2, 2, 0);
   wrong += run_over_channels(pool, 2, 40, 20, 20, 5);
+#ifndef __SANITIZE_THREAD__
+  wrong += check(pool, {9, 16, 15, 130, 0, 0, 100, 3, 3, 1, 1, 1, 1}, 0.5, true);
+#endif
+  const Pool one{1, [](std::function<void()>) {}}, three{3, pool.schedule};
+  wrong += differences({one, three, pool}, {36, 4, 3, 9, 0, 0, 12, 3, 3, 1, 1, 1, 1});
+  wrong += differences({one, three, pool}, {20, 7, 9, 17, 0, 0, 5, 3, 3, 2, 2, 1, 1});
+  wrong += differences({one, three, pool}, {6, 20, 20, 4, 0, 0, 70, 3, 3, 1, 1, 1, 1});
   for (int64_t failing : {0, 500, 999}) wrong += fails(pool, failing);
   wrong += fails_to_schedule();
   for (std::thread& thread : threads) thread.join();

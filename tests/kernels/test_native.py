@@ -57,6 +57,24 @@ def test_sums_and_gradients(shape, kernel, strides, padding):
         assert_exact(ConvSpec(geometry, inputs, outputs), density)
 
 
+@pytest.mark.parametrize("most", [1, 3, 7, 15, 31, 40])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
+def test_spikes_and_integers(most, strides):
+    """Weights of every size at every firing rate, beside images that are not spikes."""
+    rng = np.random.default_rng(most)
+    spec = ConvSpec(Geometry((17, 14), (3, 3), strides, (1, 1)), 13, 18)
+    rates = np.linspace(0, 1, 24).reshape(-1, 1, 1, 1)
+    x = (rng.random((24, 17, 14, 13)) < rates).astype(np.float32)
+    x[5, 3, 2, 1] = 2
+    weights = rng.integers(-most, most + 1, (3, 3, 13, 18)).astype(np.float32)
+    weights[..., 0] = most
+    np.testing.assert_array_equal(skipping.sums(x, weights, spec), by_sums(x, weights, strides, (1, 1)))
+    x[7, 0, 0, 0] = np.nan
+    sums = np.asarray(skipping.sums(x, weights, spec))
+    assert np.isnan(sums[7, 0, 0]).all()
+    assert not np.isnan(np.delete(sums, 7, 0)).any()
+
+
 def test_wide_layers():
     """More outputs and inputs than one block has, and strides."""
     stride_1, stride_2 = Geometry((3, 4), (3, 2), (1, 1), (1, 0)), Geometry((5, 4), (3, 3), (2, 2), (1, 1))
@@ -307,8 +325,11 @@ def test_it_can_be_switched_off(monkeypatch, caplog):
 
 def test_every_handler_turns_exceptions_into_errors():
     """Each is defined by the one macro that does so."""
-    defined = {path.name: path.read_text() for path in Path(library.__file__).parent.glob("*.cc")}
-    assert all("QPSNN_HANDLER(" in text and "XLA_FFI_DEFINE" not in text for text in defined.values())
+    folder = Path(library.__file__).parent
+    sources, headers = ([path for path in folder.glob(f"*.{end}") if path.stem != "handlers"] for end in ("cc", "h"))
+    assert sources
+    assert all("QPSNN_HANDLER(" in path.read_text() for path in sources)
+    assert not any("XLA_FFI_DEFINE" in path.read_text() for path in (*sources, *headers))
 
 
 def test_a_kernel_without_memory_raises_and_the_process_goes_on(tmp_path):

@@ -25,7 +25,8 @@ class Blocks {
     each_pair(part, [&](auto vectors, const Block& block, float* out) { dense_rows<vectors>(block, begin, end, out); });
   }
 
-  // All sums of the images `which`. A block has one position of several of them, so that no zeros around maps are read.
+  // All sums of the images `which`, at most kMostPositions. A block has one position of all of them, so that no zeros around
+  // maps are read.
   void images(const Part& part, const std::vector<int64_t>& which) {
     const int64_t count = part.count, size = copy_size(count), images = which.size();
     copies_.resize(images * size);
@@ -33,10 +34,7 @@ class Blocks {
       for (int64_t pixel = 0; pixel < at_.h * at_.w; ++pixel)
         std::copy_n(part.in + which[k] * at_.in_size() + pixel * at_.inputs + part.first, count,
                     &copies_[k * size + pixel * count]);
-    each_pair(part, [&](auto vectors, const Block& block, float* out) {
-      for (int64_t k = 0; k < images; k += kMostPositions)
-        dense_images<vectors>(block, &copies_[k * size], &which[k], std::min<int64_t>(kMostPositions, images - k), out);
-    });
+    each_pair(part, [&](auto vectors, const Block& block, float* out) { dense_images<vectors>(block, which, out); });
   }
 
  private:
@@ -62,8 +60,9 @@ class Blocks {
   template <class Work>
   void each_pair(const Part& part, const Work& work) const {
     for (size_t block = 0; block < part.weights.size(); ++block) {
-      const int64_t stride = part.weights[block].stride;
-      for (int64_t v = 0; v < stride; v += 2 * kLanes) {
+      // Blocks are filled up with zeros.
+      const int64_t stride = part.weights[block].stride, outputs = at_.outputs - block * kBlockVectors * kLanes;
+      for (int64_t v = 0; v < std::min(stride, outputs); v += 2 * kLanes) {
         const int64_t first = block * kBlockVectors * kLanes + v;
         const float* values = part.weights[block].values.data() + v;
         const Block pair{values, stride, part.count, at_.outputs - first, part.first > 0};
@@ -132,15 +131,16 @@ class Blocks {
   // Copies of a power of two would share few places of the cache.
   int64_t copy_size(int64_t count) const { return at_.h * at_.w * count + 16; }
 
-  // The sums of `width` images, of which copies are in `in`, at one position after another.
+  // The sums of the images `which` at one position after another.
   template <int V>
-  void dense_images(const Block& block, const float* in, const int64_t* which, int width, float* out) const {
+  void dense_images(const Block& block, const std::vector<int64_t>& which, float* out) const {
+    const int width = static_cast<int>(which.size());
     float* to[kMostPositions];
     for (int64_t i = 0; i < at_.rows; ++i)
       for (int64_t j = 0; j < at_.columns; ++j) {
         for (int p = 0; p < width; ++p) to[p] = at_.place(out + which[p] * at_.out_size(), i, j);
         of_width(width, [&](auto images) {
-          dense_at<images, V>(block, i * at_.sy - at_.py, j * at_.sx - at_.px, in, to);
+          dense_at<images, V>(block, i * at_.sy - at_.py, j * at_.sx - at_.px, copies_.data(), to);
         });
       }
   }

@@ -9,35 +9,46 @@
 #include "blocks.h"
 #include "geometry.h"
 #include "lists.h"
+#include "lookup.h"
 #include "parallel.h"
 
 namespace qpsnn {
 
 constexpr int64_t kParts = 16;
-// Positions of maps so small that zeros around them are worth avoiding.
-constexpr int64_t kSmall = 256;
+// Positions of maps so small that zeros around them are worth avoiding, and of all images, so many that tables are worth
+// filling.
+constexpr int64_t kSmall = 256, kMany = 2048;
 
 // One image after another, each in the way that is faster for it.
 class Correlator {
  public:
-  explicit Correlator(const Windows& at) : at_(at), lists_(at), blocks_(at) {}
+  explicit Correlator(const Windows& at) : at_(at), lookup_(at), lists_(at), blocks_(at) {}
 
   void rows(const Part& part, int64_t begin, int64_t end) {
-    if (!lists_.add(part, begin, end)) blocks_.rows(part, begin, end);
+    if (!skip(part, begin, end)) blocks_.rows(part, begin, end);
   }
 
   void images(const Part& part, int64_t images) {
     others_.clear();
-    for (int64_t image = 0; image < images; ++image) {
-      const float* in = part.in + image * at_.in_size();
-      if (!lists_.add({in, part.weights, part.first, part.count, part.out + image * at_.out_size()}, 0, at_.rows))
-        others_.push_back(image);
-    }
-    blocks_.images(part, others_);
+    for (int64_t image = 0; image < images; ++image)
+      if (!skip(at(part, image), 0, at_.rows)) others_.push_back(image);
+    if (others_.size() >= kFew) return blocks_.images(part, others_);
+    for (int64_t image : others_) blocks_.rows(at(part, image), 0, at_.rows);
   }
 
  private:
+  static constexpr size_t kFew = 3;  // images that fill too few registers
+
+  Part at(const Part& part, int64_t image) const {
+    return {part.in + image * at_.in_size(), part.weights, part.first, part.count, part.out + image * at_.out_size()};
+  }
+
+  bool skip(const Part& part, int64_t begin, int64_t end) {
+    return lookup_.add(part, begin, end) || lists_.add(part, begin, end);
+  }
+
   const Windows at_;
+  Lookup lookup_;
   Lists lists_;
   Blocks blocks_;
   std::vector<int64_t> others_;
@@ -66,20 +77,21 @@ void correlate(const Pool& pool, const Windows& at, int64_t images, const float*
     for (int64_t o = 0; o < at.outputs; o += wide) {
       const int64_t outputs = std::min(wide, at.outputs - o), stride = ceil_div(outputs, kLanes) * kLanes;
       const int64_t full = stride / kLanes > 8 ? wide : stride;
-      Weights packed{AlignedFloats(at.kh * at.kw * count * full), {}, full};
+      Weights packed{AlignedFloats(at.kh * at.kw * count * full), {}, full, {}};
       float* to = packed.values.data();
       for (int64_t r = 0; r < at.kh; ++r)
         for (int64_t s = 0; s < at.kw; ++s)
           for (int64_t c = 0; c < count; ++c, to += full)
             for (int64_t k = 0; k < outputs; ++k) to[k] = weight(r, s, first + c, o + k);
       if (are_scattered(at, full / kLanes)) turn(at, count, packed);
+      if (images * at.rows * at.columns >= kMany) packed.tables = tables_of(at.kh * at.kw, count, packed.values.data(), full);
       blocks.back().push_back(std::move(packed));
     }
   }
   // Parts whatever the number of threads, so that all skip zeros in the same places.
   const int64_t bands = std::clamp<int64_t>(ceil_div(kParts, images), 1, at.rows);
-  const bool small = bands == 1 && at.rows * at.columns <= kSmall;
-  // Groups of images of one size, as many for each thread.
+  const bool small = bands == 1 && at.rows * at.columns <= kSmall && at.h * at.w <= 4 * kSmall;
+  // Groups of up to kMostPositions images, as many for each thread.
   const int64_t threads = std::max(1, pool.threads), rounds = ceil_div(ceil_div(images, kMostPositions), threads);
   const int64_t groups = small ? std::min(images, rounds * threads) : images;
   std::vector<std::unique_ptr<Correlator>> workers(pool.threads);

@@ -35,6 +35,8 @@ struct Guarded<Run, void (*)(Operands...)> {
       return {ffi::ErrorCode::kResourceExhausted, "out of memory in a native kernel of qpsnn_jax"};
     } catch (const std::exception& error) {
       return ffi::Error::Internal(std::string("a native kernel of qpsnn_jax failed: ") + error.what());
+    } catch (...) {
+      return ffi::Error::Internal("a native kernel of qpsnn_jax failed");
     }
     return ffi::Error::Success();
   }

@@ -84,15 +84,18 @@ class KernelGrad {
     rows_ = top_ + std::max(conv.oh, (conv.h - 1 + conv.py) / conv.sy + 1);
     columns_ = left_ + std::max(conv.ow, (conv.w - 1 + conv.px) / conv.sx + 1);
     lists_ = conv.sy * conv.sx * conv.channels;
-    // The rows of maps whose part of the cotangent stays in the first level of the cache, and the maps whose whole
-    // cotangent stays in the second.
+    // The rows of maps whose part of the cotangent stays in the first level of the cache; if these are whole maps, those
+    // whose cotangent stays in the second, with lists that are not much larger.
     const int64_t row_bytes = columns_ * most_outputs * sizeof(float);
     const int64_t most = std::max<int64_t>(1, kBandBytes / row_bytes - top_) * conv.sy;
     band_ = ceil_div(conv.h, ceil_div(conv.h, most));
     bands_ = ceil_div(conv.h, band_);
-    group_ = std::clamp<int64_t>(kGroupBytes / (rows_ * row_bytes), 1, std::max<int64_t>(1, most_images));
+    capacity_ = ceil_div(conv.h, conv.sy) * ceil_div(conv.w, conv.sx);
+    const int64_t bytes = std::max<int64_t>(rows_ * row_bytes, lists_ * capacity_ * sizeof(Entry) / kEntryShare);
+    group_ = bands_ > 1 ? 1 : std::clamp<int64_t>(kGroupBytes / bytes, 1, std::max<int64_t>(1, most_images));
     slab_.resize((group_ * rows_ + 1) * columns_ * most_outputs + 2 * kLanes);
-    capacity_ = group_ * ceil_div(conv.h, conv.sy) * ceil_div(conv.w, conv.sx);
+    // An odd number of lines of the cache, since lists are written side by side.
+    capacity_ = (ceil_div(group_ * capacity_, kLine) | 1) * kLine;
     entries_.resize(lists_ * capacity_);
     next_.resize(lists_);
     places_.resize(conv.w * conv.channels + kPackedMore);
@@ -144,7 +147,8 @@ class KernelGrad {
   }
 
  private:
-  static constexpr int64_t kBandBytes = 32 << 10, kGroupBytes = 128 << 10;
+  static constexpr int64_t kBandBytes = 32 << 10, kGroupBytes = 128 << 10, kEntryShare = 4;
+  static constexpr int64_t kLine = 64 / sizeof(Entry);
 
   // Sorts the inputs of image `k` of a group that are not 0 by phase and channel, in raster order.
   void list(const float* maps, int64_t k) {
@@ -221,13 +225,15 @@ inline void kernel_grad(const Pool& pool, const Conv& conv, const float* maps, c
                           count_of(block), &sums[item * length]);
   });
   constexpr int64_t kPiece = 4096;
-  parallel_for(pool, ceil_div(all, kPiece), [&](int64_t piece, int) {
-    const int64_t start = piece * kPiece, end = std::min(start + kPiece, all);
-    for (int64_t part = 1; part < parts; ++part)
-      for (int64_t i = start; i < end; ++i) sums[i] += sums[part * all + i];
-  });
-  for (int64_t block = 0; block < blocks; ++block)
+  if (parts > 1)
+    parallel_for(pool, ceil_div(all, kPiece), [&](int64_t piece, int) {
+      const int64_t start = piece * kPiece, end = std::min(start + kPiece, all);
+      for (int64_t part = 1; part < parts; ++part)
+        for (int64_t i = start; i < end; ++i) sums[i] += sums[part * all + i];
+    });
+  parallel_for(pool, blocks, [&](int64_t block, int) {
     workers[0]->write(block * most, count_of(block), &sums[block * length], result);
+  });
 }
 
 }  // namespace qpsnn

@@ -11,6 +11,15 @@
 
 namespace qpsnn {
 
+// The cycles of one position, of which `found` of all inputs of rows [begin, end) of the sums are not 0.
+inline double list_cycles(const Windows& at, const Part& part, int64_t found, int64_t begin, int64_t end) {
+  const int64_t top = std::clamp<int64_t>(begin * at.sy - at.py, 0, at.h);
+  const int64_t bottom = std::clamp<int64_t>((end - 1) * at.sy + at.kh - at.py, top, at.h);
+  const int64_t total = (bottom - top) * at.w * part.count;
+  const double rate = total ? static_cast<double>(found) / total : 0, taps = static_cast<double>(at.kh * at.kw * part.count);
+  return taps * rate * (0.6 * part.weights[0].stride / kLanes + 0.5) + 20.0 * at.kh;
+}
+
 // The work on one image after another, for one block of inputs and all blocks of outputs.
 class Lists {
  public:

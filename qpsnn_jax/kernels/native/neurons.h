@@ -20,7 +20,6 @@ struct Currents {
   const float *x, *factor, *offset, *residual, *initial;
 };
 
-inline Vector all(float x) { return x - Vector{}; }
 inline Vector magnitude(Vector x) { return x < 0 ? -x : x; }
 
 // 1 or 0 where the distance to the threshold is past it, or at it with `inclusive`; NaN where it is NaN.

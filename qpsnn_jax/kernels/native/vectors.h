@@ -21,6 +21,8 @@ constexpr int kLanes = 4, kRegisters = 16;
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Whole __attribute__((vector_size(4 * kLanes)));
 
+inline Vector all(float x) { return x - Vector{}; }
+
 inline Vector load(const float* from) {
   Vector x;
   std::memcpy(&x, from, sizeof x);

@@ -24,11 +24,19 @@ struct Windows {
 
 constexpr int64_t kBlockInputs = 128, kBlockVectors = kRegisters * 3 / 4;
 
+// All sums of four neighbouring weights that are integers of at most `most`, which is 0 for others: pairs of outputs, r s, four
+// inputs, the two outputs, the 16 sums.
+struct Tables {
+  int most = 0;
+  std::vector<int8_t> sums;
+};
+
 // Weights r s c o of a block of inputs and one of outputs, o filled up with zeros to whole vectors. `turned` are the same as
 // r c s o, from the last s to the first, where they can be scattered.
 struct Weights {
   AlignedFloats values, turned;
   int64_t stride;  // floats of one r s c
+  Tables tables;
 };
 
 // Whether the taps of an input along a row are few vectors.
