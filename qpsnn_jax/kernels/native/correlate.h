@@ -17,7 +17,7 @@ namespace qpsnn {
 constexpr int64_t kParts = 16;
 // Positions of maps so small that zeros around them are worth avoiding, and of all images, so many that tables are worth
 // filling.
-constexpr int64_t kSmall = 256, kMany = 2048;
+constexpr int64_t kSmall = 256, kMany = 1024;
 
 // One image after another, each in the way that is faster for it.
 class Correlator {
@@ -65,29 +65,33 @@ inline void turn(const Windows& at, int64_t count, Weights& weights) {
                     &weights.turned[((r * count + c) * at.kw + at.kw - 1 - s) * stride]);
 }
 
+// The weights of some inputs and outputs, with tables if they are looked up so `often` that it is worth filling them.
+template <class Weight>
+Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64_t outputs, bool often, const Weight& weight) {
+  const int64_t vectors = ceil_div(outputs, kLanes), stride = (vectors > 8 ? kBlockVectors : vectors) * kLanes;
+  Weights found{AlignedFloats(at.kh * at.kw * count * stride), {}, stride, {}};
+  float* to = found.values.data();
+  for (int64_t r = 0; r < at.kh; ++r)
+    for (int64_t s = 0; s < at.kw; ++s)
+      for (int64_t c = 0; c < count; ++c, to += stride)
+        for (int64_t k = 0; k < outputs; ++k) to[k] = weight(r, s, first + c, o + k);
+  if (are_scattered(at, stride / kLanes)) turn(at, count, found);
+  if (often) found.tables = tables_of(at.kh * at.kw, count, found.values.data(), stride);
+  return found;
+}
+
 // All images; `weight(r, s, c, o)` reads the weights.
 template <class Weight>
 void correlate(const Pool& pool, const Windows& at, int64_t images, const float* in, const Weight& weight, float* out) {
   if (at.rows <= 0 || at.columns <= 0 || at.inputs == 0 || at.outputs == 0 || images == 0) return;
-  std::vector<std::vector<Weights>> blocks;  // by inputs, then outputs
-  const int64_t wide = kBlockVectors * kLanes;
-  for (int64_t first = 0; first < at.inputs; first += kBlockInputs) {
-    blocks.emplace_back();
-    const int64_t count = std::min(kBlockInputs, at.inputs - first);
-    for (int64_t o = 0; o < at.outputs; o += wide) {
-      const int64_t outputs = std::min(wide, at.outputs - o), stride = ceil_div(outputs, kLanes) * kLanes;
-      const int64_t full = stride / kLanes > 8 ? wide : stride;
-      Weights packed{AlignedFloats(at.kh * at.kw * count * full), {}, full, {}};
-      float* to = packed.values.data();
-      for (int64_t r = 0; r < at.kh; ++r)
-        for (int64_t s = 0; s < at.kw; ++s)
-          for (int64_t c = 0; c < count; ++c, to += full)
-            for (int64_t k = 0; k < outputs; ++k) to[k] = weight(r, s, first + c, o + k);
-      if (are_scattered(at, full / kLanes)) turn(at, count, packed);
-      if (images * at.rows * at.columns >= kMany) packed.tables = tables_of(at.kh * at.kw, count, packed.values.data(), full);
-      blocks.back().push_back(std::move(packed));
-    }
-  }
+  const int64_t wide = kBlockVectors * kLanes, columns = ceil_div(at.outputs, wide);
+  std::vector<std::vector<Weights>> blocks(ceil_div(at.inputs, kBlockInputs), std::vector<Weights>(columns));
+  const bool many = images * at.rows * at.columns >= kMany;
+  parallel_for(pool, blocks.size() * columns, [&](int64_t item, int) {
+    const int64_t first = item / columns * kBlockInputs, count = std::min(kBlockInputs, at.inputs - first);
+    const int64_t o = item % columns * wide, outputs = std::min(wide, at.outputs - o);
+    blocks[item / columns][item % columns] = packed(at, first, count, o, outputs, many, weight);
+  });
   // Parts whatever the number of threads, so that all skip zeros in the same places.
   const int64_t bands = std::clamp<int64_t>(ceil_div(kParts, images), 1, at.rows);
   const bool small = bands == 1 && at.rows * at.columns <= kSmall && at.h * at.w <= 4 * kSmall;

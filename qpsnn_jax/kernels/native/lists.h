@@ -17,7 +17,9 @@ inline double list_cycles(const Windows& at, const Part& part, int64_t found, in
   const int64_t bottom = std::clamp<int64_t>((end - 1) * at.sy + at.kh - at.py, top, at.h);
   const int64_t total = (bottom - top) * at.w * part.count;
   const double rate = total ? static_cast<double>(found) / total : 0, taps = static_cast<double>(at.kh * at.kw * part.count);
-  return taps * rate * (0.6 * part.weights[0].stride / kLanes + 0.5) + 20.0 * at.kh;
+  double cycles = 0;
+  for (const Weights& weights : part.weights) cycles += taps * rate * (0.6 * weights.stride / kLanes + 0.5) + 20.0 * at.kh;
+  return cycles;
 }
 
 // The work on one image after another, for one block of inputs and all blocks of outputs.

@@ -92,7 +92,7 @@ class Lookup {
   double cycles(const Part& part, int64_t begin, int64_t end) const {
     double found = 0;
     for (const Weights& weights : part.weights) {
-      const double each = 0.6 + 4.0 / chunk(weights), lookups = static_cast<double>(at_.kh * at_.kw * groups_);
+      const double each = 0.4 + 2.5 / chunk(weights), lookups = static_cast<double>(at_.kh * at_.kw * groups_);
       const int64_t vectors = ceil_div((end - begin) * width_, kPositions);
       found += weights.stride * (lookups * each * vectors / ((end - begin) * at_.columns) + 0.5);
     }
@@ -151,7 +151,8 @@ class Lookup {
 
   // Fills sums_ for `vectors` vectors of positions from `first` on.
   void look_up(const Weights& weights, int64_t outputs, int64_t first, int64_t vectors) {
-    sums_.assign(ceil_div(outputs, kLanes) * kLanes * kMostVectors * kPositions, 0);
+    row_ = vectors * kPositions;
+    sums_.assign(ceil_div(outputs, kLanes) * kLanes * row_, 0);
     for (int64_t o = 0; o < outputs; o += 2) switch (vectors) {
         case 1: look_up_pair<1>(weights, o, first); break;
         case 2: look_up_pair<2>(weights, o, first); break;
@@ -165,7 +166,7 @@ class Lookup {
   void look_up_pair(const Weights& weights, int64_t o, int64_t first) {
     const int64_t most = chunk(weights);
     const int8_t* table = &weights.tables.sums[o * taps_.size() * groups_ * kEntries];
-    int16_t* to = &sums_[o * kMostVectors * kPositions];
+    int16_t* to = &sums_[o * V * kPositions];
     __m256i sums[2][V] = {};
     int64_t left = most;
     for (const int64_t tap : taps_) {
@@ -192,7 +193,7 @@ class Lookup {
   static void widen(__m256i (&sums)[2][V], int16_t* to) {
     for (int pair = 0; pair < 2; ++pair)
       for (int v = 0; v < V; ++v) {
-        __m256i* at = reinterpret_cast<__m256i*>(to + (pair * kMostVectors + v) * kPositions);
+        __m256i* at = reinterpret_cast<__m256i*>(to + (pair * V + v) * kPositions);
         const __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(sums[pair][v]));
         const __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(sums[pair][v], 1));
         _mm256_storeu_si256(at, _mm256_add_epi16(_mm256_loadu_si256(at), low));
@@ -212,7 +213,7 @@ class Lookup {
       }
       for (int64_t o = 0; o < outputs && o < kBlockVectors * kLanes; o += kLanes) {
         __m128i rows[kLanes];
-        transpose(&sums_[o * kMostVectors * kPositions + p], rows);
+        transpose(&sums_[o * row_ + p], row_, rows);
         for (int64_t k = 0; k < kLanes; ++k) {
           if (!to[k]) continue;
           Vector sum = reinterpret_cast<Vector>(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(rows[k])));
@@ -223,11 +224,11 @@ class Lookup {
     }
   }
 
-  // rows[k] is number k of 8 rows of 16-bit integers.
-  static void transpose(const int16_t* from, __m128i (&rows)[kLanes]) {
+  // rows[k] is number k of 8 rows of 16-bit integers, `row` apart.
+  static void transpose(const int16_t* from, int64_t row, __m128i (&rows)[kLanes]) {
     __m128i a[kLanes], b[kLanes];
     for (int k = 0; k < kLanes; ++k)
-      a[k] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k * kMostVectors * kPositions));
+      a[k] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k * row));
     for (int k = 0; k < 4; ++k) {
       b[2 * k] = _mm_unpacklo_epi16(a[2 * k], a[2 * k + 1]);
       b[2 * k + 1] = _mm_unpackhi_epi16(a[2 * k], a[2 * k + 1]);
@@ -245,7 +246,7 @@ class Lookup {
 
   const Windows at_;
   const int64_t width_;
-  int64_t groups_ = 0, size_ = 0;
+  int64_t groups_ = 0, size_ = 0, row_ = 0;
   std::vector<int64_t> taps_, columns_;
   std::vector<uint8_t> maps_;
   std::vector<int16_t> sums_;
