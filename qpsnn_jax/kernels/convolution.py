@@ -88,7 +88,7 @@ def conv_spikes(
     - ``popcount`` counts bits, 32 channels at once (:mod:`qpsnn_jax.kernels.popcount`);
     - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.kernels.winograd`);
     - ``int8`` multiplies 8-bit integers (:mod:`qpsnn_jax.kernels.int8`);
-    - ``skipping`` adds the weights of every spike, in C++ (:mod:`qpsnn_jax.kernels.skipping`);
+    - ``skipping`` adds the weights of every spike or looks their sums up, in C++ (:mod:`qpsnn_jax.kernels.skipping`);
     - ``bfloat16`` multiplies bfloat16; on a CPU only by name.
 
     On a CPU, in float32 on one device that multiplies bfloat16 fast, the cotangent is rounded to bfloat16 before it is

@@ -47,8 +47,8 @@ struct Pieces {
   }
 
   // One value for each channel, at all its places in a piece.
-  std::vector<float> repeated(const float* values) const {
-    std::vector<float> places(length);
+  AlignedFloats repeated(const float* values) const {
+    AlignedFloats places(length);
     for (int64_t i = 0; i < length && examples * count > 0; i += channels)
       std::copy_n(values, std::min(channels, length - i), &places[i]);
     return places;
@@ -105,7 +105,7 @@ class ChannelSums {
  private:
   const Pieces& pieces_;
   const int kinds_;
-  std::vector<std::vector<float>> places_;
+  std::vector<AlignedFloats> places_;
   std::vector<double> parts_;
 };
 

@@ -197,7 +197,8 @@ class KernelGrad {
   const std::vector<Phase> down_, right_;
   int64_t top_, left_, rows_, columns_, lists_, band_, bands_, group_, capacity_, size_ = 0;
   std::vector<int64_t> starts_;
-  std::vector<float> slab_, values_;
+  AlignedFloats slab_;
+  std::vector<float> values_;
   std::vector<int32_t> places_, list_of_, column_of_;  // of the inputs of one row of maps
   std::vector<Entry> entries_;
   std::vector<Entry*> next_, bounds_;
@@ -217,7 +218,8 @@ inline void kernel_grad(const Pool& pool, const Conv& conv, const float* maps, c
     return *workers[worker];
   };
   const int64_t length = worker_of(0).size(), all = blocks * length;
-  const std::unique_ptr<float[]> sums(new float[parts * all]);
+  const UnsetFloats owner(parts * all);
+  float* sums = owner.data();
   const auto count_of = [&](int64_t block) { return std::min(most, conv.outputs - block * most); };
   parallel_for(pool, parts * blocks, [&](int64_t item, int worker) {
     const int64_t part = item / blocks, block = item % blocks;

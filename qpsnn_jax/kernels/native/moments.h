@@ -9,7 +9,7 @@ namespace qpsnn {
 // among the numbers, so that little is lost in the difference of the two sums.
 inline void channel_moments(const Pool& pool, int64_t rows, int64_t channels, const float* x, float* mean, float* var) {
   const Pieces pieces(1, rows * channels, channels, 1024);
-  const std::vector<float> first = pieces.repeated(x);
+  const AlignedFloats first = pieces.repeated(x);
   ChannelSums sums(pieces, pool, 2);
   pieces.each(
       pool, [&](int worker) { sums.begin(worker); },

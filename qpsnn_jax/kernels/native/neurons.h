@@ -112,14 +112,14 @@ class Layer {
  private:
   const Neurons n_;
   const Currents from_;
-  const std::vector<float> factor_, offset_;
+  const AlignedFloats factor_, offset_;
 };
 
 // Spikes or membranes before the reset, which may be written over x.
 template <bool Membranes, bool Residual>
 void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result) {
   const Layer layer(n, from, 1024);
-  std::vector<std::vector<float>> potentials(pool.threads);
+  std::vector<AlignedFloats> potentials(pool.threads);
   layer.pieces.each(
       pool, [](int) {},
       [&](int64_t example, int64_t start, int64_t count, int worker) {
@@ -147,7 +147,7 @@ void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, co
   const Layer layer(n, from, std::clamp<int64_t>(16384 / std::max<int64_t>(1, n.steps), 64, 1024));
   const int64_t length = layer.pieces.length;
   ChannelSums sums(layer.pieces, pool, 2);
-  std::vector<std::vector<float>> scratch(pool.threads);
+  std::vector<AlignedFloats> scratch(pool.threads);
   layer.pieces.each(
       pool, [&](int worker) { sums.begin(worker); },
       [&](int64_t example, int64_t start, int64_t count, int worker) {

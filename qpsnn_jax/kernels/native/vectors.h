@@ -57,6 +57,19 @@ struct Aligned {
 };
 using AlignedFloats = std::vector<float, Aligned<float>>;
 
+// The same, with no values yet.
+class UnsetFloats {
+ public:
+  explicit UnsetFloats(int64_t count) : data_(Aligned<float>().allocate(count)) {}
+  ~UnsetFloats() { Aligned<float>().deallocate(data_, 0); }
+  UnsetFloats(const UnsetFloats&) = delete;
+  UnsetFloats& operator=(const UnsetFloats&) = delete;
+  float* data() const { return data_; }
+
+ private:
+  float* const data_;
+};
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace qpsnn
