@@ -1,7 +1,7 @@
 r"""ResNet20 on CIFAR-10 in a packed file of at most 98,496 bytes, the size of MLPerf Tiny's reference network; T = 2.
 
 Wide, quantized with 8 bits in the first and last layer, pruned under a budget of bytes, recalibrated, and fine-tuned.
-It has what led on held-out images of CIFAR-10 (experiments/worth.md): `edges` and the budget; no teacher, which did not.
+It has what led on held-out images (experiments/worth.md): `edges` and the budget, and no teacher, which did not.
 The budget counts Eq. 16; the file adds a header and less than 5 kB, so that 93 kB of it are about 98 kB of file.
 
 Command: qpsnn run experiments/configs/cifar10_98kb.py --data.data_dir DIR --out runs/cifar10_98kb
