@@ -46,13 +46,15 @@ static Conv with_output(Conv c) {
   return c;
 }
 
+// With `spikes`, maps and cotangents are 0 and 1.
 static int check(const Pool& pool, const Conv& given, double density, bool spikes = false) {
   const Conv c = with_output(given);
   auto maps = numbers(c.images * c.h * c.w * c.channels, density);
   if (spikes || density < 0.1)
     for (float& x : maps) x = x != 0;
   const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1);
-  const auto cotangent = numbers(c.images * c.oh * c.ow * c.outputs, density);
+  auto cotangent = numbers(c.images * c.oh * c.ow * c.outputs, density);
+  for (float& y : cotangent) y = spikes ? y != 0 : y;
   std::vector<float> sums(cotangent.size(), NAN), by_input(maps.size(), NAN), by_kernel(kernel.size(), NAN);
   conv_sums(pool, c, maps.data(), kernel.data(), sums.data());
   conv_input_grad(pool, c, cotangent.data(), kernel.data(), by_input.data());
@@ -202,6 +204,9 @@ int main() {
     wrong += check(pool, {9, 33, 31, 6, 0, 0, 7, 5, 4, 2, 2, 2, 1}, density, true);
     wrong += check(pool, {3, 30, 29, 5, 0, 0, 3, 2, 2, 1, 1, 3, 4}, density, true);
     wrong += check(pool, {3, 40, 60, 3, 0, 0, 9, 1, 1, 2, 3, 0, 0}, density, true);
+    wrong += check(pool, {2, 40, 50, 17, 0, 0, 18, 2, 1, 3, 2, 0, 1}, density, true);
+    wrong += check(pool, {1, 1, 1200, 4, 0, 0, 8, 1, 130, 1, 1, 0, 0}, density, true);
+    wrong += check(pool, {2000, 4, 4, 4, 0, 0, 8, 1, 1, 7, 9, 0, 0}, density, true);
     wrong += check(pool, {2, 3, 3, 4, 0, 0, 0, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 0, 3, 2, 0, 0, 4, 3, 3, 1, 2, 2, 1}, density);  // maps of padding only

@@ -61,7 +61,9 @@ inline Tables tables_of(int64_t taps, int64_t count, const float* weights, int64
 // The work on one image after another, for one block of inputs and all blocks of outputs.
 class Lookup {
  public:
-  explicit Lookup(const Windows& windows) : at_(windows), width_(at_.columns - 1 + ceil_div(at_.kw, at_.sx)) {}
+  explicit Lookup(const Windows& windows)
+      : at_(windows), width_(at_.columns - 1 + ceil_div(at_.kw, at_.sx)), down_(std::min(at_.kh, at_.sy)),
+        right_(std::min(at_.kw, at_.sx)) {}
 
   // Rows [begin, end) of the sums of one image, if its inputs are 0 and 1 and this is the fastest way; returns whether.
   bool add(const Part& part, int64_t begin, int64_t end) {
@@ -69,7 +71,7 @@ class Lookup {
       if (weights.tables.most == 0) return false;
     groups_ = ceil_div(part.count, kFour);
     const double each = cycles(part, begin, end);
-    if (each >= list_cycles(at_, part, at_.h * at_.w * part.count, begin, end)) return false;
+    if (each >= block_cycles(part)) return false;
     const int64_t found = pack(part, begin, end);
     if (found < 0 || each >= list_cycles(at_, part, found, begin, end)) return false;
     const int64_t positions = (end - begin) * width_;
@@ -90,20 +92,27 @@ class Lookup {
 
   // Of one position, as list_cycles() counts.
   double cycles(const Part& part, int64_t begin, int64_t end) const {
-    double found = 0;
+    const double positions = static_cast<double>((end - begin) * at_.columns);
+    double found = 1000 / positions + 4.0 * groups_ * down_ * right_;
     for (const Weights& weights : part.weights) {
       const double each = 0.4 + 2.5 / chunk(weights), lookups = static_cast<double>(at_.kh * at_.kw * groups_);
       const int64_t vectors = ceil_div((end - begin) * width_, kPositions);
-      found += weights.stride * (lookups * each * vectors / ((end - begin) * at_.columns) + 0.5);
+      found += weights.stride * (lookups * each * vectors / positions + 0.5);
     }
-    return found + 4.0 * groups_;
+    return found;
+  }
+
+  double block_cycles(const Part& part) const {
+    double found = 0;
+    for (const Weights& weights : part.weights) found += 0.6 * at_.kh * at_.kw * part.count * (weights.stride / kLanes);
+    return found;
   }
 
   // Sums of as many tables fit into a byte.
   static int64_t chunk(const Weights& weights) { return INT8_MAX / (kFour * weights.tables.most); }
 
   // Maps of the inputs that rows [begin, end) read, four inputs as the bits of a byte, with zeros around them: by phase of
-  // the strides and four inputs. Returns how many inputs are 1, or -1 if others are not 0.
+  // the strides, of those that a tap reads, and four inputs. Returns how many inputs are 1, or -1 if others are not 0.
   int64_t pack(const Part& part, int64_t begin, int64_t end) {
     const int64_t top = begin * at_.sy - at_.py, height = end - begin - 1 + ceil_div(at_.kh, at_.sy);
     size_ = height * width_;
@@ -113,16 +122,20 @@ class Lookup {
     };
     taps_.clear();
     for (int64_t r = 0; r < at_.kh; ++r)
-      for (int64_t s = 0; s < at_.kw; ++s) taps_.push_back(place(r, at_.sy, at_.sx, width_) + place(s, at_.sx, 1, 1));
+      for (int64_t s = 0; s < at_.kw; ++s) taps_.push_back(place(r, at_.sy, right_, width_) + place(s, at_.sx, 1, 1));
     const int64_t left = std::max<int64_t>(0, -at_.px), right = std::min(at_.w, width_ * at_.sx - at_.px);
     columns_.clear();
-    for (int64_t x = left; x < right; ++x) columns_.push_back(place(x + at_.px, at_.sx, 1, 1));
-    maps_.assign(at_.sy * at_.sx * groups_ * size_ + kMostVectors * kPositions, 0);
+    for (int64_t x = left; x < right; ++x)
+      columns_.push_back((x + at_.px) % at_.sx < right_ ? place(x + at_.px, at_.sx, 1, 1) : -1);
+    // The last vector of positions, at the last tap, reads beyond the last map.
+    maps_.assign(down_ * right_ * groups_ * size_ + at_.kw + kMostVectors * kPositions, 0);
     int64_t found = 0;
     for (int64_t y = std::max<int64_t>(0, top); y < std::min(at_.h, top + height * at_.sy); ++y) {
+      if ((y - top) % at_.sy >= down_) continue;
       const float* row = part.in + y * at_.w * at_.inputs + part.first;
-      uint8_t* to = &maps_[place(y - top, at_.sy, at_.sx, width_)];
+      uint8_t* to = &maps_[place(y - top, at_.sy, right_, width_)];
       for (int64_t x = left; x < right; ++x) {
+        if (columns_[x - left] < 0) continue;
         const int some = pack_pixel(row + x * at_.inputs, part.count, to + columns_[x - left]);
         if (some < 0) return -1;
         found += some;
@@ -245,7 +258,7 @@ class Lookup {
   }
 
   const Windows at_;
-  const int64_t width_;
+  const int64_t width_, down_, right_;
   int64_t groups_ = 0, size_ = 0, row_ = 0;
   std::vector<int64_t> taps_, columns_;
   std::vector<uint8_t> maps_;
