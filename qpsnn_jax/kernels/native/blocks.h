@@ -45,6 +45,12 @@ class Blocks {
     bool add;
   };
 
+  // The taps of a window: rows, and in each of them neighbours with all their channels. Its inputs' rows are `step` apart.
+  struct Window {
+    const float* weights;
+    int64_t rows, taps, step;
+  };
+
   // The rows that the sums [begin, end) read, with zeros around them.
   void copy(const float* in, int64_t count, int64_t begin, int64_t end) {
     const int64_t top = begin * at_.sy - at_.py, rows = (end - 1 - begin) * at_.sy + at_.kh;
@@ -74,19 +80,6 @@ class Blocks {
     }
   }
 
-  // run(std::integral_constant<int, width>()) for a width of 1 to kMostPositions.
-  template <class Run>
-  static void of_width(int width, const Run& run) {
-    switch (width) {
-      case 1: return run(std::integral_constant<int, 1>());
-      case 2: return run(std::integral_constant<int, 2>());
-      case 3: return run(std::integral_constant<int, 3>());
-      case 4: return run(std::integral_constant<int, 4>());
-      case 5: return run(std::integral_constant<int, 5>());
-      default: return run(std::integral_constant<int, kMostPositions>());
-    }
-  }
-
   template <int V>
   void dense_rows(const Block& block, int64_t begin, int64_t end, float* out) const {
     const int64_t total = (end - begin) * at_.columns, pieces = ceil_div(total, kMostPositions);
@@ -101,31 +94,9 @@ class Blocks {
         in[p] = padded_.data() + (i * at_.sy * width_ + left_ - at_.px + j * at_.sx) * block.count;
         to[p] = at_.place(out, begin + i, j);
       }
-      of_width(width, [&](auto positions) { dense<positions, V>(block, in, to); });
+      const Window whole{block.weights, at_.kh, at_.kw * block.count, width_ * block.count};
+      with_constant<kMostPositions>(width, [&](auto positions) { dense<positions, V>(block, whole, in, to); });
     }
-  }
-
-  template <int P, int V>
-  void dense(const Block& block, const float* const* in, float* const* to) const {
-    const float* x[P];
-    const float* from = block.weights;
-    const int64_t stride = block.stride, taps = at_.kw * block.count, row = width_ * block.count;
-    Vector sum[P][V] = {};
-    for (int p = 0; p < P; ++p) {
-      x[p] = in[p];
-      for (int v = 0; block.add && v < V; ++v) sum[p][v] = load_some(to[p] + v * kLanes, block.outputs - v * kLanes);
-    }
-    for (int64_t r = 0; r < at_.kh; ++r) {
-      for (int64_t c = 0; c < taps; ++c, from += stride) {  // the taps of a row, and their channels, are neighbours
-        Vector weight[V];
-        for (int v = 0; v < V; ++v) weight[v] = held(load(from + v * kLanes));
-        for (int p = 0; p < P; ++p)
-          for (int v = 0; v < V; ++v) sum[p][v] += x[p][c] * weight[v];
-      }
-      for (int p = 0; p < P; ++p) x[p] += row;
-    }
-    for (int p = 0; p < P; ++p)
-      for (int v = 0; v < V; ++v) store_some(to[p] + v * kLanes, sum[p][v], block.outputs - v * kLanes);
   }
 
   // Copies of a power of two would share few places of the cache.
@@ -135,35 +106,42 @@ class Blocks {
   template <int V>
   void dense_images(const Block& block, const std::vector<int64_t>& which, float* out) const {
     const int width = static_cast<int>(which.size());
+    const float* in[kMostPositions];
     float* to[kMostPositions];
     for (int64_t i = 0; i < at_.rows; ++i)
       for (int64_t j = 0; j < at_.columns; ++j) {
-        for (int p = 0; p < width; ++p) to[p] = at_.place(out + which[p] * at_.out_size(), i, j);
-        of_width(width, [&](auto images) {
-          dense_at<images, V>(block, i * at_.sy - at_.py, j * at_.sx - at_.px, copies_.data(), to);
-        });
+        // The taps within the maps.
+        const int64_t y = i * at_.sy - at_.py, x = j * at_.sx - at_.px;
+        const int64_t r0 = std::max<int64_t>(0, -y), r1 = std::min(at_.kh, at_.h - y);
+        const int64_t s0 = std::max<int64_t>(0, -x), s1 = std::max(s0, std::min(at_.kw, at_.w - x));
+        const float* weights = block.weights + (r0 * at_.kw + s0) * block.count * block.stride;
+        const Window part{weights, r1 - r0, (s1 - s0) * block.count, at_.w * block.count};
+        for (int p = 0; p < width; ++p) {
+          in[p] = copies_.data() + p * copy_size(block.count) + ((y + r0) * at_.w + x + s0) * block.count;
+          to[p] = at_.place(out + which[p] * at_.out_size(), i, j);
+        }
+        with_constant<kMostPositions>(width, [&](auto images) { dense<images, V>(block, part, in, to); });
       }
   }
 
-  // The window whose first tap is at (y, x), which may be outside of the maps, in P images.
   template <int P, int V>
-  void dense_at(const Block& block, int64_t y, int64_t x, const float* in, float* const* to) const {
-    const int64_t r0 = std::max<int64_t>(0, -y), r1 = std::min(at_.kh, at_.h - y), stride = block.stride, size = copy_size(block.count);
-    const int64_t s0 = std::max<int64_t>(0, -x), s1 = std::max(s0, std::min(at_.kw, at_.w - x));
-    const int64_t taps = (s1 - s0) * block.count;
+  void dense(const Block& block, const Window& window, const float* const* in, float* const* to) const {
+    const float* x[P];
+    const int64_t stride = block.stride, row = at_.kw * block.count * stride;
     Vector sum[P][V] = {};
-    for (int p = 0; p < P; ++p)
+    for (int p = 0; p < P; ++p) {
+      x[p] = in[p];
       for (int v = 0; block.add && v < V; ++v) sum[p][v] = load_some(to[p] + v * kLanes, block.outputs - v * kLanes);
-    for (int64_t r = r0; r < r1; ++r) {
-      const float* from = block.weights + (r * at_.kw + s0) * block.count * stride;
-      const float* at[P];
-      for (int p = 0; p < P; ++p) at[p] = in + p * size + ((y + r) * at_.w + x + s0) * block.count;
-      for (int64_t c = 0; c < taps; ++c, from += stride) {
+    }
+    for (int64_t r = 0; r < window.rows; ++r) {
+      const float* from = window.weights + r * row;
+      for (int64_t c = 0; c < window.taps; ++c, from += stride) {
         Vector weight[V];
         for (int v = 0; v < V; ++v) weight[v] = held(load(from + v * kLanes));
         for (int p = 0; p < P; ++p)
-          for (int v = 0; v < V; ++v) sum[p][v] += at[p][c] * weight[v];
+          for (int v = 0; v < V; ++v) sum[p][v] += x[p][c] * weight[v];
       }
+      for (int p = 0; p < P; ++p) x[p] += window.step;
     }
     for (int p = 0; p < P; ++p)
       for (int v = 0; v < V; ++v) store_some(to[p] + v * kLanes, sum[p][v], block.outputs - v * kLanes);

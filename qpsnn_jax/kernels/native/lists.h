@@ -11,15 +11,16 @@
 
 namespace qpsnn {
 
-// The cycles of one position, of which `found` of all inputs of rows [begin, end) of the sums are not 0.
-inline double list_cycles(const Windows& at, const Part& part, int64_t found, int64_t begin, int64_t end) {
-  const int64_t top = std::clamp<int64_t>(begin * at.sy - at.py, 0, at.h);
-  const int64_t bottom = std::clamp<int64_t>((end - 1) * at.sy + at.kh - at.py, top, at.h);
-  const int64_t total = (bottom - top) * at.w * part.count;
-  const double rate = total ? static_cast<double>(found) / total : 0, taps = static_cast<double>(at.kh * at.kw * part.count);
-  double cycles = 0;
-  for (const Weights& weights : part.weights) cycles += taps * rate * (0.6 * weights.stride / kLanes + 0.5) + 20.0 * at.kh;
-  return cycles;
+// The cycles of one position by lists, for a block of outputs, where a share `rate` of `count` inputs is not 0 and each of
+// these takes `each` beside its sums.
+inline double list_cycles(const Windows& at, int64_t count, const Weights& weights, double rate, double each) {
+  const double taps = static_cast<double>(at.kh * at.kw * count);
+  return taps * rate * (0.6 * (weights.stride / kLanes) + each) + 20.0 * at.kh;
+}
+
+// The same by blocks.
+inline double block_cycles(const Windows& at, int64_t count, const Weights& weights) {
+  return static_cast<double>(at.kh * at.kw * count) * 0.6 * (weights.stride / kLanes);
 }
 
 // The work on one image after another, for one block of inputs and all blocks of outputs.
@@ -37,15 +38,12 @@ class Lists {
     const auto& blocks = part.weights;
     const int64_t count = part.count;
     const float* in = part.in + part.first;
-    const int64_t top = std::clamp<int64_t>(begin * at_.sy - at_.py, 0, at_.h);
-    const int64_t bottom = std::clamp<int64_t>((end - 1) * at_.sy + at_.kh - at_.py, top, at_.h);
-    // The cycles of the loop over lists for one position, and of that over blocks.
-    const int64_t vectors = blocks[0].stride / kLanes, total = (bottom - top) * at_.w * count;
+    const auto [top, bottom] = at_.rows_read(begin, end);
+    const int64_t total = (bottom - top) * at_.w * count;
     const bool scattered = !blocks[0].turned.empty();
-    const double taps = static_cast<double>(at_.kh * at_.kw * count), dense = taps * 0.6 * vectors;
-    const auto is_faster = [&](int64_t found, double each) {
+    const auto is_faster = [&, total](int64_t found, double each) {
       const double rate = total ? static_cast<double>(found) / total : 0;
-      return taps * rate * (0.6 * vectors + each) + 20.0 * at_.kh < dense;
+      return list_cycles(at_, count, blocks[0], rate, each) < block_cycles(at_, count, blocks[0]);
     };
     if (at_.w * count * at_.kw * blocks[0].stride > INT32_MAX) return false;  // offsets of lists have 32 bits
     // Inputs are often like those of the image before: what is probably not skipped is counted before it is listed.
@@ -133,17 +131,9 @@ class Lists {
       else
         sparse_row_of<vectors, false>(weights, count, i, outputs, add, to);
     };
-    switch (std::min(weights.stride / kLanes, kBlockVectors)) {
-      case 1: return run(std::integral_constant<int, 1>());
-      case 2: return run(std::integral_constant<int, 2>());
-      case 3: return run(std::integral_constant<int, 3>());
-      case 4: return run(std::integral_constant<int, 4>());
-      case 5: return run(std::integral_constant<int, 5>());
-      case 6: return run(std::integral_constant<int, 6>());
-      case 7: return run(std::integral_constant<int, 7>());
-      case 8: return run(std::integral_constant<int, 8>());
-      default: return run(std::integral_constant<int, kBlockVectors>());
-    }
+    const int64_t vectors = weights.stride / kLanes;  // up to 8, or all of a block
+    if (vectors > 8) return run(std::integral_constant<int, kBlockVectors>());
+    with_constant<8>(vectors, run);
   }
 
   // One row of sums; the inputs that are not 0 are all 1 if they are `Binary`.

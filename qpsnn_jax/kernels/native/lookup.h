@@ -71,9 +71,18 @@ class Lookup {
       if (weights.tables.most == 0) return false;
     groups_ = ceil_div(part.count, kFour);
     const double each = cycles(part, begin, end);
-    if (each >= block_cycles(part)) return false;
+    const auto is_faster_than = [&](const auto& cycles_of) {
+      double others = 0;
+      for (const Weights& weights : part.weights) others += cycles_of(weights);
+      return each < others;
+    };
+    if (!is_faster_than([&](const Weights& weights) { return block_cycles(at_, part.count, weights); })) return false;
     const int64_t found = pack(part, begin, end);
-    if (found < 0 || each >= list_cycles(at_, part, found, begin, end)) return false;
+    if (found < 0) return false;
+    const auto [top, bottom] = at_.rows_read(begin, end);
+    const int64_t total = (bottom - top) * at_.w * part.count;
+    const double rate = total ? static_cast<double>(found) / total : 0;
+    if (!is_faster_than([&](const Weights& weights) { return list_cycles(at_, part.count, weights, rate, 0.5); })) return false;
     const int64_t positions = (end - begin) * width_;
     for (size_t block = 0; block < part.weights.size(); ++block) {
       const int64_t offset = block * kBlockVectors * kLanes;
@@ -99,12 +108,6 @@ class Lookup {
       const int64_t vectors = ceil_div((end - begin) * width_, kPositions);
       found += weights.stride * (lookups * each * vectors / positions + 0.5);
     }
-    return found;
-  }
-
-  double block_cycles(const Part& part) const {
-    double found = 0;
-    for (const Weights& weights : part.weights) found += 0.6 * at_.kh * at_.kw * part.count * (weights.stride / kLanes);
     return found;
   }
 
@@ -147,12 +150,7 @@ class Lookup {
   int pack_pixel(const float* from, int64_t count, uint8_t* to) const {
     int found = 0;
     for (int64_t c = 0; c < count; c += kLanes) {
-      Vector x = {};
-      if (c + kLanes <= count)
-        x = load(from + c);
-      else
-        std::memcpy(&x, from + c, (count - c) * sizeof(float));
-      const __m256 eight = reinterpret_cast<__m256>(x);
+      const __m256 eight = reinterpret_cast<__m256>(load_some(from + c, count - c));
       const int set = _mm256_movemask_ps(_mm256_cmp_ps(eight, _mm256_setzero_ps(), _CMP_NEQ_UQ));  // NaN too
       if (set != _mm256_movemask_ps(_mm256_cmp_ps(eight, _mm256_set1_ps(1), _CMP_EQ_OQ))) return -1;
       to[c / kFour * size_] = static_cast<uint8_t>(set & 15);
@@ -166,12 +164,9 @@ class Lookup {
   void look_up(const Weights& weights, int64_t outputs, int64_t first, int64_t vectors) {
     row_ = vectors * kPositions;
     sums_.assign(ceil_div(outputs, kLanes) * kLanes * row_, 0);
-    for (int64_t o = 0; o < outputs; o += 2) switch (vectors) {
-        case 1: look_up_pair<1>(weights, o, first); break;
-        case 2: look_up_pair<2>(weights, o, first); break;
-        case 3: look_up_pair<3>(weights, o, first); break;
-        default: look_up_pair<4>(weights, o, first);
-      }
+    with_constant<kMostVectors>(vectors, [&](auto constant) {
+      for (int64_t o = 0; o < outputs; o += 2) look_up_pair<constant>(weights, o, first);
+    });
   }
 
   // Two outputs.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 namespace qpsnn {
@@ -69,6 +70,14 @@ class UnsetFloats {
  private:
   float* const data_;
 };
+
+// run(std::integral_constant<int, n>()) for n from 1 to Most; larger ones count as Most.
+template <int Most, class Run>
+void with_constant(int64_t n, const Run& run) {
+  if constexpr (Most > 1)
+    if (n < Most) return with_constant<Most - 1>(n, run);
+  run(std::integral_constant<int, Most>());
+}
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

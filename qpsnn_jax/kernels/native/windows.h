@@ -1,7 +1,9 @@
 // What a convolution's forward pass and its gradient by the input have in common: sums over windows of maps.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "scatter.h"
@@ -17,6 +19,11 @@ struct Windows {
 
   int64_t in_size() const { return h * w * inputs; }
   int64_t out_size() const { return out_h * out_w * outputs; }
+  // The rows of the maps, from the first up to the second, that rows [begin, end) of the sums read.
+  std::pair<int64_t, int64_t> rows_read(int64_t begin, int64_t end) const {
+    const int64_t top = std::clamp<int64_t>(begin * sy - py, 0, h);
+    return {top, std::clamp<int64_t>((end - 1) * sy + kh - py, top, h)};
+  }
   float* place(float* out, int64_t i, int64_t j) const {
     return out + ((y0 + i * step_y) * out_w + x0 + j * step_x) * outputs;
   }
