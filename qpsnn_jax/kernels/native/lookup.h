@@ -1,5 +1,5 @@
 // Sums over windows of spikes with small integers, looked up: the bits of four inputs at a position select one of the 16 sums
-// of their four weights. One instruction looks up 32 positions. Exact, and as fast at every firing rate.
+// of their four weights. One instruction looks up 32 or 64 positions. Exact, and as fast at every firing rate.
 #pragma once
 
 #include <algorithm>
@@ -7,13 +7,9 @@
 #include <cstring>
 #include <vector>
 
+#include "bytes.h"
 #include "lists.h"
 #include "windows.h"
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
-#define QPSNN_LOOKUP 1
-#include <immintrin.h>
-#endif
 
 namespace qpsnn {
 
@@ -97,7 +93,7 @@ class Lookup {
   }
 
  private:
-  static constexpr int64_t kPositions = 32, kMostVectors = 4;
+  static constexpr int64_t kPositions = 4 * kLanes, kMostVectors = 4;
 
   // Of one position, as list_cycles() counts.
   double cycles(const Part& part, int64_t begin, int64_t end) const {
@@ -150,11 +146,11 @@ class Lookup {
   int pack_pixel(const float* from, int64_t count, uint8_t* to) const {
     int found = 0;
     for (int64_t c = 0; c < count; c += kLanes) {
-      const __m256 eight = reinterpret_cast<__m256>(load_some(from + c, count - c));
-      const int set = _mm256_movemask_ps(_mm256_cmp_ps(eight, _mm256_setzero_ps(), _CMP_NEQ_UQ));  // NaN too
-      if (set != _mm256_movemask_ps(_mm256_cmp_ps(eight, _mm256_set1_ps(1), _CMP_EQ_OQ))) return -1;
-      to[c / kFour * size_] = static_cast<uint8_t>(set & 15);
-      if (count - c > kFour) to[(c / kFour + 1) * size_] = static_cast<uint8_t>(set >> 4);
+      const Vector some = load_some(from + c, count - c);
+      const int set = set_lanes(some);
+      if (set != one_lanes(some)) return -1;
+      for (int64_t k = 0; k < kLanes && k < count - c; k += kFour)
+        to[(c + k) / kFour * size_] = static_cast<uint8_t>(set >> k & 15);
       found += __builtin_popcount(set);
     }
     return found;
@@ -163,7 +159,7 @@ class Lookup {
   // Fills sums_ for `vectors` vectors of positions from `first` on.
   void look_up(const Weights& weights, int64_t outputs, int64_t first, int64_t vectors) {
     row_ = vectors * kPositions;
-    sums_.assign(ceil_div(outputs, kLanes) * kLanes * row_, 0);
+    sums_.resize(ceil_div(outputs, kLanes) * kLanes * row_);
     with_constant<kMostVectors>(vectors, [&](auto constant) {
       for (int64_t o = 0; o < outputs; o += 2) look_up_pair<constant>(weights, o, first);
     });
@@ -175,80 +171,60 @@ class Lookup {
     const int64_t most = chunk(weights);
     const int8_t* table = &weights.tables.sums[o * taps_.size() * groups_ * kEntries];
     int16_t* to = &sums_[o * V * kPositions];
-    __m256i sums[2][V] = {};
+    Bytes sums[2][V] = {};
+    Shorts whole[2][V][2] = {};
     int64_t left = most;
     for (const int64_t tap : taps_) {
       const uint8_t* from = &maps_[tap + first];
       for (int64_t group = 0; group < groups_; ++group, from += size_, table += 2 * kEntries) {
-        const __m256i one = broadcast(table), two = broadcast(table + kEntries);
+        const Bytes one = table_at(table), two = table_at(table + kEntries);
         for (int v = 0; v < V; ++v) {
-          const __m256i fours = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + v * kPositions));
-          sums[0][v] = _mm256_add_epi8(sums[0][v], _mm256_shuffle_epi8(one, fours));
-          sums[1][v] = _mm256_add_epi8(sums[1][v], _mm256_shuffle_epi8(two, fours));
+          Bytes fours;
+          std::memcpy(&fours, from + v * kPositions, sizeof fours);
+          sums[0][v] += looked_up(one, fours);
+          sums[1][v] += looked_up(two, fours);
         }
-        if (--left == 0) widen(sums, to), left = most;
+        if (--left == 0) widen(sums, whole), left = most;
       }
     }
-    if (left < most) widen(sums, to);
+    widen(sums, whole);
+    std::memcpy(to, whole, sizeof whole);
   }
 
-  static __m256i broadcast(const int8_t* from) {
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  static Bytes table_at(const int8_t* from) {
+    return repeated(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
 
   // Adds sums of bytes to those of 16 bits, and makes them 0.
   template <int V>
-  static void widen(__m256i (&sums)[2][V], int16_t* to) {
+  static void widen(Bytes (&sums)[2][V], Shorts (&whole)[2][V][2]) {
     for (int pair = 0; pair < 2; ++pair)
       for (int v = 0; v < V; ++v) {
-        __m256i* at = reinterpret_cast<__m256i*>(to + (pair * V + v) * kPositions);
-        const __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(sums[pair][v]));
-        const __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(sums[pair][v], 1));
-        _mm256_storeu_si256(at, _mm256_add_epi16(_mm256_loadu_si256(at), low));
-        _mm256_storeu_si256(at + 1, _mm256_add_epi16(_mm256_loadu_si256(at + 1), high));
-        sums[pair][v] = _mm256_setzero_si256();
+        whole[pair][v][0] += lower(sums[pair][v]);
+        whole[pair][v][1] += upper(sums[pair][v]);
+        sums[pair][v] = Bytes{};
       }
   }
 
-  // Transposes sums_, 8 positions and 8 outputs at a time, and writes those positions that are sums.
+  // Transposes sums_, 8 positions and kLanes outputs at a time, and writes those positions that are sums.
   void write(int64_t first, int64_t count, int64_t begin, int64_t outputs, bool add, float* out) const {
     int64_t i = begin + first / width_, j = first % width_;
-    for (int64_t p = 0; p < count; p += kLanes) {
-      float* to[kLanes];
-      for (int64_t k = 0; k < kLanes; ++k) {
+    for (int64_t p = 0; p < count; p += kEight) {
+      float* to[kEight];
+      for (int64_t k = 0; k < kEight; ++k) {
         to[k] = p + k < count && j < at_.columns ? at_.place(out, i, j) : nullptr;
         if (++j == width_) ++i, j = 0;
       }
       for (int64_t o = 0; o < outputs && o < kBlockVectors * kLanes; o += kLanes) {
-        __m128i rows[kLanes];
+        Eights rows[kEight];
         transpose(&sums_[o * row_ + p], row_, rows);
-        for (int64_t k = 0; k < kLanes; ++k) {
+        for (int64_t k = 0; k < kEight; ++k) {
           if (!to[k]) continue;
-          Vector sum = reinterpret_cast<Vector>(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(rows[k])));
+          Vector sum = floats(rows[k]);
           if (add) sum += load_some(to[k] + o, outputs - o);
           store_some(to[k] + o, sum, outputs - o);
         }
       }
-    }
-  }
-
-  // rows[k] is number k of 8 rows of 16-bit integers, `row` apart.
-  static void transpose(const int16_t* from, int64_t row, __m128i (&rows)[kLanes]) {
-    __m128i a[kLanes], b[kLanes];
-    for (int k = 0; k < kLanes; ++k)
-      a[k] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + k * row));
-    for (int k = 0; k < 4; ++k) {
-      b[2 * k] = _mm_unpacklo_epi16(a[2 * k], a[2 * k + 1]);
-      b[2 * k + 1] = _mm_unpackhi_epi16(a[2 * k], a[2 * k + 1]);
-    }
-    for (int half = 0; half < 8; half += 4)
-      for (int k = 0; k < 2; ++k) {
-        a[half + 2 * k] = _mm_unpacklo_epi32(b[half + k], b[half + 2 + k]);
-        a[half + 2 * k + 1] = _mm_unpackhi_epi32(b[half + k], b[half + 2 + k]);
-      }
-    for (int k = 0; k < 4; ++k) {
-      rows[2 * k] = _mm_unpacklo_epi64(a[k], a[k + 4]);
-      rows[2 * k + 1] = _mm_unpackhi_epi64(a[k], a[k + 4]);
     }
   }
 
@@ -257,7 +233,7 @@ class Lookup {
   int64_t groups_ = 0, size_ = 0, row_ = 0;
   std::vector<int64_t> taps_, columns_;
   std::vector<uint8_t> maps_;
-  std::vector<int16_t> sums_;
+  std::vector<int16_t, Aligned<int16_t>> sums_;
 };
 
 #else

@@ -7,6 +7,10 @@
 #include <type_traits>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace qpsnn {
 
 #if defined(__AVX512F__)
@@ -43,6 +47,29 @@ inline Vector held(Vector x) {
 }
 
 inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
+
+// The first `count` numbers, then zeros; none are read if it is not above 0.
+inline Vector load_some(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  Vector x = {};
+  if (count <= 0) return x;
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(_mm512_maskz_loadu_ps((1 << count) - 1, from));
+#else
+  std::memcpy(&x, from, count * sizeof(float));
+  return x;
+#endif
+}
+
+inline void store_some(float* to, Vector x, int64_t count) {
+  if (count >= kLanes) return store(to, x);
+  if (count <= 0) return;
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, (1 << count) - 1, reinterpret_cast<__m512>(x));
+#else
+  std::memcpy(to, &x, count * sizeof(float));
+#endif
+}
 
 // Floats whose first is at the start of a line of the cache.
 template <class T>

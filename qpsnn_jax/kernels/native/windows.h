@@ -51,22 +51,6 @@ inline bool are_scattered(const Windows& at, int64_t vectors) {
   return at.sy == 1 && at.sx == 1 && at.outputs <= kBlockVectors * kLanes && at.kw * vectors <= kMostScattered;
 }
 
-inline void store_some(float* to, Vector x, int64_t count) {
-  if (count >= kLanes)
-    store(to, x);
-  else if (count > 0)
-    std::memcpy(to, &x, count * sizeof(float));
-}
-
-// The first `count` numbers, then zeros; vectors that fill up a block have none.
-inline Vector load_some(const float* from, int64_t count) {
-  Vector x = {};
-  if (count <= 0) return x;
-  if (count >= kLanes) return load(from);
-  std::memcpy(&x, from, count * sizeof(float));
-  return x;
-}
-
 // What some images give to their sums: their inputs [first, first + count), by the weights of these for all outputs. Later
 // parts of the inputs are added to what earlier ones gave.
 struct Part {
