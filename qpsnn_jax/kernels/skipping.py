@@ -3,8 +3,8 @@
 Every spike adds one row of weights to the sums, and one row of the cotangent to the kernel gradient, so that the
 cost falls with the firing rate. Where few numbers are 0, as in most cotangents, the sums are of blocks in registers.
 With AVX2 or AVX-512, sums of spikes with integers up to 31 are looked up, four inputs at a time, at a cost that does
-not depend on the rate. Each map is computed in the way that is the fastest for it, by estimate. Sums of spikes and integers are
-exact. These need the library of :mod:`qpsnn_jax.kernels.native`.
+not depend on the rate. Each map is computed in the way that is the fastest for it, by estimate. Sums of spikes and
+integers are exact. These need the library of :mod:`qpsnn_jax.kernels.native`.
 
 Measured on one core with AVX2, 64 maps of 8×8, 64 channels, 3×3 taps, at firing rates of 0.05, 0.1, 0.2 and 1: sums
 with 2-bit integers in 0.7, 1.1, 1.0 and 1.1 ms, with other weights in 0.5, 0.9, 1.6 and 2.8 ms, the kernel gradient in
