@@ -31,9 +31,7 @@ class Blocks {
     const int64_t count = part.count, size = copy_size(count), images = which.size();
     copies_.resize(images * size);
     for (int64_t k = 0; k < images; ++k)
-      for (int64_t pixel = 0; pixel < at_.h * at_.w; ++pixel)
-        std::copy_n(part.in + which[k] * at_.in_size() + pixel * at_.inputs + part.first, count,
-                    &copies_[k * size + pixel * count]);
+      copy_pixels(part.in + which[k] * at_.in_size() + part.first, at_.h * at_.w, count, &copies_[k * size]);
     each_pair(part, [&](auto vectors, const Block& block, float* out) { dense_images<vectors>(block, which, out); });
   }
 
@@ -57,9 +55,13 @@ class Blocks {
     padded_.assign(rows * width_ * count, 0.0f);
     for (int64_t r = 0; r < rows; ++r)
       if (top + r >= 0 && top + r < at_.h)
-        for (int64_t x = 0; x < at_.w; ++x)
-          std::copy_n(in + ((top + r) * at_.w + x) * at_.inputs, count,
-                      &padded_[(r * width_ + x + left_) * count]);
+        copy_pixels(in + (top + r) * at_.w * at_.inputs, at_.w, count, &padded_[(r * width_ + left_) * count]);
+  }
+
+  // `count` inputs of neighbouring pixels.
+  void copy_pixels(const float* from, int64_t pixels, int64_t count, float* to) const {
+    if (count == at_.inputs) return void(std::copy_n(from, pixels * count, to));
+    for (int64_t x = 0; x < pixels; ++x) std::copy_n(from + x * at_.inputs, count, to + x * count);
   }
 
   // work(vectors, block, out) for two vectors of outputs at a time, or the last one.

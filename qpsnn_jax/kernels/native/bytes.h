@@ -37,14 +37,6 @@ inline Vector floats(const Eights& x) {
   return reinterpret_cast<Vector>(_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_set_m128i(x[1], x[0]))));
 }
 
-// The lanes that are not 0, NaN among them, and those that are 1, as bits.
-inline int set_lanes(Vector x) {
-  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
-}
-inline int one_lanes(Vector x) {
-  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(1), _CMP_EQ_OQ);
-}
-
 #else  // the same in AVX2
 
 inline Bytes repeated(__m128i table) { return reinterpret_cast<Bytes>(_mm256_broadcastsi128_si256(table)); }
@@ -62,13 +54,6 @@ inline Shorts upper(Bytes x) {
 
 inline Vector floats(const Eights& x) {
   return reinterpret_cast<Vector>(_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(x[0])));
-}
-
-inline int set_lanes(Vector x) {
-  return _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(x), _mm256_setzero_ps(), _CMP_NEQ_UQ));
-}
-inline int one_lanes(Vector x) {
-  return _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(x), _mm256_set1_ps(1), _CMP_EQ_OQ));
 }
 
 #endif

@@ -7,7 +7,7 @@
 #include <type_traits>
 #include <vector>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -46,6 +46,12 @@ inline Vector held(Vector x) {
   return x;
 }
 
+// A pointer of a register of its own; else compilers keep the distances of all that it is added to.
+inline const float* held(const float* x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
 inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 
 // The first `count` numbers, then zeros; none are read if it is not above 0.
@@ -70,6 +76,25 @@ inline void store_some(float* to, Vector x, int64_t count) {
   std::memcpy(to, &x, count * sizeof(float));
 #endif
 }
+
+#if defined(__AVX__)
+// The lanes that are not 0, NaN among them, and those that are 1, as bits.
+#if defined(__AVX512F__)
+inline int set_lanes(Vector x) {
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+}
+inline int one_lanes(Vector x) {
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(x), _mm512_set1_ps(1), _CMP_EQ_OQ);
+}
+#else
+inline int set_lanes(Vector x) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(x), _mm256_setzero_ps(), _CMP_NEQ_UQ));
+}
+inline int one_lanes(Vector x) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(x), _mm256_set1_ps(1), _CMP_EQ_OQ));
+}
+#endif
+#endif
 
 // Floats whose first is at the start of a line of the cache.
 template <class T>
