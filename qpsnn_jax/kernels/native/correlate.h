@@ -25,13 +25,14 @@ class Correlator {
   explicit Correlator(const Windows& at) : at_(at), lookup_(at), lists_(at), blocks_(at) {}
 
   void rows(const Part& part, int64_t begin, int64_t end) {
-    if (!skip(part, begin, end)) blocks_.rows(part, begin, end);
+    if (!lookup_.add(part, 1, begin, end) && !lists_.add(part, begin, end)) blocks_.rows(part, begin, end);
   }
 
   void images(const Part& part, int64_t images) {
+    if (lookup_.add(part, images, 0, at_.rows)) return;
     others_.clear();
     for (int64_t image = 0; image < images; ++image)
-      if (!skip(at(part, image), 0, at_.rows)) others_.push_back(image);
+      if (!lists_.add(at(part, image), 0, at_.rows)) others_.push_back(image);
     if (others_.size() >= kFew) return blocks_.images(part, others_);
     for (int64_t image : others_) blocks_.rows(at(part, image), 0, at_.rows);
   }
@@ -41,10 +42,6 @@ class Correlator {
 
   Part at(const Part& part, int64_t image) const {
     return {part.in + image * at_.in_size(), part.weights, part.first, part.count, part.out + image * at_.out_size()};
-  }
-
-  bool skip(const Part& part, int64_t begin, int64_t end) {
-    return lookup_.add(part, begin, end) || lists_.add(part, begin, end);
   }
 
   const Windows at_;

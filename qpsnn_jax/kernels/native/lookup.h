@@ -61,31 +61,42 @@ class Lookup {
       : at_(windows), width_(at_.columns - 1 + ceil_div(at_.kw, at_.sx)), down_(std::min(at_.kh, at_.sy)),
         right_(std::min(at_.kw, at_.sx)) {}
 
-  // Rows [begin, end) of the sums of one image, if its inputs are 0 and 1 and this is the fastest way; returns whether.
-  bool add(const Part& part, int64_t begin, int64_t end) {
+  // Rows [begin, end) of the sums of some images, if all inputs are 0 and 1 and this is the fastest way; returns whether.
+  bool add(const Part& part, int64_t images, int64_t begin, int64_t end) {
     for (const Weights& weights : part.weights)
       if (weights.tables.most == 0) return false;
     groups_ = ceil_div(part.count, kFour);
-    const double each = cycles(part, begin, end);
+    // Of stride 1, the zeros below a map are those above the next one.
+    height_ = end - begin - 1 + ceil_div(at_.kh, at_.sy);
+    const int64_t above = std::max<int64_t>(0, at_.py - begin), below = height_ + begin - at_.py - at_.h;
+    const int64_t shared = at_.sy == 1 ? std::clamp<int64_t>(below, 0, above) : 0;
+    pitch_ = height_ - shared;
+    size_ = (images * pitch_ + shared) * width_;
+    const int64_t positions = ((images - 1) * pitch_ + end - begin) * width_;
+    const double each = cycles(part, positions, images * (end - begin) * at_.columns);
     const auto is_faster_than = [&](const auto& cycles_of) {
       double others = 0;
       for (const Weights& weights : part.weights) others += cycles_of(weights);
       return each < others;
     };
     if (!is_faster_than([&](const Weights& weights) { return block_cycles(at_, part.count, weights); })) return false;
-    const int64_t found = pack(part, begin, end);
-    if (found < 0) return false;
+    int64_t found = 0;
+    resize();
+    for (int64_t k = 0; k < images; ++k) {
+      const int64_t some = pack(part, k, begin);
+      if (some < 0) return false;
+      found += some;
+    }
     const auto [top, bottom] = at_.rows_read(begin, end);
-    const int64_t total = (bottom - top) * at_.w * part.count;
+    const int64_t total = images * (bottom - top) * at_.w * part.count;
     const double rate = total ? static_cast<double>(found) / total : 0;
     if (!is_faster_than([&](const Weights& weights) { return list_cycles(at_, part.count, weights, rate, 0.5); })) return false;
-    const int64_t positions = (end - begin) * width_;
     for (size_t block = 0; block < part.weights.size(); ++block) {
       const int64_t offset = block * kBlockVectors * kLanes;
       for (int64_t first = 0; first < positions; first += kMostVectors * kPositions) {
         const int64_t vectors = std::min(kMostVectors, ceil_div(positions - first, kPositions));
         look_up(part.weights[block], std::min(part.weights[block].stride, at_.outputs - offset), first, vectors);
-        write(first, std::min(positions - first, vectors * kPositions), begin, at_.outputs - offset, part.first > 0,
+        write(first, std::min(positions - first, vectors * kPositions), {begin, end}, at_.outputs - offset, part.first > 0,
               part.out + offset);
       }
     }
@@ -95,14 +106,12 @@ class Lookup {
  private:
   static constexpr int64_t kPositions = 4 * kLanes, kMostVectors = 4;
 
-  // Of one position, as list_cycles() counts.
-  double cycles(const Part& part, int64_t begin, int64_t end) const {
-    const double positions = static_cast<double>((end - begin) * at_.columns);
-    double found = 1000 / positions + 4.0 * groups_ * down_ * right_;
+  // Of one of `sums` positions, as list_cycles() counts, where `positions` are looked up.
+  double cycles(const Part& part, int64_t positions, double sums) const {
+    double found = 1000 / sums + 4.0 * groups_ * down_ * right_;
     for (const Weights& weights : part.weights) {
       const double each = 0.4 + 2.5 / chunk(weights), lookups = static_cast<double>(at_.kh * at_.kw * groups_);
-      const int64_t vectors = ceil_div((end - begin) * width_, kPositions);
-      found += weights.stride * (lookups * each * vectors / positions + 0.5);
+      found += weights.stride * (lookups * each * ceil_div(positions, kPositions) / sums + 0.5);
     }
     return found;
   }
@@ -110,29 +119,33 @@ class Lookup {
   // Sums of as many tables fit into a byte.
   static int64_t chunk(const Weights& weights) { return INT8_MAX / (kFour * weights.tables.most); }
 
-  // Maps of the inputs that rows [begin, end) read, four inputs as the bits of a byte, with zeros around them: by phase of
-  // the strides, of those that a tap reads, and four inputs. Returns how many inputs are 1, or -1 if others are not 0.
-  int64_t pack(const Part& part, int64_t begin, int64_t end) {
-    const int64_t top = begin * at_.sy - at_.py, height = end - begin - 1 + ceil_div(at_.kh, at_.sy);
-    size_ = height * width_;
-    // Where the byte of a pixel is, by its row or column beyond the padding.
-    const auto place = [&](int64_t k, int64_t stride, int64_t maps, int64_t step) {
-      return k % stride * maps * groups_ * size_ + k / stride * step;
-    };
+  // For the maps of the inputs that the sums read, four inputs as the bits of a byte, with zeros around them: by phase of the
+  // strides, of those that a tap reads, and four inputs.
+  void resize() {
     taps_.clear();
     for (int64_t r = 0; r < at_.kh; ++r)
       for (int64_t s = 0; s < at_.kw; ++s) taps_.push_back(place(r, at_.sy, right_, width_) + place(s, at_.sx, 1, 1));
+    // The last vector of positions, at the last tap, reads beyond the last map.
+    maps_.assign(down_ * right_ * groups_ * size_ + at_.kw + kMostVectors * kPositions, 0);
+  }
+
+  // Where the byte of a pixel is, by its row or column beyond the padding.
+  int64_t place(int64_t k, int64_t stride, int64_t maps, int64_t step) const {
+    return k % stride * maps * groups_ * size_ + k / stride * step;
+  }
+
+  // Fills in the map of image `k` for the sums from row `begin` on; returns how many inputs are 1, or -1 if others are not 0.
+  int64_t pack(const Part& part, int64_t k, int64_t begin) {
+    const int64_t top = begin * at_.sy - at_.py;
     const int64_t left = std::max<int64_t>(0, -at_.px), right = std::min(at_.w, width_ * at_.sx - at_.px);
     columns_.clear();
     for (int64_t x = left; x < right; ++x)
       columns_.push_back((x + at_.px) % at_.sx < right_ ? place(x + at_.px, at_.sx, 1, 1) : -1);
-    // The last vector of positions, at the last tap, reads beyond the last map.
-    maps_.assign(down_ * right_ * groups_ * size_ + at_.kw + kMostVectors * kPositions, 0);
     int64_t found = 0;
-    for (int64_t y = std::max<int64_t>(0, top); y < std::min(at_.h, top + height * at_.sy); ++y) {
+    for (int64_t y = std::max<int64_t>(0, top); y < std::min(at_.h, top + height_ * at_.sy); ++y) {
       if ((y - top) % at_.sy >= down_) continue;
-      const float* row = part.in + y * at_.w * at_.inputs + part.first;
-      uint8_t* to = &maps_[place(y - top, at_.sy, right_, width_)];
+      const float* row = part.in + k * at_.in_size() + y * at_.w * at_.inputs + part.first;
+      uint8_t* to = &maps_[k * pitch_ * width_ + place(y - top, at_.sy, right_, width_)];
       for (int64_t x = left; x < right; ++x) {
         if (columns_[x - left] < 0) continue;
         const int some = pack_pixel(row + x * at_.inputs, part.count, to + columns_[x - left]);
@@ -161,16 +174,15 @@ class Lookup {
     row_ = vectors * kPositions;
     sums_.resize(ceil_div(outputs, kLanes) * kLanes * row_);
     with_constant<kMostVectors>(vectors, [&](auto constant) {
-      for (int64_t o = 0; o < outputs; o += 2) look_up_pair<constant>(weights, o, first);
+      for (int64_t o = 0; o < outputs; o += 2) look_up_pair<constant>(weights, o, first, &sums_[o * row_]);
     });
   }
 
   // Two outputs.
   template <int V>
-  void look_up_pair(const Weights& weights, int64_t o, int64_t first) {
+  void look_up_pair(const Weights& weights, int64_t o, int64_t first, int16_t* to) {
     const int64_t most = chunk(weights);
     const int8_t* table = &weights.tables.sums[o * taps_.size() * groups_ * kEntries];
-    int16_t* to = &sums_[o * V * kPositions];
     Bytes sums[2][V] = {};
     Shorts whole[2][V][2] = {};
     int64_t left = most;
@@ -207,20 +219,22 @@ class Lookup {
   }
 
   // Transposes sums_, 8 positions and kLanes outputs at a time, and writes those positions that are sums.
-  void write(int64_t first, int64_t count, int64_t begin, int64_t outputs, bool add, float* out) const {
-    int64_t i = begin + first / width_, j = first % width_;
+  void write(int64_t first, int64_t count, std::pair<int64_t, int64_t> rows, int64_t outputs, bool add, float* out) const {
+    out += first / width_ / pitch_ * at_.out_size();
+    int64_t i = rows.first + first / width_ % pitch_, j = first % width_;
     for (int64_t p = 0; p < count; p += kEight) {
       float* to[kEight];
       for (int64_t k = 0; k < kEight; ++k) {
-        to[k] = p + k < count && j < at_.columns ? at_.place(out, i, j) : nullptr;
+        to[k] = p + k < count && i < rows.second && j < at_.columns ? at_.place(out, i, j) : nullptr;
         if (++j == width_) ++i, j = 0;
+        if (i == rows.first + pitch_) i = rows.first, out += at_.out_size();
       }
       for (int64_t o = 0; o < outputs && o < kBlockVectors * kLanes; o += kLanes) {
-        Eights rows[kEight];
-        transpose(&sums_[o * row_ + p], row_, rows);
+        Eights sums[kEight];
+        transpose(&sums_[o * row_ + p], row_, sums);
         for (int64_t k = 0; k < kEight; ++k) {
           if (!to[k]) continue;
-          Vector sum = floats(rows[k]);
+          Vector sum = floats(sums[k]);
           if (add) sum += load_some(to[k] + o, outputs - o);
           store_some(to[k] + o, sum, outputs - o);
         }
@@ -230,7 +244,7 @@ class Lookup {
 
   const Windows at_;
   const int64_t width_, down_, right_;
-  int64_t groups_ = 0, size_ = 0, row_ = 0;
+  int64_t groups_ = 0, height_ = 0, pitch_ = 0, size_ = 0, row_ = 0;
   std::vector<int64_t> taps_, columns_;
   std::vector<uint8_t> maps_;
   std::vector<int16_t, Aligned<int16_t>> sums_;
@@ -243,7 +257,7 @@ inline Tables tables_of(int64_t, int64_t, const float*, int64_t) { return {}; }
 class Lookup {
  public:
   explicit Lookup(const Windows&) {}
-  bool add(const Part&, int64_t, int64_t) { return false; }
+  bool add(const Part&, int64_t, int64_t, int64_t) { return false; }
 };
 
 #endif
