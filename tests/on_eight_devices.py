@@ -186,6 +186,6 @@ def explicit() -> float:
 
 
 if __name__ == "__main__":
-    found = {"steps": steps(), "sums": {name: sums(name) for name in ("winograd", "popcount")}, "cuts": cuts()}
+    found = {"steps": steps(), "sums": {name: sums(name) for name in ("bfloat16", "int8")}, "cuts": cuts()}
     found |= {"fits": fits(Path(sys.argv[1])), "explicit": explicit(), "layouts": layouts()}
     print(json.dumps(found))

@@ -87,7 +87,7 @@ def test_sides_are_timed_and_compute_the_same(monkeypatch, tmp_path, capsys):
 def test_plain_xla_is_without_the_fast_algorithms(monkeypatch):
     case = small_case(monkeypatch)
     monkeypatch.setattr(dispatch, "cpu_flags", lambda: frozenset({"amx_int8"}))
-    monkeypatch.setattr(int8, "_NARROWEST_MATRIX", 1)
+    monkeypatch.setattr(int8, "_NARROWEST", 1)
     texts = []
     for within in (nullcontext, speed.plain):
         with within():

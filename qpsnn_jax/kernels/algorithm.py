@@ -40,8 +40,8 @@ class Algorithm(NamedTuple):
     """One way to compute the sums of a convolution, the gradient by its input, or the gradient by its kernel.
 
     ``run`` takes two arrays and the :class:`ConvSpec`: spikes and integers; or the cotangent of the sums and the
-    kernel; or the maps and the cotangent. ``supports`` says for which standard specs its result is exact, and
-    ``limits`` says it in words; only if it is ``general`` does it compute convolutions in groups or with dilation.
+    kernel; or the maps and the cotangent. ``supports`` says which standard specs it is for; only if it is ``general``
+    does it compute convolutions in groups or with dilation.
     ``preference`` is its rank on a processor with the given flags: the algorithm of the highest rank runs, XLA's own
     (rank 0) if none is higher.
     """
@@ -50,11 +50,10 @@ class Algorithm(NamedTuple):
     run: Callable[[Array, Array, Any], Array]
     supports: Callable[[ConvSpec], bool] = lambda spec: True
     preference: Callable[[ConvSpec, frozenset[str]], int] = lambda spec, flags: 0
-    limits: str = "all shapes and bits"
     general: bool = False
 
     def accepts(self, spec: ConvSpec) -> bool:
-        """Whether its result is exact."""
+        """Whether it is for this convolution."""
         return (self.general or spec.standard) and self.supports(spec)
 
 

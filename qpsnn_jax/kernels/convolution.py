@@ -82,19 +82,16 @@ def conv_spikes(
     differentiable in every mode. ``"auto"`` uses the fastest algorithm for the platform that it is lowered for. On GPUs
     and TPUs that is ``bfloat16`` up to 8 bits, whose gradients are in float32; with ``"fast"`` they too are products of
     bfloat16 with sums in float32, for which the cotangent is rounded, to a relative error of 2^-9. On a mesh with
-    explicit or manual axes it is float32. On a CPU ``"fast"`` is ``"auto"``, which is float32 with groups or dilation
-    and with several processes, and otherwise the fastest for the shapes:
+    explicit or manual axes it is float32. On a CPU it is float32 with groups or dilation and with several processes,
+    and otherwise the fastest for the shapes:
 
-    - ``popcount`` counts bits, 32 channels at once (:mod:`qpsnn_jax.kernels.popcount`);
-    - ``winograd``, for kernels of 3×3 at stride 1 and up to 4 bits (:mod:`qpsnn_jax.kernels.winograd`);
-    - ``int8`` multiplies 8-bit integers (:mod:`qpsnn_jax.kernels.int8`);
+    - ``int8`` multiplies matrices of 8-bit integers (:mod:`qpsnn_jax.kernels.int8`);
     - ``skipping`` adds the weights of every spike or looks their sums up, in C++ (:mod:`qpsnn_jax.kernels.skipping`);
     - ``bfloat16`` multiplies bfloat16; on a CPU only by name.
 
-    On a CPU, in float32 on one device that multiplies bfloat16 fast, the cotangent is rounded to bfloat16 before it is
-    multiplied, for layers of 64 channels and more: for the gradient by the kernel up to 9 taps, for that by the spikes
-    with kernels of 3×3 at stride 1 (which also rounds weights of more than 4 bits) and of 1×1 without padding. The
-    same holds under ``vmap``. Derivatives of the gradients are in float32.
+    With ``"fast"`` on one CPU that multiplies bfloat16 fast, the gradient by the spikes rounds the cotangent, and
+    weights of more than 4 bits, to bfloat16, for kernels of 3×3 at stride 1 and from 64 channels on
+    (:mod:`qpsnn_jax.kernels.winograd`); so too under ``vmap``. Derivatives of the gradients are in float32.
 
     Unless ``"exact"`` it is a ``custom_vjp``: forward mode (``jvp``, ``jacfwd``, ``hessian``) raises TypeError. A
     Hessian-vector product in reverse mode, ``grad(lambda p: vdot(grad(f)(p), v))``, works; or use ``"exact"``.

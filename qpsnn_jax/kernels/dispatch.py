@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.kernels import accelerators, bfloat16, int8, pieces, plain, popcount, skipping, winograd
+from qpsnn_jax.kernels import accelerators, int8, pieces, plain, skipping, winograd
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.hardware import cpu_flags
 from qpsnn_jax.kernels.native import library
@@ -20,21 +20,22 @@ Precision = Literal["exact", "auto", "fast"]
 """The arithmetic of a network: the same program everywhere, or the fastest of this machine.
 
 The sums of spikes and integers are equal in all; other sums, membranes and gradients may differ by rounding. ``fast``
-is ``auto``, and on GPUs and TPUs rounds the cotangents of sums of spikes to bfloat16, to a relative error of 2^-9.
+is ``auto``, and rounds the cotangents of sums of spikes to bfloat16, to a relative error of 2^-9, where that is faster:
+on GPUs and TPUs, and in wide layers on CPUs that multiply bfloat16.
 """
 
 Algorithms = tuple[Algorithm, Algorithm, Algorithm]
 """Of a product: its sums, its gradient by the first operand, and that by the second."""
 
 # The first of each is XLA's float32, the reference for the others. Of equal ranks the first is taken.
-SUMS = (plain.SUMS, popcount.SUMS, winograd.SUMS, int8.SUMS, bfloat16.SUMS, skipping.SUMS)
-INPUT_GRADS = (plain.INPUT_GRAD, winograd.INPUT_GRAD, bfloat16.INPUT_GRAD, skipping.INPUT_GRAD)
-KERNEL_GRADS = (plain.KERNEL_GRAD, winograd.KERNEL_GRAD, bfloat16.KERNEL_GRAD, skipping.KERNEL_GRAD, pieces.KERNEL_GRAD)
+SUMS = (plain.SUMS, int8.SUMS, accelerators.narrow(plain.SUMS), skipping.SUMS)
+INPUT_GRADS = (plain.INPUT_GRAD, winograd.INPUT_GRAD, skipping.INPUT_GRAD)
+KERNEL_GRADS = (plain.KERNEL_GRAD, skipping.KERNEL_GRAD, pieces.KERNEL_GRAD)
 
 CONVOLUTION: Algorithms = (plain.SUMS, plain.INPUT_GRAD, plain.KERNEL_GRAD)
 
-# Beside the processor's: that there is a library of native kernels.
-NATIVE = frozenset({"native"})
+# Beside the processor's: that there is a library of native kernels, and that gradients may be rounded.
+NATIVE, FAST = frozenset({"native"}), frozenset({"fast"})
 NO_FLAGS: frozenset[str] = frozenset()
 
 
@@ -73,8 +74,7 @@ def named_algorithm(name: str, spec: ConvSpec) -> Algorithm:
     if name not in found:
         raise ValueError(f"algorithm must be one of {', '.join(found)}, got {name!r}.")
     if not found[name].accepts(spec):
-        only = "" if found[name].general else ", without groups and dilation"
-        raise ValueError(f"algorithm {name} is for {found[name].limits}{only}; got {spec}.")
+        raise ValueError(f"algorithm {name} is for convolutions without groups and dilation; got {spec}.")
     return found[name]
 
 
@@ -86,6 +86,8 @@ def make_plan(spec: ConvSpec, operands: tuple[Array, Array], precision: Precisio
     alone = jax.device_count() == jax.process_count() == 1 and all(x.dtype == jnp.float32 for x in operands)
     if alone and precision != "exact" and jax.default_backend() == "cpu" and library.load() is not None:
         flags |= NATIVE
+    if precision == "fast":
+        flags |= FAST
     by_input, by_kernel = (
         select_algorithm(algorithms, spec, flags) if alone else algorithms[0]
         for algorithms in (INPUT_GRADS, KERNEL_GRADS)

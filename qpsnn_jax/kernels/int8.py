@@ -1,4 +1,4 @@
-"""Sums of spikes and integers as products of 8-bit integers, for CPUs with vector or matrix instructions for them.
+"""Sums of spikes and integers as products of 8-bit integers, for CPUs that multiply matrices of them (AMX).
 
 Weights of 8 bits reach 255. They are computed as 2·m + 1; the term of 1 is the sum of the spikes in each window, the
 same for all channels.
@@ -10,8 +10,8 @@ from jax import Array
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec, with_nans
 from qpsnn_jax.kernels.plain import convolution
 
-# Measured: fewer channels do not fill a matrix unit, or a vector.
-_NARROWEST_MATRIX, _NARROWEST_VECTOR = 16, 64
+# Measured: fewer channels do not fill a matrix unit.
+_NARROWEST = 16
 
 
 def _sums(spikes: Array, integers: Array, spec: ConvSpec) -> Array:
@@ -27,9 +27,7 @@ def _sums(spikes: Array, integers: Array, spec: ConvSpec) -> Array:
 
 
 def _preference(spec: ConvSpec, flags: frozenset[str]) -> int:
-    if "amx_int8" in flags:
-        return 5 if spec.narrowest >= _NARROWEST_MATRIX else 0
-    return 1 if "avx512_vnni" in flags and spec.narrowest >= _NARROWEST_VECTOR else 0
+    return 2 if "amx_int8" in flags and spec.narrowest >= _NARROWEST else 0
 
 
 SUMS = Algorithm("int8", _sums, preference=_preference)

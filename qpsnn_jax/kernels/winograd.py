@@ -1,16 +1,16 @@
-r"""Convolutions of 3×3 at stride 1 by Winograd's minimal filtering F(2×2, 3×3), in products of bfloat16.
+r"""The gradient by the input of convolutions of 3×3 at stride 1, in products of bfloat16, by Winograd's F(2×2, 3×3).
 
-A tile of 2×2 sums takes 16 products instead of 36. With x the 4×4 inputs of the tile and k the kernel,
+It is the convolution of the cotangent with the kernel flipped. A tile of 2×2 sums takes 16 products instead of 36. With
+x the 4×4 inputs of the tile and k the kernel,
 
 .. math:: y = \tfrac14 A^T \left[ (B^T x B) \odot (G k G^T) \right] A,
 
 where ⊙ is a product of matrices for each of the 16 places, tiles by channels and channels by channels. G is twice the
-usual one, so integers stay integers: for spikes the left factor is at most 4, for odd integers of b bits the right one
-is at most 9·(2^b - 1), which bfloat16 represents exactly up to 4 bits. Other numbers are rounded to bfloat16, and again
-when they are transformed. Sums are in float32. The gradient by the input is such a convolution too, that by the kernel
-its transpose.
+usual one, so integers stay integers: odd ones of up to 4 bits and their transforms are exact in bfloat16. Other numbers
+are rounded to bfloat16, and again when they are transformed. Sums are in float32.
 
-For CPUs that multiply bfloat16 faster than float32 (:mod:`qpsnn_jax.kernels.bfloat16`).
+For ``precision="fast"`` on CPUs that multiply bfloat16 faster than float32. XLA copies bfloat16 element by element, so
+up to the product they are integers of the same bits.
 
 References:
     Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
@@ -24,12 +24,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
-from qpsnn_jax.kernels.bfloat16 import bits_of, floats_of, gradient_preference, multiply
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.runtime.compiling import materialize
 
-# Measured on a Zen 5: the channels from which on these sums are faster than sums in int8.
-_NARROWEST_SUMS = 128
+# Measured on a Zen 5: the channels from which on this is faster than blocks of float32 in C++.
+NARROWEST = 64
 
 
 def fits(spec: ConvSpec) -> bool:
@@ -39,60 +38,43 @@ def fits(spec: ConvSpec) -> bool:
     return within and geometry.strides == (1, 1) and geometry.kernel == (3, 3)
 
 
-def exact(spec: ConvSpec) -> bool:
-    """Whether the sums of spikes and integers are exact."""
-    # The products of all 9 places of a sum are, in magnitude, at most 200 times the largest weight.
-    return fits(spec) and spec.bits <= 4 and 200 * (2**spec.bits - 1) * spec.inputs < 2**24
-
-
 def _preference(spec: ConvSpec, flags: frozenset[str]) -> int:
-    return 3 if "avx512_bf16" in flags and spec.narrowest >= _NARROWEST_SUMS else 0
-
-
-def _spike_sums(spikes: Array, integers: Array, spec: ConvSpec) -> Array:
-    return _sums(spikes.astype(jnp.float32), integers.astype(jnp.float32), spec.geometry.padding, 0)
+    fast = "fast" in flags and not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
+    return 2 if fast and spec.narrowest >= NARROWEST else 0
 
 
 def _input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:
-    """The convolution of the cotangent with the kernel flipped."""
-    return _sums(cotangent, jnp.flip(kernel, (0, 1)), _around(spec.geometry.padding), 1)
-
-
-def _kernel_grad(x: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    left = _both(_input, _pairs(x, spec.geometry.padding), 1, 3)
-    # Written in place and transposed at once: a transposition that XLA fuses with its neighbours is slow.
-    turned = jnp.zeros((16, left[0].size // (4 * x.shape[3]), x.shape[3]), jnp.uint16)
-    for n, part in enumerate(left):
-        turned = jax.lax.dynamic_update_slice(turned, _matrices(part), (4 * n, 0, 0))
-    turned = turned.transpose(0, 2, 1)
-    (rows, columns), (b, _, _, outputs), around = left[0].shape[3:5], cotangent.shape, _around(spec.geometry.padding)
-    # Padded as for the input gradient: computed once for both, and materialized, because XLA would otherwise recompute
-    # the large cotangent for each of the four transformed parts.
-    inner = _padded(cotangent, around)[:, around[0] : around[0] + 2 * rows, around[1] : around[1] + 2 * columns]
-    tiles = floats_of(inner.reshape(b, rows, 2, columns, 2, outputs)).transpose(2, 4, 0, 1, 3, 5)
-    right = _both(_spread, tiles, 0, 1)
-    products = [multiply(turned[4 * n : 4 * n + 4], _matrices(part)) for n, part in enumerate(right)]
-    taps = _joined(_tap, [each.reshape(2, 2, *each.shape[1:]) for each in products])
-    return jnp.stack([jnp.stack(column) for column in taps], 1) / 4
-
-
-_LIMITS = "kernels of 3×3 at stride 1, padding up to 2, maps of 3×3 or more and up to 4 bits"
-
-SUMS = Algorithm("winograd", _spike_sums, exact, _preference, _LIMITS)
-INPUT_GRAD = Algorithm("winograd", _input_grad, fits, lambda spec, flags: 2 * gradient_preference(spec, flags))
-KERNEL_GRAD = Algorithm("winograd", _kernel_grad, fits, lambda spec, flags: 2 * gradient_preference(spec, flags))
-
-
-def _sums(x: Array, kernel: Array, padding: Pair, contracted: int) -> Array:
-    """Winograd's sums; ``contracted`` is the axis behind the kernel's taps, 0 or 1, that goes with the channels."""
-    left, right = _both(_input, _pairs(x, padding), 1, 3), _both(_kernel, kernel, 0, 1)
-    products = [multiply(_matrices(v), _matrices(u), 1 + contracted) for v, u in zip(left, right, strict=True)]
+    """Winograd's sums; the axis of the outputs, the last of the kernel's, goes with the channels of the cotangent."""
+    padding = 2 - spec.geometry.padding[0], 2 - spec.geometry.padding[1]
+    pairs, flipped = _pairs(cotangent, padding), jnp.flip(kernel, (0, 1))
+    left, right = _both(_input, pairs, 1, 3), _both(_kernel, flipped, 0, 1)
+    products = [_multiply(_matrices(v), _matrices(u)) for v, u in zip(left, right, strict=True)]
     b, rows, columns = left[0].shape[2:5]
     sums = _joined(_output, [each.reshape(2, 2, b, rows, columns, each.shape[2]) for each in products])
     # Stacked, so computed once; otherwise XLA would store the products and sum them in every reader of the maps.
     maps = jnp.stack([jnp.stack(column, 2) for column in sums], 4)
-    h, w = (n + 2 * p - 2 for n, p in zip(x.shape[1:3], padding, strict=True))
+    h, w = spec.geometry.input_hw
     return maps.reshape(b, 2 * rows, 2 * columns, maps.shape[-1])[:, :h, :w] / 4
+
+
+INPUT_GRAD = Algorithm("winograd", _input_grad, fits, _preference)
+
+
+def bits_of(x: Array) -> Array:
+    """The upper halves of float32 numbers, rounded to the nearest, ties to even; the usual NaN stays one."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(jnp.uint16)
+
+
+def floats_of(bits: Array) -> Array:
+    """The float32 numbers of which these are the upper halves."""
+    return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+
+
+def _multiply(x: Array, y: Array) -> Array:
+    """Products ``n i j`` in float32 of matrices ``n i k`` and ``n j k`` of bfloat16, given by their bits, uint16."""
+    left, right = (jax.lax.bitcast_convert_type(each, jnp.bfloat16) for each in (x, y))
+    return jax.lax.dot_general(left, right, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32)
 
 
 def _pairs(x: Array, padding: Pair) -> Array:
@@ -125,21 +107,9 @@ def _kernel(k: Array, axis: int) -> list[Array]:
     return [2 * jnp.stack([first, last]), _sum_and_difference(first + last, middle)]
 
 
-def _spread(y: Array, axis: int) -> list[Array]:
-    """A: y₀ and -y₁, y₀ + y₁ and y₀ - y₁."""
-    y = jnp.moveaxis(y, axis, 0)
-    return [_signed(y), _sum_and_difference(y[0], y[1])]
-
-
 def _output(outer: Array, inner: Array) -> list[Array]:
     """Aᵀ: u₀ + u₁ + u₂ and u₁ - u₂ - u₃."""
     return [outer[0] + (inner[0] + inner[1]), inner[0] - inner[1] - outer[1]]
-
-
-def _tap(outer: Array, inner: Array) -> list[Array]:
-    """Gᵀ: 2·u₀ + u₁ + u₂, u₁ - u₂, u₁ + u₂ + 2·u₃."""
-    both = inner[0] + inner[1]
-    return [2 * outer[0] + both, inner[0] - inner[1], both + 2 * outer[1]]
 
 
 def _both(transform: Callable[[Array, int], list[Array]], x: Array, rows: int, columns: int) -> list[Array]:
@@ -158,10 +128,6 @@ def _sum_and_difference(x: Array, y: Array) -> Array:
 def _signed(x: Array) -> Array:
     """The first unchanged, the second negated."""
     return x * jnp.asarray([1, -1], x.dtype).reshape(2, *(1,) * (x.ndim - 1))
-
-
-def _around(padding: Pair) -> Pair:
-    return 2 - padding[0], 2 - padding[1]
 
 
 def _matrices(places: Array) -> Array:

@@ -23,7 +23,7 @@ class RunSettings:
     precision: Literal["exact", "auto", "fast"] = setting(
         "auto",
         "exact: the same program on every machine; auto: the fastest of this one, which may round otherwise; "
-        "fast: on GPUs and TPUs gradients in bfloat16 too",
+        "fast: gradients in bfloat16 too, where that is faster",
     )
     fsdp: bool = setting(False, "shard weights and optimizer state over the devices (fully sharded data parallel)")
 

@@ -11,7 +11,7 @@ from integer_sums import spikes_and_integers
 from small_networks import images_of, random_variables
 
 from qpsnn_jax import cross_entropy, init_state, make_train_step, optimizer
-from qpsnn_jax.kernels import bfloat16, dispatch
+from qpsnn_jax.kernels import dispatch, winograd
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.convolution import conv_spikes
 from qpsnn_jax.kernels.geometry import Geometry
@@ -19,7 +19,7 @@ from qpsnn_jax.kernels.native import library
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input, Quantizer
 
-ZEN = frozenset({"avx512_vpopcntdq", "avx512_vnni", "avx512_bf16"})
+ZEN = frozenset({"avx512_vnni", "avx512_bf16"})
 SHAPES = jax.ShapeDtypeStruct((2, 8, 8, 128), jnp.float32), jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
 
 
@@ -33,26 +33,26 @@ def with_gradients(spikes, integers, **options):
 
 
 def marks(text):
-    """Counts of bits, roundings to bfloat16 by bits, products of 8-bit integers, and convolutions of bfloat16."""
+    """Roundings to bfloat16 by bits, products of 8-bit integers, and convolutions of bfloat16."""
     convolved = re.findall(
         r"stablehlo.convolution\(.* : \(tensor<\S+x(\w+)>, tensor<\S+x(\w+)>\) -> tensor<\S+x(\w+)>", text
     )
-    return "popcnt" in text, "xui16" in text, "xi8>" in text, convolved.count(("bf16", "bf16", "f32"))
+    return "xui16" in text, "xi8>" in text, convolved.count(("bf16", "bf16", "f32"))
 
 
 @pytest.mark.parametrize(
     ("platform", "options", "found"),
     [
-        ("cpu", {}, (True, True, False, 0)),
-        ("cpu", {"precision": "fast"}, (True, True, False, 0)),
-        ("cpu", {"precision": "exact"}, (False, False, False, 0)),
-        ("cpu", {"precision": "exact", "algorithm": "int8"}, (False, False, True, 0)),
-        ("tpu", {}, (False, False, False, 1)),
-        ("cuda", {}, (False, False, False, 1)),
-        ("rocm", {}, (False, False, False, 1)),
-        ("cuda", {"precision": "fast"}, (False, False, False, 3)),
-        ("tpu", {"precision": "exact"}, (False, False, False, 0)),
-        ("tpu", {"algorithm": "int8"}, (False, False, True, 0)),
+        ("cpu", {}, (False, False, 0)),
+        ("cpu", {"precision": "fast"}, (True, False, 0)),
+        ("cpu", {"precision": "exact"}, (False, False, 0)),
+        ("cpu", {"precision": "exact", "algorithm": "int8"}, (False, True, 0)),
+        ("tpu", {}, (False, False, 1)),
+        ("cuda", {}, (False, False, 1)),
+        ("rocm", {}, (False, False, 1)),
+        ("cuda", {"precision": "fast"}, (False, False, 3)),
+        ("tpu", {"precision": "exact"}, (False, False, 0)),
+        ("tpu", {"algorithm": "int8"}, (False, True, 0)),
     ],
 )
 def test_the_algorithm_follows_the_platform_that_is_lowered_for(monkeypatch, platform, options, found):
@@ -77,7 +77,7 @@ def test_processes_trace_the_same_program(monkeypatch):
         monkeypatch.setattr(jax, "process_count", lambda: 2)
         texts.append(jax.jit(with_gradients).lower(*SHAPES).as_text())
     assert texts[0] == texts[1]
-    assert marks(texts[0]) == (False, False, False, 0)
+    assert marks(texts[0]) == (False, False, 0)
 
 
 def test_calls_outside_jit_compile_once(monkeypatch, compilations):
@@ -87,19 +87,6 @@ def test_calls_outside_jit_compile_once(monkeypatch, compilations):
     with compilations() as counted:
         with_gradients(spikes, integers)
     assert counted() == 0
-
-
-def test_sums_of_counts_are_computed_once():
-    """For all readers: in a network, batch statistics and the values that they normalize."""
-
-    def read(spikes, integers):
-        sums = conv_spikes(spikes, integers, bits=2, padding=(1, 1), algorithm="popcount")
-        return sums - sums.mean((0, 1, 2), keepdims=True), (sums**2).sum()
-
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 16, 16, 64), (3, 3, 64, 64))]
-    text = jax.jit(read).lower(*shapes).compile().as_text()
-    terms = 2 * 9 * 2  # bits, taps, words
-    assert terms <= text.count(" popcnt(") <= 2 * terms + 1  # in either half, and those of the spikes
 
 
 def test_a_new_algorithm_is_one_record(monkeypatch):
@@ -115,31 +102,17 @@ def test_a_new_algorithm_is_one_record(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "kernel", "bits", "strides", "algorithm"),
+    ("flags", "kernel", "algorithm"),
     [
-        ({"amx_int8", "avx512_vnni", "avx512_bf16"}, (3, 3, 64, 64), 2, (1, 1), "int8"),
-        ({"amx_int8"}, (3, 3, 8, 64), 2, (1, 1), "float32"),
-        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 128, 256), 4, (1, 1), "winograd"),
-        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 128, 256), 5, (1, 1), "int8"),
-        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 128, 256), 2, (2, 2), "int8"),
-        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 64, 256), 2, (1, 1), "int8"),
-        ({"avx512_vnni", "avx512_bf16"}, (3, 3, 32768, 256), 2, (1, 1), "int8"),
-        ({"avx512_vnni"}, (3, 3, 64, 256), 2, (1, 1), "int8"),
-        ({"avx512_vnni"}, (3, 3, 32, 256), 2, (1, 1), "float32"),
-        ({"avx2"}, (3, 3, 512, 512), 2, (1, 1), "float32"),
-        ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 128, 128), 2, (1, 1), "popcount"),
-        ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 256, 256), 2, (1, 1), "winograd"),
-        ({"avx512_vpopcntdq", "avx512_bf16"}, (3, 3, 256, 256), 2, (2, 2), "popcount"),
-        ({"avx512_vpopcntdq", "avx512_vnni"}, (3, 3, 512, 512), 2, (1, 1), "int8"),
-        ({"avx512_vpopcntdq"}, (3, 3, 32, 48), 4, (1, 1), "popcount"),
-        ({"avx512_vpopcntdq"}, (3, 3, 32, 48), 5, (1, 1), "float32"),
-        ({"avx512_vpopcntdq"}, (3, 3, 31, 48), 2, (1, 1), "float32"),
-        ({"avx512_vpopcntdq"}, (9, 9, 32, 48), 1, (1, 1), "float32"),
-        ({"avx512_vpopcntdq", "amx_int8"}, (3, 3, 64, 64), 2, (1, 1), "int8"),
+        ({"amx_int8", "native"}, (3, 3, 64, 64), "int8"),
+        ({"amx_int8"}, (3, 3, 8, 64), "float32"),
+        ({"amx_int8", "native"}, (3, 3, 8, 64), "skipping"),
+        (ZEN, (3, 3, 512, 512), "float32"),
+        ({"avx2", "native"}, (3, 3, 512, 512), "skipping"),
     ],
 )
-def test_the_algorithm_follows_the_processor(flags, kernel, bits, strides, algorithm):
-    spec = ConvSpec(Geometry((8, 8), kernel[:2], strides, (1, 1)), *kernel[2:], bits)
+def test_the_algorithm_follows_the_processor(flags, kernel, algorithm):
+    spec = ConvSpec(Geometry((8, 8), kernel[:2], (1, 1), (1, 1)), *kernel[2:], 2)
     assert dispatch.select_algorithm(dispatch.SUMS, spec, frozenset(flags)).name == algorithm
 
 
@@ -148,13 +121,12 @@ def test_the_algorithm_follows_the_processor(flags, kernel, bits, strides, algor
     [
         ({"avx512_bf16"}, (8, 8), (3, 3, 64, 128), (1, 1), (1, 1), jnp.float32, True),
         ({"amx_bf16"}, (7, 3), (3, 3, 128, 256), (1, 1), (0, 2), jnp.float32, True),
-        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (2, 2), (1, 1), jnp.float32, True),
-        ({"avx512_bf16"}, (8, 8), (1, 1, 128, 128), (1, 1), (0, 0), jnp.float32, True),
-        ({"avx512_bf16"}, (2, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, True),
-        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (1, 1), (3, 1), jnp.float32, True),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (2, 2), (1, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (8, 8), (1, 1, 128, 128), (1, 1), (0, 0), jnp.float32, False),
+        ({"avx512_bf16"}, (2, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, False),
+        ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (1, 1), (3, 1), jnp.float32, False),
         ({"avx2"}, (8, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, False),
         ({"avx512_bf16"}, (8, 8), (3, 3, 48, 128), (1, 1), (1, 1), jnp.float32, False),
-        ({"avx512_bf16"}, (2, 2), (3, 3, 128, 128), (1, 1), (1, 1), jnp.float32, False),
         ({"avx512_bf16"}, (8, 8), (5, 5, 128, 128), (1, 1), (2, 2), jnp.float32, False),
         ({"avx512_bf16"}, (8, 8), (3, 3, 128, 128), (1, 1), (1, 1), jnp.bfloat16, False),
     ],
@@ -162,9 +134,12 @@ def test_the_algorithm_follows_the_processor(flags, kernel, bits, strides, algor
 def test_gradients_are_rounded_where_that_is_fast(monkeypatch, flags, shape, kernel, strides, padding, dtype, rounded):
     on(monkeypatch, flags)
     spikes, integers = (jax.ShapeDtypeStruct(size, dtype) for size in ((1, *shape, kernel[2]), kernel))
-    run = partial(conv_spikes, bits=8, strides=strides, padding=padding, algorithm="float32")
-    text = str(jax.make_jaxpr(lambda *operands: jax.vjp(run, *operands)[1](run(*operands)))(spikes, integers))
-    assert ("u16" in text) == rounded
+    for precision in ("auto", "fast"):
+        run = partial(conv_spikes, bits=8, strides=strides, padding=padding, precision=precision)
+        text = str(
+            jax.make_jaxpr(lambda *operands, run=run: jax.vjp(run, *operands)[1](run(*operands)))(spikes, integers)
+        )
+        assert ("u16" in text) == (rounded and precision == "fast")
 
 
 select = dispatch.select_algorithm
@@ -196,24 +171,23 @@ def losses(monkeypatch, name, *, rounded=False):
         return found.get(name, algorithms[0]) if algorithms is dispatch.SUMS else select(algorithms, spec, flags)
 
     monkeypatch.setattr(dispatch, "select_algorithm", chosen)
-    on(monkeypatch, {"avx512_bf16"} if rounded else ())
+    on(monkeypatch, {"avx512_bf16"})
     monkeypatch.setattr(library, "load", lambda: None)
-    monkeypatch.setattr(bfloat16, "NARROWEST_GRADIENTS", 1)
+    monkeypatch.setattr(winograd, "NARROWEST", 1)
     graph, tx = two_convolutions(Quantizer(4)), optimizer("adam", 0.01)
-    step = make_train_step(graph, tx, loss=cross_entropy)
+    step = make_train_step(graph, tx, loss=cross_entropy, precision="fast" if rounded else "auto")
     images, labels = images_of(graph, 4), np.arange(4, dtype=np.int32) % 3
     states = [init_state(random_variables(graph, seed), tx, jax.random.key(seed)) for seed in range(4)]
     steps = jax.jit(lambda state: jax.lax.scan(lambda state, _: step(state, images, labels), state, length=16))
     lowered = steps.lower(states[0])
     text = lowered.as_text()
-    assert ("xi8>" in text, "xui16>" in text) == (name == "int8", rounded or name == "winograd")
-    assert ("popcnt" in text) == (name == "popcount")
+    assert ("xi8>" in text, "xui16>" in text) == (name == "int8", rounded)
     compiled = lowered.compile()
     return np.stack([compiled(state)[1]["loss"] for state in states])
 
 
 # The same losses, until gradients that were rounded have moved the weights.
-ALGORITHMS = [("int8", False, 5), ("popcount", False, 5), ("winograd", True, 1)]
+ALGORITHMS = [("int8", False, 5), ("bfloat16", False, 5), ("float32", True, 1)]
 
 
 def test_training_by_any_algorithm_is_training_in_float32(monkeypatch):
