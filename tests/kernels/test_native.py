@@ -208,7 +208,7 @@ def quick(tmp_path):
     script.write_text(
         "import sys, shutil\n"
         "if '--version' in sys.argv: sys.exit()\n"
-        f"open({str(tmp_path / 'count')!r}, 'a').write('x')\n"
+        f"if '-c' not in sys.argv: open({str(tmp_path / 'count')!r}, 'a').write('x')\n"
         f"shutil.copyfile({str(known)!r}, sys.argv[sys.argv.index('-o') + 1])\n"
     )
     return [sys.executable, str(script)]
