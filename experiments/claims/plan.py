@@ -90,7 +90,8 @@ def headline() -> Iterator[Unit]:
         for seed in HEADLINE_SEEDS:
             config = _polished(config_of(LONG, network, Pruning(budget=budget, recalibrate="always"), seed))
             dense = Unit("headline", "dense", LONG.name, replace(config, prune=Pruning()))
-            pruned.append(Unit("headline", size, LONG.name, config, "finetune", dense, integer=True))
+            finetuned = replace(config, finetune=replace(config.finetune, recalibrate_images=2560))
+            pruned.append(Unit("headline", size, LONG.name, finetuned, "finetune", dense, integer=True))
             yield from (dense, pruned[-1])
     for unit in pruned:
         yield Unit("headline", f"{unit.arm}-scratch", LONG.name, unit.config, "scratch", unit)

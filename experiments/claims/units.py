@@ -145,7 +145,8 @@ def _scratch(unit: Unit, run: Run, runs: Path) -> str:
         graph, _ = load_network(_base(unit, runs) / "pruned")
         variables = init_variables(graph, jax.random.key(run.settings.seed + 2))
         epochs = unit.config.train.epochs + unit.config.finetune.epochs
-        training = dataclasses.replace(unit.config.train, epochs=epochs)
+        recalibrated = unit.config.finetune.recalibrate_images
+        training = dataclasses.replace(unit.config.train, epochs=epochs, recalibrate_images=recalibrated)
         stages.train_stage(run, "quantized", graph, variables, training, run.settings)
     return "quantized"
 

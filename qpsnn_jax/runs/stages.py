@@ -3,6 +3,7 @@
 Beyond the paper, masks of weights (:mod:`qpsnn_jax.runs.masking`) and recalibration may come before fine-tuning.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ from qpsnn_jax.training.state import Variables, init_variables
 from qpsnn_jax.training.steps import Prepare
 
 _HALF = 0.5
+_RECALIBRATED_AT_ONCE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +201,15 @@ def train_stage(
             teacher=_teacher(run, training, source),
             hooks=(metrics, shown, *run.hooks),
         )
-    return finish_stage(run, name, graph, done.variables, done.result, done.epochs, done.seconds, {})
+    variables, result, seconds = done.variables, done.result, done.seconds
+    if training.recalibrate_images:
+        started = time.monotonic()
+        size = min(training.recalibrate_images, _RECALIBRATED_AT_ONCE)
+        batches, shared = _batches(run, size, math.ceil(training.recalibrate_images / size))
+        variables = recalibrate(graph, variables, batches, mesh=shared, precision=settings.precision)
+        result = evaluate(graph, variables, run.data.test, run.data, precision=settings.precision)
+        seconds += time.monotonic() - started
+    return finish_stage(run, name, graph, variables, result, done.epochs, seconds, {})
 
 
 def _teacher(run: Run, training: Training, source: Path | None) -> Teacher | None:
@@ -257,9 +267,14 @@ def mean_activity(run: Run, pruning: Pruning, graph: Graph, variables: Variables
 
 
 def _scored_batches(run: Run, pruning: Pruning) -> tuple[Iterator[Array], Mesh | None]:
-    """Normalized images of the training set that pruning looks at, and the devices that can share them, if any."""
-    train, size = run.data.train, pruning.score_batch_size
-    images = sample(train, size, pruning.score_batches, run.settings.seed, workers=run.workers)
+    """Those that pruning looks at."""
+    return _batches(run, pruning.score_batch_size, pruning.score_batches)
+
+
+def _batches(run: Run, size: int, number: int) -> tuple[Iterator[Array], Mesh | None]:
+    """Batches of normalized images of the training set, and the devices that can share them, if any."""
+    train = run.data.train
+    images = sample(train, size, number, run.settings.seed, workers=run.workers)
     mesh = data_mesh()
     shared = mesh if mesh.size > 1 and min(size, count(train)) % mesh.size == 0 else None
     return map(jax.jit(normalizer(run.data)), images), shared

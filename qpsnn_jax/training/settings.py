@@ -52,6 +52,13 @@ class Training:
         None, "time steps by shares of the epochs, the last the network's: 1:0.7,2 has 70 % of them at T = 1"
     )
     ema_decay: float | None = setting(None, "decay of a moving average of the weights", above=0, below=1)
+    # A moving average of the moments is not that of a network with averaged weights, least of all if these are quantized.
+    recalibrate_images: int = setting(
+        0,
+        "training images on which batch-norm is recalibrated after the last epoch, for averaged weights; 0: it is not",
+        least=0,
+        most=10_000_000,
+    )
 
     def __post_init__(self) -> None:
         check(self)

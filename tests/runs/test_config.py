@@ -75,6 +75,7 @@ BEYOND = {
     "train.distill_membranes": {"lif1": -1.0},
     "train.timesteps_schedule": 2,
     "train.ema_decay": 1.0,
+    "train.recalibrate_images": -1,
     "prune.criterion": "taylor",
     "prune.ratios": {"middle": 1.0},
     "prune.budget": 3,
