@@ -52,7 +52,7 @@ class Training:
         None, "time steps by shares of the epochs, the last the network's: 1:0.7,2 has 70 % of them at T = 1"
     )
     ema_decay: float | None = setting(None, "decay of a moving average of the weights", above=0, below=1)
-    # A moving average of the moments is not that of a network with averaged weights, least of all if these are quantized.
+    # Averaged moments are not those of a network with averaged weights, least of all if these are quantized.
     recalibrate_images: int = setting(
         0,
         "training images on which batch-norm is recalibrated after the last epoch, for averaged weights; 0: it is not",

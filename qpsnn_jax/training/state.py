@@ -105,5 +105,8 @@ def _unshared(tree: Any, given: Any) -> Any:
 
 
 def evaluation_variables(state: TrainState) -> Variables:
-    """The variables to evaluate: those of the moving average if there is one."""
+    """The variables to evaluate: those of the moving average if there is one.
+
+    Its moments of batch-norm are averages too. For quantized weights :func:`qpsnn_jax.recalibrate` gives better ones.
+    """
     return state.variables | (state.ema or {})

@@ -18,7 +18,7 @@ from qpsnn_jax.numerics.neurons import lif
 from qpsnn_jax.pruning.scores import svs_scores
 
 # A processor that would take its own algorithms for wide layers, which do not know these meshes.
-dispatch.cpu_flags = lambda: frozenset({"avx512_vpopcntdq", "avx512_vnni", "avx512_bf16"})
+dispatch.cpu_flags = lambda: frozenset({"amx_int8", "amx_bf16"})
 
 
 def on_mesh(contract: Contract, mesh: jax.sharding.Mesh) -> None:

@@ -203,6 +203,10 @@ int main() {
     wrong += check(pool, {40, 8, 7, 9, 0, 0, 20, 3, 3, 1, 1, 1, 1}, density, true);
     wrong += check(pool, {9, 33, 31, 6, 0, 0, 7, 5, 4, 2, 2, 2, 1}, density, true);
     wrong += check(pool, {3, 30, 29, 5, 0, 0, 3, 2, 2, 1, 1, 3, 4}, density, true);
+    wrong += check(pool, {16, 8, 8, 64, 0, 0, 128, 1, 1, 1, 1, 1, 1}, density, true);
+    wrong += check(pool, {16, 20, 20, 64, 0, 0, 40, 1, 1, 1, 1, 1, 1}, density, true);
+    wrong += check(pool, {16, 6, 6, 64, 0, 0, 128, 2, 2, 1, 1, 3, 2}, density, true);
+    wrong += check(pool, {2, 48, 48, 3, 0, 0, 8, 16, 16, 16, 16, 0, 0}, density);
     wrong += check(pool, {3, 40, 60, 3, 0, 0, 9, 1, 1, 2, 3, 0, 0}, density, true);
     wrong += check(pool, {2, 40, 50, 17, 0, 0, 18, 2, 1, 3, 2, 0, 1}, density, true);
     wrong += check(pool, {1, 1, 1200, 4, 0, 0, 8, 1, 130, 1, 1, 0, 0}, density, true);

@@ -19,7 +19,7 @@ from qpsnn_jax.kernels.native import library
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input, Quantizer
 
-ZEN = frozenset({"avx512_vnni", "avx512_bf16"})
+ZEN, AMX = frozenset({"avx512_bf16"}), frozenset({"amx_int8", "amx_bf16"})
 SHAPES = jax.ShapeDtypeStruct((2, 8, 8, 128), jnp.float32), jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
 
 
@@ -63,19 +63,20 @@ def test_the_algorithm_follows_the_platform_that_is_lowered_for(monkeypatch, pla
 
 def test_exact_programs_are_the_same_on_every_machine(monkeypatch):
     texts = []
-    for flags in (ZEN, {"amx_int8", "amx_bf16"}, set()):
+    for flags in (ZEN, AMX, set()):
         on(monkeypatch, flags)
         texts.append(jax.jit(partial(with_gradients, precision="exact")).lower(*SHAPES).as_text())
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_processes_trace_the_same_program(monkeypatch):
+@pytest.mark.parametrize("precision", ["auto", "fast"])
+def test_processes_trace_the_same_program(monkeypatch, precision):
     """On any machines."""
     texts = []
-    for flags in (ZEN, set()):
+    for flags in (AMX, set()):
         on(monkeypatch, flags)
         monkeypatch.setattr(jax, "process_count", lambda: 2)
-        texts.append(jax.jit(with_gradients).lower(*SHAPES).as_text())
+        texts.append(jax.jit(partial(with_gradients, precision=precision)).lower(*SHAPES).as_text())
     assert texts[0] == texts[1]
     assert marks(texts[0]) == (False, False, 0)
 

@@ -5,8 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cifar_folder import prepare
@@ -19,9 +21,10 @@ from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.config import build_graph, load_config
 from qpsnn_jax.runs.controls import read_controls
 from qpsnn_jax.runs.directory import STAGES, check_run, load_network, make_run, open_run, read_config, save_network
-from qpsnn_jax.runs.evaluation import evaluate
+from qpsnn_jax.runs.evaluation import evaluate, normalizer
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runtime.settings import as_dict
+from qpsnn_jax.training.recalibration import recalibrate
 from qpsnn_jax.training.state import init_variables
 
 DONE = [name for name in STAGES if name != "masked"]  # without a sparsity
@@ -72,6 +75,24 @@ def test_the_kept_channels_are_those_with_the_highest_scores(small_run, small_re
     assert {name: kept.tolist() for name, kept in chosen.items()} == keep
     weights = [9 * (i * o + o * 16) for i, o in ((10, 20), (7, 9))]
     assert small_report["stages"][1]["connection_ratio"] == weights[1] / weights[0]
+
+
+def test_averaged_weights_are_recalibrated_when_asked(small_config, tmp_path):
+    """Weights, checkpoints and epochs are as without; the moments and the result are those of what is saved."""
+    config, found = load_config(small_config), {}
+    data = load_data(config)
+    for images in (0, 200):
+        training = dataclasses.replace(config.train, epochs=1, ema_decay=0.9, recalibrate_images=images)
+        run = stages.prepare_run(dataclasses.replace(config, train=training), tmp_path / str(images), data)
+        found[images] = stages.train(run, training), load_network(run.directory / "quantized")
+    (plain, (graph, averaged)), (result, (_, moved)) = found[0], found[200]
+    jax.tree.map(np.testing.assert_array_equal, averaged["params"], moved["params"])
+    batches = [np.asarray(normalizer(data)(jnp.asarray(data.train.images[i : i + 128]))) for i in (0, 128)]
+    wanted = recalibrate(graph, averaged, batches)["batch_stats"]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), moved["batch_stats"], wanted)
+    apart = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), averaged["batch_stats"], wanted)
+    assert max(jax.tree.leaves(apart)) > 0.01
+    assert result.accuracy_last == evaluate(graph, moved, data.test, data).accuracy != plain.accuracy_last
 
 
 def test_every_stage_can_be_loaded_and_is_what_the_report_says(small_run, small_report):

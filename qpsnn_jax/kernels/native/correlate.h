@@ -19,17 +19,17 @@ constexpr int64_t kParts = 16;
 // filling.
 constexpr int64_t kSmall = 256, kMany = 1024;
 
-// One image after another, each in the way that is faster for it.
+// Some images at once, in the way that is the fastest for them or for each of them.
 class Correlator {
  public:
   explicit Correlator(const Windows& at) : at_(at), lookup_(at), lists_(at), blocks_(at) {}
 
   void rows(const Part& part, int64_t begin, int64_t end) {
-    if (!lookup_.add(part, 1, begin, end) && !lists_.add(part, begin, end)) blocks_.rows(part, begin, end);
+    if (!look_up(part, 1, begin, end) && !lists_.add(part, begin, end)) blocks_.rows(part, begin, end);
   }
 
   void images(const Part& part, int64_t images) {
-    if (lookup_.add(part, images, 0, at_.rows)) return;
+    if (look_up(part, images, 0, at_.rows)) return;
     others_.clear();
     for (int64_t image = 0; image < images; ++image)
       if (!lists_.add(at(part, image), 0, at_.rows)) others_.push_back(image);
@@ -40,6 +40,13 @@ class Correlator {
  private:
   static constexpr size_t kFew = 3;  // images that fill too few registers
 
+  // Only if all parts before were looked up, whose sums are exact then: else the bits would depend on which images go
+  // together.
+  bool look_up(const Part& part, int64_t images, int64_t begin, int64_t end) {
+    looked_up_ = (part.first == 0 || looked_up_) && lookup_.add(part, images, begin, end);
+    return looked_up_;
+  }
+
   Part at(const Part& part, int64_t image) const {
     return {part.in + image * at_.in_size(), part.weights, part.first, part.count, part.out + image * at_.out_size()};
   }
@@ -49,6 +56,7 @@ class Correlator {
   Lists lists_;
   Blocks blocks_;
   std::vector<int64_t> others_;
+  bool looked_up_ = false;
 };
 
 // Fills `turned`.

@@ -106,12 +106,15 @@ class KernelGrad {
   // Orders the pixels by band and phase, each filled up to a multiple of kBits.
   void place() {
     order_.assign(conv_.h * conv_.w, -1);
+    // The first position from `begin` on that is of a phase.
+    const auto first = [](int64_t begin, int64_t padding, const Phase& of) {
+      return begin + ((of.phase - begin - padding) % of.stride + of.stride) % of.stride;
+    };
     for (int64_t band = 0; band < bands_; ++band)
       for (const auto& [down, right, _] : phases_) {
         starts_.push_back(places_.size());
-        for (int64_t y = band * band_; y < std::min(conv_.h, (band + 1) * band_); ++y)
-          for (int64_t x = 0; x < conv_.w; ++x) {
-            if ((y + conv_.py) % conv_.sy != down.phase || (x + conv_.px) % conv_.sx != right.phase) continue;
+        for (int64_t y = first(band * band_, conv_.py, down); y < std::min(conv_.h, (band + 1) * band_); y += conv_.sy)
+          for (int64_t x = first(0, conv_.px, right); x < conv_.w; x += conv_.sx) {
             const int64_t row = (y + conv_.py) / conv_.sy - (down.count - 1) + top_;
             order_[y * conv_.w + x] = static_cast<int32_t>(places_.size());
             places_.push_back(static_cast<int32_t>(row * columns_ + (x + conv_.px) / conv_.sx - (right.count - 1) + left_));
@@ -148,10 +151,10 @@ class KernelGrad {
   }
 
   void list_values(const float* maps, int64_t k, int64_t band, int64_t channels) {
-    for (size_t phase = 0; phase < phases_.size(); ++phase)
-      for (int64_t i = band * band_ * conv_.w; i < std::min(conv_.h, (band + 1) * band_) * conv_.w; ++i) {
-        const int64_t* start = &starts_[band * phases_.size() + phase];
-        if (order_[i] < start[0] || order_[i] >= start[1]) continue;
+    const auto begin = starts_.begin() + band * phases_.size();
+    for (int64_t i = band * band_ * conv_.w; i < std::min(conv_.h, (band + 1) * band_) * conv_.w; ++i)
+      if (order_[i] >= 0) {
+        const int64_t phase = std::upper_bound(begin, begin + phases_.size(), order_[i]) - begin - 1;
         const int32_t pixel = places_[order_[i]] + static_cast<int32_t>(k * rows_ * columns_);
         for (int64_t c = 0; c < channels; ++c) {
           int32_t*& to = next_[phase * channels_ + c];

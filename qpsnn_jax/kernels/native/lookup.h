@@ -54,7 +54,7 @@ inline Tables tables_of(int64_t taps, int64_t count, const float* weights, int64
   return found;
 }
 
-// The work on one image after another, for one block of inputs and all blocks of outputs.
+// The work on some images at once, for one block of inputs and all blocks of outputs.
 class Lookup {
  public:
   explicit Lookup(const Windows& windows)
@@ -69,7 +69,7 @@ class Lookup {
     // Of stride 1, the zeros below a map are those above the next one.
     height_ = end - begin - 1 + ceil_div(at_.kh, at_.sy);
     const int64_t above = std::max<int64_t>(0, at_.py - begin), below = height_ + begin - at_.py - at_.h;
-    const int64_t shared = at_.sy == 1 ? std::clamp<int64_t>(below, 0, above) : 0;
+    const int64_t shared = at_.sy == 1 ? std::clamp<int64_t>(below, 0, std::min(above, at_.kh - 1)) : 0;
     pitch_ = height_ - shared;
     size_ = (images * pitch_ + shared) * width_;
     const int64_t positions = ((images - 1) * pitch_ + end - begin) * width_;

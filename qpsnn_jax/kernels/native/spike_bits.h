@@ -64,7 +64,7 @@ class SpikeBits {
   // Appends places[pixel] + base for every spike of the pixels [begin, end), multiples of kBits, to next[channel].
   void list(int64_t begin, int64_t end, const int32_t* places, int32_t base, int32_t** next) const {
     for (int64_t c = 0; c < channels_; c += 8) {
-      const uint8_t* from = &bytes_[c / 8 * pixels_];
+      const uint8_t* from = bytes_.data() + c / 8 * pixels_;
       for (int64_t pixel = begin; pixel < end; pixel += kBits) {
         __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + pixel));
         if (_mm256_testz_si256(bytes, bytes)) continue;
