@@ -38,6 +38,7 @@ from qpsnn_jax.training.state import evaluation_variables
 from qpsnn_jax.training.timesteps import at_timesteps
 
 _SCORED = 5  # batches of 128 images, as in the released code
+_RECALIBRATED = 20
 
 
 class Place(NamedTuple):
@@ -52,11 +53,16 @@ def accuracy(graph: Graph, variables: Any, examples: Examples, data: DataSet) ->
     return evaluate(graph, variables, examples, data, capture=()).accuracy
 
 
+def training_batches(recipe: Recipe, images: Array, data: DataSet, number: int) -> list[Array]:
+    """Normalized training images, drawn by the seed."""
+    size = min(128, len(images) // number)
+    chosen = np.random.default_rng(recipe.seed).permutation(len(images))[: number * size]
+    return [normalize(images[part], data.mean, data.std) for part in chosen.reshape(number, size)]
+
+
 def prune_network(recipe: Recipe, graph: Graph, variables: Any, images: Array, data: DataSet) -> tuple[Graph, Any]:
     """The channels that the budget leaves, by SVS, with batch-norm recalibrated, on training images."""
-    size = min(128, len(images) // _SCORED)
-    chosen = np.random.default_rng(recipe.seed).permutation(len(images))[: _SCORED * size]
-    batches = [normalize(images[part], data.mean, data.std) for part in chosen.reshape(_SCORED, size)]
+    batches = training_batches(recipe, images, data, _SCORED)
     keep = allocate(graph, score(graph, variables, batches), bytes=1e6 * recipe.size)
     smaller, _ = prune(graph, {}, keep)
     # In one program: otherwise hundreds of small gathers would be compiled one by one.
@@ -126,8 +132,13 @@ class Run:
         return *load_network(self.directory / f"after_{index - 1}"), place
 
     def _finish(self, index: int, graph: Graph, variables: Any) -> None:
-        """Save the network after a phase; before the first phase of fine-tuning it is pruned."""
+        """Save the network after a phase; before the first phase of fine-tuning it is pruned.
+
+        The weights are averages, which averaged moments of batch-norm do not fit; they are recalibrated.
+        """
         phases = self.recipe.phases
+        batches = training_batches(self.recipe, self.images, self.data, _RECALIBRATED)
+        variables = recalibrate(graph, variables, batches)
         if index + 1 < len(phases) and phases[index + 1].pruned and not phases[index].pruned:
             save_network(self.directory / "whole", graph, variables)
             graph, variables = prune_network(self.recipe, graph, variables, self.images, self.data)

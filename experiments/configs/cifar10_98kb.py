@@ -26,6 +26,7 @@ train = Training(
     warmup_epochs=1.0,
     label_smoothing=0.1,
     ema_decay=0.995,
+    recalibrate_images=2560,
 )
 config = Config(
     network=NetworkSettings("resnet20", width=0.25, ste="plain", edge_bits=8),
