@@ -1,7 +1,7 @@
 r"""Put a trained network among those that come with the package, with its card.
 
 Command: python -m experiments.publish RUN --name NAME --command "COMMAND THAT MADE IT" [--data NAME] [--data-dir DIR]
-    [--seeds 0=0.9750,1=0.9694]
+    [--seeds 0=0.9750,1=0.9694] [--commit COMMIT]
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ _FIRST = 300  # test images that the test of a card classifies
 @click.option("--data", help="data set whose test images are read (default: that of the run)")
 @click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")
 @click.option("--seeds", default="", metavar="SEED=ACCURACY,…", help="accuracies of all seeds that were trained")
+@click.option("--commit", help="of the code that trained it (default: the present one)")
 @click.option("--stem-bits", type=click.Choice(("8", "32")), default="32", show_default=True)
 @click.option("--readout-bits", type=click.Choice(("8", "32")), default="32", show_default=True)
 def main(path: Path, **options: Any) -> None:
@@ -56,6 +57,7 @@ def publish(
     seeds: str = "",
     stem_bits: str = "32",
     readout_bits: str = "32",
+    commit: str | None = None,
     folder: Path = FOLDER,
 ) -> Card:
     """What :func:`main` does; returns the card."""
@@ -64,7 +66,9 @@ def publish(
     if run is None:
         raise click.UsageError(f"{path} does not belong to a run.")
     config = read_config(run)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=data or config.data.name))
+    if data is not None:  # all of it, whatever part of it the run held out
+        whole = dataclasses.replace(config.data, name=data, train_examples=None, test_examples=None)
+        config = dataclasses.replace(config, data=whole)
     own, where = config.data, data_dir or config.data.data_dir
     found = for_network(graph, load(own.name, data_dir=where, train_examples=1, timesteps=graph.timesteps))
     assert isinstance(found.test, Arrays)
@@ -88,7 +92,7 @@ def publish(
         seeds=dict(_seed(word) for word in seeds.split(",") if word) or {str(config.run.seed): accuracy},
         seed=config.run.seed,
         command=command,
-        commit=_commit(),
+        commit=commit or _commit(),
         result=dataclasses.asdict(result),
     )
     text = json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False) + "\n"

@@ -4,6 +4,8 @@ Wide, quantized with 8 bits in the first and last layer, pruned under a budget o
 It has what led on held-out images (experiments/worth.md): `edges` and the budget, and no teacher, which did not.
 The budget counts Eq. 16; the file adds a header and less than 5 kB, so that 93 kB of it are about 98 kB of file.
 
+The network `cifar10-98kb` of the package was trained by another recipe, that of experiments/claims.md.
+
 Command: qpsnn run experiments/configs/cifar10_98kb.py --data.data_dir DIR --out runs/cifar10_98kb
     qpsnn export runs/cifar10_98kb --format packed --out cifar10_98kb.qpsnn
 Hardware and time expected: hours on 2 CPU cores (an estimate).

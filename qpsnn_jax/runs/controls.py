@@ -81,7 +81,11 @@ def _scratch(config: Config, run: Run) -> list[StageResult]:
     if result is None:
         graph, masks = _pruned_widths(config, run)
         variables = init_variables(graph, jax.random.key(run.settings.seed + 2)) | masks
-        training = replace(config.train, epochs=config.train.epochs + config.finetune.epochs)
+        training = replace(
+            config.train,
+            epochs=config.train.epochs + config.finetune.epochs,
+            recalibrate_images=max(config.train.recalibrate_images, config.finetune.recalibrate_images),
+        )
         result = train_stage(own, "quantized", graph, variables, training, run.settings)
     return [result]
 

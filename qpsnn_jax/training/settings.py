@@ -55,7 +55,8 @@ class Training:
     # Averaged moments are not those of a network with averaged weights, least of all if these are quantized.
     recalibrate_images: int = setting(
         0,
-        "training images on which batch-norm is recalibrated after the last epoch, for averaged weights; 0: it is not",
+        "training images, in whole batches, on which batch-norm is recalibrated after the last epoch, for averaged "
+        "weights; 0: it is not",
         least=0,
         most=10_000_000,
     )
