@@ -5,7 +5,6 @@
 
 #if defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
 #define QPSNN_LOOKUP 1
-#include <immintrin.h>
 
 namespace qpsnn {
 

@@ -69,6 +69,7 @@ class KernelGrad {
   // How many sums there are. They lie by phase, channel and row of the window.
   int64_t size() const { return size_; }
 
+  // The sums over some images, for some channels and outputs.
   void run(const float* maps, const float* cotangent, Range images, Range channels, Range outputs, float* sums) {
     std::fill_n(sums, size_, 0.0f);
     for (int64_t k = 0; k < images.count; k += group_) {

@@ -106,8 +106,9 @@ def _find(directory: Path, key: str) -> Path | None:
 
 def _compile(directory: Path, command: list[str], key: str) -> Path:
     with tempfile.TemporaryDirectory(dir=directory) as temporary, ThreadPoolExecutor() as pool:
-        objects = [str(Path(temporary) / f"{i}.o") for i in range(len(_units()))]
-        parts = pool.map(lambda unit, to: _run([*command, "-c", "-x", "c++", "-", "-o", to], unit), _units(), objects)
+        units = _units()
+        objects = [str(Path(temporary) / f"{i}.o") for i in range(len(units))]
+        parts = pool.map(lambda unit, to: _run([*command, "-c", "-x", "c++", "-", "-o", to], unit), units, objects)
         list(parts)  # raises what they raised
         built = Path(temporary) / "kernels.so"
         _run([*command, *objects, "-o", str(built)], "")

@@ -8,10 +8,6 @@
 #include "pack.h"
 #include "vectors.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 namespace qpsnn {
 
 constexpr int64_t kBits = 32;  // pixels at a time
