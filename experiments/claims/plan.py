@@ -47,6 +47,7 @@ class Recipe:
 
 SHORT = Recipe("5k-10e", 5000, 10, 5, 64, 0.01)
 LONG = Recipe("45k-16e", 45_000, 16, 12, 64, 0.01, timesteps_schedule="1:0.7,2", held_out=2500)
+LONGER = Recipe("45k-68e", 45_000, 28, 40, 64, 0.01, timesteps_schedule="1:0.7,2:0.27,4")
 
 
 def config_of(recipe: Recipe, network: NetworkSettings, pruning: Pruning, seed: int) -> Config:
@@ -93,8 +94,11 @@ def headline() -> Iterator[Unit]:
             finetuned = replace(config, finetune=replace(config.finetune, recalibrate_images=2560))
             pruned.append(Unit("headline", size, LONG.name, finetuned, "finetune", dense, integer=True))
             yield from (dense, pruned[-1])
+    largest = [unit for unit in pruned if unit.arm == "98kB"]
+    yield from (_longer("98kB-longer", unit, "continue") for unit in largest)
     for unit in pruned:
         yield Unit("headline", f"{unit.arm}-scratch", LONG.name, unit.config, "scratch", unit)
+    yield from (_longer("98kB-longer-scratch", unit, "scratch") for unit in largest)
 
 
 def gamma() -> Iterator[Unit]:
@@ -181,6 +185,21 @@ def _pruned(question: str, arm: str, rule: str, bits: int, name: str, removed: s
     pruning = Pruning(criterion=name, ratios=_REMOVED[removed], recalibrate="always")
     config = config_of(SHORT, _network(bits, rule), pruning, seed)
     return Unit(question, arm, SHORT.name, config, "finetune", _dense(f"{rule}-{bits}", bits, rule, seed))
+
+
+def _longer(arm: str, unit: Unit, kind: str) -> Unit:
+    """A unit of the headline with more epochs, which begin at the first learning rate and end with T = 4."""
+    config, schedule = unit.config, LONGER.timesteps_schedule
+    train = replace(config.train, epochs=LONGER.epochs, timesteps_schedule=schedule)
+    finetune = replace(config.finetune, epochs=LONGER.finetune_epochs, timesteps_schedule=schedule)
+    longer = replace(
+        config,
+        network=replace(config.network, timesteps=4),
+        data=replace(config.data, test_examples=LONGER.held_out),
+        train=train,
+        finetune=replace(finetune, learning_rate=LONGER.learning_rate),
+    )
+    return replace(unit, arm=arm, recipe=LONGER.name, config=longer, kind=kind, base=unit)
 
 
 def _polished(config: Config) -> Config:

@@ -28,6 +28,7 @@ from qpsnn_jax.runs.stages import Run
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.runtime.settings import as_dict, from_dict
 from qpsnn_jax.training.state import Variables, init_variables
+from qpsnn_jax.training.timesteps import at_timesteps
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,16 @@ def _finetune(unit: Unit, run: Run, runs: Path) -> str:
     return "finetuned"
 
 
+def _continue(unit: Unit, run: Run, runs: Path) -> str:
+    """Train the final network of the base on, ending with the T of the config."""
+    if not read_stage(run.directory, "finetuned"):
+        graph, variables = load_network(_base(unit, runs) / "finetuned")
+        settings = dataclasses.replace(run.settings, seed=run.settings.seed + 3)
+        own = at_timesteps(graph, run.graph.timesteps)
+        stages.train_stage(run, "finetuned", own, variables, unit.config.finetune, settings)
+    return "finetuned"
+
+
 def _quantize(unit: Unit, run: Run, runs: Path) -> str:
     """Prune the base, which is of other bits, then fine-tune it with the bits of the config."""
     base = unit.base
@@ -142,7 +153,8 @@ def _quantize(unit: Unit, run: Run, runs: Path) -> str:
 def _scratch(unit: Unit, run: Run, runs: Path) -> str:
     """Fresh weights of the pruned widths of the base, trained for as many epochs as training and fine-tuning."""
     if not read_stage(run.directory, "quantized"):
-        graph, _ = load_network(_base(unit, runs) / "pruned")
+        pruned, _ = load_network(_base(unit, runs) / "pruned")
+        graph = at_timesteps(pruned, run.graph.timesteps)
         variables = init_variables(graph, jax.random.key(run.settings.seed + 2))
         epochs = unit.config.train.epochs + unit.config.finetune.epochs
         recalibrated = unit.config.finetune.recalibrate_images
@@ -183,6 +195,7 @@ def _mixed(unit: Unit, run: Run, runs: Path) -> str:
 KINDS: Mapping[str, Callable[[Unit, Run, Path], str]] = {
     "train": _train,
     "finetune": _finetune,
+    "continue": _continue,
     "quantize": _quantize,
     "scratch": _scratch,
     "mixed": _mixed,

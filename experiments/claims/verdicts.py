@@ -11,6 +11,7 @@ from experiments.claims.tables import Difference, accuracies, contrast, markdown
 
 RESULTS = Path(__file__).parents[1] / "results" / "claims"
 SCORES = RESULTS.parent / "scores"
+_HEADLINE = {"98kB": "16 + 12 epochs, T = 2", "98kB-longer": "40 epochs more, T = 4 at the end"}
 _TARGET, _LARGEST = 85.0, 98_496  # MLPerf Tiny: percent of the test images, and bytes of its reference
 
 
@@ -138,19 +139,23 @@ def _table(claims: Sequence[Claim], results: Sequence[Mapping[str, Any]]) -> str
 
 
 def _headline(results: Sequence[Mapping[str, Any]]) -> str:
-    found = of_arm(results, "headline", "98kB")
-    if len(found) < len(HEADLINE_SEEDS):
-        return f"Not yet run ({len(found)} of {len(HEADLINE_SEEDS)} seeds)."
-    good = all(100 * r["integer_accuracy"] >= _TARGET and r["file_bytes"] <= _LARGEST for r in found)
-    shown = ", ".join(f"{100 * r['integer_accuracy']:.2f} % with {r['file_bytes']:,} bytes" for r in found)
-    return f"{'**Reached**' if good else '**Not reached**'}: {shown}."
+    rows = [("trained for", "accuracy", "bytes", "verdict"), ("---",) * 4]
+    for arm, words in _HEADLINE.items():
+        found = of_arm(results, "headline", arm)
+        good = all(100 * r["integer_accuracy"] >= _TARGET and r["file_bytes"] <= _LARGEST for r in found)
+        told = "**reached**" if good else "**not reached**"
+        if len(found) < len(HEADLINE_SEEDS):
+            told = f"not yet run ({len(found)} of {len(HEADLINE_SEEDS)} seeds)"
+        accuracy = ", ".join(f"{100 * r['integer_accuracy']:.2f} %" for r in found)
+        rows.append((words, accuracy or "–", ", ".join(f"{r['file_bytes']:,}" for r in found) or "–", told))
+    return markdown(rows)
 
 
 _PAGE = """# What held up
 
 Claims of QP-SNN (ICLR 2025), and additions of this project, tested on CIFAR-10 by small networks: ResNet20 at 1/8 of
 the paper's width, T = 2, 2 bits unless said otherwise, 5,000 training images, 10 epochs of training and 5 of
-fine-tuning (in the last section: 3/16 of the width, 45,000 images, 16 and 12 epochs). Accuracies are those of the
+fine-tuning (in the last section: 3/16 of the width, 45,000 images, more epochs). Accuracies are those of the
 10,000 test images, read once at the last epoch. These networks are far from the paper's accuracy, so a claim that fails
 here may hold at the paper's size. The plan, written before the first run, is
 [claims.md](../experiments/claims.md); the results are in
@@ -190,7 +195,10 @@ python -m experiments.scores RUN --data-dir ~/tensorflow_datasets --out experime
 
 ## 85 % of CIFAR-10 with 98,496 bytes
 
-The budget of MLPerf Tiny's image classification, by the integer network, header of the file included. {headline}
+The budget of MLPerf Tiny's image classification, by the integer network, header of the file included; one value for
+each seed.
+
+{headline}
 """
 
 if __name__ == "__main__":
