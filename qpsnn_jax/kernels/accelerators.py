@@ -26,7 +26,10 @@ def narrow(algorithm: Algorithm) -> Algorithm:
     def run(x: Array, y: Array, spec: Any) -> Array:
         return _evaluate(jax.make_jaxpr(lambda x, y: algorithm.run(x, y, spec))(x, y), x, y)[0]
 
-    return algorithm._replace(name="bfloat16", run=run)
+    def supports(spec: Any) -> bool:
+        return spec.bits <= BITS and algorithm.supports(spec)
+
+    return algorithm._replace(name="bfloat16", run=run, supports=supports)
 
 
 def _evaluate(program: ClosedJaxpr, *operands: Array) -> list[Array]:

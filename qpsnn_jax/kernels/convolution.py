@@ -9,8 +9,11 @@ from qpsnn_jax.kernels.accelerators import BITS
 from qpsnn_jax.kernels.algorithm import ConvSpec
 from qpsnn_jax.kernels.bilinear import BILINEAR, convolution
 from qpsnn_jax.kernels.dispatch import CONVOLUTION, Plan, Precision, check_precision, compute, make_plan, plan_of
-from qpsnn_jax.kernels.geometry import Pair
+from qpsnn_jax.kernels.geometry import Pair, checked_pair
 from qpsnn_jax.kernels.native.call import shardings_are_types
+from qpsnn_jax.runtime.checks import integer
+
+_MOST_BITS = 24  # larger integers are not exact in float32
 
 
 def convolve(
@@ -48,11 +51,11 @@ def convolve(
         Sums ``b h w o``, of the dtype of ``x``.
 
     Raises:
-        ValueError: ``x``, ``kernel`` and ``groups`` do not fit, or ``precision`` is unknown.
+        ValueError: ``x``, ``kernel`` and the options do not fit, are not floating or of two dtypes, or ``precision`` is
+            unknown.
     """
-    _check_channels("x", x, "kernel", kernel, groups)
     check_precision(precision)
-    spec = ConvSpec.of(x, kernel, 8, strides, padding, groups, dilation)
+    spec = _checked_spec({"x": x, "kernel": kernel}, 8, strides, padding, groups, dilation)
     if spikes and precision != "exact" and not shardings_are_types(x, kernel):
         return compute(x, kernel, spec, _plan(spec, precision, exact=False))
     return convolution(x, kernel, spec, native=precision != "exact")
@@ -74,9 +77,10 @@ def conv_spikes(
 ) -> Array:
     """:func:`convolve` of spikes with the integers of quantized weights, exact in every algorithm.
 
-    The sums are those of an integer device, as long as they are below 2^24, rounded at the end to the
-    dtype of ``spikes``. Spikes other than 0 or 1, and integers that are not odd, give different sums in each
-    algorithm without a warning; ``checked`` detects such spikes. A NaN gives NaN at least in its own sums.
+    The sums are those of an integer device, as long as they are below 2^24, rounded at the end to the dtype of
+    ``spikes`` (infinite in float16 beyond 65,504). Spikes other than 0 or 1, and integers that are not odd, give
+    different sums in each algorithm without a warning; ``checked`` detects such spikes. A NaN gives NaN at least in its
+    own sums.
 
     ``precision="exact"`` runs float32 convolutions, forward and backward: the same program on every machine, and
     differentiable in every mode. ``"auto"`` uses the fastest algorithm for the platform that it is lowered for. On GPUs
@@ -100,7 +104,7 @@ def conv_spikes(
         spikes: 0 and 1, ``b h w i``, floating.
         integers: odd, or 0 throughout a channel, ``h w i/g o``, of the dtype of ``spikes``
             (:func:`qpsnn_jax.integer_weights`); with ``odd=False`` any of magnitude up to 2^bits - 1.
-        bits: of the weights.
+        bits: of the weights, from 1; the algorithms ``int8`` and ``bfloat16`` take up to 8.
         strides, padding, groups, dilation: as in :func:`convolve`.
         precision: ``exact``, ``auto`` or ``fast``.
         algorithm: the name of one of the above, or ``float32``, for the sums on every platform; for odd integers.
@@ -113,14 +117,14 @@ def conv_spikes(
         Sums ``b h w o``, of the dtype of ``spikes``.
 
     Raises:
-        ValueError: ``spikes``, ``integers`` and ``groups`` do not fit, ``precision`` or ``algorithm`` is unknown, or
-            the algorithm does not support the shapes, the bits or the mesh.
+        ValueError: ``spikes``, ``integers`` and the options do not fit, are not floating or of two dtypes,
+            ``precision`` or ``algorithm`` is unknown, or the algorithm does not support the shapes, the bits or the
+            mesh.
     """
-    _check_channels("spikes", spikes, "integers", integers, groups)
     check_precision(precision)
+    spec = _checked_spec({"spikes": spikes, "integers": integers}, bits, strides, padding, groups, dilation)
     if checked:
         checkify.check(jnp.all((spikes == 0) | (spikes == 1)), "conv_spikes takes spikes of 0 and 1.")
-    spec = ConvSpec.of(spikes, integers, bits, strides, padding, groups, dilation)
     typed = shardings_are_types(spikes, integers)
     if typed and algorithm is not None:
         raise ValueError(f"algorithm {algorithm} is not for meshes with explicit or manual axes; leave it out.")
@@ -129,7 +133,7 @@ def conv_spikes(
         return convolution(spikes.astype(wide), integers.astype(wide), spec, native=False).astype(spikes.dtype)
     if odd or algorithm is not None:
         return compute(spikes, integers, spec, make_plan(spec, (spikes, integers), precision, algorithm))
-    return compute(spikes, integers, spec, _plan(spec, precision, exact=bits <= BITS))
+    return compute(spikes, integers, spec, _plan(spec, precision, exact=spec.bits <= BITS))
 
 
 def _plan(spec: ConvSpec, precision: Precision, *, exact: bool) -> Plan:
@@ -137,11 +141,23 @@ def _plan(spec: ConvSpec, precision: Precision, *, exact: bool) -> Plan:
     return plan_of(BILINEAR if spec.standard else CONVOLUTION, CONVOLUTION, precision, exact=exact)
 
 
-def _check_channels(first: str, x: Array, second: str, kernel: Array, groups: int) -> None:
-    fit = x.ndim == kernel.ndim == 4 and groups > 0 and x.shape[-1] == groups * kernel.shape[2]
-    if not fit or kernel.shape[3] % groups:
+def _checked_spec(
+    operands: dict[str, Array], bits: int, strides: Pair, padding: Pair, groups: int, dilation: Pair
+) -> ConvSpec:
+    (first, x), (second, kernel) = operands.items()
+    bits, groups = integer("bits", bits, 1, _MOST_BITS), integer("groups", groups, 1)
+    strides, dilation = checked_pair("strides", strides, 1), checked_pair("dilation", dilation, 1)
+    padding = checked_pair("padding", padding, 0)
+    if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != groups * kernel.shape[2] or kernel.shape[3] % groups:
         each, more = ("i", "") if groups == 1 else (f"i/{groups}", f", i and o multiples of the {groups} groups")
         raise ValueError(
             f"{first} must be b h w i and {second} h w {each} o with as many channels i{more}, got {x.shape} and "
             f"{kernel.shape}."
         )
+    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{first} and {second} must be floating, of one dtype, got {x.dtype} and {kernel.dtype}.")
+    spec = ConvSpec.of(x, kernel, bits, strides, padding, groups, dilation)
+    if min(spec.geometry.output_hw) < 1:
+        taps, maps = ("×".join(map(str, shape)) for shape in (kernel.shape[:2], x.shape[1:3]))
+        raise ValueError(f"{second} of {taps} taps does not fit {first} of {maps} with padding {padding}.")
+    return spec

@@ -5,7 +5,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from jax import Array
 
+from qpsnn_jax.runtime.checks import integer
+
 Pair = tuple[int, int]
+
+
+def checked_pair(name: str, value: Any, least: int) -> Pair:
+    """Two integers, of height and width, ``least`` or more.
+
+    Raises:
+        ValueError: ``value`` is something else.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} must be two integers, for height and width, got {value!r}.")
+    first, second = (integer(name, each, least) for each in value)
+    return first, second
 
 
 class Geometry(NamedTuple):

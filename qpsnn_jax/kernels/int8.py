@@ -10,6 +10,8 @@ from jax import Array
 from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec, with_nans
 from qpsnn_jax.kernels.plain import convolution
 
+BITS = 8
+
 # Measured: fewer channels do not fill a matrix unit.
 _NARROWEST = 16
 
@@ -30,4 +32,4 @@ def _preference(spec: ConvSpec, flags: frozenset[str]) -> int:
     return 2 if "amx_int8" in flags and spec.narrowest >= _NARROWEST else 0
 
 
-SUMS = Algorithm("int8", _sums, preference=_preference)
+SUMS = Algorithm("int8", _sums, supports=lambda spec: spec.bits <= BITS, preference=_preference)

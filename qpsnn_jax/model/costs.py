@@ -231,23 +231,26 @@ def _activity(graph: Graph, node: Node, activity: Mapping[str, Any]) -> Activity
             return np.ones(graph.input.shape)
         if graph.by_name[name].counts_operations:
             return None
-        return _measured(activity, name, graph.values[name].shape)
+        return _measured(activity, name, graph.values[name].shape, most=1)
 
     shape = () if node.counts_operations else graph.values[node.name].shape
     observed = set(node.observed)
     inputs = tuple(rate(name) if name in observed else None for name in node.inputs)
-    return Activity(inputs, _measured(activity, node.name, shape) if node.name in observed else None)
+    most = np.inf if node.counts_operations else 1
+    return Activity(inputs, _measured(activity, node.name, shape, most) if node.name in observed else None)
 
 
 def _always_active(graph: Graph) -> set[str]:
     return set() if graph.input.frames or graph.input.binary else {graph.input.name}
 
 
-def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+def _measured(activity: Mapping[str, Any], name: str, shape: tuple[int, ...], most: float) -> np.ndarray | None:
     """The activity of a node, or None if it was not measured."""
     if name not in activity:
         return None
     nonzero = np.asarray(activity[name], np.float64)
+    if not ((nonzero >= 0) & (nonzero <= most)).all():
+        raise ValueError(f"activity of node {name!r} must be the share of steps with a spike, from 0 to 1.")
     if nonzero.ndim == 0:
         nonzero = np.full(shape, nonzero)
     if nonzero.shape != shape:

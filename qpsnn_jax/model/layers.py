@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from qpsnn_jax.kernels.affine import computed
@@ -43,7 +44,8 @@ class QuantConv(nn.Module):
 
     Args:
         features: output channels o.
-        kernel, strides, padding: height and width; padding is that many zeros on each side.
+        kernel, strides: height and width.
+        padding: zeros on each side, as of :class:`qpsnn_jax.nodes.Conv`: by default an odd kernel keeps the size.
         quantizer: how the weights are quantized.
         bias: whether a bias is added.
         groups, dilation, masked: as those of :class:`qpsnn_jax.nodes.Conv`.
@@ -60,7 +62,7 @@ class QuantConv(nn.Module):
     features: int
     kernel: Pair = (3, 3)
     strides: Pair = (1, 1)
-    padding: Pair = (1, 1)
+    padding: Pair | None = None
     quantizer: Quantizer | None = Quantizer()
     bias: bool = False
     groups: int = 1
@@ -182,6 +184,8 @@ class LIFLayer(nn.Module):
         options = (self.tau, self.threshold, self.fire, self.reset, self.detach_reset, self.surrogate)
         node = nodes.LIF(self.name or "LIFLayer", _INPUT, *options)
         check_precision(self.precision)
+        if currents.ndim < 3:
+            raise ValueError(f"currents must have the shape b t … c, got {currents.shape}.")
         given = Value(currents.shape[2:], timed=True, spiking=False)
         return run_node(self, node, currents, Context((given,), 1, precision=self.precision))
 
@@ -191,6 +195,8 @@ def run_node(module: nn.Module, node: Node, x: Array, context: Context) -> Array
 
     This turns any node into a layer, also one of your own.
     """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"the input must be floating, got {x.dtype}; convert it with .astype(jnp.float32).")
     node.infer(context.inputs)  # raises what a graph would
     leaves: dict[str, Array] = {}
     others: dict[str, nn.Variable[Any]] = {}

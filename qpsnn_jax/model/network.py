@@ -165,6 +165,10 @@ def _check_images(graph: Graph, images: Array) -> Array:
     if images.ndim != len(expected) or images.shape[1:] != expected[1:]:
         wanted = " ".join(str(n) for n in expected)
         other = "; dataclasses.replace(graph, timesteps=…) runs other numbers of steps" if graph.input.frames else ""
+        if images.shape == expected[1:]:
+            other = "; one image is images[None], and where batches are asked for, they are a list: [images]"
+        elif images.ndim == len(expected) + 1 and not graph.input.frames:
+            other = "; Input(…, frames=True) takes a frame for each step"
         raise ValueError(
             f"images must have the shape {wanted} of node {graph.input.name!r}, got {images.shape}{other}."
         )

@@ -19,8 +19,13 @@ def hoist(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., A
     Args:
         function: of arrays to a tree of arrays.
         examples: what it is called with, or shapes and dtypes of it.
+
+    Raises:
+        ValueError: it is not a function.
     """
-    if isinstance(function, FunctionType) and not function.__closure__:
+    if not callable(function):
+        raise ValueError(f"a function is needed, such as qpsnn_jax.triangular for a surrogate, got {function!r}.")
+    if isinstance(function, FunctionType) and not function.__closure__ and not _has_tracers(function):
         return function, ()
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
     if isinstance(function, Hashable) and not any(isinstance(x, Tracer) for x in closed.consts):
@@ -32,3 +37,9 @@ def hoist(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., A
         return jax.tree.unflatten(tree, leaves)
 
     return explicit, tuple(closed.consts)
+
+
+def _has_tracers(function: FunctionType) -> bool:
+    """Whether the default values of its arguments are traced, as in ``lambda x, width=width: …``."""
+    defaults = (function.__defaults__, function.__kwdefaults__)
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(defaults))

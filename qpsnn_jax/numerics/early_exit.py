@@ -26,8 +26,8 @@ def early_exit(currents: ArrayLike, threshold: ArrayLike) -> EarlyExit:
     the whole network.
 
     Args:
-        currents: O, shape ``… t classes``, of at least two classes: floating, or int32 as from
-            :meth:`qpsnn_jax.IntegerNetwork.by_step`.
+        currents: O, shape ``… t classes``, of at least two classes: floating, or integers of up to 32 bits with sign,
+            as from :meth:`qpsnn_jax.IntegerNetwork.by_step`, whose sums are int32.
         threshold: m, in the unit of the currents; a number, or an array that broadcasts against ``…``. With integers
             an integer too, such as :meth:`qpsnn_jax.IntegerNetwork.margin` returns.
 
@@ -35,20 +35,24 @@ def early_exit(currents: ArrayLike, threshold: ArrayLike) -> EarlyExit:
         :class:`EarlyExit` of predictions and steps, from 1 to T.
 
     Raises:
-        ValueError: fewer than two classes, no step, or a floating threshold of integers.
+        ValueError: fewer than two classes, no step, wider integers, or a floating threshold of integers.
     """
     currents = jnp.asarray(currents)
-    steps, classes = currents.shape[-2:]
+    steps, classes = currents.shape[-2:] if currents.ndim > 1 else (0, 0)
     if classes < 2 or not steps:
         raise ValueError(f"early_exit compares two classes at some step, got currents of shape {currents.shape}.")
-    accumulated = jnp.cumsum(currents, axis=-2)
+    whole = jnp.issubdtype(currents.dtype, jnp.integer)
+    if whole and not jnp.can_cast(currents.dtype, jnp.int32):
+        raise ValueError(f"early_exit takes integers of up to 32 bits with sign, got {currents.dtype}.")
+    accumulated = jnp.cumsum(currents, axis=-2, dtype=jnp.int32 if whole else currents.dtype)
     best, second = jnp.moveaxis(jax.lax.top_k(accumulated, 2)[0], -1, 0)
     margin = best - second
-    if jnp.issubdtype(currents.dtype, jnp.integer):
+    if whole:
         if not jnp.issubdtype(jnp.result_type(threshold), jnp.integer):
             raise ValueError(f"early_exit needs an integer threshold for currents of {currents.dtype}.")
         # The difference of two int32 may exceed 2³¹.
         margin = margin.astype(jnp.uint32)
+        threshold = max(threshold, 0) if isinstance(threshold, int) else jnp.maximum(jnp.asarray(threshold), 0)
     least = jnp.broadcast_to(jnp.asarray(threshold, margin.dtype), currents.shape[:-2])
     clear = margin >= least[..., None]
     index = jnp.where(jnp.any(clear, axis=-1), jnp.argmax(clear, axis=-1), steps - 1)

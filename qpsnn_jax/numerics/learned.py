@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from qpsnn_jax.runtime.checks import integer
+
 LEARNED = ("gamma", "tau_logit", "log_threshold")
 """Names of the parameters of nodes that are such scales."""
 
@@ -19,7 +21,7 @@ def scale_gradient(x: Array, factor: ArrayLike) -> Array:
         factor: a number, or an array that broadcasts against ``x``.
 
     Returns:
-        An array equal to ``x``, bit for bit.
+        An array equal to ``x``, bit for bit; NaN where x is not finite.
     """
     return x + (jnp.asarray(factor, x.dtype) - 1) * (x - jax.lax.stop_gradient(x))
 
@@ -42,11 +44,10 @@ def lsq_gamma(gamma: Array, *, count: int, bits: int) -> Array:
         \|γ\|, for the ``gamma`` of :func:`qpsnn_jax.quantize`, which has LSQ's rule for its gradient.
 
     Raises:
-        ValueError: ``count`` is not positive.
+        ValueError: ``count`` is not a positive integer, or ``bits`` is not one from 1 to 8.
 
     References:
         Esser et al., Learned Step Size Quantization, ICLR 2020.
     """
-    if count < 1:
-        raise ValueError(f"count must be the positive number of weights that share a γ, got {count}.")
+    count, bits = integer("count", count, 1), integer("bits", bits, 1, 8)
     return jnp.abs(scale_gradient(gamma, 1 / math.sqrt(count * 2 ** (bits - 1))))

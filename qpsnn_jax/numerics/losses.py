@@ -21,7 +21,7 @@ def cross_entropy(currents: Array, labels: Array, *, label_smoothing: float = 0.
         One loss per example, in nats, shape ``…``; NaN where the label is not the number of a class.
 
     Raises:
-        ValueError: ``label_smoothing`` outside [0, 1).
+        ValueError: ``label_smoothing`` outside [0, 1), or labels that are not one integer for each example.
 
     References:
         QP-SNN (ICLR 2025), section 3; label smoothing: Szegedy et al., CVPR 2016.
@@ -48,7 +48,8 @@ def temporal_cross_entropy(
         One loss per example, in nats, shape ``…``; NaN where the label is not the number of a class.
 
     Raises:
-        ValueError: ``label_smoothing`` outside [0, 1) or ``weight`` outside [0, 1].
+        ValueError: ``label_smoothing`` outside [0, 1), ``weight`` outside [0, 1], or labels that are not one integer
+            for each example.
 
     References:
         Deng et al., Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting, ICLR 2022.
@@ -92,6 +93,12 @@ def distillation_loss(currents: Array, teacher: Array, *, temperature: float = 1
 
 
 def _targets(labels: Array, currents: Array, label_smoothing: float) -> Array:
+    labels = jnp.asarray(labels)
+    if currents.ndim < 2 or labels.shape != currents.shape[:-2] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels must be integers of shape … for currents … t classes, got {labels.dtype} of shape {labels.shape} "
+            f"for currents of shape {currents.shape}."
+        )
     if not isinstance(label_smoothing, Tracer) and not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
     one_hot = jax.nn.one_hot(labels, currents.shape[-1], dtype=currents.dtype)

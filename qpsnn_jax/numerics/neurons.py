@@ -62,8 +62,8 @@ def lif_step(
     currents ``t …``; :func:`lif_trace` returns the same for batch-major ones.
 
     Args:
-        membrane: U[t-1], the membrane potential after the previous step, any shape.
-        current: X[t], floating, the same shape as ``membrane``. NaN gives NaN, in the spikes too.
+        membrane: U[t-1], the membrane potential after the previous step, of the shape of ``current``, or a number.
+        current: X[t], floating, any shape. NaN gives NaN, in the spikes too.
         tau: leak τ; a number, or an array that broadcasts against ``current`` (learnable), cast to its dtype.
         threshold: firing threshold θ; likewise.
         surrogate: derivative of the firing step as a function of Ũ - θ (:func:`fire_step`); any function from an array
@@ -76,13 +76,16 @@ def lif_step(
         ``(U[t], LIFTrace(S[t], Ũ[t]))``.
 
     Raises:
-        ValueError: ``current`` is not floating, or ``fire`` or ``reset`` is unknown.
+        ValueError: ``current`` is not floating, ``membrane`` has another shape, ``surrogate`` is no function, or
+            ``fire`` or ``reset`` is unknown.
 
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
     """
-    current = jnp.asarray(current)
+    current, membrane = jnp.asarray(current), jnp.asarray(membrane)
     _check_floating("current", current)
+    if membrane.shape not in ((), current.shape):
+        raise ValueError(f"membrane must have the shape of current, {current.shape}, got {membrane.shape}.")
     tau, threshold = (jnp.asarray(x, current.dtype) for x in (tau, threshold))
     _check_reset(reset)
     options: dict[str, Any] = {"surrogate": surrogate, "fire": fire, "reset": reset, "detach_reset": detach_reset}
@@ -99,7 +102,7 @@ def lif_trace(currents: Array, *, initial: Array | None = None, **cell: Unpack[C
     each with the state that the one before returned.
 
     Called outside ``jit`` it is compiled once for each shape, dtype and set of options; a surrogate that is made anew
-    at each call is compiled anew.
+    at each call is compiled anew, and kept with the arrays that it closes over: define it once, or use ``jit``.
 
     Args:
         currents: X, shape ``b t …`` (axis 1 is time), floating.
@@ -119,6 +122,7 @@ def lif_trace(currents: Array, *, initial: Array | None = None, **cell: Unpack[C
         QP-SNN (ICLR 2025), Eq. 1-3.
     """
     currents = jnp.asarray(currents)
+    initial = None if initial is None else jnp.asarray(initial)
     if currents.ndim < 2:
         raise ValueError(f"currents must have the shape b t …, got {currents.shape}.")
     _check_floating("currents", currents)

@@ -1,6 +1,5 @@
 """Standardized images from pixels."""
 
-import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -43,6 +42,7 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
     Raises:
         ValueError: a wrong number of values, a value that is not finite, or a standard deviation that is not positive.
     """
-    fit = len(mean) == len(std) == channels
-    if not fit or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+    center, spread = (np.asarray(values, np.float64) for values in (mean, std))
+    fit = center.shape == spread.shape == (channels,)
+    if not fit or not np.isfinite([center, spread]).all() or spread.min() <= 0:
         raise ValueError(f"mean and std need {channels} finite numbers, std positive, got mean={mean} and std={std}.")

@@ -7,7 +7,7 @@ an array to an array of the same shape can be used; the four here are common.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ def triangular(x: Array, width: float = 1.0) -> Array:
     References:
         QP-SNN (ICLR 2025), appendix D; Deng et al., ICLR 2022.
     """
+    width = _like(x, width)
     return jnp.maximum(width - jnp.abs(x), 0) / width**2
 
 
@@ -50,6 +51,7 @@ def rectangular(x: Array, width: float = 1.0) -> Array:
     References:
         Wu et al., Frontiers in Neuroscience 2018 (STBP).
     """
+    width = _like(x, width)
     return (jnp.abs(x) < width / 2).astype(x.dtype) / width
 
 
@@ -66,6 +68,7 @@ def sigmoid(x: Array, slope: float = 4.0) -> Array:
     References:
         Neftci, Mostafa, Zenke, IEEE Signal Processing Magazine 2019.
     """
+    slope = _like(x, slope)
     s = jax.nn.sigmoid(slope * x)
     return slope * s * (1 - s)
 
@@ -83,7 +86,13 @@ def arctan(x: Array, slope: float = 2.0) -> Array:
     References:
         Fang et al., ICCV 2021.
     """
+    slope = _like(x, slope)
     return slope / 2 / (1 + jnp.square(jnp.pi / 2 * slope * x))
+
+
+def _like(x: Array, option: Any) -> Any:
+    """An option in the dtype of x; a Python number has none of its own."""
+    return option if isinstance(option, int | float) else jnp.asarray(option, jnp.result_type(x))
 
 
 SURROGATES: dict[str, Surrogate] = {f.__name__: f for f in (triangular, rectangular, sigmoid, arctan)}
@@ -123,7 +132,7 @@ def _fire(x: Array, constants: tuple[Array, ...], surrogate: Surrogate, fire: Fi
 def _fire_forward(
     x: Array, constants: tuple[Array, ...], surrogate: Callable[..., Array], fire: Fire
 ) -> tuple[Array, Array]:
-    return _fire(x, constants, surrogate, fire), surrogate(x, *constants)
+    return _fire(x, constants, surrogate, fire), surrogate(x, *constants).astype(x.dtype)
 
 
 def _fire_backward(surrogate: Surrogate, fire: Fire, slope: Array, cotangent: Array) -> tuple[Array, None]:

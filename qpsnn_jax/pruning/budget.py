@@ -69,14 +69,17 @@ def allocate(
         ``{group: kept channel numbers}`` for :func:`qpsnn_jax.prune`, for every group that has scores.
 
     Raises:
-        ValueError: not exactly one budget, a budget below what the floor leaves, ``sops`` without activity, an unknown
-            comparison, a floor that is not from 0 to 1 for every group, ``multiple_of`` below 1, or scores that are not
-            finite and non-negative numbers, one for each channel.
+        ValueError: not exactly one budget, scores of a group that the graph lacks, a budget below what the floor
+            leaves, ``sops`` without activity, an unknown comparison, a floor that is not from 0 to 1 for every group,
+            ``multiple_of`` below 1, or scores that are not finite and non-negative numbers, one for each channel.
     """
     resource, limit = _only_budget({"bytes": bytes, "params": params, "sops": sops})
     if comparison not in get_args(Comparison):
         raise ValueError(f"comparison must be one of {', '.join(get_args(Comparison))}, got {comparison!r}.")
-    groups = {name: group for name, group in channel_groups(graph).items() if name in scores}
+    every = channel_groups(graph)
+    if unknown := [name for name in scores if name not in every]:
+        raise ValueError(f"scores name {unknown[0]!r}; this network has the groups {', '.join(every)}.")
+    groups = {name: group for name, group in every.items() if name in scores}
     ranking = {name: _compared(graph, group, scores[name], comparison) for name, group in groups.items()}
     model = usage(graph, groups, resource, activity, masks)
     kept = {name: np.ones(group.size // group.unit, bool) for name, group in groups.items()}

@@ -9,6 +9,7 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.zoo.blocks import kept_channels
 from qpsnn_jax.pruning.channels import Group, channel_groups, rounded_units
 from qpsnn_jax.pruning.removal import prune
+from qpsnn_jax.runtime.checks import finite
 
 
 def select(
@@ -60,13 +61,16 @@ def checked_ratios(graph: Graph, ratios: Mapping[str, float] | float) -> dict[st
     """The ratio of every label of a graph; see :func:`select`.
 
     Raises:
-        ValueError: a label that no group has.
+        ValueError: a label that no group has, a network without labels, or a ratio that is no number from 0 to 1.
     """
     labels = {group.label for group in channel_groups(graph).values() if group.label is not None}
-    chosen = dict(ratios) if isinstance(ratios, Mapping) else dict.fromkeys(labels, ratios)
+    number = None if isinstance(ratios, Mapping) else finite("ratios", ratios, 0, 1)
+    if number and not labels:
+        raise ValueError("ratios remove channels of layers with a label, and no layer of this network has one.")
+    chosen = dict(ratios) if isinstance(ratios, Mapping) else dict.fromkeys(labels, number)
     if unknown := [label for label in chosen if label not in labels]:
-        raise ValueError(f"ratios name {unknown[0]!r}; this network has {', '.join(sorted(labels))}.")
-    return {label: chosen.get(label, 0.0) for label in labels}
+        raise ValueError(f"ratios name {unknown[0]!r}; this network has {', '.join(sorted(labels)) or 'no labels'}.")
+    return {label: finite(f"ratio of {label!r}", chosen.get(label, 0.0), 0, 1) for label in labels}
 
 
 def _kept(group: Group, ratio: float) -> int:

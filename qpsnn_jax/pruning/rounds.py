@@ -77,8 +77,8 @@ def pruning_rounds(
         graph of each state, and compiled once for each.
 
     Raises:
-        ValueError: ``rounds`` is not positive, or both ratios and a budget are given; in ``update``, all rounds are
-            done, or as in :func:`qpsnn_jax.select` and :func:`qpsnn_jax.allocate`.
+        ValueError: ``rounds`` is not positive, or not one of ratios and a budget is given; in ``update``, all rounds
+            are done, or as in :func:`qpsnn_jax.select` and :func:`qpsnn_jax.allocate`.
 
     References:
         Han et al., NeurIPS 2015; geometric schedule as in Frankle and Carbin, ICLR 2019.
@@ -95,8 +95,8 @@ def pruning_rounds(
                     state, metrics = step(state, images, labels)
     """
     rounds = integer("rounds", rounds, 1)
-    if budget and ratios:
-        raise ValueError("pruning_rounds takes ratios or a budget, got both.")
+    if bool(budget) == (ratios is not None):
+        raise ValueError(f"pruning_rounds takes ratios or a budget, got {'both' if budget else 'neither'}.")
 
     def init(graph: Graph) -> RoundsState:
         return RoundsState(graph, {name: g.size // g.unit for name, g in channel_groups(graph).items()}, 0)

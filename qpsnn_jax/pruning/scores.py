@@ -106,7 +106,7 @@ def sca_scores(membranes: Array) -> Array:
         membranes: Ũ before the reset, shape ``b t h w c``.
 
     Returns:
-        One score per channel, shape ``c``, of the dtype of ``membranes``.
+        One score per channel, shape ``c``, of the dtype of ``membranes``, float32 at least.
 
     Raises:
         ValueError: ``membranes`` is not five-dimensional.
@@ -115,7 +115,8 @@ def sca_scores(membranes: Array) -> Array:
         QP-SNN (ICLR 2025), Eq. 7; Li et al., ICML 2024.
     """
     _check_maps("membranes", membranes)
-    return jnp.mean(jnp.sum(jnp.abs(membranes), axis=(2, 3)), axis=(0, 1))
+    norms = jnp.sum(jnp.abs(membranes), axis=(2, 3), dtype=jnp.promote_types(membranes.dtype, jnp.float32))
+    return jnp.mean(norms, axis=(0, 1))
 
 
 def magnitude_scores(kernel: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Conversion of typed random keys to and from integer arrays, for code that takes only arrays of numbers."""
+"""Random keys: their check, and conversion of typed ones to and from integers, for code that takes only numbers."""
 
 from typing import Any
 
@@ -9,6 +9,17 @@ import jax.numpy as jnp
 def is_key(leaf: Any) -> bool:
     """Whether an array, or a ``ShapeDtypeStruct``, is of typed random keys (``jax.random.key``)."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def check_key(key: Any) -> None:
+    """Check that ``key`` is a random key, typed or raw.
+
+    Raises:
+        ValueError: it is something else, such as a seed.
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (is_key(key) or dtype == jnp.uint32):
+        raise ValueError(f"key must be a random key, such as jax.random.key(0), got {key!r}.")
 
 
 def key_to_data(leaf: Any) -> Any:

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.runtime.compiling import fast_compile_jit
-from qpsnn_jax.runtime.keys import is_key
+from qpsnn_jax.runtime.keys import check_key, is_key
 from qpsnn_jax.training.trees import Variables
 
 
@@ -44,7 +44,11 @@ def init_variables(graph: Graph, key: Array) -> Variables:
     Returns:
         ``{"params": …, "batch_stats": …, "scales": …}``, each ``{node: {array: …}}`` in float32; with masked
         layers ``"masks"`` of ones.
+
+    Raises:
+        ValueError: ``key`` is not a random key.
     """
+    check_key(key)
     if isinstance(key, Tracer):
         return _init(graph, key)
     if not isinstance(jnp.zeros(()), Tracer):
@@ -81,7 +85,11 @@ def init_state(
 
     Returns:
         The :class:`TrainState` at step 0.
+
+    Raises:
+        ValueError: ``key`` is not a random key.
     """
+    check_key(key)
     key = jnp.copy(key if is_key(key) else jax.random.wrap_key_data(key))
     averages = {name: variables[name] for name in ("params", "batch_stats")} if ema else None
     opt_state, averages = _unshared((tx.init(variables["params"]), averages), variables)

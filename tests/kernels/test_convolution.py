@@ -9,7 +9,9 @@ import pytest
 from integer_sums import CASES, by_sums, spikes_and_integers
 from jax.experimental import checkify
 
+from qpsnn_jax.kernels.algorithm import ConvSpec
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
+from qpsnn_jax.kernels.dispatch import SUMS, select_algorithm
 
 
 @pytest.mark.parametrize(("shape", "kernel", "strides", "padding"), CASES)
@@ -83,13 +85,62 @@ def test_groups_that_do_not_fit():
     x, kernel = np.zeros((1, 4, 4, 6), np.float32), np.zeros((3, 3, 3, 4), np.float32)
     with pytest.raises(ValueError, match="x must be b h w i and kernel h w i o with as many channels i, got"):
         convolve(x, kernel)
-    for groups in (3, 0, -2):
-        with pytest.raises(ValueError, match=f"i and o multiples of the {groups} groups"):
+    with pytest.raises(ValueError, match="i and o multiples of the 3 groups"):
+        convolve(x, kernel, groups=3)
+    for groups in (0, -2):
+        with pytest.raises(ValueError, match=f"groups must be an integer, 1 or more, got {groups}"):
             convolve(x, kernel, groups=groups)
     with pytest.raises(
         ValueError, match="spikes must be b h w i and integers h w i/2 o .* o multiples of the 2 groups"
     ):
         conv_spikes(x, np.zeros((3, 3, 3, 5), np.float32), bits=2, groups=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "words"),
+    [
+        ((1, 4, 4, 2), {"strides": 2}, "strides must be two integers, for height and width, got 2"),
+        ((1, 4, 4, 2), {"strides": (0, 1)}, "strides must be an integer, 1 or more, got 0"),
+        ((1, 4, 4, 2), {"padding": "SAME"}, "padding must be two integers"),
+        ((1, 4, 4, 2), {"padding": (-1, 0)}, "padding must be an integer, 0 or more, got -1"),
+        ((1, 4, 4, 2), {"dilation": (1, 1, 1)}, "dilation must be two integers"),
+        ((1, 1, 20, 2), {}, "of 3×3 taps does not fit .* of 1×20 with padding"),
+        ((1, 2, 2, 2), {"padding": (0, 0)}, "of 3×3 taps does not fit .* of 2×2"),
+    ],
+)
+def test_windows_that_make_no_sense(shape, options, words):
+    x, kernel = np.zeros(shape, np.float32), np.ones((3, 3, 2, 4), np.float32)
+    for run in (convolve, partial(conv_spikes, bits=2)):
+        with pytest.raises(ValueError, match=words):
+            run(x, kernel, **options)
+
+
+def test_options_may_be_lists_and_numbers_of_numpy():
+    x, kernel = np.ones((1, 4, 4, 2), np.float32), np.ones((3, 3, 2, 4), np.float32)
+    options = {"strides": [np.int64(2), 2], "padding": [1, np.int32(1)], "groups": np.int8(1)}
+    assert convolve(x, kernel, **options).shape == conv_spikes(x, kernel, bits=np.int64(2), **options).shape
+
+
+@pytest.mark.parametrize("dtypes", [("bool", "float32"), ("int32", "int32"), ("float32", "bfloat16")], ids=str)
+def test_operands_of_other_dtypes(dtypes):
+    """Sums of booleans would be booleans, and of small integers wrong."""
+    x, kernel = (jnp.ones(s, d) for s, d in zip([(1, 4, 4, 2), (3, 3, 2, 4)], dtypes, strict=True))
+    for run in (convolve, partial(conv_spikes, bits=2)):
+        with pytest.raises(ValueError, match="must be floating, of one dtype, got"):
+            run(x, kernel)
+
+
+def test_more_bits_than_an_algorithm_takes():
+    x, kernel = np.ones((1, 4, 4, 16), np.float32), np.full((3, 3, 16, 16), 1023, np.float32)
+    for name in ("int8", "bfloat16"):
+        with pytest.raises(ValueError, match=f"algorithm {name} is for convolutions of up to 8 bits"):
+            conv_spikes(x, kernel, bits=10, algorithm=name)
+    flags = frozenset({"amx_int8", "native"})
+    assert select_algorithm(SUMS, ConvSpec.of(x, kernel, 8, (1, 1), (1, 1)), flags).name == "int8"
+    assert select_algorithm(SUMS, ConvSpec.of(x, kernel, 10, (1, 1), (1, 1)), flags).name != "int8"
+    np.testing.assert_array_equal(conv_spikes(x, kernel, bits=10), np.full((1, 2, 2, 16), 9 * 16 * 1023))
+    with pytest.raises(ValueError, match="bits must be an integer from 1 to 24, got 0"):
+        conv_spikes(x, kernel, bits=0)
 
 
 ALGORITHMS = ["float32", "bfloat16", "int8", "skipping"]

@@ -262,6 +262,15 @@ def test_activity_of_another_shape_raises(name):
         cost(graph, {**activity, name: np.ones((2, 2))})
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_activity_is_a_share(value):
+    graph = pooled_graph()
+    with pytest.raises(
+        ValueError, match="activity of node 'lif0' must be the share of steps with a spike, from 0 to 1"
+    ):
+        cost(graph, {**measured(graph)[0], "lif0": value})
+
+
 def test_a_pooled_average_is_charged_as_multiplications():
     graph = Graph(
         (Input("x", (4, 4, 2)), LIF("lif", "x", threshold=0.1), GlobalAveragePool("g", "lif"), Dense("fc", "g", 3)), 2

@@ -36,7 +36,16 @@ QUANTIZED = Conv("q", "lif", 6, (3, 2), (2, 1), (1, 0), Quantizer(3, "mse", "cha
 
 
 def grouped(name: str, features: int, groups: int, dilation: tuple[int, int] = (1, 1)) -> Conv:
-    return Conv(name, "lif", features, groups=groups, dilation=dilation)
+    return Conv(name, "lif", features, padding=(1, 1), groups=groups, dilation=dilation)
+
+
+@over(("kernel", "dilation"), [((5, 5), (1, 1)), ((1, 3), (1, 4)), ((7, 1), (2, 1))])
+def test_an_odd_kernel_keeps_the_size_of_its_input(kernel, dilation):
+    conv = Conv("conv", "image", 4, kernel, dilation=dilation)
+    graph = Graph((Input("image", (9, 12, 1)), conv), 1)
+    assert graph.values["conv"].shape == (9, 12, 4)
+    assert from_json(to_json(graph)) == graph
+    assert Conv("even", "image", 4, (2, 4)).padding == (0, 1)
 
 
 class Foreign(Node):
@@ -107,7 +116,11 @@ MISTAKES = [
     (Concatenate, ("x", ()), "node 'x': sources must be a tuple of names"),
     (MaxPool, ("x", "lif", (10, 2)), r"node 'x': a window of \(10, 2\) does not fit an input of 9×8"),
     (AveragePool, ("x", "lif", (2, 9)), "node 'x': a window"),
-    (Conv, ("x", "lif", 4, (3, 11)), r"node 'x': a window of \(3, 11\) does not fit .* padding \(1, 1\)"),
+    (
+        Conv,
+        ("x", "lif", 4, (3, 11), (1, 1), (1, 1)),
+        r"node 'x': a window of \(3, 11\) does not fit .* padding \(1, 1\)",
+    ),
     (Dense, ("x", "lif", 4), "node 'x': needs a flat input.*Flatten"),
     *((Conv, ("x", "lif", n), f"node 'x': features {INTEGER}") for n in (0, -2, 2.5, "4", True, 1 << 21)),
     *((Dense, ("x", "lif", n), f"node 'x': features {INTEGER}") for n in (0, None, 10**400)),

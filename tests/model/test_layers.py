@@ -122,11 +122,22 @@ def test_a_static_image_and_a_flat_input_have_no_time():
         (qp.BatchNorm(epsilon=-1.0), (1, 2), "BatchNorm': epsilon must be"),
         (qp.LIFLayer(tau=float("nan")), (1, 2, 3), "LIFLayer': tau must be"),
         (qp.LIFLayer(surrogate="step"), (1, 2, 3), "surrogate must be one of"),
+        (qp.LIFLayer(tau=2.0), (1, 2, 3), "LIFLayer': tau must be a number from 0 to 1, got 2.0"),
+        (qp.LIFLayer(), (2, 3), r"currents must have the shape b t … c, got \(2, 3\)"),
+        (qp.QuantConv(3, bias="no"), (1, 4, 4, 2), "QuantConv': bias must be True or False"),
     ],
 )
 def test_mistakes(layer, shape, message):
     with pytest.raises(ValueError, match=message):
         layer.init(jax.random.key(0), np.ones(shape, np.float32))
+
+
+@pytest.mark.parametrize("layer", [qp.QuantConv(3, spiking=True), qp.QuantDense(3), qp.LIFLayer()])
+@pytest.mark.parametrize("dtype", [bool, np.int8])
+def test_spikes_of_other_dtypes(layer, dtype):
+    x = np.ones((1, 4, 4, 2) if isinstance(layer, qp.QuantConv) else (1, 4, 2), dtype)[..., :2]
+    with pytest.raises(ValueError, match="the input must be floating, got"):
+        layer.init(jax.random.key(0), x)
 
 
 def test_layers_in_nnx():

@@ -30,6 +30,7 @@ from qpsnn_jax.model.nodes import (
 )
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.neurons import LIFTrace
+from qpsnn_jax.training.state import init_variables
 
 over = pytest.mark.parametrize
 T, BATCH = 3, 2
@@ -353,6 +354,26 @@ def test_gradients(case):
         ahead, behind = (evaluate(variables["params"] | {"fc2": m})[0] for m in moved)
         slope = sign * np.sum(gradients["fc2"][leaf] ** 2)
         np.testing.assert_allclose((float(ahead) - float(behind)) / (2 * step), slope, rtol=0.02)
+
+
+def test_sums_of_integers_stay_below_infinity_in_float16():
+    """They are scaled in float32: 255 · 600 is beyond the largest float16."""
+    graph = Graph(
+        (
+            Input("image", (1, 1, 1), binary=True),
+            Conv("conv1", "image", 600, (1, 1)),
+            LIF("lif", "conv1", threshold=0.5),
+            Conv("conv2", "lif", 2, (1, 1), quantizer=Quantizer(8)),
+            GlobalAveragePool("pool", "conv2"),
+        ),
+        1,
+    )
+    variables = init_variables(graph, jax.random.key(0))
+    variables["params"] = {"conv1": {"kernel": jnp.ones((1, 1, 1, 600))}, "conv2": {"kernel": jnp.ones((1, 1, 600, 2))}}
+    apply = jax.jit(lambda images: SpikingNetwork(graph).apply(variables, images).currents)
+    wide, narrow = (apply(np.ones((1, 1, 1, 1), dtype)) for dtype in (np.float32, np.float16))
+    assert narrow.dtype == np.float16
+    np.testing.assert_allclose(narrow, wide, rtol=1e-3)
 
 
 @over(("dtype", "train"), [(jnp.bfloat16, True), (jnp.float16, False)])

@@ -46,6 +46,20 @@ def test_integers_leave_by_an_exact_margin(threshold):
         early_exit(currents, 0.5)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16])
+def test_narrow_integers_are_added_without_overflow(dtype):
+    currents = np.asarray([[[100, 0], [100, 0], [0, 0]], [[100, 27], [0, 0], [0, 0]]], dtype)
+    assert leave(currents, 150)[1].tolist() == [2, 3]
+    assert leave(currents, -1)[1].tolist() == [1, 1]
+
+
+def test_wide_integers_and_currents_without_steps_raise():
+    with pytest.raises(ValueError, match="integers of up to 32 bits with sign, got uint32"):
+        early_exit(np.zeros((2, 3, 4), np.uint32), 1)
+    with pytest.raises(ValueError, match=r"compares two classes at some step, got currents of shape \(4,\)"):
+        early_exit(np.zeros(4, np.float32), 1.0)
+
+
 def test_ties_a_threshold_for_each_and_one_class():
     equal = np.zeros((2, 3, 4), np.float32)
     predictions, steps = leave(equal, np.float32([0, 0.5]))

@@ -37,6 +37,18 @@ def test_cross_entropy_of_the_time_mean(lead: tuple, smoothing: float):
     np.testing.assert_allclose(got, numpy_entropy(currents.mean(-2), numpy_targets(labels, smoothing)), rtol=1e-5)
 
 
+@over("labels", [np.zeros((4, 1), int), np.zeros((), int), np.zeros(4), np.zeros((4, CLASSES), int)], ids=np.shape)
+def test_labels_are_one_integer_for_each_example(labels):
+    for loss in (cross_entropy, temporal_cross_entropy):
+        with pytest.raises(ValueError, match="labels must be integers of shape"):
+            loss(example((4,))[0], labels)
+
+
+def test_currents_need_a_time_axis():
+    with pytest.raises(ValueError, match=r"labels must be integers of shape … for currents … t classes, got int32"):
+        cross_entropy(np.zeros((4, CLASSES), np.float32), np.zeros(4, np.int32))
+
+
 @smoothings
 def test_cross_entropy_gradient_is_softmax_minus_target(smoothing: float):
     currents, labels = example((4,))

@@ -8,7 +8,7 @@ import pytest
 
 from qpsnn_jax.numerics import neurons
 from qpsnn_jax.numerics.neurons import LIFTrace, lif_step
-from qpsnn_jax.numerics.surrogate import SURROGATES, sigmoid, triangular
+from qpsnn_jax.numerics.surrogate import SURROGATES, fire_step, sigmoid, triangular
 
 over = pytest.mark.parametrize
 DRAW = np.random.default_rng(0)
@@ -285,6 +285,32 @@ def test_a_surrogate_may_close_over_what_is_differentiated():
         np.testing.assert_allclose(derivative(1.0), rise, rtol=2e-3)
     mapped = jax.jit(jax.vmap(sensitivity))(widths)
     np.testing.assert_allclose(mapped, [compiled(w) for w in widths], rtol=1e-5)
+
+
+def test_a_surrogate_may_have_a_traced_default():
+    def sensitivity(width):
+        spikes = lambda x: jnp.sum(lif(x, surrogate=lambda u, w=width: triangular(u, w)) * COTANGENT)  # noqa: E731
+        return jnp.sum(jax.grad(spikes)(CURRENTS) * CURRENTS)
+
+    rise = (jax.jit(sensitivity)(1.003) - jax.jit(sensitivity)(0.997)) / 0.006
+    np.testing.assert_allclose(jax.jit(jax.grad(sensitivity))(1.0), rise, rtol=2e-3)
+
+
+@over("surrogate", list(SURROGATES.values()), ids=list(SURROGATES))
+@over("dtype", [jnp.bfloat16, jnp.float16])
+def test_an_option_of_float32_keeps_half_precision(surrogate, dtype):
+    option = jnp.float32(1.5)
+    assert surrogate(jnp.zeros(2, dtype), option).dtype == dtype
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(lif(x, surrogate=lambda u: surrogate(u, option)))))
+    assert gradient(jnp.asarray(CURRENTS, dtype)).dtype == dtype
+
+
+def test_wrong_options_raise():
+    with pytest.raises(ValueError, match=r"membrane must have the shape of current, \(2, 3\), got \(3,\)"):
+        lif_step(jnp.zeros(3), jnp.zeros((2, 3)))
+    for run in (lambda: lif(CURRENTS, surrogate="triangular"), lambda: fire_step(jnp.zeros(2), "triangular")):
+        with pytest.raises(ValueError, match="a function is needed, such as qpsnn_jax.triangular"):
+            run()
 
 
 def test_nan_comes_out_as_nan():

@@ -94,6 +94,11 @@ def test_within_a_budget_every_layer_keeps_a_multiple(resource, multiple):
             assert scores[name][keep[name]].min() >= scores[name][left_out].max()
 
 
+def test_scores_of_unknown_groups_raise():
+    with pytest.raises(ValueError, match="scores name 'typo'; this network has the groups stem, "):
+        allocate(GRAPH, {"typo": np.ones(6)}, bytes=1e6)
+
+
 def test_silent_channels_leave_with_their_multiple():
     """Their removal saves nothing, but that of the others does."""
     activity = random_activity(GRAPH)

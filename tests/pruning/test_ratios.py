@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small_networks import residual_graph
 
-from qpsnn_jax.model.nodes import Quantizer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, Conv, Input, Quantizer
 from qpsnn_jax.model.zoo import resnet20, spikingformer, vgg16
 from qpsnn_jax.pruning import channel_groups, random_group_scores, select
 from qpsnn_jax.pruning.ratios import pruned_graph
@@ -62,8 +63,10 @@ def test_groups_without_a_label_are_never_pruned(network):
     ("ratios", "message"),
     [
         ({"stem": 1.0}, "ratio of 'stem' in group 'stem': a pruning ratio must be at least 0 and below 1, got 1.0"),
-        ({"middle": -0.1}, "ratio of 'middle' in group 'conv1': .* got -0.1"),
-        ({"stem": float("nan")}, "ratio of 'stem' in group 'stem': .* got nan"),
+        ({"middle": -0.1}, "ratio of 'middle' must be a number from 0 to 1, got -0.1"),
+        ({"stem": float("nan")}, "ratio of 'stem' must be a number from 0 to 1, got nan"),
+        ({"stem": "0.5"}, "ratio of 'stem' must be a number from 0 to 1, got '0.5'"),
+        (None, "ratios must be a number from 0 to 1, got None"),
         ({"stem": 0.9}, "ratio of 'stem' in group 'stem': .* leaves none of 6 channels"),
         (1.0, "below 1, got 1.0"),
         ({"output": 0.1}, "ratios name 'output'; this network has hidden, middle, outputs, stem"),
@@ -72,6 +75,13 @@ def test_groups_without_a_label_are_never_pruned(network):
 def test_ratios_that_make_no_sense(ratios, message: str):
     with pytest.raises(ValueError, match=message):
         select(GRAPH, FLAT, ratios)
+
+
+def test_a_ratio_needs_labels():
+    bare = Graph((Input("image", (4, 4, 1)), Conv("conv", "image", 4), LIF("lif", "conv")), 1)
+    assert select(bare, {}, 0.0) == {}
+    with pytest.raises(ValueError, match="no layer of this network has one"):
+        select(bare, {}, 0.5)
 
 
 @over("values", [np.full(8, np.nan), [np.inf, *range(7)], np.zeros(7), np.zeros((8, 1)), 1.0])

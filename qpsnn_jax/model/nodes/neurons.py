@@ -36,6 +36,7 @@ from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
 _MEMBRANE_BITS = 32
 _NUMBER_BITS = 32
 _LEARNED = "learned"
+_LEAKS = {"least": 0, "most": 1}
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,10 @@ class Neuron(Unary, ABC):
 class LIF(Neuron):
     """Leaky integrate-and-fire neurons: the options of :func:`qpsnn_jax.lif`; ``surrogate`` is a name or a function.
 
-    τ and θ are numbers, or tuples with one for each channel. They may be ``"learned"``: :math:`τ = sigmoid(a)` from
-    ``tau_logit`` a = 0, as in PLIF (Fang et al., ICCV 2021), and :math:`θ = e^v` from ``log_threshold`` v = 0, one
-    parameter each for the layer, or with ``granularity="channel"`` for each channel.
+    τ is the share of a membrane potential that a step keeps, from 0 to 1 (snnTorch's β; of SpikingJelly's time constant
+    T it is 1 - 1/T). τ and θ are numbers, or tuples with one for each channel. They may be ``"learned"``:
+    :math:`τ = sigmoid(a)` from ``tau_logit`` a = 0, as in PLIF (Fang et al., ICCV 2021), and :math:`θ = e^v` from
+    ``log_threshold`` v = 0, one parameter each for the layer, or with ``granularity="channel"`` for each channel.
     """
 
     tau: float | tuple[float, ...] | Literal["learned"] = 0.5
@@ -107,7 +109,8 @@ class LIF(Neuron):
             if isinstance(values := getattr(self, name), np.ndarray):
                 object.__setattr__(self, name, tuple(values.tolist()) if values.ndim else values.item())
             if getattr(self, name) != _LEARNED:
-                float_fields(self, name, each=isinstance(getattr(self, name), tuple))
+                each = isinstance(getattr(self, name), tuple)
+                float_fields(self, name, **(_LEAKS if name == "tau" else {}), each=each)
         name_field(self, "fire", (">=", ">"))
         name_field(self, "reset", get_args(Reset))
         flag_fields(self, "detach_reset")

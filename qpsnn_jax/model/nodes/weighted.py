@@ -29,7 +29,7 @@ from qpsnn_jax.model.nodes.base import (
     Values,
     count_synapses,
 )
-from qpsnn_jax.model.nodes.checks import image_shape, integer_fields, output_hw, tuple_fields
+from qpsnn_jax.model.nodes.checks import flag_fields, image_shape, integer_fields, output_hw, tuple_fields
 from qpsnn_jax.model.nodes.levels import same_levels
 from qpsnn_jax.model.nodes.quantizer import Quantizer
 from qpsnn_jax.numerics.sparsity import stored_bits
@@ -52,7 +52,10 @@ class Weighted(Unary):
     def __post_init__(self) -> None:
         if not isinstance(self.quantizer, Quantizer | None):
             raise ValueError(f"node {self.name!r}: quantizer must be a Quantizer or None, got {self.quantizer!r}.")
+        if not isinstance(self.label, str | None):
+            raise ValueError(f"node {self.name!r}: label must be a name or None, got {self.label!r}.")
         integer_fields(self, "features")
+        flag_fields(self, "bias", "masked")
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -88,6 +91,10 @@ class Weighted(Unary):
         of an integer device. Weights are quantized in their own dtype; everything after has the dtype of x.
         """
         timed = context.inputs[0].timed
+        if x.dtype == jnp.float16 and self.quantizer is not None:
+            # The sums of integers would be beyond its largest number, 65,504.
+            y = self.apply_linear(linear, leaves, x.astype(jnp.float32), context._replace(affine=False))
+            return computed(y).astype(x.dtype)
         kernel, scale = self._factors(leaves)
         y = linear(x.reshape(-1, *x.shape[2:]) if timed else x, kernel.astype(x.dtype))
         y = y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
@@ -152,11 +159,13 @@ class Weighted(Unary):
 class Conv(Weighted):
     """Convolution, weights ``h w i/groups o``, initialized He-normal over the fan-out.
 
-    A 1-D convolution is one on maps of height 1, with a kernel ``(1, k)`` and padding ``(0, p)``.
+    A 1-D convolution is one on maps of height 1, with a kernel ``(1, k)``.
 
     Args:
         features: output channels.
-        kernel, strides, padding: height and width; padding is that many zeros on each side.
+        kernel, strides: height and width.
+        padding: zeros on each side, height and width; None becomes :math:`⌊d (k - 1) / 2⌋` for a kernel k with dilation
+            d, so that an odd kernel at stride 1 keeps the size of its input.
         quantizer: None keeps full precision.
         bias: whether a bias is added, initially zero.
         label: name of the pruning ratio of the output channels; with None no ratio removes any.
@@ -170,7 +179,7 @@ class Conv(Weighted):
     features: int
     kernel: Pair = (3, 3)
     strides: Pair = (1, 1)
-    padding: Pair = (1, 1)
+    padding: Pair = None  # type: ignore[assignment]  # a pair once the node is made
     quantizer: Quantizer | None = None
     bias: bool = False
     label: str | None = None
@@ -184,6 +193,9 @@ class Conv(Weighted):
         super().__post_init__()
         integer_fields(self, "groups")
         tuple_fields(self, 2, "kernel", "strides", "dilation")
+        if self.padding is None:
+            same = tuple(d * (k - 1) // 2 for k, d in zip(self.kernel, self.dilation, strict=True))
+            object.__setattr__(self, "padding", same)
         tuple_fields(self, 2, "padding", least=0)
         if self.features % self.groups:
             raise ValueError(f"node {self.name!r}: groups of {self.groups} do not divide its {self.features} features.")

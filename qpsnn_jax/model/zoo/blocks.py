@@ -6,6 +6,7 @@ from decimal import Decimal
 
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Node, Quantizer
 from qpsnn_jax.model.nodes.checks import LARGEST
+from qpsnn_jax.runtime.checks import finite
 
 
 def kept_channels(width: int, ratio: float, of: str = "channels") -> int:
@@ -34,6 +35,7 @@ def scaled(width: int, multiplier: float) -> int:
     Raises:
         ValueError: the multiplier is not positive, leaves no channel or gives too many.
     """
+    multiplier = finite("width", multiplier, -1e30, 1e30)
     if not 0 < multiplier <= LARGEST / width or round(width * multiplier) < 1:
         raise ValueError(
             f"width must be positive and give 1 to {LARGEST} channels where 1 gives {width}, got {multiplier}."
@@ -45,9 +47,11 @@ def checked_ratios(ratios: Mapping[str, float] | None, labels: tuple[str, ...]) 
     """Ratio by label, by default 0.
 
     Raises:
-        ValueError: a label that the network does not have, or a ratio outside [0, 1).
+        ValueError: ratios that are not by label, a label that the network does not have, or a ratio outside [0, 1).
     """
-    ratios = dict(ratios or {})
+    if not isinstance(ratios, Mapping | None):
+        raise ValueError(f"ratios must be given by label, such as {{{labels[0]!r}: 0.5}}, got {ratios!r}.")
+    ratios = {label: finite(f"ratio of {label!r}", ratio, -1e30, 1e30) for label, ratio in (ratios or {}).items()}
     for label, ratio in ratios.items():
         if label not in labels:
             raise ValueError(f"ratios name {label!r}; this network has {', '.join(labels)}.")

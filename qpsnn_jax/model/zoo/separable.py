@@ -119,7 +119,7 @@ def _separable(
         nodes += _unit(f"{name}.depthwise", tip, channels, lif, **own)
         label = None if last else labels[index]
         channels = kept_channels(scaled(base, width), ratio[label] if label else 0.0)
-        own = {"kernel": (1, 1), "padding": (0, 0), "quantizer": quantizer, "label": label}
+        own = {"kernel": (1, 1), "quantizer": quantizer, "label": label}
         nodes += _unit(f"{name}.pointwise", f"{name}.depthwise.lif", channels, lif, **own)
         tip = f"{name}.pointwise.lif"
     nodes += [GlobalAveragePool("pool", tip), Dense("fc", "pool", classes)]

@@ -49,7 +49,7 @@ def sew_resnet18(
     """
     quantizer, ratio = quantizer_of(bits), checked_ratios(ratios, LABELS)
     stem = kept_channels(scaled(_STAGES[0], width), ratio["stem"])
-    large = {"kernel": (7, 7), "strides": (2, 2), "padding": (3, 3)}
+    large = {"kernel": (7, 7), "strides": (2, 2)}
     nodes: list[Node] = [
         Input("image", input_shape),
         *conv_bn("image", "conv1", "bn1", stem, label="stem", **large),
@@ -92,7 +92,7 @@ def _block(
     residual = source
     if widens:
         residual = f"{name}.downsample.lif"
-        narrow = {"kernel": (1, 1), "strides": strides, "padding": (0, 0), "quantizer": quantizer, "label": label}
+        narrow = {"kernel": (1, 1), "strides": strides, "quantizer": quantizer, "label": label}
         nodes += [
             *conv_bn(source, f"{name}.downsample.conv", f"{name}.downsample.bn", outputs, **narrow),
             neuron(residual, f"{name}.downsample.bn", lif),

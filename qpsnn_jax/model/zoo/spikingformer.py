@@ -75,19 +75,19 @@ def _patches(shape: tuple[int, int, int], widths: tuple[int, ...], quantizer: Qu
     tip = "patch0.bn"
     for i, features in enumerate(widths[1:], 1):
         label = "stream" if i == len(widths) - 1 else "patch"
-        nodes += _spiking_conv(f"patch{i}", tip, features, quantizer, label, lif, kernel=(3, 3), padding=(1, 1))
+        nodes += _spiking_conv(f"patch{i}", tip, features, quantizer, label, lif, kernel=(3, 3))
         tip = f"patch{i}.bn"
         if i > 1:
             nodes.append(MaxPool(f"patch{i}.pool", tip))
             tip = f"patch{i}.pool"
-    nodes += _spiking_conv("position", tip, widths[-1], quantizer, "stream", lif, kernel=(3, 3), padding=(1, 1))
+    nodes += _spiking_conv("position", tip, widths[-1], quantizer, "stream", lif, kernel=(3, 3))
     return [*nodes, Add("position.add", tip, "position.bn")]
 
 
 def _attention(name: str, source: str, features: int, stream: int, quantizer: Quantizer | None, lif: LIF) -> list[Node]:
     nodes: list[Node] = [neuron(f"{name}.lif", source, lif)]
     for part in ("query", "key", "value"):
-        options = {"kernel": (1, 1), "padding": (0, 0), "quantizer": quantizer, "label": "attention"}
+        options = {"kernel": (1, 1), "quantizer": quantizer, "label": "attention"}
         nodes += conv_bn(f"{name}.lif", f"{name}.{part}.conv", f"{name}.{part}.bn", features, **options)
         nodes.append(neuron(f"{name}.{part}.lif", f"{name}.{part}.bn", lif))
     query, key, value = (f"{name}.{part}.lif" for part in ("query", "key", "value"))
@@ -110,10 +110,9 @@ def _spiking_conv(
     label: str,
     lif: LIF,
     kernel: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
 ) -> list[Node]:
     """LIF, convolution, batch-norm; the result is ``name.bn``."""
-    options = {"kernel": kernel, "padding": padding, "quantizer": quantizer, "label": label}
+    options = {"kernel": kernel, "quantizer": quantizer, "label": label}
     return [
         neuron(f"{name}.lif", source, lif),
         *conv_bn(f"{name}.lif", f"{name}.conv", f"{name}.bn", features, **options),
