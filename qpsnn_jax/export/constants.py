@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qpsnn_jax.export.folded import Folded
-from qpsnn_jax.export.folded_layers import Neurons, Rates, among_all
+from qpsnn_jax.export.folded_layers import Neurons, Rates
 from qpsnn_jax.export.integer_neurons import Cell, Leak
 
 # Integers up to here are exact in float32, so that a simulation in float32 can follow.
@@ -27,11 +27,11 @@ _NEGLIGIBLE = 2.0**-14
 class Constants(NamedTuple):
     """Integers of one layer of neurons; per output channel, shape ``o``.
 
-    ``weights`` are q, ``h w i o`` int32, zero between the groups of a convolution; on pixels ``fine`` are additional
-    256ths, 0 to 255, or None. ``shift`` is F. ``live`` is False if the current is constant: the synapses then have no
-    effect. ``pads`` ``h w o`` is the contribution of a tap outside the image (zero on spikes); ``residual`` that of a
-    residual spike. ``sums`` bounds the size of Σ q S, and ``low``, ``high`` the membrane. ``cell`` is their
-    leak and reset; ``taken`` is what a spike takes off its membrane, zero for a reset to zero.
+    ``weights`` are q, ``h w i/groups o`` int32; on pixels ``fine`` are additional 256ths, 0 to 255, or None. ``shift``
+    is F. ``live`` is False if the current is constant: the synapses then have no effect. ``pads`` ``h w o`` is the
+    contribution of a tap outside the image (zero on spikes); ``residual`` that of a residual spike. ``sums`` bounds the
+    size of Σ q S, and ``low``, ``high`` the membrane. ``cell`` is their leak and reset; ``taken`` is what a spike takes
+    off its membrane, zero for a reset to zero.
     """
 
     weights: np.ndarray
@@ -67,41 +67,25 @@ def neuron_constants(folded: Folded, layer: Neurons) -> Constants:
     Raises:
         ValueError: a membrane could exceed 32 bits; the message names the layer.
     """
-    stem = layer.source == folded.image.name
-    compact, parts, scale = _integer_weights(layer)
-    weights, fine = among_all(compact, layer.groups), None if parts is None else among_all(parts, layer.groups)
-    largest = folded.maps[layer.source].largest
-    above = 0 if fine is None else 1
-    high = largest * np.maximum(weights + above, 0).sum((0, 1, 2), dtype=np.int64)
-    low = largest * np.minimum(weights, 0).sum((0, 1, 2), dtype=np.int64)
-    theta = np.asarray(layer.threshold, np.float64)
-    cell = Cell(Leak.of(np.broadcast_to(layer.tau, scale.shape)), layer.reset)
-    live = cell.leak.gain(folded.timesteps) * scale * np.maximum(high, -low) >= _NEGLIGIBLE * theta
-    # The contribution of a pixel of mean colour at each tap: the bias subtracts it everywhere, ``pads`` adds it
-    # outside.
-    means = np.asarray(folded.image.mean if stem else np.zeros(weights.shape[2]))
-    real = weights if fine is None else weights + fine / (1 << FINE)
-    pads = live * np.einsum("hwio,i->hwo", real, means)
-    unit = np.where(live, scale, theta * _NEGLIGIBLE)
-    added = folded.maps[layer.residual.source].largest if layer.residual else 0
-    reach = (live * high.astype(np.float64), live * low.astype(np.float64))
-    scaled = _Scaled(unit, layer, theta, cell, pads, *reach, added, folded.timesteps)
-    shift = _shifts(scaled, cell.leak.shift * (folded.timesteps - 1), FINE if above else _MOST_FRACTION)
+    scaled = _narrowed(folded, layer)
+    shift = _shifts(scaled, scaled.cell.leak.shift * (folded.timesteps - 1))
     ends = scaled.ends(shift)
-    worst = int(np.maximum(ends[1], -ends[0]).max())
-    if worst >= cell.limit:
-        raise ValueError(
-            f"layer {layer.name!r}: a membrane could reach {worst:,}, which exceeds {cell.limit.bit_length()} bits; "
-            "its batch-norm has a bias far above the threshold, or it has too many inputs."
-        )
+    _check_bound(scaled, ends)
     bias, threshold, taken, residual, pads = (array.astype(np.int32) for array in scaled.rounded(shift))
-    sums, shift = int(max(high.max(), -low.min())), shift.astype(np.int32)
-    return Constants(weights, fine, shift, bias, threshold, residual, pads, live, sums, *ends, cell, taken)
+    numbers = (shift.astype(np.int32), bias, threshold, residual, pads)
+    return Constants(scaled.weights, scaled.fine, *numbers, scaled.live, scaled.sums, *ends, scaled.cell, taken)
 
 
 class _Scaled(NamedTuple):
-    """The real numbers of a layer's channels in units of 1 (before F), and their integers at F fractional bits."""
+    """A layer's weights in integers; the real numbers of its channels in units of 1 (before F), and as integers at F.
 
+    Its fields up to ``live`` are those of :class:`Constants`; ``unit`` is a.
+    """
+
+    weights: np.ndarray
+    fine: np.ndarray | None
+    sums: int
+    live: np.ndarray
     unit: np.ndarray
     layer: Neurons
     theta: np.ndarray
@@ -124,6 +108,10 @@ class _Scaled(NamedTuple):
         taken = np.zeros_like(level) if self.cell.reset == "hard" else np.rint(level)
         residual = np.rint(one / self.unit) if self.layer.residual else np.zeros_like(self.unit)
         return tuple(_capped(array) for array in (bias, threshold, taken, residual, np.rint(self.pads * one)))
+
+    def beyond(self, ends: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """The channels whose membranes could exceed the limit."""
+        return np.maximum(ends[1], -ends[0]) >= self.cell.limit
 
     def ends(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Bounds of the membrane and of every sum on the way to it.
@@ -153,13 +141,68 @@ def _capped(values: np.ndarray) -> np.ndarray:
     return np.clip(values, -(2.0**32), 2.0**32).astype(np.int64)
 
 
-def _shifts(scaled: _Scaled, wanted: np.ndarray, most: int) -> np.ndarray:
-    """The largest F up to ``most`` whose membranes are exact in float32; else ``wanted``, or less for 32 bits.
+def _narrowed(folded: Folded, layer: Neurons) -> _Scaled:
+    """A layer in integers; float32 weights have fewer bits in the channels whose scale is far below the threshold.
+
+    Counted in units of their smallest weight, θ would otherwise exceed 32 bits there.
+    """
+    widest = np.full(layer.scale.shape, float(_widest(layer)))
+    while True:
+        scaled = _scaled(folded, layer, widest)
+        # Not below the 8 bits of the 256ths.
+        narrower = scaled.beyond(scaled.ends(np.zeros(len(widest), np.int64))) & (widest >= 1)
+        if scaled.fine is None or not narrower.any():
+            return scaled
+        widest = np.where(narrower, widest / 2, widest)
+
+
+def _scaled(folded: Folded, layer: Neurons, widest: np.ndarray) -> _Scaled:
+    """A layer in integers, of which the float32 weights of a channel reach ``widest``."""
+    weights, fine, scale = _integer_weights(layer, widest)
+    largest, above = folded.maps[layer.source].largest, 0 if fine is None else 1
+    high = largest * np.maximum(weights + above, 0).sum((0, 1, 2), dtype=np.int64)
+    low = largest * np.minimum(weights, 0).sum((0, 1, 2), dtype=np.int64)
+    theta = np.asarray(layer.threshold, np.float64)
+    cell = Cell(Leak.of(np.broadcast_to(layer.tau, scale.shape)), layer.reset)
+    live = cell.leak.gain(folded.timesteps) * scale * np.maximum(high, -low) >= _NEGLIGIBLE * theta
+    # The contribution of a pixel of mean colour at each tap: the bias subtracts it everywhere, ``pads`` adds it
+    # outside.
+    real = weights if fine is None else weights + fine / (1 << FINE)
+    pads = live * np.einsum("hwio,io->hwo", real, _means(folded, layer))
+    unit = np.where(live, scale, theta * _NEGLIGIBLE)
+    added = folded.maps[layer.residual.source].largest if layer.residual else 0
+    sums, reach = int(max(high.max(), -low.min())), (live * high.astype(np.float64), live * low.astype(np.float64))
+    return _Scaled(weights, fine, sums, live, unit, layer, theta, cell, pads, *reach, added, folded.timesteps)
+
+
+def _means(folded: Folded, layer: Neurons) -> np.ndarray:
+    """The mean of the pixels that each weight ``i/groups o`` reads; zero on spikes."""
+    inputs, outputs = layer.kernel.shape[2:]
+    if layer.source != folded.image.name:
+        return np.zeros((inputs, outputs))
+    return np.repeat(np.reshape(folded.image.mean, (layer.groups, inputs)).T, outputs // layer.groups, axis=1)
+
+
+def _check_bound(scaled: _Scaled, ends: tuple[np.ndarray, np.ndarray]) -> None:
+    if not scaled.beyond(ends).any():
+        return
+    weak = scaled.theta / scaled.unit >= scaled.cell.limit
+    cause = "its batch-norm has a bias far above the threshold, or it has too many inputs"
+    if weak.any():
+        cause = f"the weights of its output {weak.argmax()}, times the scale, are far below the threshold"
+    raise ValueError(
+        f"layer {scaled.layer.name!r}: a membrane could reach {int(np.maximum(ends[1], -ends[0]).max()):,}, "
+        f"which exceeds {scaled.cell.limit.bit_length()} bits; {cause}."
+    )
+
+
+def _shifts(scaled: _Scaled, wanted: np.ndarray) -> np.ndarray:
+    """The largest F, within limits, whose membranes are exact in float32; else ``wanted``, or less for 32 bits.
 
     Those wanted are k (T - 1) for a leak that shifts by k. With less the shifts lose less than one unit a of the sums,
     in channels where a is tiny beside b and θ.
     """
-    shift = np.zeros(len(scaled.unit), np.int64)
+    most, shift = _MOST_FRACTION if scaled.fine is None else FINE, np.zeros(len(scaled.unit), np.int64)
     for fraction in range(min(max(most, int(wanted.max())), _LARGEST_SHIFT) + 1):
         low, high = scaled.ends(np.full_like(shift, fraction))
         limit = np.where(fraction > wanted, FLOAT32, scaled.cell.limit)
@@ -167,15 +210,15 @@ def _shifts(scaled: _Scaled, wanted: np.ndarray, most: int) -> np.ndarray:
     return shift
 
 
-def _integer_weights(layer: Neurons) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Integer weights, int32, their 256ths, and the scale of each channel; float32 weights become 24 bits, 16 and 8."""
+def _integer_weights(layer: Neurons, widest: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Integer weights, int32, their 256ths, and the scale of each channel; float32 ones reach ``widest`` in each."""
     scale = layer.scale.astype(np.float64)
     if layer.kernel.dtype == np.uint8:
         return layer.integers, None, scale
     if layer.kernel.dtype == np.int8:
         return layer.kernel.astype(np.int32), None, scale
     largest = np.abs(layer.kernel).max((0, 1, 2)).astype(np.float64)
-    step = np.where(largest > 0, largest, 1) / _widest(layer)
+    step = np.where(largest > 0, largest, 1) / widest
     weights = np.rint(layer.kernel / step * (1 << FINE)).astype(np.int32)
     return weights >> FINE, weights & ((1 << FINE) - 1), scale * step * (largest > 0)
 

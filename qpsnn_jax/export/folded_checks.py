@@ -9,8 +9,8 @@ from qpsnn_jax.export.integer_neurons import Leak
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.runtime.checks import integer
 
-# More than any network of the paper needs. They bound what a small file can ask for: steps, the values of a map and of
-# all maps over all steps, the multiplications for one image, and any other size.
+# More than any network of the paper needs. They bound what a small file can ask for: steps, the values of a map over
+# all steps, those of all maps or of one with its padding, the multiplications of an image, and any other size.
 MOST_STEPS = 1024
 MOST_VALUES = 2**26
 _MOST_VALUES_IN_ALL = 2**29
@@ -41,9 +41,18 @@ def check_sizes(layers: tuple[Layer, ...], maps: dict[str, Map], timesteps: int)
     for name, number in values.items():
         if number > MOST_VALUES:
             raise ValueError(f"layer {name!r}: {timesteps} maps of shape {maps[name].shape} are too large.")
+    for layer in layers:
+        if isinstance(layer, Neurons | MaxPool) and _padded(layer, maps) * timesteps > _MOST_VALUES_IN_ALL:
+            raise ValueError(f"layer {layer.name!r}: its padding of {layer.padding} is too large.")
     products = sum(values[layer.name] * _synapses(layer) for layer in layers)
     if sum(values.values()) > _MOST_VALUES_IN_ALL or products > _MOST_PRODUCTS:
         raise ValueError(f"a network of {products:,} operations and {sum(values.values()):,} values is too large.")
+
+
+def _padded(layer: Neurons | MaxPool, maps: dict[str, Map]) -> int:
+    """The number of values of the map that a layer reads, with its padding."""
+    h, w, channels = maps[layer.source].shape
+    return (h + 2 * layer.padding[0]) * (w + 2 * layer.padding[1]) * channels
 
 
 def _synapses(layer: Layer) -> int:
@@ -91,6 +100,9 @@ def _joined(maps: list[Map]) -> Map:
     if len({place.shape[:2] for place in maps}) != 1:
         raise ValueError(f"concatenates maps of the shapes {', '.join(str(place.shape) for place in maps)}.")
     (h, w, _), channels = maps[0].shape, sum(place.shape[2] for place in maps)
+    # They may double from layer to layer.
+    if h * w * channels > MOST_VALUES:
+        raise ValueError(f"concatenates {channels:,} channels, which are too many.")
     return Map((h, w, channels), max(place.largest for place in maps))
 
 
@@ -113,7 +125,7 @@ def _neurons_map(layer: Neurons, maps: dict[str, Map], image: str) -> Map:
     if (residual := layer.residual) is not None:
         h, w, channels = maps[residual.source].shape
         stride = integer("the stride of its residual", residual.stride, 1, _MOST)
-        if not set(residual.channels) <= {-1, *range(channels)}:
+        if not -1 <= min(residual.channels, default=-1) <= max(residual.channels, default=-1) < channels:
             raise ValueError("its residual names channels that do not exist.")
         given = (-(-h // stride), -(-w // stride), len(residual.channels))
         if given != (*size, outputs):

@@ -35,6 +35,7 @@ from qpsnn_jax.kernels.geometry import Pair
 
 # Elements in the patches that are multiplied at once.
 _CHUNK = 2**24
+_LARGEST_PIXEL = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +142,10 @@ def currents(layer: Neurons, constants: Constants, maps: Mapping[str, np.ndarray
     weights, (rows, columns) = constants.weights, layer.kernel.shape[:2]
     window = ((rows, columns), layer.strides, layer.padding, layer.dilation)
     patches = _patches(maps[layer.source], *window)
-    sums = _products(patches, weights, constants.sums) << constants.shift
+    sums = _products(patches, weights, constants.sums, layer.groups) << constants.shift
     if constants.fine is not None:
-        sums += _products(patches, constants.fine, constants.sums) << constants.shift >> FINE
+        parts = _LARGEST_PIXEL * int(constants.fine.sum((0, 1, 2)).max())
+        sums += _products(patches, constants.fine, parts, layer.groups) << constants.shift >> FINE
     totals = constants.live * sums + constants.bias
     if constants.pads.any():
         inside = np.ones((1, 1, *maps[layer.source].shape[2:4], 1), np.uint8)
@@ -154,16 +156,20 @@ def currents(layer: Neurons, constants: Constants, maps: Mapping[str, np.ndarray
     return totals
 
 
-def _products(patches: np.ndarray, weights: np.ndarray, bound: int) -> np.ndarray:
-    """Σ of ``b t h w kh kw c`` times ``kh kw c o``, int64, in pieces that bound the memory."""
+def _products(patches: np.ndarray, weights: np.ndarray, bound: int, groups: int = 1) -> np.ndarray:
+    """Σ of ``b t h w kh kw c`` times ``kh kw c/groups o``, int64, in pieces that bound the memory."""
     axis = next((axis for axis in range(4) if patches.shape[axis] > 1), None)
     if patches.size > _CHUNK and axis is not None:
         halves = np.array_split(patches, 2, axis)
-        return np.concatenate([_products(half, weights, bound) for half in halves], axis)
+        return np.concatenate([_products(half, weights, bound, groups) for half in halves], axis)
     # Every partial sum is an integer within the bound, so that products of floating numbers are exact.
     exact = np.float32 if bound < FLOAT32 else np.float64
-    rows = patches.reshape(*patches.shape[:4], -1).astype(exact)
-    return (rows @ weights.reshape(-1, weights.shape[-1]).astype(exact)).astype(np.int64)
+    places, (rows, columns, inputs, outputs) = patches.shape[:4], weights.shape
+    # A stack of products of matrices, one for each group.
+    left = np.moveaxis(patches.reshape(-1, rows * columns, groups, inputs), 2, 0)
+    right = np.moveaxis(weights.reshape(-1, groups, outputs // groups), 1, 0)
+    products = left.reshape(groups, math.prod(places), -1).astype(exact) @ right.astype(exact)
+    return np.moveaxis(products, 0, 1).reshape(*places, outputs).astype(np.int64)
 
 
 def _spikes(folded: Folded, layer: Neurons, constants: Constants, maps: Mapping[str, np.ndarray]) -> np.ndarray:

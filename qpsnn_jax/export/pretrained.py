@@ -60,6 +60,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.qpsnn")))
 
 
+def closest(name: str) -> str | None:
+    """The name of a pretrained network that ``name`` looks like, if there is one."""
+    return next(iter(difflib.get_close_matches(name, names(), n=1)), None)
+
+
 def packed_path(name: str) -> Path:
     """The packed file of a pretrained network, for :func:`qpsnn_jax.load_packed`.
 
@@ -67,9 +72,10 @@ def packed_path(name: str) -> Path:
         ValueError: there is no such network; the message names those that there are.
     """
     if name not in names():
-        close = difflib.get_close_matches(str(name), names(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names())}."
-        raise ValueError(f"there is no pretrained network {name!r}; {hint}")
+        close = closest(str(name))
+        hint = f"did you mean {close}?" if close else f"there are {', '.join(names())}."
+        also = "" if Path(name).suffix != ".qpsnn" else " (load_packed and unfold read a packed file)"
+        raise ValueError(f"there is no pretrained network {str(name)!r}{also}; {hint}")
     return FOLDER / f"{name}.qpsnn"
 
 

@@ -53,14 +53,16 @@ def weights_of(graph: Graph, variables: Mapping[str, Any]) -> Weights:
 
 
 def neuron_options(weights: Weights, node: LIF) -> tuple[np.ndarray, np.ndarray]:
-    """τ and θ of neurons, as the network computes them in float32 where they are learned.
+    """τ and θ of neurons, as the network computes them in float32 where they are learned; θ always in float32.
 
     Returns:
         τ and θ, float64, each of shape ``()`` or, where the channels may differ, ``c``.
     """
     own = weights.variables["params"].get(node.name, {})
     found = node.constants({name: jnp.asarray(leaf, jnp.float32) for name, leaf in own.items()})
-    return np.asarray(found["tau"], np.float64), np.asarray(found["threshold"], np.float64)
+    # The network compares membranes with θ in float32, where one may equal it.
+    threshold = np.asarray(found["threshold"], np.float32)
+    return np.asarray(found["tau"], np.float64), threshold.astype(np.float64)
 
 
 def affine(weights: Weights, layer: Weighted, norm: BatchNorm | None) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from qpsnn_jax.data import load
 from qpsnn_jax.export.c.layout import lay_out
 from qpsnn_jax.export.c.source import c_source, write_c
 from qpsnn_jax.export.folded import Folded
-from qpsnn_jax.export.folded_layers import Image, Neurons, Rates, Sum, sources
+from qpsnn_jax.export.folded_layers import Image, Neurons, Rates, Readout, Sum, sources
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.model.zoo import resnet20
@@ -68,6 +68,38 @@ def test_same_logits_on_arm(portable, tmp_path):
 @pytest.mark.parametrize("name", ["dense", "vggsnn"])
 def test_same_logits_with_8_bits_at_both_ends(name, tmp_path):
     agrees([*compiler("gcc"), *SANITIZERS], name, tmp_path, bits=8)
+
+
+# 256ths that exceed 32 bits: shifted by F, or already their sum.
+@pytest.mark.parametrize("shape", [(32, 32, 3), (1, 260, 256)])
+def test_same_logits_with_many_weights_in_the_first_layer(shape, tmp_path):
+    weights = np.random.default_rng(0).laplace(size=(*shape, 12)) / 255 / np.prod(shape) ** 0.5
+    network = IntegerNetwork.of(_on_pixels(weights.astype(np.float32), Image("image", shape, (0.0,) * shape[2]), 8))
+    pixels = np.random.default_rng(1).integers(0, 256, (4, *shape), np.uint8)
+    pixels[0], pixels[1] = 255, np.maximum(pixels[1], 200)
+    parts = np.einsum("bhwi,hwio->bo", pixels.astype(np.int64), network.neurons["lif"].fine)
+    assert (parts << network.neurons["lif"].shift).max() >= 2**31
+    compilers.agrees([*compiler("gcc"), *SANITIZERS], network, pixels, tmp_path)
+
+
+def test_weights_on_pixels_without_effect_do_not_overflow(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(3, 3, 3, 32)).astype(np.float32)
+    weights[..., 1:] *= 1e-12
+    network = IntegerNetwork.of(_on_pixels(weights, Image("image", (16, 16, 3), (0.0,) * 3), 2))
+    assert network.neurons["lif"].live.tolist() == [True] + 31 * [False]
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    compilers.agrees([*compiler("gcc"), *SANITIZERS], network, pixels, tmp_path)
+
+
+def _on_pixels(weights, image, timesteps):
+    """Neurons on pixels with weights in float32, and a readout of their spikes."""
+    outputs, draw = weights.shape[3], np.random.default_rng(3)
+    bias = draw.normal(size=outputs).astype(np.float32)
+    lif = Neurons("lif", "image", weights, 32, (1, 1), (0, 0), np.ones(outputs, np.float32), bias)
+    size = (image.shape[0] - weights.shape[0] + 1, image.shape[1] - weights.shape[1] + 1, outputs, 5)
+    codes = draw.integers(0, 256, size, np.uint8)
+    readout = Readout("fc", "lif", (1, 1), (1, 1), codes, 1.0, np.zeros(5, np.float32), 8)
+    return Folded(image, (lif, readout), timesteps)
 
 
 def test_the_source_and_its_header_are_written_both_or_not_at_all(tmp_path):

@@ -70,6 +70,23 @@ def test_scales_are_positive_and_codes_flipped():
     assert min(correlation) > 0.8
 
 
+@pytest.mark.parametrize("theta", [0.7, 0.9])
+def test_a_current_that_equals_the_threshold_in_float32_fires(theta):
+    one_bit = Quantizer(1, gamma="max")
+    neurons = (Dense("hidden", "flat", 2, bias=False, quantizer=one_bit), LIF("lif2", "hidden", threshold=theta))
+    graph = _graph(*STEM, Flatten("flat", "lif1"), *neurons, Dense("fc", "lif2", 2))
+    variables = random_variables(graph)
+    # Only the first neuron of the first layer fires, always.
+    variables["params"]["conv1"]["kernel"][:] = 0
+    variables["params"]["conv1"]["kernel"][1, 1, 0, 0] = 9
+    variables["params"]["hidden"]["kernel"][:] = np.float32(theta)
+    variables["scales"]["hidden"]["gain"][:] = 1
+    pixels = np.zeros((1, 4, 4, 1), np.uint8)
+    pixels[0, 0, 0] = 255
+    found = compare(graph, variables, IntegerNetwork.of(fold(graph, variables, (0.0,), (1.0,))), pixels, (0.0,), (1.0,))
+    assert found.spikes == {"lif1": 0, "lif2": 0}
+
+
 def test_pruned_network_keeps_its_gamma():
     graph = GRAPHS["resnet20"]
     keep = {"layer1.0.conv1": jnp.arange(0, 16, 2)}

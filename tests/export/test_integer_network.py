@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import tracemalloc
 
 import jax
 import numpy as np
@@ -10,12 +11,17 @@ import pytest
 from compilers import by_step
 from exported import GRAPHS, float_run, folded_of, moments, pixels_of, variables_of
 from simulation import simulate
+from small_networks import random_variables
 
 from qpsnn_jax.export import integer_network
 from qpsnn_jax.export.agreement import compare
 from qpsnn_jax.export.folded import Folded
-from qpsnn_jax.export.folded_layers import Image, Neurons, Readout, Residual
+from qpsnn_jax.export.folded_layers import Image, Neurons, Rates, Readout, Residual
+from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork, currents
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, Dense, Flatten, Input
+from qpsnn_jax.model.zoo.blocks import conv_bn
 from qpsnn_jax.numerics.early_exit import early_exit
 
 
@@ -128,6 +134,37 @@ def test_many_steps_shift_no_further_than_32_bits_hold():
     assert network(pixels).ravel().tolist() == [512]  # every second step: 200, then 300 ≥ 255
 
 
+def test_sums_of_256ths_are_exact():
+    # One large weight, and many that are 256ths alone: their sum exceeds the integers of float32, that of all does not.
+    kernel = np.full((32, 32, 1, 1), 0.9 / 2047, np.float32)
+    kernel[0, 0] = 1
+    lif = Neurons("lif", "image", kernel / 255, 32, (1, 1), (0, 0), np.ones(1, np.float32), np.zeros(1, np.float32))
+    folded = Folded(Image("image", (32, 32, 1), (0.0,)), (lif, Rates("rates", "lif")), 2)
+    constants = IntegerNetwork.of(folded).neurons["lif"]
+    pixels = np.random.default_rng(0).integers(200, 256, (20, 1, 32, 32, 1), np.uint8)
+    whole, parts = (
+        np.einsum("bthwi,hwio->bto", pixels.astype(np.int64), each) << constants.shift
+        for each in (constants.weights, constants.fine)
+    )
+    assert constants.sums < 2**24 < parts.max()
+    found = currents(lif, constants, {"image": pixels})[:, :, 0, 0]
+    np.testing.assert_array_equal(found, whole + (parts >> 8) + constants.bias)
+
+
+def test_weights_in_groups_take_no_memory_for_those_between_them():
+    channels, ones, zeros = 2**15, np.ones(2**15, np.float32), np.zeros(2**15, np.float32)
+    first = Neurons("lif", "image", np.ones((1, 1, 1, channels), np.int8), 8, (1, 1), (0, 0), ones, zeros, 100.0)
+    codes = np.random.default_rng(0).integers(0, 2, (1, 1, 1, channels), np.uint8)
+    second = Neurons("each", "lif", codes, 1, (1, 1), (0, 0), ones, zeros, groups=channels)
+    folded = Folded(Image("image", (1, 1, 1), (0.0,)), (first, second, Rates("rates", "each")), 2)
+    tracemalloc.start()
+    logits = IntegerNetwork.of(folded)(np.full((1, 1, 1, 1), 200, np.uint8))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(logits[0], 2 * codes.ravel())
+    assert peak < 2**25
+
+
 def test_big_maps_are_multiplied_in_pieces(monkeypatch):
     network, pixels = IntegerNetwork.of(folded_of("vggsnn")), pixels_of(GRAPHS["vggsnn"])
     whole = network(pixels)
@@ -135,7 +172,34 @@ def test_big_maps_are_multiplied_in_pieces(monkeypatch):
     np.testing.assert_array_equal(network(pixels), whole)
 
 
+@pytest.mark.parametrize("scale", [1e-5, 3e-4])
+def test_a_weak_channel_of_the_first_layer_has_fewer_bits(scale):
+    readout = (Flatten("flat", "lif"), Dense("fc", "flat", 3))
+    graph = Graph((Input("image", (8, 8, 3)), *conv_bn("image", "conv", "bn", 4), LIF("lif", "bn"), *readout), 4)
+    variables, arguments = random_variables(graph), (pixels_of(graph, 24), *moments(graph))
+    norm = variables["params"]["bn"]
+    # After two steps without a spike the membrane is just below or above the threshold, as the pixels decide.
+    norm["scale"][0], norm["bias"][0] = scale, graph.by_name["lif"].threshold / 1.5
+    network = IntegerNetwork.of(fold(graph, variables, *arguments[1:]))
+    constants = network.neurons["lif"]
+    assert constants.live.all()
+    largest = np.abs(constants.weights).max((0, 1, 2))
+    assert largest[0] < 2**14 < largest[1:].min()
+    assert compare(graph, variables, network, *arguments).spikes["lif"] < 1e-3
+    second = network(arguments[0], ["lif"])[1]["lif"][:, 1, ..., 0]
+    assert 0.1 < second.mean() < 0.9
+
+
 def test_overflow_raises():
+    one = np.ones(1, np.float32)
+    first = Neurons(
+        "lif", "image", np.ones((1, 1, 1, 2048), np.int8), 8, (1, 1), (0, 0), *2 * [np.ones(2048, np.float32)]
+    )
+    weak = Neurons("weak", "lif", np.full((1, 1, 2048, 1), 255, np.uint8), 8, (1, 1), (0, 0), one * 2**-33, one)
+    with pytest.raises(
+        ValueError, match="layer 'weak': .* 32 bits; the weights of its output 0, times the scale, are far"
+    ):
+        IntegerNetwork.of(Folded(Image("image", (1, 1, 1), (0.0,)), (first, weak, Rates("rates", "weak")), 2))
     with pytest.raises(ValueError, match="layer 'lif': a membrane could reach .* which exceeds 32 bits"):
         IntegerNetwork.of(_tiny(threshold=1.0, timesteps=2, bias=1e12))
     with pytest.raises(ValueError, match="layer 'fc': a logit could reach"):

@@ -189,7 +189,10 @@ def _graph(*nodes):
 STEM = (Conv("conv1", "image", 2), LIF("lif1", "conv1"))
 READOUT = (Flatten("flatten", "lif1"), Dense("fc", "flatten", 3))
 INVALID = {
-    "leak": (resnet20(width=1 / 8, lif=LIF("", "", tau=1.5)), "node 'lif1': NIR has leaks from 0 to below 1"),
+    "leak": (
+        _graph(Conv("conv1", "image", 2), LIF("lif1", "conv1", tau=(0.5, 1.0)), *READOUT),
+        "node 'lif1': NIR has leaks from 0 to below 1",
+    ),
     "soft reset": (
         resnet20(width=1 / 8, lif=LIF("", "", reset="soft")),
         "node 'lif1': NIR's neurons have a hard reset",
@@ -509,7 +512,24 @@ def _by_channel():
     return nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
 
 
-@pytest.mark.parametrize("make", [_by_channel, _spikes_out])
+def _at_rest_after_a_pool():
+    """Neurons that would fire at one spike in their window, if they did not rest below zero."""
+    draw = np.random.default_rng(7)
+    zeros, ones = np.zeros((3, 4, 6)), np.ones((3, 2, 3))
+    nodes = {
+        "in": nir.Input(np.array([2, 4, 6])),
+        "conv": nir.Conv2d((4, 6), draw.normal(size=(3, 2, 3, 3)), 1, 1, 1, 1, draw.normal(size=3)),
+        "whole": nir.IF(r=zeros + 1e4, v_threshold=zeros + 2, v_reset=zeros),
+        "pool": nir.AvgPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0])),
+        "cells": _neurons((3, 2, 3), tau=ones * 2e-4, v_threshold=ones * 0.1, v_leak=ones * -0.4),
+        "flat": nir.Flatten({"input": np.array([3, 2, 3])}, 0, -1),
+        "last": nir.Affine(draw.integers(-3, 4, (5, 18)) / 4, np.zeros(5)),
+        "out": nir.Output(np.array([5])),
+    }
+    return nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
+
+
+@pytest.mark.parametrize("make", [_by_channel, _at_rest_after_a_pool, _spikes_out])
 def test_spikes_out_by_nirs_equations(make, tmp_path):
     """Read, run, written again and read again."""
     document = make()

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import os
 import random
+import re
 import struct
 import tracemalloc
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -247,6 +249,42 @@ def test_a_small_file_asks_for_no_large_maps(network, tmp_path):
     layers = [first, *many, *document["layers"][1:]]
     path.write_bytes(sealed({**document, "timesteps": 1024, "layers": layers}, payload))
     assert "values is too large" in complaint(path)
+
+
+def test_small_files_of_large_maps_take_no_memory(network, tmp_path):
+    (document, payload), path = parts(network.read_bytes()), tmp_path / "hostile.qpsnn"
+    first, second, *others = document["layers"]
+    names = [first["name"], *(f"c{i}" for i in range(28))]
+    joined = [{"kind": "concatenation", "name": b, "sources": [a, a]} for a, b in pairwise(names)]
+    runs = [[0, second["kernel"]["shape"][3]]]
+    second = {**second, "residual": {"source": names[-1], "stride": 2, "channels": runs}}
+    pool = {"kind": "max_pool", "name": "padded", "source": first["name"]}
+    pool |= {"window": [2**15, 2**15], "strides": [2**15, 2**15], "padding": [2**15 - 1, 2**15 - 1]}
+    spread = {**first, "dilation": [2**15, 2**15], "padding": [2**15, 2**15]}
+    tracemalloc.start()
+    for layers, words in (
+        ([first, *joined, second, *others], "channels, which are too many"),
+        ([first, pool, *document["layers"][1:]], "layer 'padded': its padding of .* is too large"),
+        ([spread, *document["layers"][1:]], f"layer '{first['name']}': its padding of .* is too large"),
+    ):
+        path.write_bytes(sealed({**document, "layers": layers}, payload))
+        assert re.search(words, complaint(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**21
+
+
+def test_numbers_are_read_after_their_length_is_compared(network, tmp_path):
+    (document, payload), path = parts(network.read_bytes()), tmp_path / "hostile.qpsnn"
+    data, length = bytearray(sealed(document, payload)), 2**36
+    struct.pack_into("<Q", data, 16, length)
+    path.write_bytes(data)
+    os.truncate(path, len(data) - len(payload) + length)
+    tracemalloc.start()
+    assert "another number of bytes" in complaint(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**21
 
 
 @pytest.mark.parametrize("depth", [50, 500, 900, 990, 5000])

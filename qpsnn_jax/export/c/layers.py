@@ -8,7 +8,7 @@ import numpy as np
 from qpsnn_jax.export.c.dot import DotKernel
 from qpsnn_jax.export.c.layout import Layout, groups_of, interleaved, padded, planes_of, weight_planes, words_of
 from qpsnn_jax.export.constants import Constants
-from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Rates, Readout, Sum
+from qpsnn_jax.export.folded_layers import Concatenation, Layer, MaxPool, Neurons, Rates, Readout, Sum, among_all
 from qpsnn_jax.export.integer_network import IntegerNetwork
 
 _LONGEST_LINE = 116
@@ -129,14 +129,19 @@ def _stem(network: IntegerNetwork, layout: Layout, index: int, layer: Neurons, t
     constants, image = network.neurons[layer.name], layout.folded.image
     if layer.residual is not None:
         raise ValueError(f"layer {layer.name!r}: C takes no residual of neurons on pixels.")
-    arrays = {"weights": ("int16_t", padded(constants.weights, 0, layout.words))}
-    if constants.fine is not None:
-        arrays["fine"] = ("uint8_t", padded(constants.fine, 0, layout.words))
+    # No bound holds for the sums of synapses without effect.
+    each = {"weights": ("int16_t", constants.weights), "fine": ("uint8_t", constants.fine)}
+    arrays = {
+        name: (kind, padded(among_all(constants.live * values, layer.groups), 0, layout.words))
+        for name, (kind, values) in each.items()
+        if values is not None
+    }
     arrays |= {"pads": ("int32_t", padded(constants.pads, 0, layout.words)), **_per_channel(constants, layout)}
+    del arrays["live"]
     declared, names, size = _declared(index, arrays)
     declared += _cell(constants, index, names)
     taps = _numbers(*layer.kernel.shape[:2], *layer.strides, *layer.padding, *layer.dilation)
-    fields = ("weights", "fine", "pads", "bias", "threshold", "live", "shift", "cell")
+    fields = ("weights", "fine", "pads", "bias", "threshold", "shift", "cell")
     fields = ", ".join(names.get(field, "0") for field in fields)
     shape, out = _numbers(*image.shape), _place(layout, layer.name)
     record = f"static const stem layer{index} = {{{shape}, {out}, {taps},\n    {fields}, {layout.kept[layer.name]}}};\n"

@@ -372,8 +372,8 @@ static void run_grouped(const grouped *g, int steps, int32_t *state) {
 }
 
 //@ stem
-/* Spiking neurons on pixels. Weights lie as [tap][channel][output]; `fine` are 256ths of a weight; a tap outside the
-   image adds `pads`, what a pixel of mean colour would. */
+/* Spiking neurons on pixels. Weights lie as [tap][channel][output], zeros for outputs whose synapses have no effect;
+   `fine` are 256ths of a weight; a tap outside the image adds `pads`, what a pixel of mean colour would. */
 typedef struct {
   int height, width, channels;
   map out;
@@ -381,13 +381,22 @@ typedef struct {
   const int16_t *weights;
   const uint8_t *fine;
   const int32_t *pads, *bias, *threshold;
-  const int8_t *live;
   const uint8_t *shift;
   const cell *cell;
   int kept;
 } stem;
 
+/* An int32_t holds the sum of so many pixel values times 256ths; the channels of a pixel are fewer. */
+enum { MOST_PARTS = INT32_MAX / (255 * 255) };
+
+/* Takes the whole weights out of the sums of 256ths. */
+static void carry_parts(int outputs) {
+  for (int o = 0; o < outputs; o++) whole[o] += parts[o] >> 8;
+  for (int o = 0; o < outputs; o++) parts[o] &= 255;
+}
+
 static void look(const stem *n, const uint8_t *image, int y0, int x0, int outputs) {
+  const int many = n->kernel_h * n->kernel_w * n->channels > MOST_PARTS;
   for (int o = 0; o < outputs; o++) whole[o] = parts[o] = outside[o] = 0;
   for (int ky = 0; ky < n->kernel_h; ky++) {
     for (int kx = 0; kx < n->kernel_w; kx++) {
@@ -406,11 +415,13 @@ static void look(const stem *n, const uint8_t *image, int y0, int x0, int output
           for (int o = 0; o < outputs; o++) parts[o] += value * fine[o];
         }
       }
+      if (many) carry_parts(outputs);
     }
   }
+  carry_parts(outputs);
   for (int o = 0; o < outputs; o++) {
     const int32_t sum = shifted(whole[o], n->shift[o]) + (shifted(parts[o], n->shift[o]) >> 8);
-    whole[o] = (sum & n->live[o]) + outside[o] + n->bias[o];
+    whole[o] = sum + outside[o] + n->bias[o];
   }
 }
 

@@ -61,7 +61,9 @@ def _in_dtype(dt: float, like: Any) -> Any:
 
 
 def _neurons(reader: Reader, found: Found, source: str, leak: Any, threshold: Any) -> str:
-    if np.ndim(threshold) == 0 and (pool := _pooled(reader, found, float(threshold))) is not None:
+    # With a constant added to it the current is no longer that of the pool alone.
+    alone = source == found.source and np.ndim(threshold) == 0
+    if alone and (pool := _pooled(reader, found, float(threshold))) is not None:
         del reader.nodes[source], reader.yields[source]
         return reader.add(MaxPool(found.name, pool.input, pool.window, pool.strides, pool.padding))
     return reader.add(LIF(found.name, source, _constant(leak), _constant(threshold), ">"))

@@ -49,6 +49,8 @@ def import_nir(
             cycle, a dead end, or an output that is neither one layer over its complete input nor spikes of one
             position.
     """
+    if not hasattr(document, "metadata"):
+        raise ValueError(f"a NIR graph is needed, such as read_nir(path) gives, got {document!r}.")
     notes = document.metadata if isinstance(document.metadata, Mapping) else {}
     timesteps = timesteps if timesteps is not None else notes.get("timesteps")
     if timesteps is None:

@@ -8,7 +8,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ def write_packed(path: str | PathLike[str], folded: Folded, notes: Mapping[str, 
     start = _FIXED.pack(MAGIC, format_version(document["layers"]), len(header), len(payload), 0)[:-4]
     checksum = struct.pack("<I", _checksum(start, header, payload))
     try:
-        _parse(start + checksum, header, payload)
+        _parse(start + checksum, header, lambda: payload)
     except _MALFORMED as error:
         raise ValueError(f"the network cannot be packed: {_reason(error)}.") from None
     write_atomically(path, start + checksum + header + payload)
@@ -121,15 +121,16 @@ def load_packed(path: str | PathLike[str]) -> Packed:
             )
         if header_length > _LONGEST_HEADER or actual != _FIXED.size + header_length + payload_length:
             raise ValueError(f"{path} is damaged: it has {actual:,} bytes, and its header gives another number.")
-        header, payload = stream.read(header_length), stream.read(payload_length)
-    try:
-        folded, notes = _parse(start, header, payload)
-    except _MALFORMED as error:
-        raise ValueError(f"{path} is damaged or does not describe a network: {_reason(error)}.") from None
+        try:
+            folded, notes = _parse(start, stream.read(header_length), lambda: stream.read(payload_length))
+        except _MALFORMED as error:
+            raise ValueError(f"{path} is damaged or does not describe a network: {_reason(error)}.") from None
     return Packed(folded, notes, _FIXED.size + header_length, payload_length)
 
 
-def _parse(start: bytes, header: bytes, payload: bytes) -> tuple[Folded, dict[str, Any]]:
+def _parse(start: bytes, header: bytes, read_payload: Callable[[], bytes]) -> tuple[Folded, dict[str, Any]]:
+    """The network and the notes; the payload is read once its length is that of the layers."""
+    *_, version, _, payload_length, checksum = _FIXED.unpack(start)
     document = json.loads(header, parse_constant=_no_constant)
     image, timesteps, entries, notes = read_document(document)
     arrays = [stored for entry in entries for stored in arrays_of(entry)]
@@ -137,11 +138,12 @@ def _parse(start: bytes, header: bytes, payload: bytes) -> tuple[Folded, dict[st
     indexed = [math.prod(entry["kernel"]["shape"]) for entry in entries if _has_index(entry)]
     if sum(indexed) > MOST_VALUES:
         raise ValueError(f"its layers with an index have {sum(indexed):,} weights, which are too many")
-    if format_version(entries) != _FIXED.unpack(start)[1]:
+    if format_version(entries) != version:
         raise ValueError("its version does not fit its layers")
-    if sum(stored.size for stored in arrays) != len(payload):
+    if sum(stored.size for stored in arrays) != payload_length:
         raise ValueError("its layers need another number of bytes than it has")
-    if _checksum(start[:-4], header, payload) != _FIXED.unpack(start)[-1]:
+    payload = read_payload()
+    if _checksum(start[:-4], header, payload) != checksum:
         raise ValueError("it does not match its checksum")
     numbers = unpack(payload, arrays)
     return Folded(image, tuple(read_layer(entry, numbers) for entry in entries), timesteps), notes

@@ -9,6 +9,7 @@ import click
 
 from qpsnn_jax.export import FOLDED, FORMATS
 from qpsnn_jax.runs.cli.importing import importing
+from qpsnn_jax.runs.cli.margins import MARGIN
 from qpsnn_jax.runs.cli.places import NETWORK, PACKED
 
 _PATH = click.Path(path_type=Path)
@@ -84,7 +85,7 @@ def export(path: Path, format_: str, out: Path, *, portable: bool, **options: An
 @click.option("--cc", default="cc -O2", show_default=True, help="C compiler and its options")
 @click.option(
     "--early-exit",
-    type=click.FloatRange(0),
+    type=MARGIN,
     metavar="MARGIN",
     help="of c: leave at the first step at which the largest accumulated output exceeds the second by so much",
 )
@@ -113,13 +114,13 @@ def verify(
 @_FILE
 @click.argument("images", type=_PATH, metavar="IMAGE|FOLDER")
 def infer(file: Path, images: Path) -> int:
-    """Classify pictures or .npy arrays with a packed network: a *.qpsnn file, or a pretrained one by name."""
+    """Classify pictures (their middle squares, resized) or .npy arrays with a *.qpsnn file or a pretrained network."""
     from qpsnn_jax.export.images import Unclassified, classify
     from qpsnn_jax.export.packed.file import load_packed
 
     failed, packed = False, load_packed(file)
     names = dict(enumerate(packed.class_names))
-    for found in classify(packed.folded, images, resized=packed.notes.get("resized") is True):
+    for found in classify(packed.folded, images):
         if isinstance(found, Unclassified):
             failed = True
             print(f"qpsnn: error: {found.reason}", file=sys.stderr)

@@ -11,10 +11,15 @@ class _Network(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path: Any = super().convert(value, param, ctx)
+        if Path(path).is_file():
+            raise ValueError(f"{path} is a file; give the directory of a run (qpsnn info and infer take packed files).")
         if Path(path).exists():
             return path
+        from qpsnn_jax.export.pretrained import closest, names
         from qpsnn_jax.runs.pretrained import find
 
+        if str(path) not in names() and (close := closest(str(path))):
+            raise ValueError(f"{path} does not exist; did you mean the pretrained network {close}?")
         return find(path)
 
 
@@ -25,7 +30,12 @@ class _Packed(click.Path):
         path: Any = super().convert(value, param, ctx)
         from qpsnn_jax.export.pretrained import names, packed_path
 
-        return path if Path(path).exists() or value not in names() else packed_path(value)
+        if Path(path).is_dir():
+            raise ValueError(
+                f"{path} is a directory; write its packed file first: qpsnn export {path} --format packed."
+            )
+        known = value in names() or Path(path).suffix != ".qpsnn"
+        return packed_path(value) if known and not Path(path).exists() else path
 
 
 NETWORK = _Network(path_type=Path)
