@@ -26,6 +26,7 @@ ONLY_IN = {
             "importing",
             "places",
             "joining",
+            "margins",
             "training",
             "networks",
             "exports",

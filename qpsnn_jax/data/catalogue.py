@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from qpsnn_jax.runtime import naming
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from qpsnn_jax.data.dataset import DataSet
 
 FrameBinning = Literal["count", "time"]
+Answer = TypeVar("Answer")
 
 
 class DataRequest(NamedTuple):
@@ -45,12 +46,14 @@ class DataInfo(NamedTuple):
         classes: number of classes.
         frames: whether the examples are recordings of events, which become T frames.
         resizable: whether the examples can be resized to a requested size.
+        split_by_seed: whether the seed chooses which examples are the test set, as it must where there is no split.
     """
 
     shape: tuple[int, int, int]
     classes: int
     frames: bool = False
     resizable: bool = False
+    split_by_seed: bool = False
 
 
 class DataSource(NamedTuple):
@@ -74,15 +77,39 @@ def describe(source: str | DataSource, request: DataRequest | None = None) -> Da
 
     Raises:
         ValueError: an unknown name, a folder or a data set of TFDS that is not there, or a size or ``grey`` for images
-            that have their own.
+            that have their own; or the description of a source of your own fails.
     """
     request = request or DataRequest()
-    info = find(source).describe(request)
+    info = ask(source, "describe", DataInfo, request)
     if request.size is not None and not info.resizable:
         raise ValueError(f"size must be None for images of a fixed size, got {request.size!r}.")
     if request.grey and info.shape[-1] != 1:
         raise ValueError(f"grey must be False for data of {info.shape[-1]} channels.")
     return info
+
+
+def ask(
+    source: str | DataSource, what: Literal["describe", "load"], kind: type[Answer], request: DataRequest
+) -> Answer:
+    """What a function of a data source returns; an error in a source of your own names it.
+
+    Raises:
+        ValueError: the function raises it, or fails, or returns something else than ``kind``.
+    """
+    found = find(source)
+    name = source if isinstance(source, str) else getattr(found.load, "__qualname__", "of your own")
+    try:
+        answer = getattr(found, what)(request)
+    except Exception as error:
+        own = isinstance(source, DataSource) or ":" in source
+        if not own or isinstance(error, ValueError | OSError | MemoryError):
+            raise
+        raise ValueError(f"{what} of data set {name} fails with {type(error).__name__}: {error}.") from error
+    if not isinstance(answer, kind):
+        raise ValueError(
+            f"{what} of data set {name} must return a qpsnn_jax.data.{kind.__name__}, got {type(answer).__name__}."
+        )
+    return answer
 
 
 def find(source: str | DataSource) -> DataSource:
@@ -106,14 +133,18 @@ def find(source: str | DataSource) -> DataSource:
     return found
 
 
-def _fixed(shape: tuple[int, int, int], classes: int) -> Callable[[DataRequest], DataInfo]:
-    return lambda request: DataInfo(shape, classes)
+def _fixed(
+    shape: tuple[int, int, int], classes: int, *, split_by_seed: bool = False
+) -> Callable[[DataRequest], DataInfo]:
+    return lambda request: DataInfo(shape, classes, split_by_seed=split_by_seed)
 
 
-def _sized(usual: int, channels: int, classes: int, *, frames: bool) -> Callable[[DataRequest], DataInfo]:
+def _sized(
+    usual: int, channels: int, classes: int, *, frames: bool, split_by_seed: bool = False
+) -> Callable[[DataRequest], DataInfo]:
     def described(request: DataRequest) -> DataInfo:
         size = usual if request.size is None else request.size
-        return DataInfo((size, size, channels), classes, frames, resizable=True)
+        return DataInfo((size, size, channels), classes, frames, resizable=True, split_by_seed=split_by_seed)
 
     return described
 
@@ -129,12 +160,12 @@ def _loader(module: str, function: str) -> "Callable[[DataRequest], DataSet]":
 
 
 SOURCES: dict[str, DataSource] = {
-    "digits": DataSource(_fixed((8, 8, 1), 10), _loader("digits", "digits")),
+    "digits": DataSource(_fixed((8, 8, 1), 10, split_by_seed=True), _loader("digits", "digits")),
     "cifar10": DataSource(_fixed((32, 32, 3), 10), _loader("tfds", "cifar10")),
     "cifar100": DataSource(_fixed((32, 32, 3), 100), _loader("tfds", "cifar100")),
     "tiny_imagenet": DataSource(_fixed((64, 64, 3), 200), _loader("tiny_imagenet", "tiny_imagenet")),
     "imagenet2012": DataSource(_sized(224, 3, 1000, frames=False), _loader("imagenet", "imagenet")),
     "folder": DataSource(lambda request: _of("folder", "describe_folder")(request), _loader("folder", "folder")),
     "nmnist": DataSource(_sized(34, 2, 10, frames=True), _loader("recordings", "nmnist")),
-    "cifar10_dvs": DataSource(_sized(48, 2, 10, frames=True), _loader("recordings", "cifar10_dvs")),
+    "cifar10_dvs": DataSource(_sized(48, 2, 10, frames=True, split_by_seed=True), _loader("recordings", "cifar10_dvs")),
 }

@@ -65,8 +65,6 @@ class DataSet:
         mean: mean of each channel over the complete training set, pixels scaled to [0, 1].
         std: standard deviation of each channel over the complete training set, on the same scale.
         class_names: the name of each class, in the order of the labels; empty where they have none.
-        resized: whether images are the middle squares of pictures of any size
-            (:func:`qpsnn_jax.data.pictures.middle_square`).
         evaluated: what the ``test`` images are called in messages, such as ``held-out``.
 
     Raises:
@@ -81,7 +79,6 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...] = ()
-    resized: bool = False
     evaluated: str = "test"
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from os import PathLike
 
-from qpsnn_jax.data.catalogue import DataRequest, DataSource, FrameBinning, describe, find
+from qpsnn_jax.data.catalogue import DataRequest, DataSource, FrameBinning, ask, describe
 from qpsnn_jax.data.dataset import DataSet
 
 
@@ -35,8 +35,8 @@ def load(
         The data set; its mean and std are those of the complete training set.
 
     Raises:
-        ValueError: an unknown name, too large a number of examples, data that are missing or damaged, or
-            examples that are not what the source described.
+        ValueError: an unknown name, too large a number of examples, data that are missing or damaged, a source of
+            your own that fails, or examples that are not what the source described.
 
     Example:
         A data set of your own::
@@ -51,7 +51,7 @@ def load(
     info = describe(source, request)
     if info.frames and timesteps is None:
         raise ValueError("timesteps must be given for recordings of events: how many frames each becomes.")
-    data = find(source).load(request)
+    data = ask(source, "load", DataSet, request)
     found = (data.shape[-3:], data.classes, len(data.shape) == 4)
     if found != (info.shape, info.classes, info.frames):
         raise ValueError(

@@ -71,17 +71,19 @@ def request(settings: DataSettings, *, seed: int, timesteps: int) -> DataRequest
     )
 
 
-def augmentation(settings: DataSettings, *, frames: bool) -> Augmentation | EventAugmentation:
-    """The augmentation of the settings, for images or for event frames.
+def augmentation(settings: DataSettings, *, frames: bool, channels: int) -> Augmentation | EventAugmentation:
+    """The augmentation of the settings, for images or for event frames of so many channels.
 
     Raises:
-        ValueError: the settings use an augmentation of the other kind of data.
+        ValueError: the settings use an augmentation of the other kind of data, or of other channels.
     """
     kind, others = (EventAugmentation, Augmentation) if frames else (Augmentation, EventAugmentation)
     own, foreign = ({field.name for field in fields(record)} for record in (kind, others))
     for name in sorted(foreign - own):
         if value := getattr(settings, name):
             raise ValueError(f"{name} must be off for {'recordings of events' if frames else 'images'}, got {value!r}.")
+    if settings.autoaugment and channels != 3:
+        raise ValueError(f"autoaugment is for images of 3 channels; turn it off for those of {channels}.")
     return kind(**{name: getattr(settings, name) for name in own})
 
 
@@ -89,9 +91,10 @@ def make_prepare(settings: DataSettings, data: "DataSet") -> "Callable[[Array, A
     """Normalization and augmentation in training: from a key and uint8 images or frames to floating ones.
 
     Raises:
-        ValueError: the settings use an augmentation of the other kind of data.
+        ValueError: as :func:`augmentation`.
     """
-    return _prepare(augmentation(settings, frames=len(data.shape) == 4), data.mean, data.std)
+    chosen = augmentation(settings, frames=len(data.shape) == 4, channels=data.shape[-1])
+    return _prepare(chosen, data.mean, data.std)
 
 
 @lru_cache(maxsize=16)

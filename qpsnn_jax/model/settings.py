@@ -116,10 +116,7 @@ def build(
         "lif": LIF("", "", *constants, fire=settings.fire, surrogate=_option(settings.surrogate)),
         "ratios": ratios,
     }
-    try:
-        graph = make(**options)
-    except TypeError as error:
-        raise ValueError(f"network {name} cannot be built ({error}).") from error
+    graph = _made(name, make, options)
     if not isinstance(graph, Graph):
         raise ValueError(f"network {name} must return a qpsnn_jax.Graph, got {type(graph).__name__}.")
     if graph.input.frames != frames:
@@ -132,6 +129,20 @@ def build(
     graph = with_layer_bits(graph, {name: int(bits) for name, bits in settings.layer_bits.items()})
     to_json(graph)  # raises before training what would only raise when the network is saved
     return graph
+
+
+def _made(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """What the function of a network returns; an error in a function of your own names it."""
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise ValueError(f"network {name} cannot be built ({error}).") from error
+    except ValueError as error:
+        raise error if name in NETWORKS else ValueError(f"network {name}: {error}") from error
+    except Exception as error:
+        if name in NETWORKS:
+            raise
+        raise ValueError(f"network {name} fails with {type(error).__name__}: {error}.") from error
 
 
 def _option(name: str) -> Any:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from qpsnn_jax.data.catalogue import describe
+from qpsnn_jax.data.catalogue import DataInfo, describe
 from qpsnn_jax.data.settings import DataSettings, augmentation, request
 from qpsnn_jax.model.settings import NetworkSettings, build
 from qpsnn_jax.pruning.settings import Pruning, parse_budget, parse_n_of_m
@@ -51,14 +51,23 @@ class Config:
                 raise ValueError(f"{name} must be {record.__name__}(…), got {getattr(self, name)!r}.")
 
 
+def describe_data(config: Config) -> DataInfo:
+    """Shape and classes of the data of a config.
+
+    Raises:
+        ValueError: as :func:`qpsnn_jax.data.describe`.
+    """
+    asked = request(config.data, seed=config.run.seed, timesteps=config.network.timesteps)
+    return describe(config.data.name, asked)
+
+
 def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) -> "Graph":
     """The network of a config; with the widths after pruning if ``ratios`` are given.
 
     Raises:
         ValueError: the network cannot be built; the message names the setting or the node at fault.
     """
-    asked = request(config.data, seed=config.run.seed, timesteps=config.network.timesteps)
-    info = describe(config.data.name, asked)
+    info = describe_data(config)
     return build(config.network, input_shape=info.shape, classes=info.classes, frames=info.frames, ratios=ratios)
 
 
@@ -69,23 +78,17 @@ def check_config(config: Config) -> None:
         ValueError: they do not; the message names the setting or the node at fault.
     """
     graph = build_graph(config)
-    build_graph(config, ratios=config.prune.ratios)
-    augmentation(config.data, frames=graph.input.frames)
+    augmentation(config.data, frames=graph.input.frames, channels=graph.input.shape[-1])
     finetuning_parts(config)
     for name in ("train", "finetune"):
         _check_schedule(name, getattr(config, name), graph)
-    if config.prune.budget is not None:
-        from qpsnn_jax.pruning.budget import check_budget
-        from qpsnn_jax.pruning.criteria import scored_groups
-
-        budget = parse_budget(config.prune.budget)
-        if "sops" not in budget:  # these are known once the network fires
-            options: Any = {"floor": config.prune.floor, "multiple_of": config.prune.multiple_of, **budget}
-            check_budget(graph, scored_groups(config.prune.criterion, graph), **options)
+    if config.prune.budget is None:
+        build_graph(config, ratios=config.prune.ratios)
+        _check_ratios(config.prune, graph)
+    else:
+        _check_budget(config.prune, graph)
     if config.prune.masks:
-        from qpsnn_jax.pruning.ratios import pruned_graph
-
-        _check_masks(config.prune, pruned_graph(graph, config.prune.ratios, multiple_of=config.prune.multiple_of))
+        _check_masks(config.prune, graph)
 
 
 def finetuning_parts(config: Config) -> list[Training]:
@@ -111,14 +114,40 @@ def _check_schedule(name: str, training: Training, graph: "Graph") -> None:
         try:
             check_timesteps(training, graph)
         except ValueError as error:
-            raise ValueError(f"{name}.{error}") from None
+            setting = "" if str(error).startswith("timesteps_schedule") else "timesteps_schedule: "
+            raise ValueError(f"{name}.{setting}{error}") from None
 
 
-def _check_masks(pruning: Pruning, pruned: "Graph") -> None:
+def _check_budget(pruning: Pruning, graph: "Graph") -> None:
+    """Check that a budget can be met, except one of operations, which are known once the network fires."""
+    from qpsnn_jax.pruning.budget import check_budget
+    from qpsnn_jax.pruning.criteria import scored_groups
+
+    budget = parse_budget(str(pruning.budget))
+    if "sops" not in budget:
+        options: Any = {"floor": pruning.floor, "multiple_of": pruning.multiple_of, **budget}
+        check_budget(graph, scored_groups(pruning.criterion, graph), **options)
+
+
+def _check_ratios(pruning: Pruning, graph: "Graph") -> None:
+    """Check the names of ratios, which a network of your own need not look at."""
+    from qpsnn_jax.pruning.ratios import checked_ratios
+
+    try:
+        checked_ratios(graph, pruning.ratios)
+    except ValueError as error:
+        raise ValueError(f"prune.{error}") from None
+
+
+def _check_masks(pruning: Pruning, graph: "Graph") -> None:
     """Check that there are layers to mask, and that the n:m of a config divides their inputs once they are pruned."""
     from qpsnn_jax.model.masks import masked_layer
     from qpsnn_jax.pruning.masks import maskable_layers
+    from qpsnn_jax.pruning.ratios import pruned_graph
 
+    pruned = graph  # under a budget, which may leave any layer whole
+    if pruning.budget is None:
+        pruned = pruned_graph(graph, pruning.ratios, multiple_of=pruning.multiple_of)
     name = "sparsity" if pruning.n_of_m is None else "n_of_m"
     if not (layers := maskable_layers(pruned)):
         raise ValueError(f"prune.{name} finds no layer to mask: all read the image or are the last.")

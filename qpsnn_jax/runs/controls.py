@@ -7,9 +7,12 @@ from pathlib import Path
 import jax
 
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.pruning.ratios import pruned_graph
 from qpsnn_jax.pruning.settings import Pruning
 from qpsnn_jax.runs.config import Config, build_graph, finetuning_parts
+from qpsnn_jax.runs.data_record import record_data
 from qpsnn_jax.runs.directory import load_network, make_run, read_stage
+from qpsnn_jax.runs.programs import distillation_by
 from qpsnn_jax.runs.records import StageResult, read_result, write_result
 from qpsnn_jax.runs.rounds import prune_in_rounds, run_stages
 from qpsnn_jax.runs.stages import Run, finetune, prepare_run, train, train_stage
@@ -33,6 +36,30 @@ def run_controls(config: Config, run: Run) -> list[StageResult]:
         result = replace(stages[-1], name=name, seconds=sum(stage.seconds for stage in stages))
         write_result(_path(run.directory, name), result)
     return read_controls(run.directory)
+
+
+def check_controls(config: Config, run: Run) -> None:
+    """Check before any training what the controls need beyond the run: a teacher for the pruned widths of ``scratch``.
+
+    Raises:
+        ValueError: membranes of the teacher do not fit them, or they are not known.
+    """
+    training = config.train
+    if training.distill is None or not training.distill_membranes:
+        return
+    if config.prune.budget is not None:
+        raise ValueError(
+            "--compare trains a network of the pruned widths, which are not known under a prune.budget; leave out "
+            "--compare or train.distill_membranes."
+        )
+    pruned = pruned_graph(run.graph, config.prune.ratios, multiple_of=config.prune.multiple_of)
+    try:
+        distillation_by(training, load_network(Path(training.distill))[0]).check(pruned)
+    except ValueError as error:
+        said = str(error).rstrip(".")
+        raise ValueError(
+            f"--compare trains a network of the pruned widths by train.distill_membranes, and {said}; leave out one."
+        ) from None
 
 
 def read_controls(directory: Path) -> list[StageResult]:
@@ -112,4 +139,5 @@ def _below(config: Config, run: Run, name: str) -> Run:
     """The run of a changed config in its own directory, on the data of the run that it is compared with."""
     place = run.directory / "controls" / name
     make_run(place, config)
+    record_data(place, run.data)
     return prepare_run(config, place, run.data, run.hooks)

@@ -53,7 +53,7 @@ def check_run(directory: Path, config: Config) -> bool:
         ValueError: the directory holds something else, or another run.
     """
     if (directory / "config.json").exists():
-        there = {field.name: field.value for field in settings(_under(_parsed_config(directory), config))}
+        there = {field.name: field.value for field in settings(_under(parse_config(directory), config))}
         for field in settings(config):
             if field.value != there[field.name]:
                 raise ValueError(
@@ -104,7 +104,7 @@ def read_config(directory: Path, data_dir: str | None = None, name: str | None =
     Raises:
         ValueError: there is no run, its config is damaged, or its data cannot be described.
     """
-    config = _parsed_config(directory)
+    config = parse_config(directory)
     if data_dir is not None and name in (None, config.data.name):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
     try:
@@ -114,7 +114,12 @@ def read_config(directory: Path, data_dir: str | None = None, name: str | None =
     return config
 
 
-def _parsed_config(directory: Path) -> Config:
+def parse_config(directory: Path) -> Config:
+    """The config of the run in ``directory``, not checked against its data, which may lie elsewhere now.
+
+    Raises:
+        ValueError: there is no run, or its config is damaged.
+    """
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(f"{directory} is not the directory of a run: it has no config.json.")
@@ -126,7 +131,24 @@ def _parsed_config(directory: Path) -> Config:
 
 def run_of(path: Path) -> Path | None:
     """The directory of the run that contains ``path``, or is ``path``; None if there is none."""
-    return next((place for place in (path, *path.resolve().parents) if (place / "config.json").is_file()), None)
+    return next((place for place in (path, *path.resolve().parents) if _is_run(place)), None)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run: by its config or, where that is damaged, by its stages.
+
+    Other programs have files of this name too.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return False
+    if any((folder / name).is_dir() for name in STAGES):
+        return True
+    try:
+        read_checked(path)["config"]
+    except (ValueError, KeyError, OSError):
+        return False
+    return True
 
 
 def read_stage(directory: Path, name: str) -> StageResult | None:
@@ -136,6 +158,16 @@ def read_stage(directory: Path, name: str) -> StageResult | None:
         ValueError: ``stage.json`` is damaged.
     """
     return read_result(directory / name / "stage.json")
+
+
+def stage_of(path: Path) -> Path | None:
+    """The folder of the complete stage whose network :func:`load_network` loads from ``path``; None for any other."""
+    place = path.resolve()
+    if place.parent.name == "final":
+        place = place.parent
+    if place.name == "final":
+        place = place.parent
+    return next((stage for stage in (place, *_last_stage(path.resolve())) if (stage / "stage.json").exists()), None)
 
 
 def load_network(path: str | PathLike[str]) -> tuple[Graph, Variables]:
@@ -160,6 +192,10 @@ def load_network(path: str | PathLike[str]) -> tuple[Graph, Variables]:
         return _saved_network(path)
     except NotImportedError as error:
         raise unusable or error from None
+    except checkpoint.DamagedError as error:
+        if (stage := stage_of(path)) is None:
+            raise
+        raise ValueError(f"{str(error).rstrip('.')}; delete the folder {stage} to redo the stage.") from None
 
 
 def _saved_network(path: Path) -> tuple[Graph, Variables]:
@@ -201,8 +237,10 @@ def read_activity(path: Path) -> dict[str, np.ndarray] | None:
     Raises:
         ValueError: the file is damaged.
     """
-    found = next((place / ACTIVITY for place in (path, *_last_stage(path)) if (place / ACTIVITY).exists()), None)
-    return found and read_arrays(found, "see the cost without operations")
+    stage = stage_of(path)
+    if stage is None or not (stage / ACTIVITY).exists():
+        return None
+    return read_arrays(stage / ACTIVITY, "see the cost without operations")
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -214,11 +252,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     Raises:
         ValueError: the stage's result is damaged.
     """
-    places = [place / "stage.json" for place in (path, *_last_stage(path))]
-    found = next((place for place in places if place.exists()), None)
-    names = read_notes(found, "class_names", []) if found else []
+    stage = stage_of(path)
+    names = read_notes(stage / "stage.json", "class_names", []) if stage else []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{found} is damaged: class_names must be a list of names.")
+        raise ValueError(f"{stage}/stage.json is damaged: class_names must be a list of names.")
     return tuple(names)
 
 

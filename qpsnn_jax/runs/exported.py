@@ -20,7 +20,8 @@ from qpsnn_jax.export.stablehlo import write_stablehlo
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.config import Config
-from qpsnn_jax.runs.directory import STAGES, load_network, read_config, read_stage, run_of
+from qpsnn_jax.runs.data_record import check_data
+from qpsnn_jax.runs.directory import load_network, read_config, read_stage, run_of, stage_of
 from qpsnn_jax.runs.loading import check_fits, load_test_data
 from qpsnn_jax.runs.records import versions
 from qpsnn_jax.runtime.settings import as_dict
@@ -94,9 +95,8 @@ def read_run(
     notes = {"versions": versions(), "std": [float(value) for value in loaded.std]}
     if loaded.class_names:
         notes["class_names"] = list(loaded.class_names)
-    if loaded.resized:
-        notes["resized"] = True
     if run is not None and config is not None:
+        check_data(run, loaded, train=False, test=test_examples is None)
         notes |= _origin(path, run, config)
     precision = "auto" if config is None else config.run.precision
     return Exported(graph, variables, loaded, notes, stem_bits, readout_bits, precision)
@@ -151,12 +151,11 @@ def _placed(path: Path) -> Path:
 
 
 def _origin(path: Path, run: Path, config: Config) -> dict[str, Any]:
-    names = STAGES if path.resolve() == run.resolve() else (path.resolve().name,)
-    stages = (read_stage(run, name) for name in reversed(names))
-    stage = next((stage for stage in stages if stage), None)
     notes = {"config": as_dict(config)}
     # The export goes to other people; the path of the data on this machine is private.
     notes["config"]["data"].pop("data_dir")
-    if stage is not None:
-        notes |= {"stage": stage.name, "accuracy": stage.accuracy_last}
+    place = stage_of(path)
+    stage = place and read_stage(place.parent, place.name)
+    if place is not None and stage is not None:
+        notes |= {"stage": place.relative_to(run.resolve()).as_posix(), "accuracy": stage.accuracy_last}
     return notes

@@ -166,17 +166,21 @@ def _due(run: RunSettings, steps: int, epoch: int, within: int) -> bool:
 
 
 def _resume(state: TrainState, graph: Graph, directory: Path, batches: Feed) -> tuple[TrainState, Mapping[str, Any]]:
-    found = checkpoint.latest(directory)
-    if found is None:
-        return state, {"epochs": [], "losses": [], "seconds": 0.0}
-    notes = found.notes
-    if found.graph != graph or not {"epochs", "losses", "seconds", "batches"} <= set(notes):
-        raise ValueError(
-            f"checkpoint {found.path} was not written by this training, or holds another network; choose another "
-            "directory."
-        )
-    batches.set_state(notes["batches"])
-    return checkpoint.restore(found, state), notes
+    try:
+        found = checkpoint.latest(directory)
+        if found is None:
+            return state, {"epochs": [], "losses": [], "seconds": 0.0}
+        notes = found.notes
+        if found.graph != graph or not {"epochs", "losses", "seconds", "batches"} <= set(notes):
+            raise ValueError(
+                f"checkpoint {found.path} was not written by this training, or holds another network; choose another "
+                "directory."
+            )
+        batches.set_state(notes["batches"])
+        return checkpoint.restore(found, state), notes
+    except checkpoint.DamagedError as error:
+        said = str(error).rstrip(".")
+        raise ValueError(f"{said}; delete it to resume from the checkpoint before it, or from the start.") from None
 
 
 def _save(directory: Path, graph: Graph, state: TrainState, notes: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ from qpsnn_jax.runtime.processes import is_process_zero, write_on_process_zero
 def write_metrics(directory: Path) -> Iterator[Hooks]:
     """Hooks that write ``metrics.jsonl`` into a directory, and with tensorboardX also ``tensorboard``.
 
-    When training resumes, the metrics after its last checkpoint are dropped. Only process 0 writes.
+    When training resumes, the metrics after its last checkpoint are dropped. Those before it that are lost, as after a
+    power cut, are missing from then on, with a warning. Only process 0 writes.
     """
     with ExitStack() as stack:
         writers: list[_Writer] = []
@@ -41,7 +43,7 @@ class _Writer:
         directory.mkdir(parents=True, exist_ok=True)
         self._path, self._step = directory / "metrics.jsonl", done
         kept = _kept_lines(self._path, done)
-        write_on_process_zero(self._path, "".join(line + "\n" for line in kept).encode())
+        write_on_process_zero(self._path, b"".join(line + b"\n" for line in kept))
         place = self._path if is_process_zero() else Path(os.devnull)
         self._file: TextIO = place.open("a", encoding="utf-8")
         self._board = _tensorboard(directory, done) if is_process_zero() else None
@@ -60,6 +62,8 @@ class _Writer:
     def flush(self) -> None:
         with naming(self._path):
             self._file.flush()
+            if is_process_zero():
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with naming(self._path):
@@ -68,20 +72,27 @@ class _Writer:
             self._board.close()
 
 
-def _kept_lines(path: Path, keep: int) -> list[str]:
-    """The lines of the first ``keep`` steps."""
-    if keep == 0:
-        return []
-    if not path.exists():
-        raise ValueError(f"{path} is missing, with the metrics of the first {keep} steps; start again in a new --out.")
-    try:
-        lines = path.read_bytes().decode().splitlines()[:keep]
-        steps = [json.loads(line)["step"] for line in lines]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        lines, steps = [], []
-    if steps != list(range(1, keep + 1)):
-        raise ValueError(f"{path} is damaged: it does not hold the steps 1 to {keep}; start again in a new --out.")
+def _kept_lines(path: Path, keep: int) -> list[bytes]:
+    """The lines of the first ``keep`` steps, as far as they are there."""
+    lines, last = [], 0
+    for line in path.read_bytes().splitlines() if keep and path.exists() else ():
+        step = _step_of(line)
+        if step is not None and last < step <= keep:
+            lines.append(line)
+            last = step
+    if len(lines) < keep and is_process_zero():
+        lost = f"{keep - len(lines):,} of the first {keep:,} steps"
+        warnings.warn(f"{path} has lost the metrics of {lost}; the training itself goes on as it was.", stacklevel=2)
     return lines
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step that a line is of; None if it is damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 def _tensorboard(directory: Path, step: int) -> Any:

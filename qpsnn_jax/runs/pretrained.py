@@ -1,5 +1,6 @@
 """The directory of a run of a pretrained network, so that its name stands wherever a run does."""
 
+import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from qpsnn_jax.runs.directory import save_network
 from qpsnn_jax.runs.records import StageResult, write_checked, write_result
 from qpsnn_jax.runs.report import aligned
 from qpsnn_jax.runtime.files import user_cache
+from qpsnn_jax.runtime.lock import directory_lock
+from qpsnn_jax.runtime.processes import fail_together, on_process_zero
 
 
 def find(path: Path) -> Path:
@@ -41,6 +44,34 @@ def find(path: Path) -> Path:
     return place
 
 
+def start_from(name: str, directory: Path) -> None:
+    """Write the directory of a new run whose pruned network is a pretrained one, unless a run is there already.
+
+    It is written beside, and renamed when it is whole, so that a program that is killed leaves nothing that is half a
+    run. Several processes of one run call this together.
+
+    Raises:
+        ValueError: there is no such network, or another program does the same at this moment.
+        OSError: the directory cannot be written.
+    """
+    directory = directory.absolute()
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    if _occupied(directory):
+        return
+    with directory_lock(unfinished):
+        made = unfinished / "run"
+        if not _occupied(directory):
+            on_process_zero(lambda: shutil.rmtree(made, ignore_errors=True))
+            write_run(name, made, ("quantized", "pruned"))
+            on_process_zero(lambda: made.rename(directory))
+        on_process_zero(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+
+
+@fail_together
+def _occupied(directory: Path) -> bool:
+    return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+
+
 def write_run(name: str, directory: Path, stages: Sequence[str]) -> None:
     """Write the directory of a run whose ``stages`` are complete and hold a pretrained network.
 
@@ -55,7 +86,7 @@ def write_run(name: str, directory: Path, stages: Sequence[str]) -> None:
     """
     packed, card = load_packed(packed_path(name)), cards()[name]
     graph, variables = pretrained(name)
-    directory.mkdir(parents=True)
+    on_process_zero(lambda: directory.mkdir(parents=True))
     origin = {key: packed.notes[key] for key in ("config", "versions")}
     write_checked(directory / "config.json", origin)
     for stage in stages:

@@ -28,14 +28,14 @@ from qpsnn_jax.pruning.rounds import pruning_rounds
 from qpsnn_jax.pruning.scoring import Scores
 from qpsnn_jax.pruning.settings import Pruning, parse_budget
 from qpsnn_jax.runs.config import Config, build_graph
-from qpsnn_jax.runs.directory import ACTIVITY, STAGES, load_network, read_stage, save_network
+from qpsnn_jax.runs.directory import ACTIVITY, load_network, read_stage, save_network
 from qpsnn_jax.runs.evaluation import Evaluation, evaluate, normalizer
 from qpsnn_jax.runs.hooks import Hooks, show_progress
 from qpsnn_jax.runs.loop import fit
 from qpsnn_jax.runs.metrics import write_metrics
-from qpsnn_jax.runs.programs import Teacher, distillation_by
 from qpsnn_jax.runs.records import Epoch, StageResult, measure, read_arrays, write_arrays, write_result
 from qpsnn_jax.runs.settings import RunSettings
+from qpsnn_jax.runs.teachers import check_teachers, load_teacher
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.sharding import data_mesh
 from qpsnn_jax.training.recalibration import recalibrate
@@ -82,8 +82,7 @@ def prepare_run(config: Config, directory: Path, data: DataSet, hooks: Sequence[
     find_criterion(config.prune.criterion)
     find_weight_criterion(config.prune.weight_criterion)
     prepare, graph = make_prepare(config.data, data), build_graph(config)
-    for name, before in (("train", ()), ("finetune", STAGES[:-1])):
-        _check_teacher(name, getattr(config, name), before, graph)
+    check_teachers(config, graph)
     return Run(directory, graph, data, prepare, config.data.workers, config.run, tuple(hooks))
 
 
@@ -198,7 +197,7 @@ def train_stage(
             prepare=run.prepare,
             run=settings,
             workers=run.workers,
-            teacher=_teacher(run, training, source),
+            teacher=load_teacher(run.directory, training, source),
             hooks=(metrics, shown, *run.hooks),
         )
     variables, result, seconds = done.variables, done.result, done.seconds
@@ -210,28 +209,6 @@ def train_stage(
         result = evaluate(graph, variables, run.data.test, run.data, precision=settings.precision)
         seconds += time.monotonic() - started
     return finish_stage(run, name, graph, variables, result, done.epochs, seconds, {})
-
-
-def _teacher(run: Run, training: Training, source: Path | None) -> Teacher | None:
-    if training.distill is None:
-        return None
-    if source is not None and training.distill == source.name:
-        return Teacher(*load_network(source))
-    own = training.distill in STAGES
-    return Teacher(*load_network(run.directory / training.distill if own else Path(training.distill)))
-
-
-def _check_teacher(name: str, training: Training, before: Sequence[str], graph: Graph) -> None:
-    """Check what can be checked before any training: all but the widths that pruning leaves."""
-    if training.distill is None:
-        return
-    if training.distill in set(STAGES) - set(before):
-        raise ValueError(f"{name}.distill names the stage {training.distill}, which comes only after it.")
-    try:
-        teacher = graph if training.distill in before else load_network(Path(training.distill))[0]
-        distillation_by(training, teacher).check(graph, widths=not before)
-    except ValueError as error:
-        raise ValueError(f"{name}.distill: {error}") from None
 
 
 def score_network(run: Run, pruning: Pruning, graph: Graph, variables: Variables) -> Scores:

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder ``step_N`` with ``arrays`` (Orbax, one array for each leaf, under its path in the tree) and
 ``meta.json``: the graph, the caller's notes, the dtype and shape of every array, and the CRC-32 of every file. It is
-written under a temporary name and renamed, so one without ``.tmp`` is complete. Processes save and restore together.
+written under a temporary name, flushed to the disk and renamed, so one without ``.tmp`` is complete, also after a power
+cut. Processes save and restore together.
 
 Orbax's own ``Checkpointer`` renames and deletes too, but commits before the checksums of its files can be written, and
 it has no checksums of the values of arrays: a changed byte is read as another weight.
@@ -31,9 +32,13 @@ from qpsnn_jax.runtime.logs import log_level
 from qpsnn_jax.runtime.naming import NotImportedError
 from qpsnn_jax.runtime.processes import is_process_zero, on_process_zero
 from qpsnn_jax.runtime.sharding import data_mesh, device_put, replicated
+from qpsnn_jax.training import files
 
 _KEPT = 2
-_ADVICE = "delete it to resume from an earlier one"
+
+
+class DamagedError(ValueError):
+    """A checkpoint cannot be read as it was written. Whoever asked for it knows the remedy."""
 
 
 class Checkpoint(NamedTuple):
@@ -82,7 +87,7 @@ def latest(directory: Path) -> Checkpoint | None:
     """The checkpoint with the highest step in a directory; None if there is none.
 
     Raises:
-        ValueError: its description is damaged.
+        DamagedError: its description is damaged.
     """
     steps = _steps(directory)
     return read(directory / f"step_{steps[-1]}") if steps else None
@@ -92,7 +97,8 @@ def read(path: Path) -> Checkpoint:
     """The description of the checkpoint in the folder ``path``.
 
     Raises:
-        ValueError: there is no checkpoint or its description is damaged.
+        DamagedError: its description is damaged.
+        ValueError: there is no checkpoint.
         NotImportedError: its graph has a node or a function that has not been imported.
     """
     try:
@@ -109,7 +115,7 @@ def read(path: Path) -> Checkpoint:
     except NotImportedError as error:
         raise NotImportedError(f"checkpoint {path} refers to code of your own: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
+        raise DamagedError(
             f"checkpoint {path} is damaged: its meta.json does not describe a network ({error})."
         ) from None
 
@@ -128,7 +134,8 @@ def restore(checkpoint: Checkpoint, like: Any, *, partial: bool = False) -> Any:
         The state that was saved, bit for bit.
 
     Raises:
-        ValueError: the arrays are damaged, or are not of the dtypes and shapes in ``like`` (another network's).
+        DamagedError: the arrays are damaged.
+        ValueError: they are not of the dtypes and shapes in ``like`` (another network's).
     """
     path, wanted = checkpoint.path, _described(like)
     # Before Orbax reads them, because its threads print their own tracebacks when something does not match.
@@ -139,9 +146,7 @@ def restore(checkpoint: Checkpoint, like: Any, *, partial: bool = False) -> Any:
     try:
         read = _read_arrays(path / "arrays", _by_name(like))
     except Exception as error:
-        raise ValueError(
-            f"checkpoint {path} cannot be read, it may be damaged ({_first_line(error)}); {_ADVICE}."
-        ) from None
+        raise DamagedError(f"checkpoint {path} cannot be read, it may be damaged ({_first_line(error)}).") from None
     return jax.tree.unflatten(jax.tree.structure(like), read.values())
 
 
@@ -241,15 +246,17 @@ def _make_anew(folder: Path) -> None:
 def _finish(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
     """Describe the arrays that are written, rename the folder, and delete older ones."""
     arrays = temporary / "arrays"
-    files = sorted(path for path in arrays.rglob("*") if path.is_file())
-    meta = meta | {"files": {path.relative_to(arrays).as_posix(): _file_checksum(path) for path in files}}
+    written = sorted(path for path in arrays.rglob("*") if path.is_file())
+    meta = meta | {"files": {path.relative_to(arrays).as_posix(): files.checksum(path) for path in written}}
     text = json.dumps(meta | {"crc32_meta": _checksum(meta)})
     (temporary / "meta.json").write_text(text, encoding="utf-8")
+    files.flush(temporary)
     replaced = final.with_name(f"{final.name}.old")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         os.replace(final, replaced)
     os.replace(temporary, final)
+    files.flush_name(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     for step in _steps(final.parent)[:-_KEPT]:
         shutil.rmtree(final.parent / f"step_{step}")
@@ -259,10 +266,8 @@ def _check_files(checkpoint: Checkpoint) -> None:
     """Files that do not belong to the checkpoint, for example those of a file manager, are ignored."""
     for name, expected in checkpoint.files.items():
         path = checkpoint.path / "arrays" / name
-        if not path.is_file() or _file_checksum(path) != expected:
-            raise ValueError(
-                f"checkpoint {checkpoint.path} is damaged: its files do not match their checksums; {_ADVICE}."
-            )
+        if not path.is_file() or files.checksum(path) != expected:
+            raise DamagedError(f"checkpoint {checkpoint.path} is damaged: its files do not match their checksums.")
 
 
 def _global(leaf: Any) -> Any:
@@ -280,14 +285,6 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _checksum(meta: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
-
-
-def _file_checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
 
 
 def _steps(directory: Path) -> list[int]:

@@ -65,3 +65,28 @@ def test_names_and_shapes_need_no_heavy_import():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split(maxsplit=1) == [str(len(SOURCES) - 1), "[]\n"]
+
+
+def careless(request):
+    return {}["images"]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (DataSource(careless, read), "describe of data set read fails with KeyError: 'images'."),
+        (DataSource(lambda request: None, read), "describe of data set read must return a qpsnn_jax.data.DataInfo"),
+        (STRIPES._replace(load=careless), "load of data set careless fails with KeyError: 'images'."),
+        (STRIPES._replace(load=lambda request: None), "must return a qpsnn_jax.data.DataSet, got NoneType."),
+    ],
+)
+def test_a_mistake_in_a_source_of_ones_own_is_a_sentence(source, words):
+    with pytest.raises(ValueError) as caught:
+        load(source)
+    assert words in str(caught.value)
+
+
+def test_an_error_in_a_source_of_the_package_is_not_hidden(monkeypatch):
+    monkeypatch.setitem(SOURCES, "digits", SOURCES["digits"]._replace(load=careless))
+    with pytest.raises(KeyError):
+        load("digits")

@@ -97,7 +97,7 @@ def test_a_set_is_what_it_says_of_itself(clothes):
     root, truth = clothes
     assert describe("fashion_mnist", DataRequest(root)) == DataInfo((7, 5, 1), 3)
     data = load("fashion_mnist", data_dir=root)
-    assert (data.name, data.class_names, data.resized) == ("fashion_mnist", ("shirt", "coat", "bag"), False)
+    assert (data.name, data.class_names) == ("fashion_mnist", ("shirt", "coat", "bag"))
     for arrays, pixels in zip((data.train, data.test), truth, strict=True):
         assert by_content(arrays) == {image.tobytes(): row % 3 for row, image in enumerate(pixels)}
     np.testing.assert_allclose(data.mean, [(truth[0] / 255).mean()], rtol=1e-12)
@@ -112,9 +112,9 @@ def test_a_set_is_what_it_says_of_itself(clothes):
 def test_pictures_of_any_size_become_squares(tmp_path):
     pixels = [images(1, (6 + row % 3, 9, 3), seed=row)[0] for row in range(TRAIN)]
     write(tmp_path, "flowers", {"image": (-1, -1, 3), "label": 3}, {"train": pairs(pixels)})
-    assert describe("flowers", DataRequest(tmp_path)) == DataInfo((32, 32, 3), 3, resizable=True)
+    assert describe("flowers", DataRequest(tmp_path)) == DataInfo((32, 32, 3), 3, resizable=True, split_by_seed=True)
     data = load("flowers", data_dir=tmp_path, size=6)
-    assert (data.shape, data.resized, data.class_names) == ((6, 6, 3), True, ())
+    assert (data.shape, data.class_names) == ((6, 6, 3), ())
     # A fifth of the only split is for testing.
     assert (len(data.train.labels), len(data.test.labels)) == (16, 4)
     whole = by_content(data.train) | by_content(data.test)
@@ -198,6 +198,6 @@ def test_the_real_cifar10_by_the_general_reader(tfds_dir, monkeypatch):
     monkeypatch.setattr(classification, "read_description", lambda *_: whole._replace(splits=("test", None)))
     data = prepared_set("cifar10", DataRequest(tfds_dir))
     names = "airplane automobile bird cat deer dog frog horse ship truck"
-    assert (data.class_names, data.shape, data.resized) == (tuple(names.split()), (32, 32, 3), False)
+    assert (data.class_names, data.shape) == (tuple(names.split()), (32, 32, 3))
     assert (len(data.train.labels), np.bincount(data.test.labels).tolist()) == (8000, [200] * 10)
     np.testing.assert_allclose(data.mean, (0.4942, 0.4851, 0.4504), atol=0.005)

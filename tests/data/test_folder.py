@@ -62,7 +62,7 @@ def refusal(root, **options):
 
 def test_a_folder_with_a_split_is_read_as_it_lies(split):
     data = load("folder", data_dir=split, size=SIDE)
-    assert (data.classes, data.class_names, data.shape, data.resized) == (2, ("ape", "cat"), (SIDE, SIDE, 3), True)
+    assert (data.classes, data.class_names, data.shape) == (2, ("ape", "cat"), (SIDE, SIDE, 3))
     # Written in the order cat, ape; labels follow the names.
     truth = {square(picture(seed)).tobytes(): int(seed < 5) for seed in range(9)}
     assert by_content(data.train) == truth
@@ -76,13 +76,30 @@ def test_a_folder_with_a_split_is_read_as_it_lies(split):
 
 
 def test_a_folder_without_a_split_is_split_by_seed(tmp_path):
-    root = write(tmp_path / "own", {"train": 10, "plane": 20})  # a class may be called train
+    root = write(tmp_path / "own", {"train": 30, "plane": 60, "few": 2})  # a class may be called train
     one, again, other = (load("folder", data_dir=root, size=SIDE, seed=seed) for seed in (0, 0, 1))
-    assert (len(one.train.labels), np.bincount(one.test.labels).tolist()) == (24, [4, 2])
+    few, planes, trains = np.bincount(one.test.labels)
+    assert few == 1
+    assert 6 <= planes <= 18
+    assert 3 <= trains <= 9
     np.testing.assert_array_equal(one.test.images, again.test.images)
     assert by_content(one.test) != by_content(other.test)
-    whole = {square(picture(seed)).tobytes(): int(seed < 10) for seed in range(30)}
+    label = {"few": 0, "plane": 1, "train": 2}
+    names = ["train"] * 30 + ["plane"] * 60 + ["few"] * 2
+    whole = {square(picture(seed)).tobytes(): label[name] for seed, name in enumerate(names)}
     assert by_content(one.train) | by_content(one.test) == whole
+    assert len(by_content(one.train)) + len(by_content(one.test)) == len(whole)
+
+
+def test_a_picture_that_is_added_moves_no_other(tmp_path):
+    root = write(tmp_path / "own", {"cat": 40, "dog": 40})
+    before = load("folder", data_dir=root, size=SIDE)
+    Image.fromarray(picture(500)).save(root / "cat" / "!.png")  # the first of all
+    root.rename(tmp_path / "moved")
+    after = load("folder", data_dir=tmp_path / "moved", size=SIDE)
+    assert len(after.train.labels) + len(after.test.labels) == 81
+    for part in ("train", "test"):
+        assert by_content(getattr(before, part)).items() <= by_content(getattr(after, part)).items()
 
 
 def test_grey_is_one_channel(split):
@@ -97,7 +114,13 @@ def test_grey_is_one_channel(split):
 def test_nothing_is_opened_to_describe_a_folder(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / "own" / name).mkdir(parents=True)
-    assert describe("folder", DataRequest(tmp_path / "own")) == DataInfo((32, 32, 3), 3, resizable=True)
+    assert describe("folder", DataRequest(tmp_path / "own")) == DataInfo(
+        (32, 32, 3), 3, resizable=True, split_by_seed=True
+    )
+
+
+def test_a_folder_with_a_split_is_not_split_by_seed(split):
+    assert not describe("folder", DataRequest(split)).split_by_seed
 
 
 def test_what_is_no_picture_of_the_folder_does_not_count(split, tmp_path):
@@ -244,3 +267,52 @@ def test_every_command_takes_a_folder(split, small_network, tmp_path, capsys):
     (moved / "test" / "cat").rename(moved / "test" / "bat")
     assert main(["evaluate", str(run), *data_dir]) == 2
     assert "was trained on the classes ape, cat; folder has ape, bat." in capsys.readouterr().err
+
+
+def test_every_stage_finds_pictures_that_were_moved(tmp_path, small_network):
+    root = write(tmp_path / "own", {"ape": 40, "cat": 40})
+    config = tmp_path / "own.py"
+    config.write_text(
+        "from qpsnn_jax import Config, DataSettings, NetworkSettings, Pruning, Training\n"
+        "train = Training(epochs=1, batch_size=16)\n"
+        f"config = Config(NetworkSettings({small_network!r}), DataSettings('folder', size=8), train,\n"
+        "    Pruning(ratios={'middle': 0.5}, score_batches=1, score_batch_size=16), train)\n"
+    )
+    run = str(tmp_path / "run")
+    assert main(["train", str(config), "--data.data_dir", str(root), "--out", run]) == 0
+    moved = str(root.rename(tmp_path / "moved"))
+    for command in ("score", "prune", "finetune"):
+        assert main([command, run]) == 2
+        assert main([command, run, "--data-dir", moved]) == 0
+
+
+def test_a_run_goes_on_with_the_data_that_it_started_with(tmp_path, small_network, capsys):
+    root = write(tmp_path / "own", {"ape": 40, "cat": 40})
+    config = tmp_path / "own.py"
+    config.write_text(
+        "from qpsnn_jax import Config, DataSettings, NetworkSettings, Training\n"
+        "train = Training(epochs=1, batch_size=16)\n"
+        f"config = Config(NetworkSettings({small_network!r}), DataSettings('folder', size=8), train, finetune=train)\n"
+    )
+    run = tmp_path / "run"
+    assert main(["train", str(config), "--data.data_dir", str(root), "--out", str(run)]) == 0
+    moved = root.rename(tmp_path / "moved")
+    again = ["train", str(config), "--data.data_dir", str(moved), "--out", str(run)]
+    of_run = [str(run), "--data-dir", str(moved)]
+    others = [["evaluate", *of_run], ["verify", *of_run, "--format", "packed"]]
+    for command in (again, *others):
+        assert main(command) == 0
+    exporting = ["export", *of_run, "--format", "packed", "--out", str(tmp_path / "own.qpsnn")]
+    trained = len(load("folder", data_dir=moved, size=8).train.labels)
+    numbers = iter(range(1000, 2000))
+    while len(load("folder", data_dir=moved, size=8).train.labels) == trained:
+        Image.fromarray(picture(next(numbers))).save(moved / "cat" / f"more{next(numbers)}.png")
+    capsys.readouterr()
+    for command in (again, *others, exporting):
+        assert main(command) == 2
+        assert f"{run} started with other data: " in capsys.readouterr().err
+    assert not (tmp_path / "own.qpsnn").exists()
+    assert main(["evaluate", *of_run, "--data", "folder"]) == 0  # named, they may be others
+    (run / "data.json").write_text("{}")
+    assert main(again) == 2
+    assert "data.json is damaged" in capsys.readouterr().err

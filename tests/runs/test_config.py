@@ -168,12 +168,59 @@ def test_a_part_of_another_kind_raises():
         (Config(NetworkSettings("no_such:net")), "'no_such:net' cannot be found (ModuleNotFoundError"),
         (Config(NetworkSettings("json:dumps")), "network json:dumps"),
         (Config(prune=Pruning("no_such:rule", budget="90kB")), "'no_such:rule' cannot be found"),
+        (
+            Config(data=DataSettings("digits", autoaugment=True), prune=Pruning(ratios={})),
+            "autoaugment must be off for images that have not 3 channels but 1, got True.",
+        ),
+        (
+            Config(
+                NetworkSettings("vggsnn", timesteps=5),
+                DataSettings("nmnist"),
+                Training(timesteps_schedule="3:0.5,5"),
+            ),
+            "train.timesteps_schedule: 5 frames cannot be merged equally into 3; choose a divisor of 5.",
+        ),
+        (
+            Config(NetworkSettings("mobilenet"), prune=Pruning(ratios={"head": 0.5}, budget="0.1kB")),
+            "a budget of 100 bytes cannot be met",
+        ),
     ],
 )
 def test_parts_that_do_not_go_together_raise(config, message):
     with pytest.raises(ValueError) as caught:
         check_config(config)
     assert message in str(caught.value)
+
+
+def test_ratios_play_no_part_under_a_budget():
+    digits = PRESETS["digits"].config
+    network = dataclasses.replace(digits.network, name="mobilenet")
+    check_config(dataclasses.replace(digits, network=network, prune=dataclasses.replace(digits.prune, budget="30kB")))
+
+
+def mistaken(**options):
+    return options["layers"]
+
+
+def divided(**options):
+    return options["classes"] / 0
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (mistaken, "fails with KeyError: 'layers'."),
+        (divided, "fails with ZeroDivisionError: division by zero."),
+        (lambda **options: [][1], "fails with IndexError"),
+        (lambda **options: None.nodes, "fails with AttributeError"),
+    ],
+)
+def test_a_mistake_in_a_network_of_ones_own_is_a_sentence(function, words, monkeypatch):
+    monkeypatch.setitem(globals(), "mistaken", function)
+    with pytest.raises(ValueError) as caught:
+        build_graph(Config(NetworkSettings(f"{__name__}:mistaken")))
+    assert str(caught.value).startswith(f"network {__name__}:mistaken fails with ")
+    assert words in str(caught.value)
 
 
 def test_the_graph_follows_the_settings():
@@ -224,7 +271,7 @@ def test_the_augmentation_follows_the_settings():
     plain = normalize(data.train.images, data.mean, data.std)
     np.testing.assert_array_equal(make_prepare(DataSettings(), data)(key, data.train.images), plain)
     everything = DataSettings(crop_padding=1, flip=True, autoaugment=True, cutout=2, degrees=3, scale=0.1, translate=1)
-    assert augmentation(everything, frames=False) == Augmentation(
+    assert augmentation(everything, frames=False, channels=3) == Augmentation(
         crop_padding=1, flip=True, autoaugment=True, cutout=2, degrees=3.0, scale=0.1, translate=1.0
     )
 

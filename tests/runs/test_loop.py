@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -25,7 +26,7 @@ from qpsnn_jax.model.nodes import Dense, Flatten
 from qpsnn_jax.model.settings import NetworkSettings
 from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.numerics.normalization import normalize
-from qpsnn_jax.runs import loop, programs
+from qpsnn_jax.runs import loop, metrics, programs
 from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runs.hooks import Hooks, show_progress
@@ -236,25 +237,57 @@ def test_checkpoints_within_epochs_are_so_many_steps_apart(plan, whole, tmp_path
     same(trained.variables, whole[0].variables)
 
 
-def test_what_is_missing_or_damaged_raises(plan, whole, tmp_path):
-    def assert_raises(place, match):
-        before = sorted(path.name for path in place.iterdir())
-        with pytest.raises(ValueError, match=match):
-            fitted(plan, place)
-        assert sorted(path.name for path in place.iterdir()) == before
+@pytest.mark.parametrize("left", [None, 0, 4, 9, [*range(5), *range(7, 10)]])
+def test_metrics_that_a_power_cut_has_lost_stay_lost(plan, whole, tmp_path, left):
+    """The checkpoint is whole, so that the training goes on, also where a line is damaged."""
+    interrupt_in_the_fourth_epoch(plan, tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    kept = path.read_bytes().splitlines()[:10]
+    path.unlink()
+    chosen = [] if left is None else [kept[i] for i in (range(left) if isinstance(left, int) else left)]
+    if left is not None:
+        path.write_bytes(b"\n".join([*chosen, b"\xff{", b"[" * 100_000, b"3", b'{"step": "5"}', kept[9][:5]]))
+    with pytest.warns(UserWarning, match=f"has lost the metrics of {10 - len(chosen)} of the first 10 steps"):
+        trained = fitted(plan, tmp_path)
+    same(trained.variables, whole[0].variables)
+    expected = lines(whole[1])
+    assert lines(tmp_path) == [json.loads(line) for line in chosen] + expected[10:]
 
-    missing, damaged, shorter, foreign = (shutil.copytree(whole[1], tmp_path / name) for name in "abcd")
-    (missing / "metrics.jsonl").unlink()
-    assert_raises(missing, "metrics.jsonl is missing")
-    for place, lines in ((damaged, ['{"step": 1}', "x"]), (shorter, ['{"step": 1}'])):
-        (place / "metrics.jsonl").write_text("\n".join(lines))
-        assert_raises(place, "metrics.jsonl is damaged: it does not hold the steps 1 to 25")
+
+def test_metrics_are_on_the_disk_before_a_checkpoint(plan, tmp_path, monkeypatch):
+    """Else a checkpoint could survive a power cut without them."""
+    flushed = []
+    real = metrics.os.fsync
+    monkeypatch.setattr(
+        metrics.os, "fsync", lambda number: (flushed.append(os.readlink(f"/proc/self/fd/{number}")), real(number))
+    )
+    saved = []
+    monkeypatch.setattr(loop.checkpoint, "save", lambda *_: saved.append(f"{tmp_path / 'metrics.jsonl'}" in flushed))
+    fitted(plan, tmp_path)
+    assert saved == [True] * 3
+
+
+def test_a_damaged_checkpoint_can_be_deleted(plan, whole, tmp_path):
+    copy = shutil.copytree(whole[1], tmp_path / "copy")
+    for left in ("step_20", None):
+        (newest := sorted(copy.glob("step_*"))[-1]).joinpath("meta.json").write_text("{")
+        with pytest.raises(ValueError, match="delete it to resume from the checkpoint before it, or from the start"):
+            fitted(plan, copy)
+        shutil.rmtree(newest)
+        assert steps_saved(copy) == ([left] if left else [])
+    same(fitted(plan, copy).variables, whole[0].variables)
+
+
+def test_a_checkpoint_of_another_training_raises(plan, whole, tmp_path):
+    foreign = shutil.copytree(whole[1], tmp_path / "foreign")
     found = checkpoint.latest(foreign)
     assert found is not None
-    graph = plan.graph
     notes = {name: value for name, value in found.notes.items() if name != "batches"}
-    checkpoint.save(foreign, 30, graph, whole[0].variables, notes)
-    assert_raises(foreign, "step_30 was not written by this training")
+    checkpoint.save(foreign, 30, plan.graph, whole[0].variables, notes)
+    before = sorted(path.name for path in foreign.iterdir())
+    with pytest.raises(ValueError, match="step_30 was not written by this training"):
+        fitted(plan, foreign)
+    assert sorted(path.name for path in foreign.iterdir()) == before
 
 
 def test_the_seed_decides(small_network, tmp_path):

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SHARED
+from forked import Forked
+from small_runs import contents
 
 from experiments.publish import publish
 from qpsnn_jax import fold, load_network, load_packed, pretrained
@@ -15,6 +18,7 @@ from qpsnn_jax.export import pretrained as package
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.pretrained import Card, cards, names, packed_path
 from qpsnn_jax.runs import pretrained as runs
+from qpsnn_jax.runs.cli.joining import join
 from qpsnn_jax.runs.cli.main import main
 
 _PLACES = {"digits": None, "cifar10": SHARED / "data" / "tfds", "nmnist": SHARED / "data" / "nmnist"}
@@ -95,11 +99,77 @@ def test_training_goes_on_from_a_pretrained_network(published, tmp_path, capsys)
     assert "--out is for a pretrained network" in capsys.readouterr().err
 
 
+def test_a_start_that_is_killed_leaves_no_half_run(published, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "more"
+    with monkeypatch.context() as patched:
+        real = runs.write_result
+
+        def killed(path, *_, **__):
+            real(path, *_, **__)
+            raise KeyboardInterrupt
+
+        patched.setattr(runs, "write_result", killed)
+        assert main(["finetune", "tiny", "--out", str(out)]) == 130
+    assert not out.exists()
+    out.mkdir()  # an empty one is as good as none
+    runs.start_from("tiny", out)
+    assert {path.name for path in out.iterdir()} == {"config.json", "quantized", "pruned"}
+    before = contents(out)
+    runs.start_from("tiny", out)
+    assert contents(out) == before
+    assert not list(tmp_path.glob(".*unfinished"))
+
+
+def begun(arguments):
+    out, number, place = arguments
+    join("2", int(number), place)
+    runs.start_from("digits-43kb", Path(out))
+    return 0
+
+
+def test_several_processes_start_from_one_network(tmp_path):
+    out, place = tmp_path / "more", f"localhost:{free_port()}"
+    pair = [Forked([str(out), str(number), place], begun) for number in range(2)]
+    for process in pair:
+        process.ended(0)
+    graph, _ = load_network(out / "pruned")
+    assert graph == pretrained("digits-43kb")[0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def test_bits_are_chosen_for_a_name(published, capsys):
+    assert main(["bits", "tiny", "--budget", "1MB"]) == 0
+    found = capsys.readouterr().out
+    assert "--network.layer_bits" in found
+
+
 def test_a_wrong_name_is_answered_with_the_right_ones(published, capsys, monkeypatch, tmp_path):
     assert main(["pretrained", "tinny"]) == 2
     assert "there is no pretrained network 'tinny'; did you mean tiny?" in capsys.readouterr().err
     with pytest.raises(ValueError, match="there are tiny"):
         pretrained("resnet")
+    with pytest.raises(
+        ValueError, match=r"no pretrained network 'my.qpsnn' \(load_packed and unfold read a packed file"
+    ):
+        pretrained("my.qpsnn")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "my.qpsnn").touch()
+    for words, message in (
+        (["infer", "tinny", "image.png"], "there is no pretrained network 'tinny'; did you mean tiny?"),
+        (
+            ["infer", str(tmp_path / "run"), "image.png"],
+            "run is a directory; write its packed file first: qpsnn export",
+        ),
+        (["evaluate", "tinny"], "tinny does not exist; did you mean the pretrained network tiny?"),
+        (["evaluate", str(tmp_path / "my.qpsnn")], "my.qpsnn is a file; give the directory of a run"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("pathlib.Path.expanduser", _no_home)

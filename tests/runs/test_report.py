@@ -69,6 +69,7 @@ def test_nothing_temporary_is_left(small_run):
     assert {path.name for path in small_run.iterdir()} == {
         ".lock",
         "config.json",
+        "data.json",
         *DONE,
         "plots",
         "report.json",

@@ -359,8 +359,13 @@ def test_a_corrupted_checkpoint_raises(small_config, copy, capsys):
     shutil.rmtree(copy / "pruned")
     before = contents(copy)
     for command in (["evaluate", copy / "quantized"], ["prune", copy], ["run", small_config, "--out", copy]):
-        failed(capsys, command, "damaged")
+        failed(
+            capsys, command, f"damaged: its files do not match their checksums; delete the folder {copy}/quantized to"
+        )
     assert contents(copy) == before
+    shutil.rmtree(copy / "quantized")
+    assert main(["run", str(small_config), "--out", str(copy)]) == 0
+    assert main(["evaluate", str(copy / "quantized")]) == 0
 
 
 def test_a_loss_that_is_not_finite_ends_with_status_1(small_config, tmp_path, capsys):
@@ -483,8 +488,8 @@ def test_a_teacher_that_does_not_fit_is_told_before_training(small_config, small
     out = ["--out", tmp_path / "none"]
     words = ["run", small_config, *out, "--finetune.distill"]
     failed(capsys, [*words, tmp_path / "absent"], "finetune.distill: ")
-    failed(capsys, [*words, "finetuned"], "finetune.distill names the stage finetuned, which comes only after it")
-    failed(capsys, ["train", small_config, *out, "--train.distill", "quantized"], "train.distill names the stage")
+    failed(capsys, [*words, "finetuned"], "finetune.distill: the stage finetuned comes only after this training")
+    failed(capsys, ["train", small_config, *out, "--train.distill", "quantized"], "train.distill: the stage quantized")
     failed(capsys, [*words, small_run, "--network.timesteps", "3"], "the time steps of the teacher must be those of")
     for teacher in ("quantized", small_run):
         wrong = [*words, teacher, "--finetune.distill_membranes", "lif9=1"]
@@ -496,3 +501,55 @@ def test_a_teacher_that_does_not_fit_is_told_before_training(small_config, small
     finetuning = dataclasses.replace(config.finetune, distill=str(small_run), distill_membranes={"lif1": 1.0})
     stages.prepare_run(dataclasses.replace(config, finetune=finetuning), tmp_path / "none", load_data(config))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("masked", {}, "there is no stage masked without masks in every round"),
+        ("masked", {"n_of_m": "2:4", "ratios": {}, "rounds": 2}, "there is no stage masked without masks in every"),
+        ("masked", {"sparsity": 0.5, "rounds": 2}, None),
+        ("masked", {"n_of_m": "2:4", "ratios": {}}, None),
+        ("recalibrated", {"recalibrate": "never"}, "the stage recalibrated needs prune.recalibrate always, got never"),
+        ("recalibrated", {"recalibrate": "auto"}, "the stage recalibrated needs prune.recalibrate always, got auto"),
+        ("recalibrated", {"recalibrate": "always"}, None),
+    ],
+)
+def test_a_teacher_that_will_never_exist_is_told_before_training(small_config, tmp_path, stage, changes, message):
+    config = load_config(small_config)
+    finetuning = dataclasses.replace(config.finetune, distill=stage)
+    config = dataclasses.replace(config, prune=dataclasses.replace(config.prune, **changes), finetune=finetuning)
+    data = load_data(config)
+    if message is None:
+        stages.prepare_run(config, tmp_path, data)
+    else:
+        with pytest.raises(ValueError, match=f"finetune.distill: {message}"):
+            stages.prepare_run(config, tmp_path, data)
+
+
+def test_a_teacher_that_knows_the_test_images_is_refused(small_config, small_run, tmp_path, capsys):
+    words = ["run", small_config, "--out", tmp_path / "none", "--finetune.distill"]
+    failed(capsys, [*words, small_run, "--run.seed", "1"], "has run.seed 0 and so was trained on test images of this")
+    failed(capsys, [*words, small_run / "quantized", "--run.seed", "1"], "choose a teacher of run.seed 1.")
+    config = load_config(small_config)
+    other = tmp_path / "other"
+    make_run(other, dataclasses.replace(config, data=dataclasses.replace(config.data, name="fashion_mnist")))
+    failed(capsys, [*words, other], "was trained on fashion_mnist, and this run has digits")
+
+
+def test_the_controls_are_checked_before_training(small_config, small_run, tmp_path, capsys):
+    words = ["run", small_config, "--out", tmp_path / "none", "--compare", "--train.distill", small_run / "quantized"]
+    failed(capsys, [*words, "--train.distill_membranes", "lif1=1"], "leave out one.")
+    budget = ["--prune.budget", "2kB"]
+    failed(capsys, [*words, "--train.distill_membranes", "lif1=1", *budget], "which are not known under a prune.budget")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_report_does_not_wait_for_the_controls(small_config, copy, capsys, monkeypatch):
+    def fail(*_):
+        raise ValueError("no control")
+
+    monkeypatch.setattr("qpsnn_jax.runs.controls.run_controls", fail)
+    (copy / "report.md").unlink()
+    failed(capsys, ["run", small_config, "--out", copy, "--compare"], "no control")
+    assert (copy / "report.md").exists()

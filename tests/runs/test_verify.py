@@ -18,7 +18,7 @@ import qpsnn_jax.runs.exported
 from qpsnn_jax.data import DataSet, load
 from qpsnn_jax.data.dataset import Arrays
 from qpsnn_jax.export import agreement
-from qpsnn_jax.export.images import classify
+from qpsnn_jax.export.images import classify, read_pixels
 from qpsnn_jax.export.integer_network import IntegerNetwork
 from qpsnn_jax.export.packed.file import load_packed, write_packed
 from qpsnn_jax.model.costs import cost
@@ -32,8 +32,9 @@ from qpsnn_jax.runs import plots, verify, verify_c
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.directory import load_network, read_config, read_stage
 from qpsnn_jax.runs.evaluation import sensitivity_batches
-from qpsnn_jax.runs.exported import Exported
+from qpsnn_jax.runs.exported import Exported, read_run
 from qpsnn_jax.runs.loading import load_data
+from qpsnn_jax.runs.records import write_result
 from qpsnn_jax.runs.report import write_report
 
 
@@ -215,19 +216,33 @@ def test_infer_classifies_a_folder(exported, tmp_path, capsys):
     np.testing.assert_allclose(currents, expected.max(-1) * network.readout.unit, atol=1e-3)
 
 
+def test_infer_takes_the_middle_square_of_a_picture_of_any_size(exported, tmp_path, capsys):
+    folded = load_packed(exported).folded
+    for size in ((48, 32), (8, 8), (3, 5)):
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, size[::-1], np.uint8))
+        picture.save(tmp_path / "a.png")
+        assert main(["infer", str(exported), str(tmp_path / "a.png")]) == 0
+        side, (w, h) = min(size), size
+        left, top = (w - side) // 2, (h - side) // 2
+        square = picture.crop((left, top, left + side, top + side)).resize((8, 8), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(read_pixels(folded, tmp_path / "a.png")[..., 0], np.asarray(square))
+    capsys.readouterr()
+
+
 def test_infer_raises_for_what_does_not_fit(exported, tmp_path, capsys):
-    empty, text, large, floating = (tmp_path / name for name in ("empty", "text.png", "large.png", "floating.npy"))
+    names = ("empty", "text.png", "picture.tiff", "floating.npy")
+    empty, text, foreign, floating = (tmp_path / name for name in names)
     empty.mkdir()
-    text.write_text("no image")
-    Image.new("L", (9, 8)).save(large)
+    for path in (text, foreign):
+        path.write_text("no image")
     np.save(floating, np.zeros((8, 8, 1)))
     for path, message in (
         (empty, "holds no images"),
         (text, "is not a picture in one of the formats PNG, JPEG, BMP, GIF, WEBP."),
-        (large, "has 8 rows and 9 columns, and must have 8 and 8"),
         (floating, "holds float64 (8, 8, 1)"),
         (tmp_path / "absent.png", "absent.png: No such file or directory"),
-        (tmp_path / "picture.tiff", "picture.tiff is not an image: its name must end in one of .png, "),
+        (tmp_path / "absent", "absent: No such file or directory"),
+        (foreign, "picture.tiff is not an image: its name must end in one of .png, "),
     ):
         assert main(["infer", str(exported), str(path)]) == 2
         error = capsys.readouterr().err
@@ -298,6 +313,9 @@ def test_evaluation_with_early_exit_is_a_second_table(small_run, capsys):
     assert left[1:3] == [f"{100 * (guesses == data.test.labels).mean():.2f} %", f"{2 - clear.mean():.2f}"]
     assert main(["evaluate", str(small_run), "--early_exit", "-1"]) == 2
     assert "is not in the range x>=0" in capsys.readouterr().err
+    for command in (["evaluate", str(small_run)], ["verify", str(small_run), "--format", "c"]):
+        assert main([*command, "--early-exit", "nan"]) == 2
+        assert "the threshold of early exit must be a finite number, got nan." in capsys.readouterr().err
 
 
 def test_bits_under_a_budget_are_printed_as_a_setting(small_run, capsys):
@@ -312,3 +330,26 @@ def test_bits_under_a_budget_are_printed_as_a_setting(small_run, capsys):
     assert [cell.strip() for cell in table[0].split("|")[1:-1]][-2:] == ["8 bits", "chosen"]
     assert main(["bits", str(small_run), "--budget", "3MSOPs"]) == 2
     assert "bits needs a run and a budget of bytes such as 20kB" in capsys.readouterr().err
+
+
+def test_an_export_names_the_accuracy_of_its_own_network(small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    for place, source, accuracy in (
+        ("rounds/1/finetuned", "finetuned", 0.25),
+        ("controls/scratch/quantized", "quantized", 0.5),
+    ):
+        shutil.copytree(run / source, run / place)
+        result = read_stage(run, source)
+        assert result is not None
+        write_result(run / place / "stage.json", dataclasses.replace(result, accuracy_last=accuracy))
+    own = read_stage(run, "finetuned")
+    assert own is not None
+    for path, stage, accuracy in (
+        ("", "finetuned", own.accuracy_last),
+        ("finetuned/final", "finetuned", own.accuracy_last),
+        ("rounds/1", "rounds/1/finetuned", 0.25),
+        ("rounds/1/finetuned", "rounds/1/finetuned", 0.25),
+        ("controls/scratch/quantized/final/step_0", "controls/scratch/quantized", 0.5),
+    ):
+        notes = read_run(run / path, test_examples=10).notes
+        assert (notes["stage"], notes["accuracy"]) == (stage, accuracy)

@@ -1,6 +1,7 @@
 """Checkpoints are restored bit for bit or raise."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -101,6 +102,27 @@ def test_a_name_appears_only_when_the_checkpoint_is_whole(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path, 1, GRAPH, {"x": jnp.arange(3)}, NOTES)
     assert checkpoint.latest(tmp_path) is None
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, real = [], checkpoint.os.replace
+    sync = os.fsync
+
+    def synced(number):
+        flushed.append(os.readlink(f"/proc/self/fd/{number}"))
+        sync(number)
+
+    def replaced(source, target):
+        inside = {str(path) for path in (source, *source.rglob("*"))}
+        assert inside <= set(flushed)
+        assert f"{source}/meta.json" in inside
+        real(source, target)
+        flushed.clear()
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(checkpoint.os, "replace", replaced)
+    checkpoint.save(tmp_path, 1, GRAPH, {"x": jnp.arange(3)}, NOTES)
+    assert flushed == [str(tmp_path)]
 
 
 def test_saving_a_step_again_replaces_it(copy):

@@ -54,10 +54,11 @@ def describe_prepared(name: str, request: DataRequest) -> DataInfo:
     """
     found = read_description(name, request.data_dir)
     height, width, channels = found.shape
+    by_seed = found.splits[1] is None
     if height is not None and width is not None:
-        return DataInfo((height, width, channels), found.classes)
+        return DataInfo((height, width, channels), found.classes, split_by_seed=by_seed)
     side = _USUAL if request.size is None else request.size
-    return DataInfo((side, side, channels), found.classes, resizable=True)
+    return DataInfo((side, side, channels), found.classes, resizable=True, split_by_seed=by_seed)
 
 
 def prepared_set(name: str, request: DataRequest) -> DataSet:
@@ -101,7 +102,6 @@ def prepared_set(name: str, request: DataRequest) -> DataSet:
         mean=mean,
         std=std,
         class_names=found.class_names,
-        resized=info.resizable,
     )
 
 

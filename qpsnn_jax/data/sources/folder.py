@@ -4,6 +4,7 @@ Classes are named by their folders and numbered in the order of the names. Every
 square and resized. All are decoded once (:mod:`qpsnn_jax.data.decoded`).
 """
 
+import hashlib
 import unicodedata
 from os import PathLike
 from pathlib import Path
@@ -44,19 +45,20 @@ def describe_folder(request: DataRequest) -> DataInfo:
         ValueError: the folder is missing or has fewer than two classes.
     """
     root = _root(request.data_dir)
-    names = _class_folders(root / "train" if _has_split(root) else root)
+    split = _has_split(root)
+    names = _class_folders(root / "train" if split else root)
     side = _USUAL if request.size is None else request.size
-    return DataInfo((side, side, 1 if request.grey else 3), len(names), resizable=True)
+    return DataInfo((side, side, 1 if request.grey else 3), len(names), resizable=True, split_by_seed=not split)
 
 
 def folder(request: DataRequest) -> DataSet:
     """Your own pictures as a data set; of each the central square, resized.
 
     Args:
-        request: its folder holds ``train/CLASS/*`` and ``test/CLASS/*``, or ``CLASS/*``, of which a fifth of each
-            class, to within two pictures, is the test set, drawn by the seed. Its size is the side of the pictures, 32
-            by default; ``grey`` reads them with one channel instead of three. Hidden files, files of other types
-            and anything but regular files and links are ignored.
+        request: its folder holds ``train/CLASS/*`` and ``test/CLASS/*``, or ``CLASS/*``, of which about a fifth of each
+            class is the test set, drawn by the seed and the names of class and file, so that a picture that is added
+            moves no other. Its size is the side of the pictures, 32 by default; ``grey`` reads them with one channel
+            instead of three. Hidden files, files of other types and anything but regular files and links are ignored.
 
     Returns:
         Images uint8 ``n h w c``, in memory up to 1 GiB; mean and std are those of the whole training set.
@@ -68,7 +70,10 @@ def folder(request: DataRequest) -> DataSet:
     """
     found = list_pictures(request.data_dir)
     shape = describe_folder(request).shape
-    train, test = split_rows(found.labels, found.train_rows, request.seed, found.class_names)
+    if found.train_rows is None:
+        train, test = _split_by_name(found, request.seed)
+    else:
+        train, test = split_rows(found.labels, found.train_rows, request.seed, found.class_names)
 
     def read(row: int) -> np.ndarray:
         return read_square(found.paths[row], shape[2], shape[0])
@@ -85,7 +90,6 @@ def folder(request: DataRequest) -> DataSet:
         mean=mean,
         std=std,
         class_names=found.class_names,
-        resized=True,
     )
 
 
@@ -126,8 +130,37 @@ def split_rows(
     order = balanced_order(labels, seed)
     train, test = np.split(order, [len(order) - max(1, len(order) // _TEST_SHARE)])
     if missing := set(labels.tolist()) - set(labels[train].tolist()):
-        raise ValueError(f"class {class_names[min(missing)]} has too few pictures to be split by seed.")
+        raise _too_few(class_names[min(missing)])
     return train, test
+
+
+def _split_by_name(found: Pictures, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`split_rows` of a folder without a split. Each picture is drawn by itself.
+
+    Were the rows drawn, a picture that is added would move others, and a run that goes on, or is evaluated, would test
+    on images that it was trained on.
+    """
+    numbers = np.asarray([_drawn(seed, found.class_names[label], path) for path, label in zip(*found[:2], strict=True)])
+    tested = numbers < 1 / _TEST_SHARE
+    for label, name in enumerate(found.class_names):
+        rows = np.flatnonzero(found.labels == label)
+        if len(rows) < 2:
+            raise _too_few(name)
+        order = rows[np.argsort(numbers[rows], kind="stable")]
+        tested[order[0]], tested[order[-1]] = True, False
+    train, test = np.flatnonzero(~tested), np.flatnonzero(tested)
+    return train[balanced_order(found.labels[train], seed)], test[balanced_order(found.labels[test], seed)]
+
+
+def _drawn(seed: int, class_name: str, path: Path) -> float:
+    """A number in [0, 1) that depends on the seed and on the names of the class and of the file alone."""
+    text = f"{seed}/{class_name}/{unicodedata.normalize('NFC', path.name)}"
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def _too_few(class_name: str) -> ValueError:
+    return ValueError(f"class {class_name} has too few pictures to be split by seed; add some.")
 
 
 def _root(data_dir: str | PathLike[str] | None) -> Path:

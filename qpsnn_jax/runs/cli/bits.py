@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from qpsnn_jax.runs.cli.importing import importing
+from qpsnn_jax.runs.cli.places import NETWORK
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("path", type=NETWORK, metavar="RUN|NAME")
 @click.option("--budget", required=True, metavar="SIZE", help="bytes of the network, such as 20kB")
 @click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")
 @importing

@@ -10,6 +10,7 @@ import click
 
 from qpsnn_jax.runs.cli.flags import ConfigCommand, chosen
 from qpsnn_jax.runs.cli.importing import importing
+from qpsnn_jax.runs.cli.margins import MARGIN
 from qpsnn_jax.runs.cli.places import NETWORK
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _FILE = click.argument("file", type=_PATH, metavar="FILE")
 @click.option("--test-examples", type=int, help="how many test images (default: as in the run)")
 @click.option(
     "--early-exit",
-    type=click.FloatRange(0),
+    type=MARGIN,
     metavar="MARGIN",
     help="leave at the first step at which the largest accumulated output exceeds the second by so much",
 )
@@ -38,6 +39,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy and cost of a run, one of its stages, an imported network, or a pretrained one by name."""
     from qpsnn_jax.runs.config import build_graph
+    from qpsnn_jax.runs.data_record import check_data
     from qpsnn_jax.runs.directory import load_network, read_config, run_of
     from qpsnn_jax.runs.evaluation import ExitEvaluation, evaluate, evaluate_early_exit
     from qpsnn_jax.runs.loading import check_fits, load_test_data
@@ -51,6 +53,8 @@ def evaluate(
         raise ValueError(f"{path} does not belong to a run; name a data set with --data.")
     found = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
     check_fits(path, graph, found)
+    if run is not None and data is None:
+        check_data(run, found, train=False, test=test_examples is None)
     started = time.monotonic()
     precision = config.run.precision if config else "auto"
     result = evaluate(graph, variables, found.test, found, precision=precision)
@@ -75,7 +79,7 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
     from qpsnn_jax.runs.report import cost_table
 
     activity, masks, note, place = None, None, "", _place(config)
-    if place.is_dir():
+    if place is not None:
         if pruned or changes:
             word = "pruned" if pruned else next(iter(changes))
             raise ValueError(f"{place} holds a finished network, so --{word} cannot be set.")
@@ -147,11 +151,15 @@ def pretrained(name: str | None) -> None:
 COMMANDS = (evaluate, cost, pretrained, import_torch, import_nir)
 
 
-def _place(config: str) -> Path:
-    """What ``qpsnn cost`` names: a preset is never a path."""
+def _place(config: str) -> Path | None:
+    """The directory that ``qpsnn cost`` names; None for a preset, which is never a path, and for a config file."""
+    from qpsnn_jax.export.pretrained import names
     from qpsnn_jax.runs.presets import PRESETS
 
-    return Path(config) if config in PRESETS else NETWORK.convert(config, None, None)
+    named = Path(config).exists() or config in names()
+    if config in PRESETS or config.endswith(".py") or not named:
+        return None
+    return NETWORK.convert(config, None, None)
 
 
 def _check_new(out: Path) -> None:

@@ -1,0 +1,80 @@
+"""Teachers of a run's trainings: a stage of the run itself, or any other network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.pruning.settings import Pruning
+from qpsnn_jax.runs.config import Config, describe_data
+from qpsnn_jax.runs.directory import STAGES, load_network, parse_config, run_of
+from qpsnn_jax.runs.programs import Teacher, distillation_by
+from qpsnn_jax.training.settings import Training
+
+
+def load_teacher(directory: Path, training: Training, source: Path | None) -> Teacher | None:
+    """The network that ``training.distill`` names; None if it names none.
+
+    Args:
+        directory: of the run.
+        training: whose teacher.
+        source: the stage that holds the trained network where it is not in ``directory``.
+
+    Raises:
+        ValueError: it is not complete, or damaged.
+    """
+    if training.distill is None:
+        return None
+    if source is not None and training.distill == source.name:
+        return Teacher(*load_network(source))
+    own = training.distill in STAGES
+    return Teacher(*load_network(directory / training.distill if own else Path(training.distill)))
+
+
+def check_teachers(config: Config, graph: Graph) -> None:
+    """Check what can be checked before any training: all but the widths that pruning leaves.
+
+    Raises:
+        ValueError: a teacher does not fit the network, never exists, or was trained on other data.
+    """
+    for name, before in (("train", ()), ("finetune", STAGES[:-1])):
+        training = getattr(config, name)
+        if training.distill is None:
+            continue
+        try:
+            if training.distill in STAGES:
+                _check_stage(training.distill, before, config.prune)
+                teacher = graph
+            else:
+                _check_data(run_of(Path(training.distill)), config)
+                teacher = load_network(Path(training.distill))[0]
+            distillation_by(training, teacher).check(graph, widths=not before)
+        except ValueError as error:
+            raise ValueError(f"{name}.distill: {error}") from None
+
+
+def _check_stage(stage: str, before: Sequence[str], pruning: Pruning) -> None:
+    """Check that every fine-tuning will find the stage, which not every run, and not every round of it, has."""
+    if stage not in before:
+        raise ValueError(f"the stage {stage} comes only after this training; choose an earlier one or another network.")
+    if stage == "masked" and not (pruning.masks and (pruning.sparsity is not None or pruning.rounds == 1)):
+        raise ValueError("there is no stage masked without masks in every round of pruning; set prune.sparsity.")
+    if stage == "recalibrated" and pruning.recalibrate != "always":
+        raise ValueError(
+            f"the stage recalibrated needs prune.recalibrate always, got {pruning.recalibrate}: it may not exist."
+        )
+
+
+def _check_data(run: Path | None, config: Config) -> None:
+    """Check that the teacher's run trained on none of the test images of this one."""
+    if run is None:
+        return
+    theirs = parse_config(run)
+    if theirs.data.name != config.data.name:
+        raise ValueError(
+            f"{run} was trained on {theirs.data.name}, and this run has {config.data.name}; choose a teacher of that."
+        )
+    if describe_data(config).split_by_seed and theirs.run.seed != config.run.seed:
+        raise ValueError(
+            f"{run} has run.seed {theirs.run.seed} and so was trained on test images of this run, because the seed "
+            f"splits {config.data.name}; choose a teacher of run.seed {config.run.seed}."
+        )
