@@ -170,7 +170,7 @@ def test_a_part_of_another_kind_raises():
         (Config(prune=Pruning("no_such:rule", budget="90kB")), "'no_such:rule' cannot be found"),
         (
             Config(data=DataSettings("digits", autoaugment=True), prune=Pruning(ratios={})),
-            "autoaugment must be off for images that have not 3 channels but 1, got True.",
+            "autoaugment is for images of 3 channels; turn it off for those of 1.",
         ),
         (
             Config(
