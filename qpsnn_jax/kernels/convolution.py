@@ -1,5 +1,6 @@
 """Convolutions of maps, and of spikes with the integers of quantized weights."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -154,7 +155,8 @@ def _checked_spec(
             f"{first} must be b h w i and {second} h w {each} o with as many channels i{more}, got {x.shape} and "
             f"{kernel.shape}."
         )
-    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+    dtypes = [jax.dtypes.canonicalize_dtype(each.dtype) for each in (x, kernel)]  # NumPy's float64 is float32 in JAX
+    if dtypes[0] != dtypes[1] or not jnp.issubdtype(dtypes[0], jnp.floating):
         raise ValueError(f"{first} and {second} must be floating, of one dtype, got {x.dtype} and {kernel.dtype}.")
     spec = ConvSpec.of(x, kernel, bits, strides, padding, groups, dilation)
     if min(spec.geometry.output_hw) < 1:

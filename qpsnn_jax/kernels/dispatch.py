@@ -74,8 +74,8 @@ def named_algorithm(name: str, spec: ConvSpec) -> Algorithm:
     if name not in found:
         raise ValueError(f"algorithm must be one of {', '.join(found)}, got {name!r}.")
     if not found[name].accepts(spec):
-        fewer = "" if spec.standard else " without groups and dilation"
-        raise ValueError(f"algorithm {name} is for convolutions{fewer or ' of up to 8 bits'}; got {spec}.")
+        fewer = "of up to 8 bits" if found[name].general or spec.standard else "without groups and dilation"
+        raise ValueError(f"algorithm {name} is for convolutions {fewer}; got {spec}.")
     return found[name]
 
 

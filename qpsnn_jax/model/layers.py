@@ -62,7 +62,7 @@ class QuantConv(nn.Module):
     features: int
     kernel: Pair = (3, 3)
     strides: Pair = (1, 1)
-    padding: Pair | None = None
+    padding: Pair = None  # type: ignore[assignment]  # see nodes.Conv
     quantizer: Quantizer | None = Quantizer()
     bias: bool = False
     groups: int = 1

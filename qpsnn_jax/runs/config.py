@@ -84,7 +84,6 @@ def check_config(config: Config) -> None:
         _check_schedule(name, getattr(config, name), graph)
     if config.prune.budget is None:
         build_graph(config, ratios=config.prune.ratios)
-        _check_ratios(config.prune, graph)
     else:
         _check_budget(config.prune, graph)
     if config.prune.masks:
@@ -129,12 +128,17 @@ def _check_budget(pruning: Pruning, graph: "Graph") -> None:
         check_budget(graph, scored_groups(pruning.criterion, graph), **options)
 
 
-def _check_ratios(pruning: Pruning, graph: "Graph") -> None:
-    """Check the names of ratios, which a network of your own need not look at."""
+def check_ratios(config: Config) -> None:
+    """Check the names of ratios before a run that prunes, for a network of your own, which need not look at them.
+
+    Raises:
+        ValueError: a name is no label of the network.
+    """
     from qpsnn_jax.pruning.ratios import checked_ratios
 
     try:
-        checked_ratios(graph, pruning.ratios)
+        if config.prune.budget is None:
+            checked_ratios(build_graph(config), config.prune.ratios)
     except ValueError as error:
         raise ValueError(f"prune.{error}") from None
 

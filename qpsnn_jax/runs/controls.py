@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.pruning.channels import channel_groups
 from qpsnn_jax.pruning.ratios import pruned_graph
 from qpsnn_jax.pruning.settings import Pruning
 from qpsnn_jax.runs.config import Config, build_graph, finetuning_parts
@@ -122,9 +123,16 @@ def _pruned_widths(config: Config, run: Run) -> tuple[Graph, Variables]:
     if config.prune.masks:
         graph, variables = load_network(run.directory / "masked")
         return graph, {"masks": variables["masks"]}
+    pruned = load_network(run.directory / "pruned")[0]
     if config.prune.budget is not None or config.prune.multiple_of > 1:
-        return load_network(run.directory / "pruned")[0], {}
-    return build_graph(config, ratios=config.prune.ratios), {}
+        return pruned, {}
+    made = build_graph(config, ratios=config.prune.ratios)
+    # A network of your own need not look at the ratios.
+    return made if _sizes(made) == _sizes(pruned) else pruned, {}
+
+
+def _sizes(graph: Graph) -> dict[str, int]:
+    return {name: group.size for name, group in channel_groups(graph).items()}
 
 
 CONTROLS: dict[str, Callable[[Config, Run], list[StageResult]]] = {

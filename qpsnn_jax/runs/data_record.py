@@ -23,7 +23,9 @@ def record_data(directory: Path, data: DataSet) -> None:
 
 
 @fail_together
-def check_data(directory: Path, data: DataSet, *, train: bool = True, test: bool = True) -> None:
+def check_data(
+    directory: Path, data: DataSet, *, train: bool = True, test: bool = True, otherwise: str = "start in a new --out"
+) -> None:
     """Check that a run's data are those that it started with, wherever they lie; a run without a record passes.
 
     Args:
@@ -31,6 +33,7 @@ def check_data(directory: Path, data: DataSet, *, train: bool = True, test: bool
         data: its data now.
         train: whether all training images are loaded, so that they can be compared.
         test: whether all test images are.
+        otherwise: what else can be done, for the message.
 
     Raises:
         ValueError: they are others, or the record is damaged.
@@ -44,9 +47,7 @@ def check_data(directory: Path, data: DataSet, *, train: bool = True, test: bool
         raise ValueError(f"{path} is damaged: {error}; delete it if the data are still the same.") from None
     loaded = [part for part, whole in (("train", train), ("test", test)) if whole]
     if change := _change(then, _facts(data), loaded):
-        raise ValueError(
-            f"{directory} started with other data: {change}; give it those of then again, or start in a new --out."
-        )
+        raise ValueError(f"{directory} started with other data: {change}; give it those of then again, or {otherwise}.")
 
 
 def _facts(data: DataSet) -> dict[str, Any]:
@@ -72,8 +73,9 @@ def _change(then: dict[str, Any], now: dict[str, Any], parts: list[str]) -> str:
         if then[part]["labels"] != now[part]["labels"]:
             return f"the labels of the {_WHAT[part]} images have changed"
     for name in ("mean", "std"):
-        pairs = zip(then[name], now[name], strict=True)
-        if not all(math.isclose(*pair, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE) for pair in pairs):
+        pairs = list(zip(then[name], now[name], strict=False))
+        same = len(then[name]) == len(now[name])
+        if not same or not all(math.isclose(*pair, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE) for pair in pairs):
             shown = [", ".join(f"{value:.6g}" for value in facts[name]) for facts in (then, now)]
             return f"the {name} of the training images was {shown[0]} and is {shown[1]}"
     return ""

@@ -163,11 +163,12 @@ def read_stage(directory: Path, name: str) -> StageResult | None:
 def stage_of(path: Path) -> Path | None:
     """The folder of the complete stage whose network :func:`load_network` loads from ``path``; None for any other."""
     place = path.resolve()
-    if place.parent.name == "final":
-        place = place.parent
+    places = [place, *_last_stage(place)]
     if place.name == "final":
-        place = place.parent
-    return next((stage for stage in (place, *_last_stage(path.resolve())) if (stage / "stage.json").exists()), None)
+        places.append(place.parent)
+    elif place.parent.name == "final":
+        places.append(place.parent.parent)
+    return next((stage for stage in places if (stage / "stage.json").exists()), None)
 
 
 def load_network(path: str | PathLike[str]) -> tuple[Graph, Variables]:
@@ -195,7 +196,10 @@ def load_network(path: str | PathLike[str]) -> tuple[Graph, Variables]:
     except checkpoint.DamagedError as error:
         if (stage := stage_of(path)) is None:
             raise
-        raise ValueError(f"{str(error).rstrip('.')}; delete the folder {stage} to redo the stage.") from None
+        raise ValueError(
+            f"{str(error).rstrip('.')}; delete the folder {stage} to redo the stage, or the whole run if it began "
+            "with a pretrained network."
+        ) from None
 
 
 def _saved_network(path: Path) -> tuple[Graph, Variables]:

@@ -96,7 +96,7 @@ def read_run(
     if loaded.class_names:
         notes["class_names"] = list(loaded.class_names)
     if run is not None and config is not None:
-        check_data(run, loaded, train=False, test=test_examples is None)
+        check_data(run, loaded, train=False, test=test_examples is None, otherwise="train a new run on these")
         notes |= _origin(path, run, config)
     precision = "auto" if config is None else config.run.precision
     return Exported(graph, variables, loaded, notes, stem_bits, readout_bits, precision)

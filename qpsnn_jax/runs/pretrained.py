@@ -31,7 +31,8 @@ def find(path: Path) -> Path:
         place = user_cache() / "pretrained" / f"{_checksum(name):08x}" / name
     except RuntimeError as error:
         raise ValueError(f"{name} is unpacked into the user's cache, and {error}; set XDG_CACHE_HOME.") from None
-    if not place.exists():
+    if not (place / "finetuned" / "final").exists():
+        shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as folder:
             made = Path(folder) / name

@@ -130,6 +130,12 @@ def test_operands_of_other_dtypes(dtypes):
             run(x, kernel)
 
 
+def test_the_float64_of_numpy_is_float32_as_everywhere():
+    kernel = jnp.ones((3, 3, 2, 4))
+    for run in (convolve, partial(conv_spikes, bits=2)):
+        assert run(np.ones((1, 4, 4, 2)), kernel).dtype == jnp.float32
+
+
 def test_more_bits_than_an_algorithm_takes():
     x, kernel = np.ones((1, 4, 4, 16), np.float32), np.full((3, 3, 16, 16), 1023, np.float32)
     for name in ("int8", "bfloat16"):

@@ -8,16 +8,20 @@ import numpy as np
 import pytest
 
 from qpsnn_jax import Config, Criterion, DataSettings, NetworkSettings, Pruning, RunSettings, Training
-from qpsnn_jax.data import Augmentation, DataSet
+from qpsnn_jax.data import Augmentation, DataSet, load
 from qpsnn_jax.data.augment.images import normalize_and_augment
 from qpsnn_jax.data.catalogue import SOURCES
 from qpsnn_jax.data.settings import augmentation, make_prepare
-from qpsnn_jax.model.nodes import LIF, Conv, Quantizer
+from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import LIF, Conv, Dense, GlobalAveragePool, Input, Quantizer
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.numerics.surrogate import SURROGATES
+from qpsnn_jax.pruning.ratios import pruned_graph
 from qpsnn_jax.pruning.settings import CRITERIA, WEIGHT_CRITERIA
-from qpsnn_jax.runs.config import build_graph, check_config, load_config
+from qpsnn_jax.runs import controls
+from qpsnn_jax.runs.config import build_graph, check_config, check_ratios, load_config
 from qpsnn_jax.runs.presets import PRESETS
+from qpsnn_jax.runs.stages import prepare_run
 from qpsnn_jax.runtime.naming import find
 from qpsnn_jax.runtime.settings import as_dict, from_dict, settings
 
@@ -196,6 +200,43 @@ def test_ratios_play_no_part_under_a_budget():
     digits = PRESETS["digits"].config
     network = dataclasses.replace(digits.network, name="mobilenet")
     check_config(dataclasses.replace(digits, network=network, prune=dataclasses.replace(digits.prune, budget="30kB")))
+
+
+def without_regard(*, bits, timesteps, classes, input_shape, **options):
+    """A network that ignores the ratios."""
+    nodes = (
+        Input("image", input_shape),
+        Conv("conv1", "image", 4, label="early"),
+        LIF("lif1", "conv1"),
+        Conv("conv2", "lif1", 6, quantizer=bits, label="late"),
+        LIF("lif2", "conv2"),
+        GlobalAveragePool("pool", "lif2"),
+        Dense("fc", "pool", classes),
+    )
+    return Graph(nodes, timesteps)
+
+
+OWN = dataclasses.replace(PRESETS["digits"].config, network=NetworkSettings(f"{__name__}:without_regard"))
+
+
+def test_names_of_ratios_are_checked_before_a_run_that_prunes():
+    """Not before other commands: ratios of a preset do no harm to a run that is only trained."""
+    check_config(OWN)
+    with pytest.raises(ValueError, match="prune.ratios name '.*'; this network has early, late"):
+        check_ratios(OWN)
+    check_ratios(dataclasses.replace(OWN, prune=Pruning(ratios={"early": 0.5})))
+    check_ratios(dataclasses.replace(OWN, prune=dataclasses.replace(OWN.prune, budget="1kB")))
+
+
+def test_the_control_from_scratch_has_the_pruned_widths_of_a_network_that_ignores_ratios(tmp_path, monkeypatch):
+    config = dataclasses.replace(OWN, prune=Pruning(ratios={"early": 0.5, "late": 0.5}))
+    pruned = pruned_graph(build_graph(config), config.prune.ratios)
+    trained = []
+    monkeypatch.setattr(controls, "load_network", lambda path: (pruned, {}))
+    monkeypatch.setattr(controls, "train_stage", lambda run, name, graph, *_: trained.append(graph))
+    controls.CONTROLS["scratch"](config, prepare_run(config, tmp_path, load("digits")))
+    assert trained == [pruned]
+    assert pruned.by_name["conv2"].features == 3
 
 
 def mistaken(**options):

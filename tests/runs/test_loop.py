@@ -262,7 +262,12 @@ def test_metrics_are_on_the_disk_before_a_checkpoint(plan, tmp_path, monkeypatch
         metrics.os, "fsync", lambda number: (flushed.append(os.readlink(f"/proc/self/fd/{number}")), real(number))
     )
     saved = []
-    monkeypatch.setattr(loop.checkpoint, "save", lambda *_: saved.append(f"{tmp_path / 'metrics.jsonl'}" in flushed))
+
+    def save(*_):
+        saved.append(f"{tmp_path / 'metrics.jsonl'}" in flushed)
+        flushed.clear()
+
+    monkeypatch.setattr(loop.checkpoint, "save", save)
     fitted(plan, tmp_path)
     assert saved == [True] * 3
 

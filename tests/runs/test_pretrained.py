@@ -163,7 +163,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones(published, capsys, monkeyp
         (["infer", "tinny", "image.png"], "there is no pretrained network 'tinny'; did you mean tiny?"),
         (
             ["infer", str(tmp_path / "run"), "image.png"],
-            "run is a directory; write its packed file first: qpsnn export",
+            "run is a directory; write its packed file first, by qpsnn export.",
         ),
         (["evaluate", "tinny"], "tinny does not exist; did you mean the pretrained network tiny?"),
         (["evaluate", str(tmp_path / "my.qpsnn")], "my.qpsnn is a file; give the directory of a run"),

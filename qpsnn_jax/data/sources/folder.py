@@ -57,8 +57,9 @@ def folder(request: DataRequest) -> DataSet:
     Args:
         request: its folder holds ``train/CLASS/*`` and ``test/CLASS/*``, or ``CLASS/*``, of which about a fifth of each
             class is the test set, drawn by the seed and the names of class and file, so that a picture that is added
-            moves no other. Its size is the side of the pictures, 32 by default; ``grey`` reads them with one channel
-            instead of three. Hidden files, files of other types and anything but regular files and links are ignored.
+            moves no other, but for classes of a few pictures. Its size is the side of the pictures, 32 by default;
+            ``grey`` reads them with one channel instead of three. Hidden files, files of other types and anything but
+            regular files and links are ignored.
 
     Returns:
         Images uint8 ``n h w c``, in memory up to 1 GiB; mean and std are those of the whole training set.

@@ -17,6 +17,7 @@ def bits(path: Path, budget: str, data_dir: str | None) -> None:
     """Measure how the loss depends on the bits of each layer, and choose them under a budget of bytes."""
     from qpsnn_jax.pruning.bits import allocate_bits, bit_sensitivity
     from qpsnn_jax.pruning.settings import parse_budget
+    from qpsnn_jax.runs.data_record import check_data
     from qpsnn_jax.runs.directory import load_network, read_config, run_of
     from qpsnn_jax.runs.evaluation import sensitivity_batches
     from qpsnn_jax.runs.loading import load_data
@@ -27,7 +28,9 @@ def bits(path: Path, budget: str, data_dir: str | None) -> None:
         raise ValueError(f"bits needs a run and a budget of bytes such as 20kB, got {path} and {budget!r}.")
     graph, variables = load_network(path)
     config = read_config(run, data_dir)
-    batches = sensitivity_batches(load_data(config))
+    data = load_data(config)
+    check_data(run, data, otherwise="train a new run on these")
+    batches = sensitivity_batches(data)
     losses = bit_sensitivity(graph, variables, batches, precision=config.run.precision)
     chosen = allocate_bits(graph, losses, bytes=limit, masks=variables.get("masks"))
     click.echo(bits_table(losses, chosen))

@@ -54,7 +54,8 @@ def evaluate(
     found = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
     check_fits(path, graph, found)
     if run is not None and data is None:
-        check_data(run, found, train=False, test=test_examples is None)
+        otherwise = "name the data set to evaluate on with --data"
+        check_data(run, found, train=False, test=test_examples is None, otherwise=otherwise)
     started = time.monotonic()
     precision = config.run.precision if config else "auto"
     result = evaluate(graph, variables, found.test, found, precision=precision)

@@ -31,9 +31,7 @@ class _Packed(click.Path):
         from qpsnn_jax.export.pretrained import names, packed_path
 
         if Path(path).is_dir():
-            raise ValueError(
-                f"{path} is a directory; write its packed file first: qpsnn export {path} --format packed."
-            )
+            raise ValueError(f"{path} is a directory; write its packed file first, by qpsnn export.")
         known = value in names() or Path(path).suffix != ".qpsnn"
         return packed_path(value) if known and not Path(path).exists() else path
 

@@ -29,10 +29,12 @@ _DATA_DIR = click.option("--data-dir", metavar="DIR", help="data directory (defa
 def run(config: str, changes: dict[str, str], out: Path, *, compare: bool, **processes: Any) -> None:
     """Train, score, prune, fine-tune and report."""
     settings = _chosen(config, changes, processes)
+    from qpsnn_jax.runs.config import check_ratios
     from qpsnn_jax.runs.controls import read_controls, run_controls
     from qpsnn_jax.runs.report import table, write_report
     from qpsnn_jax.runs.rounds import run_stages
 
+    check_ratios(settings)
     with _started(settings, out, compare=compare) as running:
         stages = run_stages(settings, running)
         if compare:
