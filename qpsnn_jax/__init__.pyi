@@ -53,6 +53,7 @@ from .numerics.neurons import LIFTrace as LIFTrace
 from .numerics.neurons import lif as lif
 from .numerics.neurons import lif_step as lif_step
 from .numerics.neurons import lif_trace as lif_trace
+from .numerics.normalization import normalize as normalize
 from .numerics.quantization import Codes as Codes
 from .numerics.quantization import codes as codes
 from .numerics.quantization import dequantize as dequantize

@@ -97,6 +97,7 @@ def calls(folder: Path) -> dict[str, Callable]:
         "make_train_step": lambda: train(state, images, labels),
         "mask_by": lambda: qp.mask_by(qp.weight_magnitude, GRAPH, variables, sparsity=0.5),
         "nir_graph": lambda: qp.nir_graph(GRAPH, variables),
+        "normalize": lambda: qp.normalize(pixels, MEAN, STD),
         "onnx_model": lambda: qp.onnx_model(folded),
         "optimizer": lambda: tx.update(gradients, state.opt_state, variables["params"]),
         "pretrained": lambda: qp.pretrained("digits-43kb"),

@@ -149,7 +149,9 @@ def test_comes_before_normalizing_and_leaves_the_other_draws_alone():
     both, others = Augmentation(flip=True, cutout=8, autoaugment=True), Augmentation(flip=True, cutout=8)
     run = jax.jit(normalize_and_augment, static_argnums=(2, 3, 4))
     plain = jax.jit(augment, static_argnums=2)
-    before = POLICY(jax.random.fold_in(KEY, 1), images)
+    before = POLICY(jax.random.fold_in(KEY, 4), images)
+    keys = jax.random.key_data(jax.random.split(KEY, 4)).tolist()
+    assert jax.random.key_data(jax.random.fold_in(KEY, 4)).tolist() not in keys
     np.testing.assert_allclose(
         run(KEY, images, both, mean, std), plain(KEY, normalize(before, mean, std), others), atol=1e-5
     )

@@ -1,7 +1,7 @@
 """The CIFAR-10 policy of AutoAugment inside jit, equal to Pillow's result (:mod:`~qpsnn_jax.data.augment.operations`).
 
 The operations are constants in a table of 101 rows, of which each image draws two. Pixels stay uint8: it comes before
-:func:`qpsnn_jax.data.normalize`. A batch of 256 images of 32×32 takes 18 ms on two CPU cores.
+:func:`qpsnn_jax.normalize`. A batch of 256 images of 32×32 takes 18 ms on two CPU cores.
 """
 
 from functools import cache

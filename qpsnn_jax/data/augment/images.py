@@ -1,6 +1,6 @@
 """Augmentation as pure functions of a key and a batch, to run inside the jitted training step.
 
-Images are normalized before they are augmented (:func:`qpsnn_jax.data.normalize`), so the zeros in pixels that a crop,
+Images are normalized before they are augmented (:func:`qpsnn_jax.normalize`), so the zeros in pixels that a crop,
 a cutout or a rotation uncovers are the mean colour of the training set. Each image of a batch has its own random draw.
 """
 
@@ -34,7 +34,8 @@ def normalize_and_augment(
         ValueError: images that are not uint8 pixels of the right shape.
     """
     if augmentation.autoaugment:
-        images = autoaugment(jax.random.fold_in(key, 1), images)  # the others draw the same numbers as without it
+        # The keys of :func:`augment` are those of 0 to 3, and draw the same numbers as without it.
+        images = autoaugment(jax.random.fold_in(key, 4), images)
     return augment(key, normalize(images, mean, std), augmentation)
 
 
