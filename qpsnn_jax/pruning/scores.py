@@ -106,7 +106,7 @@ def sca_scores(membranes: Array) -> Array:
         membranes: Ũ before the reset, shape ``b t h w c``.
 
     Returns:
-        One score per channel, shape ``c``, of the dtype of ``membranes``, float32 at least.
+        One score per channel, shape ``c``, of the dtype of ``membranes`` (infinite in float16 beyond 65,504).
 
     Raises:
         ValueError: ``membranes`` is not five-dimensional.
@@ -115,8 +115,8 @@ def sca_scores(membranes: Array) -> Array:
         QP-SNN (ICLR 2025), Eq. 7; Li et al., ICML 2024.
     """
     _check_maps("membranes", membranes)
-    norms = jnp.sum(jnp.abs(membranes), axis=(2, 3), dtype=jnp.promote_types(membranes.dtype, jnp.float32))
-    return jnp.mean(norms, axis=(0, 1))
+    norms = jnp.sum(jnp.abs(membranes), axis=(2, 3), dtype=np.promote_types(membranes.dtype, np.float32))
+    return jnp.mean(norms, axis=(0, 1)).astype(membranes.dtype)
 
 
 def magnitude_scores(kernel: Array) -> Array:

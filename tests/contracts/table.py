@@ -15,6 +15,7 @@ from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.kernels.moments import channel_moments
 from qpsnn_jax.numerics import early_exit, gamma, learned, losses, neurons, quantization, surrogate
+from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning import rank, scores
 from qpsnn_jax.training.dual import next_price
 from qpsnn_jax.training.timesteps import merge_frames
@@ -23,6 +24,7 @@ DRAW = np.random.default_rng(0)
 LABELS = np.array([0, 2])
 SPIKES = (DRAW.random((3, 2, 4, 6, 5, 3)) < 0.4).astype(np.float32)
 COUNTS = SPIKES.sum(2).astype(np.uint8)
+PIXELS = np.arange(3 * 2 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 2, 4, 4, 3)
 CODES = DRAW.integers(0, 16, (3, 3, 2, 4))
 ALGORITHMS = ("float32", "bfloat16", "int8", "skipping")
 F32, BF16, F16 = jnp.float32, jnp.bfloat16, jnp.float16
@@ -170,6 +172,7 @@ def score_and_loss_table() -> list[Contract]:
         Contract("matrix_ranks", lambda s: rank.matrix_ranks(s, largest=1), SPIKES, grad=False),
         Contract("sca_scores", scores.sca_scores, normal(2, 3, 4, 4, 5)),
         Contract("magnitude_scores", scores.magnitude_scores, WEIGHTS),
+        Contract("normalize", lambda p: normalize(p, (0.5,) * 3, (0.2, 0.25, 0.3)), PIXELS, grad=False, floats=()),
         Contract("random_scores", lambda n: scores.random_scores(jax.random.key(n), 5), np.arange(3), False, floats=()),
         Contract("early_exit", lambda o: early_exit.early_exit(o, 1.0), READOUT, grad=False),
         Contract("cross_entropy", lambda o: losses.cross_entropy(o, LABELS, label_smoothing=0.1), READOUT),
