@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,14 +234,21 @@ def test_the_report_counts_classes_by_name(split):
     assert lines[-1] == "  problem: test holds no picture of ape."
 
 
+def config_file(folder: Path, network: str, **pruning) -> Path:
+    """A config of one epoch of training and one of fine-tuning on pictures of 8×8."""
+    path = folder / "own.py"
+    path.write_text(
+        "from qpsnn_jax import Config, DataSettings, NetworkSettings, Pruning, Training\n"
+        "train = Training(epochs=1, batch_size=16)\n"
+        f"data, prune = DataSettings('folder', size=8), Pruning(**{pruning!r})\n"
+        f"config = Config(NetworkSettings({network!r}), data, train, prune, train)\n"
+    )
+    return path
+
+
 def test_every_command_takes_a_folder(split, small_network, tmp_path, capsys):
     write(split / "train", {"cat": 16, "ape": 16})
-    config = tmp_path / "own.py"
-    config.write_text(
-        "from qpsnn_jax import Config, DataSettings, NetworkSettings, Training\n"
-        "train = Training(epochs=1, batch_size=16)\n"
-        f"config = Config(NetworkSettings({small_network!r}), DataSettings('folder', size=8), train, finetune=train)\n"
-    )
+    config = config_file(tmp_path, small_network)
     run, place, packed = tmp_path / "run", ["--data.data_dir", str(split)], str(tmp_path / "own.qpsnn")
     assert main(["cost", str(config), *place]) == 0
     assert main(["train", str(config), *place, "--out", str(run)]) == 0
@@ -271,13 +279,7 @@ def test_every_command_takes_a_folder(split, small_network, tmp_path, capsys):
 
 def test_every_stage_finds_pictures_that_were_moved(tmp_path, small_network):
     root = write(tmp_path / "own", {"ape": 40, "cat": 40})
-    config = tmp_path / "own.py"
-    config.write_text(
-        "from qpsnn_jax import Config, DataSettings, NetworkSettings, Pruning, Training\n"
-        "train = Training(epochs=1, batch_size=16)\n"
-        f"config = Config(NetworkSettings({small_network!r}), DataSettings('folder', size=8), train,\n"
-        "    Pruning(ratios={'middle': 0.5}, score_batches=1, score_batch_size=16), train)\n"
-    )
+    config = config_file(tmp_path, small_network, ratios={"middle": 0.5}, score_batches=1, score_batch_size=16)
     run = str(tmp_path / "run")
     assert main(["train", str(config), "--data.data_dir", str(root), "--out", run]) == 0
     moved = str(root.rename(tmp_path / "moved"))
@@ -288,12 +290,7 @@ def test_every_stage_finds_pictures_that_were_moved(tmp_path, small_network):
 
 def test_a_run_goes_on_with_the_data_that_it_started_with(tmp_path, small_network, capsys):
     root = write(tmp_path / "own", {"ape": 40, "cat": 40})
-    config = tmp_path / "own.py"
-    config.write_text(
-        "from qpsnn_jax import Config, DataSettings, NetworkSettings, Training\n"
-        "train = Training(epochs=1, batch_size=16)\n"
-        f"config = Config(NetworkSettings({small_network!r}), DataSettings('folder', size=8), train, finetune=train)\n"
-    )
+    config = config_file(tmp_path, small_network)
     run = tmp_path / "run"
     assert main(["train", str(config), "--data.data_dir", str(root), "--out", str(run)]) == 0
     moved = root.rename(tmp_path / "moved")
