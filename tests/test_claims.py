@@ -266,8 +266,9 @@ def test_the_hours_of_the_plan_are_those_of_its_steps(planned, monkeypatch):
     assert f"gamma: {(72 * 2 + 3) * 10 * 78 / 3600:.1f} hours" in said
     assert f"table3: {6 * 2 * 5 * 78 / 3600:.1f} hours" in said
     # 45,000 images are 703 batches: 2 dense networks, 11 epochs at T = 1 and 5 at T = 2; 6 pruned, 8 and 4; 6 from
-    # scratch, 20 and 8; 2 for longer, 28, 11 and 1 at T = 4, and 2 from scratch, 48, 18 and 2.
-    longer = 2 * (28 + 22 + 4) + 2 * (48 + 36 + 8)
+    # scratch, 20 and 8; 2 for longer, 28, 11 and 1 at T = 4, 2 for still longer, 16, 14 and 4, and 2 from scratch, 48,
+    # 18 and 2.
+    longer = 2 * (28 + 22 + 4) + 2 * (16 + 28 + 16) + 2 * (48 + 36 + 8)
     assert f"headline: {(2 * (11 + 10) + 6 * (8 + 8) + 6 * (20 + 16) + longer) * 703 / 3600:.1f} hours" in said
     assert "float resnet20 of width 0.125, T = 2, batch 64: 1.0000 s a step" in said
 

@@ -48,6 +48,7 @@ class Recipe:
 SHORT = Recipe("5k-10e", 5000, 10, 5, 64, 0.01)
 LONG = Recipe("45k-16e", 45_000, 16, 12, 64, 0.01, timesteps_schedule="1:0.7,2", held_out=2500)
 LONGER = Recipe("45k-68e", 45_000, 28, 40, 64, 0.01, timesteps_schedule="1:0.7,2:0.27,4")
+LONGEST = Recipe("45k-102e", 45_000, 68, 34, 64, 0.005, timesteps_schedule="1:0.47,2:0.41,4")
 
 
 def config_of(recipe: Recipe, network: NetworkSettings, pruning: Pruning, seed: int) -> Config:
@@ -95,10 +96,14 @@ def headline() -> Iterator[Unit]:
             pruned.append(Unit("headline", size, LONG.name, finetuned, "finetune", dense, integer=True))
             yield from (dense, pruned[-1])
     largest = [unit for unit in pruned if unit.arm == "98kB"]
-    yield from (_longer("98kB-longer", unit, "continue") for unit in largest)
+    longer = [_longer("98kB-longer", unit, "continue", LONGER) for unit in largest]
+    yield from longer
+    for unit in longer:  # in another order of the images
+        again = replace(unit, config=replace(unit.config, run=replace(unit.config.run, seed=unit.seed + 100)))
+        yield replace(_longer("98kB-longest", again, "continue", LONGEST), base=unit)
     for unit in pruned:
         yield Unit("headline", f"{unit.arm}-scratch", LONG.name, unit.config, "scratch", unit)
-    yield from (_longer("98kB-longer-scratch", unit, "scratch") for unit in largest)
+    yield from (_longer("98kB-longer-scratch", unit, "scratch", LONGER) for unit in largest)
 
 
 def gamma() -> Iterator[Unit]:
@@ -187,19 +192,19 @@ def _pruned(question: str, arm: str, rule: str, bits: int, name: str, removed: s
     return Unit(question, arm, SHORT.name, config, "finetune", _dense(f"{rule}-{bits}", bits, rule, seed))
 
 
-def _longer(arm: str, unit: Unit, kind: str) -> Unit:
-    """A unit of the headline with more epochs, which begin at the first learning rate and end with T = 4."""
-    config, schedule = unit.config, LONGER.timesteps_schedule
-    train = replace(config.train, epochs=LONGER.epochs, timesteps_schedule=schedule)
-    finetune = replace(config.finetune, epochs=LONGER.finetune_epochs, timesteps_schedule=schedule)
+def _longer(arm: str, unit: Unit, kind: str, recipe: Recipe) -> Unit:
+    """A unit of the headline with more epochs, which begin at the learning rate of the recipe and end with T = 4."""
+    config, schedule = unit.config, recipe.timesteps_schedule
+    train = replace(config.train, epochs=recipe.epochs, timesteps_schedule=schedule)
+    finetune = replace(config.finetune, epochs=recipe.finetune_epochs, timesteps_schedule=schedule)
     longer = replace(
         config,
         network=replace(config.network, timesteps=4),
-        data=replace(config.data, test_examples=LONGER.held_out),
+        data=replace(config.data, test_examples=recipe.held_out),
         train=train,
-        finetune=replace(finetune, learning_rate=LONGER.learning_rate),
+        finetune=replace(finetune, learning_rate=recipe.learning_rate),
     )
-    return replace(unit, arm=arm, recipe=LONGER.name, config=longer, kind=kind, base=unit)
+    return replace(unit, arm=arm, recipe=recipe.name, config=longer, kind=kind, base=unit)
 
 
 def _polished(config: Config) -> Config:

@@ -11,7 +11,11 @@ from experiments.claims.tables import Difference, accuracies, contrast, markdown
 
 RESULTS = Path(__file__).parents[1] / "results" / "claims"
 SCORES = RESULTS.parent / "scores"
-_HEADLINE = {"98kB": "16 + 12 epochs, T = 2", "98kB-longer": "40 epochs more, T = 4 at the end"}
+_HEADLINE = {
+    "98kB": "16 + 12 epochs, T = 2",
+    "98kB-longer": "40 epochs more, T = 4 at the end",
+    "98kB-longest": "another 34, T = 4 at the end",
+}
 _TARGET, _LARGEST = 85.0, 98_496  # MLPerf Tiny: percent of the test images, and bytes of its reference
 
 
