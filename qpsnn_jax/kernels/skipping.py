@@ -1,10 +1,11 @@
 """Convolutions of float32 that skip zeros, and their gradients, in C++ on CPUs.
 
 Every spike adds one row of weights to the sums, and one row of the cotangent to the kernel gradient, so that the
-cost falls with the firing rate. Where few numbers are 0, as in most cotangents, the sums are of blocks in registers.
-With AVX2 or AVX-512, sums of spikes with integers up to 31 are looked up, four inputs at a time, at a cost that does
-not depend on the rate. Maps are computed in the way that is the fastest for them, by estimate. Sums of spikes and
-integers are exact. These need the library of :mod:`qpsnn_jax.kernels.native`.
+cost falls with the firing rate. Where few numbers are 0, as in most cotangents, the sums are of blocks in registers;
+with AVX-512 and weights of one or two bits they are looked up among the 16 sums with signs of five inputs. With AVX2 or
+AVX-512, sums of spikes with integers up to 31 are looked up, four inputs at a time, at a cost that does not depend on
+the rate. Maps are computed in the way that is the fastest for them, by estimate. Sums of spikes and integers are exact.
+These need the library of :mod:`qpsnn_jax.kernels.native`.
 
 Measured on one core of a Zen 5 with AVX-512, 64 maps of 8×8, 64 channels, 3×3 taps, at firing rates of 0.05, 0.1, 0.2
 and 1: sums with 2-bit integers in 0.35, 0.48, 0.41 and 0.40 ms, with other weights in 0.34, 0.46, 0.66 and 1.2 ms, the

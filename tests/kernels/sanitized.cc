@@ -46,13 +46,14 @@ static Conv with_output(Conv c) {
   return c;
 }
 
-// With `spikes`, maps and cotangents are 0 and 1.
-static int check(const Pool& pool, const Conv& given, double density, bool spikes = false) {
+// With `spikes`, maps and cotangents are 0 and 1; with `odd`, weights are -3, -1, 1 and 3.
+static int check(const Pool& pool, const Conv& given, double density, bool spikes = false, bool odd = false) {
   const Conv c = with_output(given);
   auto maps = numbers(c.images * c.h * c.w * c.channels, density);
   if (spikes || density < 0.1)
     for (float& x : maps) x = x != 0;
-  const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1);
+  auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1);
+  for (float& w : kernel) w = !odd ? w : w > 0 ? 2 * w - 1 : 2 * w + 1;
   auto cotangent = numbers(c.images * c.oh * c.ow * c.outputs, density);
   for (float& y : cotangent) y = spikes ? y != 0 : y;
   std::vector<float> sums(cotangent.size(), NAN), by_input(maps.size(), NAN), by_kernel(kernel.size(), NAN);
@@ -211,6 +212,10 @@ int main() {
     wrong += check(pool, {2, 40, 50, 17, 0, 0, 18, 2, 1, 3, 2, 0, 1}, density, true);
     wrong += check(pool, {1, 1, 1200, 4, 0, 0, 8, 1, 130, 1, 1, 0, 0}, density, true);
     wrong += check(pool, {2000, 4, 4, 4, 0, 0, 8, 1, 1, 7, 9, 0, 0}, density, true);
+    // Weights of four levels, so that sums with signs are looked up.
+    wrong += check(pool, {16, 9, 8, 17, 0, 0, 6, 3, 3, 1, 1, 1, 1}, density, false, true);
+    wrong += check(pool, {9, 13, 7, 131, 0, 0, 37, 2, 3, 1, 1, 4, 5}, density, false, true);
+    wrong += check(pool, {64, 5, 4, 30, 0, 0, 40, 1, 1, 1, 1, 0, 0}, density, false, true);
     wrong += check(pool, {2, 3, 3, 4, 0, 0, 0, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 0, 3, 2, 0, 0, 4, 3, 3, 1, 2, 2, 1}, density);  // maps of padding only

@@ -75,6 +75,35 @@ def test_spikes_and_integers(most, strides):
     assert not np.isnan(np.delete(sums, 7, 0)).any()
 
 
+@pytest.mark.parametrize("levels", [(-1, 1), (-3, -1, 1, 3), (-1, 0, 1), (-4, 0, 4), (-7, -5, -3, -1, 1, 3, 5, 7)])
+def test_numbers_with_weights_of_few_levels(levels):
+    """Maps and cotangents that are no spikes, of whose sums with signs there are tables."""
+    rng = np.random.default_rng(len(levels))
+    for shape, kernel, padding, inputs, outputs in (
+        ((17, 14), (3, 3), (1, 1), 13, 18),
+        ((9, 13), (2, 1), (3, 2), 16, 5),
+        ((8, 8), (1, 1), (0, 0), 30, 130),
+        ((4, 4), (3, 3), (1, 1), 140, 40),
+    ):
+        spec = ConvSpec(Geometry(shape, kernel, (1, 1), padding), inputs, outputs)
+        x, cotangent, _ = sparse(spec, 1, 64)
+        weights = rng.choice(levels, (*kernel, inputs, outputs)).astype(np.float32)
+        by_x, _ = gradients_by_sums(x, weights, cotangent, (1, 1), padding)
+        np.testing.assert_array_equal(skipping.sums(x, weights, spec), by_sums(x, weights, (1, 1), padding))
+        np.testing.assert_array_equal(skipping.input_grad(cotangent, weights, spec), by_x)
+
+
+def test_weights_of_few_levels_and_one_more():
+    spec = ConvSpec(Geometry((8, 8), (3, 3), (1, 1), (1, 1)), 16, 16)
+    _, cotangent, weights = sparse(spec, 1, 32)
+    weights = np.where(weights > 0, 3, -1).astype(np.float32)
+    for more in (0, 2, -9, np.inf, np.nan):
+        weights[1, 1, 4, 5] = more
+        with np.errstate(invalid="ignore"):  # infinity times 0
+            by_x, _ = gradients_by_sums(cotangent, weights, cotangent, (1, 1), (1, 1))
+        np.testing.assert_array_equal(skipping.input_grad(cotangent, weights, spec), by_x)
+
+
 def test_wide_layers():
     """More outputs and inputs than one block has, and strides."""
     stride_1, stride_2 = Geometry((3, 4), (3, 2), (1, 1), (1, 0)), Geometry((5, 4), (3, 3), (2, 2), (1, 1))

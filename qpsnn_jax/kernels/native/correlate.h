@@ -11,6 +11,7 @@
 #include "lists.h"
 #include "lookup.h"
 #include "parallel.h"
+#include "signed.h"
 
 namespace qpsnn {
 
@@ -22,10 +23,10 @@ constexpr int64_t kSmall = 256, kMany = 1024;
 // Some images at once, in the way that is the fastest for them or for each of them.
 class Correlator {
  public:
-  explicit Correlator(const Windows& at) : at_(at), lookup_(at), lists_(at), blocks_(at) {}
+  explicit Correlator(const Windows& at) : at_(at), lookup_(at), lists_(at), signed_(at), blocks_(at) {}
 
   void rows(const Part& part, int64_t begin, int64_t end) {
-    if (!look_up(part, 1, begin, end) && !lists_.add(part, begin, end)) blocks_.rows(part, begin, end);
+    if (!look_up(part, 1, begin, end) && !lists_.add(part, begin, end)) dense_rows(part, begin, end);
   }
 
   void images(const Part& part, int64_t images) {
@@ -33,8 +34,8 @@ class Correlator {
     others_.clear();
     for (int64_t image = 0; image < images; ++image)
       if (!lists_.add(at(part, image), 0, at_.rows)) others_.push_back(image);
-    if (others_.size() >= kFew) return blocks_.images(part, others_);
-    for (int64_t image : others_) blocks_.rows(at(part, image), 0, at_.rows);
+    if (others_.size() >= kFew && !are_signed(part)) return blocks_.images(part, others_);
+    for (int64_t image : others_) dense_rows(at(part, image), 0, at_.rows);
   }
 
  private:
@@ -47,6 +48,16 @@ class Correlator {
     return looked_up_;
   }
 
+  void dense_rows(const Part& part, int64_t begin, int64_t end) {
+    are_signed(part) ? signed_.rows(part, begin, end) : blocks_.rows(part, begin, end);
+  }
+
+  bool are_signed(const Part& part) const {
+    return std::all_of(part.weights.begin(), part.weights.end(), [&](const Weights& weights) {
+      return signed_cycles(at_, part.count, weights) < block_cycles(at_, part.count, weights);
+    });
+  }
+
   Part at(const Part& part, int64_t image) const {
     return {part.in + image * at_.in_size(), part.weights, part.first, part.count, part.out + image * at_.out_size()};
   }
@@ -54,6 +65,7 @@ class Correlator {
   const Windows at_;
   Lookup lookup_;
   Lists lists_;
+  SignedSums signed_;
   Blocks blocks_;
   std::vector<int64_t> others_;
   bool looked_up_ = false;
@@ -74,7 +86,7 @@ inline void turn(const Windows& at, int64_t count, Weights& weights) {
 template <class Weight>
 Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64_t outputs, bool often, const Weight& weight) {
   const int64_t vectors = ceil_div(outputs, kLanes), stride = (vectors > 8 ? kBlockVectors : vectors) * kLanes;
-  Weights found{AlignedFloats(at.kh * at.kw * count * stride), {}, stride, {}};
+  Weights found{AlignedFloats(at.kh * at.kw * count * stride), {}, stride, {}, {}};
   float* to = found.values.data();
   for (int64_t r = 0; r < at.kh; ++r)
     for (int64_t s = 0; s < at.kw; ++s)
@@ -82,6 +94,7 @@ Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64
         for (int64_t k = 0; k < outputs; ++k) to[k] = weight(r, s, first + c, o + k);
   if (are_scattered(at, stride / kLanes)) turn(at, count, found);
   if (often) found.tables = tables_of(at.kh * at.kw, count, found.values.data(), stride);
+  if (often && at.sy == 1 && at.sx == 1) found.signs = signed_weights(at.kh * at.kw, count, outputs, found.values.data(), stride);
   return found;
 }
 

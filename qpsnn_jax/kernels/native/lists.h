@@ -7,6 +7,7 @@
 
 #include "pack.h"
 #include "scatter.h"
+#include "signed.h"
 #include "windows.h"
 
 namespace qpsnn {
@@ -25,6 +26,11 @@ inline double list_cycles(const Windows& at, int64_t count, const Weights& weigh
 // The same by blocks.
 inline double block_cycles(const Windows& at, int64_t count, const Weights& weights) {
   return static_cast<double>(at.kh * at.kw * count) * 0.6 * (weights.stride / kLanes);
+}
+
+// The same by the faster of the two that skip nothing.
+inline double dense_cycles(const Windows& at, int64_t count, const Weights& weights) {
+  return std::min(block_cycles(at, count, weights), signed_cycles(at, count, weights));
 }
 
 // The work on one image after another, for one block of inputs and all blocks of outputs.
@@ -47,7 +53,7 @@ class Lists {
     const bool scattered = !blocks[0].turned.empty();
     const auto is_faster = [&, total](int64_t found, double each) {
       const double rate = total ? static_cast<double>(found) / total : 0;
-      return list_cycles(at_, count, blocks[0], rate, each) < block_cycles(at_, count, blocks[0]);
+      return list_cycles(at_, count, blocks[0], rate, each) < dense_cycles(at_, count, blocks[0]);
     };
     if (at_.w * count * at_.kw * blocks[0].stride > INT32_MAX) return false;  // offsets of lists have 32 bits
     // Inputs are often like those of the image before: what is probably not skipped is counted before it is listed.

@@ -79,7 +79,7 @@ class Lookup {
       for (const Weights& weights : part.weights) others += cycles_of(weights);
       return each < others;
     };
-    if (!is_faster_than([&](const Weights& weights) { return block_cycles(at_, part.count, weights); })) return false;
+    if (!is_faster_than([&](const Weights& weights) { return dense_cycles(at_, part.count, weights); })) return false;
     int64_t found = 0;
     resize();
     for (int64_t k = 0; k < images; ++k) {

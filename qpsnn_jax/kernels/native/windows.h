@@ -37,12 +37,20 @@ struct Tables {
   std::vector<int8_t> sums;
 };
 
+// Weights that are sums of one or two sizes with signs, and the signs of five inputs, by vector of outputs, r s, five inputs, size and
+// output: the number of the sum of five with such signs, the first of them +, and in the highest bit whether the first is -.
+struct SignedWeights {
+  std::vector<float> sizes;
+  std::vector<int8_t> signs;
+};
+
 // Weights r s c o of a block of inputs and one of outputs, o filled up with zeros to whole vectors. `turned` are the same as
 // r c s o, from the last s to the first, where they can be scattered.
 struct Weights {
   AlignedFloats values, turned;
   int64_t stride;  // floats of one r s c
   Tables tables;
+  SignedWeights signs;
 };
 
 // Whether the taps of an input along a row are few vectors.
