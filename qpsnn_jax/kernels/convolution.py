@@ -95,8 +95,9 @@ def conv_spikes(
     - ``bfloat16`` multiplies bfloat16; on a CPU only by name.
 
     With ``"fast"`` on one CPU that multiplies bfloat16 fast, the gradient by the spikes rounds the cotangent, and
-    weights of more than 4 bits, to bfloat16, for kernels of 3×3 at stride 1 and from 64 channels on
-    (:mod:`qpsnn_jax.kernels.winograd`); so too under ``vmap``. Derivatives of the gradients are in float32.
+    weights of more than 4 bits, to bfloat16, for kernels of 3×3 at stride 1 and from 64 channels on, or from 256 where
+    float32 looks up the sums of 1 or 2 bits (:mod:`qpsnn_jax.kernels.winograd`); so too under ``vmap``. Derivatives of
+    the gradients are in float32.
 
     Unless ``"exact"`` it is a ``custom_vjp``: forward mode (``jvp``, ``jacfwd``, ``hessian``) raises TypeError. A
     Hessian-vector product in reverse mode, ``grad(lambda p: vdot(grad(f)(p), v))``, works; or use ``"exact"``.

@@ -27,8 +27,9 @@ from qpsnn_jax.kernels.algorithm import Algorithm, ConvSpec
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.runtime.compiling import materialize
 
-# Measured on a Zen 5: the channels from which on this is faster than blocks of float32 in C++.
-NARROWEST = 64
+# Measured on a Zen 5: the channels from which on this is faster than float32, and than looking sums up in C++, as for
+# weights of up to 2 bits.
+NARROWEST, NARROWEST_LOOKED_UP = 64, 256
 
 
 def fits(spec: ConvSpec) -> bool:
@@ -40,7 +41,8 @@ def fits(spec: ConvSpec) -> bool:
 
 def _preference(spec: ConvSpec, flags: frozenset[str]) -> int:
     fast = "fast" in flags and not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
-    return 2 if fast and spec.narrowest >= NARROWEST else 0
+    looked_up = "native" in flags and spec.bits <= 2
+    return 2 if fast and spec.narrowest >= (NARROWEST_LOOKED_UP if looked_up else NARROWEST) else 0
 
 
 def _input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:

@@ -28,7 +28,7 @@ def on(monkeypatch, flags):
 
 
 def with_gradients(spikes, integers, **options):
-    y, pull = jax.vjp(partial(conv_spikes, bits=2, padding=(1, 1), **options), spikes, integers)
+    y, pull = jax.vjp(partial(conv_spikes, bits=4, padding=(1, 1), **options), spikes, integers)
     return y, pull(y)
 
 
@@ -115,6 +115,21 @@ def test_a_new_algorithm_is_one_record(monkeypatch):
 def test_the_algorithm_follows_the_processor(flags, kernel, algorithm):
     spec = ConvSpec(Geometry((8, 8), kernel[:2], (1, 1), (1, 1)), *kernel[2:], 2)
     assert dispatch.select_algorithm(dispatch.SUMS, spec, frozenset(flags)).name == algorithm
+
+
+@pytest.mark.parametrize(
+    ("flags", "bits", "channels", "algorithm"),
+    [
+        ({"native", "fast", *ZEN}, 4, 128, "winograd"),
+        ({"native", "fast", *ZEN}, 2, 128, "skipping"),
+        ({"native", "fast", *ZEN}, 2, 256, "winograd"),
+        ({"native", *ZEN}, 2, 256, "skipping"),
+        ({"fast", *ZEN}, 2, 128, "winograd"),
+    ],
+)
+def test_gradients_of_few_bits_are_rounded_only_in_wide_layers(flags, bits, channels, algorithm):
+    spec = ConvSpec(Geometry((8, 8), (3, 3), (1, 1), (1, 1)), channels, channels, bits)
+    assert dispatch.select_algorithm(dispatch.INPUT_GRADS, spec, frozenset(flags)).name == algorithm
 
 
 @pytest.mark.parametrize(
