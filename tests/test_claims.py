@@ -283,7 +283,7 @@ def test_paired_differences_by_the_book():
     # Differences 2, 1, 3: mean 2, s = 1; t(0.975, 2) = 4.30265 and t(0.8, 2) = 1.06066 from a printed table.
     assert (found.mean, found.pairs) == (2.0, 3)
     assert found.half_width == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
-    assert found.visible == pytest.approx((4.30265 + 1.06066) / math.sqrt(3), rel=1e-5)
+    assert found.detectable == pytest.approx((4.30265 + 1.06066) / math.sqrt(3), rel=1e-5)
     assert tables.standard_error([2.0, 1.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
     assert math.isnan(tables.difference({0: 1.0}, {0: 2.0}).half_width)
     with pytest.raises(ValueError, match="share no seed"):
@@ -341,7 +341,7 @@ def of_arms(question: str, **arms: list[float]) -> list[dict]:
     [
         ((3.0, 3.2, 2.8), "**held**"),
         ((-3.0, -3.2, -2.8), "**did not hold**"),
-        ((3.0, -3.2, 1.0), "cannot say below 9.8 points"),
+        ((3.0, -3.2, 1.0), "inconclusive (minimum detectable difference 9.8 points)"),
         ((3.0, 3.2), "2 of 3 seeds run"),
         ((3.0,), "1 of 3 seeds run"),
         ((), "not yet run"),
@@ -375,7 +375,7 @@ def test_the_verdict_of_the_headline_needs_both_seeds_and_the_bytes():
     [
         ([(1, 1)] * 3, "**held**"),
         ([(0, 1), (1, 0), (0, 0)], "**did not hold**"),
-        ([(1, 1), (1, 0), (0, 0)], "cannot say"),
+        ([(1, 1), (1, 0), (0, 0)], "inconclusive"),
         ([(1, 1)] * 2, "2 of 3 networks measured"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_step_multiplies_three_times_as_much_as_inference(network, monkeypatch
     inference = jax.make_jaxpr(SpikingNetwork(graph).apply)(random_variables(graph), images)
     training = jax.make_jaxpr(step)(*arguments)
     assert products(inference.jaxpr) == BATCH * speed.products(graph, "inference")
-    # Forward, by inputs and by weights; nobody needs the gradient by the images.
+    # Forward, by inputs and by weights; nobody needs the gradient w.r.t. the images.
     assert products(training.jaxpr) == BATCH * speed.products(graph, "training")
 
 

@@ -2,9 +2,9 @@
 
 Command: python -m experiments.benchmarks.layers [--batch 8] [--repeats 15]
 
-2 bits, T = 2, full width. Each kind of layer is compiled and timed alone: the sums forward, the gradients by its maps
-and by its kernel, by the project's algorithms and as float32 convolutions (in brackets), in milliseconds a layer and a
-batch and in billions of products a second. What the whole step takes beyond the sum of them goes to the first layer,
+2 bits, T = 2, full width. Each kind of layer is compiled and timed alone: the sums forward, the gradients w.r.t. its
+maps and its kernel, by the project's algorithms and as float32 convolutions (in brackets), in milliseconds a layer and
+a batch and in billions of products a second. What the whole step takes beyond the sum of them goes to the first layer,
 neurons, normalization, quantization, the optimizer and copies. Ours: not run with the present algorithms.
 """
 

@@ -10,19 +10,19 @@ import numpy as np
 from scipy import stats
 
 _LEVEL = 0.95  # of confidence intervals
-_POWER = 0.8  # with which the smallest visible difference is seen
+_POWER = 0.8  # with which the minimum detectable difference is found
 
 
 class Difference(NamedTuple):
-    """The mean of paired differences, the half width of its confidence interval, and what could be seen.
+    """The mean of paired differences, the half width of its confidence interval, and what could be detected.
 
-    ``visible`` is the smallest true difference that a test of this level would find in four of five repetitions. With
-    fewer than two pairs the last two are NaN.
+    ``detectable`` is the smallest true difference that a test of this level would find in four of five repetitions.
+    With fewer than two pairs the last two are NaN.
     """
 
     mean: float
     half_width: float
-    visible: float
+    detectable: float
     pairs: int
 
 
@@ -80,7 +80,8 @@ def table(question: str, arms: Sequence[str], reference: str, results: Sequence[
         results: of all questions.
     """
     found = {arm: of_arm(results, question, arm) for arm in arms}
-    head = ("arm", "runs", "accuracy", f"less {reference}, 95 %", "visible", "held out", "file", "SOPs", "energy")
+    compared_with = (f"difference from {reference} (95 % CI)", "minimum detectable difference (80 % power)")
+    head = ("arm", "runs", "accuracy", *compared_with, "held out", "file", "SOPs", "energy")
     rows = [head, ("---",) * len(head)]
     compared = accuracies(found.get(reference, []))
     rows += [_row(arm, found[arm], {} if arm == reference else compared) for arm in arms]
@@ -104,7 +105,7 @@ def _row(arm: str, results: Sequence[Mapping[str, Any]], reference: Mapping[int,
     shown = ("–", "–")
     if accuracy.keys() & reference.keys():
         found = difference(accuracy, reference)
-        shown = (f"{found.mean:+.2f} ± {_text(found.half_width)}", _text(found.visible))
+        shown = (f"{found.mean:+.2f} ± {_text(found.half_width)}", _text(found.detectable))
     held_out = [_held_out(r) for r in results if r["held_out_accuracy"]]
     files = [r["file_bytes"] for r in results if r["file_bytes"] is not None]
     return (

@@ -79,7 +79,7 @@ ADDITIONS: tuple[Claim, ...] = tuple(
 def verdict(claim: Claim, results: Sequence[Mapping[str, Any]]) -> tuple[Difference | None, str]:
     """The mean of the claim's sum over paired seeds, and in words what follows; a claim needs all seeds of the plan.
 
-    It held if the 95 % confidence interval lies above 0, did not hold if it lies below, and otherwise cannot be told.
+    It held if the 95 % confidence interval lies above 0, did not hold if it lies below, and is inconclusive otherwise.
     """
     terms = [(factor, accuracies(of_arm(results, claim.question, arm))) for arm, factor in claim.factors.items()]
     if not set.intersection(*(set(values) for _, values in terms)):
@@ -91,7 +91,7 @@ def verdict(claim: Claim, results: Sequence[Mapping[str, Any]]) -> tuple[Differe
         return found, "**held**"
     if found.mean + found.half_width < 0:
         return found, "**did not hold**"
-    return found, f"cannot say below {found.visible:.1f} points"
+    return found, f"inconclusive (minimum detectable difference {found.detectable:.1f} points)"
 
 
 def stability(scores: Sequence[Mapping[str, Any]]) -> str:
@@ -106,7 +106,7 @@ def stability(scores: Sequence[Mapping[str, Any]]) -> str:
     ]
     if len(above) < len(SEEDS):
         return f"{len(above)} of {len(SEEDS)} networks measured"
-    return "**held**" if all(above) else "cannot say" if any(above) else "**did not hold**"
+    return "**held**" if all(above) else "inconclusive" if any(above) else "**did not hold**"
 
 
 def page(results: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> str:
@@ -171,9 +171,9 @@ python -m experiments.claims.verdicts > notebooks/what_held_up.md
 ```
 
 A claim held if the 95 % confidence interval of the mean paired difference (Student's t over three seeds) lies above 0,
-and did not hold if it lies below. Otherwise three runs cannot tell, and the table has the smallest difference that
-they would find in four of five repetitions. Each interval stands for itself: of twenty, one misses by chance. All
-arms with their accuracies, files and operations: `python -m experiments.claims --tables`.
+and did not hold if it lies below. Otherwise three runs are inconclusive, and the table has the smallest difference
+that they would detect in four of five repetitions. Each interval stands for itself: of twenty, one misses by chance.
+All arms with their accuracies, files and operations: `python -m experiments.claims --tables`.
 
 ## The paper
 

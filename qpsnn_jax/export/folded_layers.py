@@ -37,7 +37,7 @@ class Residual:
 
 @dataclass(frozen=True, eq=False)
 class Neurons:
-    r"""A convolution and its neurons: :math:`X = a · Σ q S + b + R`, leak τ, fire at θ, reset.
+    r"""A convolution and its neurons: :math:`X = a · Σ q S + b + R`, decay by τ, fire at θ, reset.
 
     Attributes:
         name, source: of this layer's spikes and of the map it reads.

@@ -35,7 +35,7 @@ class Leak(NamedTuple):
             wrong = float(values[~found].flat[0])
             near = _LEAKS[np.argmin(np.abs(_LEAKS - wrong))] if np.isfinite(wrong) else 0.5
             raise ValueError(
-                f"a leak of {wrong:g} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 to "
+                f"a decay factor τ of {wrong:g} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 to "
                 f"{_MOST_SHIFT} are, the nearest is {near:g}."
             )
         place = known.argmax(-1)

@@ -145,7 +145,7 @@ def _package() -> Any:
     try:
         import onnx  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError("ONNX export needs the package onnx: pip install 'qpsnn-jax[onnx]'.") from None
+        raise ValueError("ONNX export needs the package onnx: pip install '.[onnx]' in the checkout.") from None
     return onnx
 
 

@@ -57,7 +57,7 @@ def _rates(graph: Graph, spikes: set[str]) -> Rates:
         return Rates(node.name, node.input)
     if node.name not in spikes or len(graph.values[node.name].shape) != 1:
         raise ValueError(f"node {node.name!r}: the last node must be a dense readout, or neurons on a dense layer.")
-    return Rates(f"{node.name}/rates", node.name)
+    return Rates(f"{node.name}.rates", node.name)
 
 
 @singledispatch

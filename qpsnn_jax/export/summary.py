@@ -63,5 +63,5 @@ def _kind(layer: Layer) -> str:
 def _cell(layer: Neurons) -> str:
     """Leak and reset where they are not the default."""
     tau = f"from {min(layer.tau):g} to {max(layer.tau):g}" if isinstance(layer.tau, np.ndarray) else f"{layer.tau:g}"
-    leak = "" if tau == "0.5" else f", leak {tau}"
+    leak = "" if tau == "0.5" else f", τ {tau}"
     return leak + ("" if layer.reset == "hard" else f", {layer.reset} reset")

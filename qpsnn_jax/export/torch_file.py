@@ -85,7 +85,7 @@ def _read_safetensors(path: str | PathLike[str]) -> dict[str, np.ndarray]:
         try:
             from safetensors import deserialize  # pyright: ignore[reportMissingImports]
         except ImportError:
-            reason = "needs the package safetensors to be read: pip install 'qpsnn-jax[safetensors]'"
+            reason = "needs the package safetensors to be read: pip install '.[safetensors]' in the checkout"
             raise unreadable(path, reason) from None
         data = file.read()
     try:

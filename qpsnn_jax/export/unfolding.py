@@ -142,9 +142,9 @@ def _field(values: float | np.ndarray) -> float | tuple[float, ...]:
 
 def _unfold_readout(layer: Readout, graph: list[Node], leaves: dict[str, dict[str, Any]]) -> None:
     """Append the average-pool of the readout, if it has one, and its dense layer."""
-    read, flat = layer.source, f"{layer.name}/flat"
+    read, flat = layer.source, f"{layer.name}.flat"
     if layer.window != (1, 1) or layer.strides != (1, 1):
-        graph.append(nodes.AveragePool(read := f"{layer.name}/pool", layer.source, layer.window, layer.strides))
+        graph.append(nodes.AveragePool(read := f"{layer.name}.pool", layer.source, layer.window, layer.strides))
     graph.append(nodes.Flatten(flat, read))
     codes = layer.kernel.dtype == np.uint8
     quantizer = Quantizer(layer.bits, gamma="learned") if codes else None
@@ -165,7 +165,7 @@ def _unfold_synapses(
 ) -> str:
     """Append the convolution of a layer, with its batch-norm or its bias; the name of their output."""
     *window, _, outputs = layer.kernel.shape
-    conv, scale = f"{layer.name}/conv", layer.scale.astype(np.float64)
+    conv, scale = f"{layer.name}.conv", layer.scale.astype(np.float64)
     quantizer, arrays = None, {"bias": layer.bias}
     if layer.source == folded.image.name and layer.kernel.dtype == np.uint8:
         if len(set(std)) > 1:
@@ -186,7 +186,7 @@ def _unfold_synapses(
     mean, var = (np.asarray(values, np.float64) for values in moments)
     if mean.shape != (outputs,) or var.shape != (outputs,) or not (np.isfinite(mean) & (var >= 0)).all():
         raise ValueError(f"layer {layer.name!r}: its moments must be {outputs} finite means and variances.")
-    norm = f"{layer.name}/norm"
+    norm = f"{layer.name}.norm"
     graph.append(nodes.BatchNorm(norm, conv, epsilon=_EPSILON))
     leaves[norm] = {"mean": mean, "var": var, "scale": np.sqrt(var + _EPSILON), "bias": layer.bias + mean}
     return norm
@@ -196,7 +196,7 @@ def _unfold_residual(name: str, residual: Residual, folded: Folded, current: str
     """Append the sum of a current and a residual; the name of the sum."""
     source, channels = residual.source, folded.maps[residual.source].shape[2]
     if residual.stride != 1 or residual.channels != tuple(range(channels)):
-        graph.append(nodes.Shortcut(f"{name}/shortcut", source, residual.channels, residual.stride))
-        source = f"{name}/shortcut"
-    graph.append(nodes.Add(f"{name}/sum", current, source))
-    return f"{name}/sum"
+        graph.append(nodes.Shortcut(f"{name}.shortcut", source, residual.channels, residual.stride))
+        source = f"{name}.shortcut"
+    graph.append(nodes.Add(f"{name}.sum", current, source))
+    return f"{name}.sum"

@@ -37,7 +37,7 @@ class ConvSpec(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """One way to compute the sums of a convolution, the gradient by its input, or the gradient by its kernel.
+    """One way to compute the sums of a convolution, the gradient w.r.t. its input, or the gradient w.r.t. its kernel.
 
     ``run`` takes two arrays and the :class:`ConvSpec`: spikes and integers; or the cotangent of the sums and the
     kernel; or the maps and the cotangent. ``supports`` says which standard specs it is for; only if it is ``general``

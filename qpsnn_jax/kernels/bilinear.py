@@ -56,7 +56,7 @@ def _shape(x: Any, y: Any, **options: Any) -> ShapedArray:
 
 
 def _transpose(cotangent: Any, x: Any, y: Any, *, role: Role, **options: Any) -> tuple[Any, Any]:
-    """The gradient by the operand that is undefined."""
+    """The gradient w.r.t. the operand that is undefined."""
     if isinstance(cotangent, ad.Zero):
         return None, None
     bind = partial(_bilinear_p.bind, **options)

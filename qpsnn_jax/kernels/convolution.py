@@ -94,7 +94,7 @@ def conv_spikes(
     - ``skipping`` adds the weights of every spike or looks their sums up, in C++ (:mod:`qpsnn_jax.kernels.skipping`);
     - ``bfloat16`` multiplies bfloat16; on a CPU only by name.
 
-    With ``"fast"`` on one CPU that multiplies bfloat16 fast, the gradient by the spikes rounds the cotangent, and
+    With ``"fast"`` on one CPU that multiplies bfloat16 fast, the gradient w.r.t. the spikes rounds the cotangent, and
     weights of more than 4 bits, to bfloat16, for kernels of 3×3 at stride 1 and from 64 channels on, or from 256 where
     float32 looks up the sums of 1 or 2 bits (:mod:`qpsnn_jax.kernels.winograd`); so too under ``vmap``. Derivatives of
     the gradients are in float32.

@@ -139,7 +139,7 @@ def _membranes(*operands: Array, **cell: Any) -> Array:
 def _grad(
     spikes: Array, *operands: Array, of_membranes: Array | None = None, **cell: Any
 ) -> tuple[Array, Array, Array]:
-    """The gradient by the currents, for a cotangent of the spikes, and those by their factor and offset."""
+    """The gradient w.r.t. the currents, for a cotangent of the spikes, and those by their factor and offset."""
     membranes = _membranes(*operands, **cell)
     found = neurons.currents_grad(membranes, spikes, of_membranes, **_Cell(**cell).options)
     axes = tuple(range(found.ndim - 1))

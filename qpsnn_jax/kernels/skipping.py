@@ -29,14 +29,14 @@ def sums(x: Array, kernel: Array, spec: ConvSpec) -> Array:
 
 
 def input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:
-    """Gradient by the maps, ``b h w i``."""
+    """Gradient w.r.t. the maps, ``b h w i``."""
     return native_call(
         "conv_input_grad", _input_grad, *_floats(cotangent, kernel), input_hw=spec.geometry.input_hw, **_window(spec)
     )
 
 
 def kernel_grad(x: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """Gradient by the kernel, ``h w i o``."""
+    """Gradient w.r.t. the kernel, ``h w i o``."""
     return native_call("conv_kernel_grad", _kernel_grad, *_floats(x, cotangent), **_window(spec))
 
 

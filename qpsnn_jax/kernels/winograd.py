@@ -1,4 +1,4 @@
-r"""The gradient by the input of convolutions of 3×3 at stride 1, in products of bfloat16, by Winograd's F(2×2, 3×3).
+r"""The gradient w.r.t. the input of 3×3 convolutions at stride 1, in products of bfloat16, by Winograd's F(2×2, 3×3).
 
 It is the convolution of the cotangent with the kernel flipped. A tile of 2×2 sums takes 16 products instead of 36. With
 x the 4×4 inputs of the tile and k the kernel,

@@ -172,8 +172,9 @@ def cost(
 ) -> Cost:
     r"""Cost of a network for one image.
 
-    Size is Eq. 16, :math:`\sum q_i b_i + 32 \sum f_i` bits: quantized weights at b bits, everything else at 32; running
-    statistics and γ are not counted. A synaptic operation is one non-zero input at one synapse, exact at the borders.
+    Size is Eq. 16, :math:`\sum q_i b_i + 32 \sum f_i` bits: quantized weights at b bits, everything else at 32, a
+    learned γ too; running statistics and the γ of a rule are not counted. A synaptic operation is one non-zero input at
+    one synapse, exact at the borders.
     Of a masked layer what is left counts, with the cheapest index (:mod:`qpsnn_jax.numerics.sparsity`).
 
     Args:

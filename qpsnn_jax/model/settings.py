@@ -48,7 +48,7 @@ class NetworkSettings:
     )
     granularity: Literal["layer", "channel"] = setting("layer", "what shares one γ: the layer, or each output channel")
     ste: str = setting("clipped", "straight-through gradient of the quantizer", names=("clipped", "plain", "scaled"))
-    learned_tau: bool = setting(False, "learn the leak τ of every layer of neurons (PLIF)")
+    learned_tau: bool = setting(False, "learn the decay factor τ of every layer of neurons (PLIF)")
     learned_threshold: bool = setting(False, "learn the threshold θ of every layer of neurons")
     residual_scale: float = setting(
         1.0, "scale at which the last batch-norm of every residual branch starts", above=0, most=100

@@ -64,7 +64,7 @@ def lif_step(
     Args:
         membrane: U[t-1], the membrane potential after the previous step, of the shape of ``current``, or a number.
         current: X[t], floating, any shape. NaN gives NaN, in the spikes too.
-        tau: leak τ; a number, or an array that broadcasts against ``current`` (learnable), cast to its dtype.
+        tau: decay factor τ; a number, or an array that broadcasts against ``current`` (learnable), cast to its dtype.
         threshold: firing threshold θ; likewise.
         surrogate: derivative of the firing step as a function of Ũ - θ (:func:`fire_step`); any function from an array
             to one of its shape, which may close over traced arrays.

@@ -125,7 +125,7 @@ def verify_onnx(exported: Exported, options: Mapping[str, int] = MappingProxyTyp
     try:
         import onnxruntime  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ValueError("onnxruntime is not installed: pip install 'qpsnn-jax[onnx]'.") from None
+        raise ValueError("onnxruntime is not installed: pip install '.[onnx]' in the checkout.") from None
     model = onnx_model(exported.folded, **options).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 

@@ -124,13 +124,13 @@ STEM = (Conv("conv1", "image", 2), LIF("lif1", "conv1"))
 INVALID = {
     "leak": (
         resnet20(width=1 / 8, lif=LIF("", "", tau=0.9)),
-        "node 'lif1': a leak of 0.9 is not exact in integers; .* the nearest is 0.875",
+        "node 'lif1': a decay factor τ of 0.9 is not exact in integers; .* the nearest is 0.875",
     ),
     "leak of one channel": (
         _graph(
             Conv("conv1", "image", 2), LIF("lif1", "conv1", tau=(0.5, 0.3)), Flatten("f", "lif1"), Dense("fc", "f", 2)
         ),
-        "node 'lif1': a leak of 0.3 is not exact",
+        "node 'lif1': a decay factor τ of 0.3 is not exact",
     ),
     "full precision": (resnet20(bits=None, width=1 / 8), "node 'layer1.0.conv1' reads spikes with full-precision"),
     "attention": (

@@ -121,8 +121,8 @@ def test_without_a_leak_a_stream_saturates():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tau": 0.9}, "layer 'lif': a leak of 0.9 is not exact in integers; .* the nearest is 0.875"),
-        ({"tau": np.float32([0.5, 2])}, "layer 'lif': a leak of 2 is not exact"),
+        ({"tau": 0.9}, "layer 'lif': a decay factor τ of 0.9 is not exact in integers; .* the nearest is 0.875"),
+        ({"tau": np.float32([0.5, 2])}, "layer 'lif': a decay factor τ of 2 is not exact"),
         ({"tau": np.float32([0.5])}, "layer 'lif': tau must be 2 finite float32 numbers"),
         ({"threshold": np.float64([1, 1])}, "layer 'lif': threshold must be 2 finite float32 numbers"),
         ({"threshold": np.float32([1, -1])}, "layer 'lif': the threshold must be positive"),
@@ -155,7 +155,7 @@ def test_files_with_other_neurons_have_version_3(name, tmp_path):
     read = load_packed(tmp_path / "a.qpsnn")
     pixels = np.arange(0, 256, 5, np.uint8).reshape(-1, 1, 1, 1)
     np.testing.assert_array_equal(IntegerNetwork.of(read.folded)(pixels), IntegerNetwork.of(folded)(pixels))
-    said = {"soft": "neurons, 1×1×1×3 at 8 bits, soft reset,", "channels": "leak from 0.5 to 1, delayed reset,"}
+    said = {"soft": "neurons, 1×1×1×3 at 8 bits, soft reset,", "channels": "τ from 0.5 to 1, delayed reset,"}
     assert said[name] in summary(read)
     assert "rates of lif" in summary(read)
 

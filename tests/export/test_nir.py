@@ -20,6 +20,7 @@ from qpsnn_jax.export.nir.builder import DT
 from qpsnn_jax.export.nir.file import read_nir, write_nir
 from qpsnn_jax.export.nir.reader import READINGS, import_nir
 from qpsnn_jax.export.nir.writer import nir_graph, translate
+from qpsnn_jax.export.pretrained import names, pretrained
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import (
@@ -103,6 +104,18 @@ def test_what_is_imported_is_exported_alike(name, tmp_path):
     for kind in (LIF, MaxPool):
         names = [{node.name for node in side.nodes if isinstance(node, kind)} for side in (graph, back)]
         assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("name", names())
+def test_pretrained_networks_are_exported(name, tmp_path):
+    """As files read back: with the same spikes."""
+    graph, variables = pretrained(name)
+    images = images_of(graph, 2)
+    write_nir(tmp_path / "a.nir", nir_graph(graph, variables))
+    back, restored = import_nir(read_nir(tmp_path / "a.nir"))
+    (currents, spikes), (again, counts) = ours(graph, variables, images), ours(back, restored, images)
+    assert counts == spikes
+    np.testing.assert_allclose(again, currents, atol=1e-5)
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.7, 3e-3])
@@ -191,7 +204,7 @@ READOUT = (Flatten("flatten", "lif1"), Dense("fc", "flatten", 3))
 INVALID = {
     "leak": (
         _graph(Conv("conv1", "image", 2), LIF("lif1", "conv1", tau=(0.5, 1.0)), *READOUT),
-        "node 'lif1': NIR has leaks from 0 to below 1",
+        "node 'lif1': NIR has decay factors τ from 0 to below 1",
     ),
     "soft reset": (
         resnet20(width=1 / 8, lif=LIF("", "", reset="soft")),

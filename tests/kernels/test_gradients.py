@@ -18,7 +18,7 @@ TILED = [((8, 8), (1, 1)), ((9, 8), (1, 1)), ((3, 3), (0, 0)), ((3, 5), (2, 0)),
 
 @pytest.fixture
 def rounding(monkeypatch):
-    """A machine whose gradients by the spikes may be products of bfloat16, whatever the width."""
+    """A machine whose gradients w.r.t. the spikes may be products of bfloat16, whatever the width."""
     monkeypatch.setattr(dispatch, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr(winograd, "NARROWEST", 1)
 

@@ -201,5 +201,5 @@ def test_exports_write_the_learned_threshold_and_name_a_learned_leak():
     nir = nir_graph(graph, variables, (0.5,), (0.5,)).nodes["lif1"]
     np.testing.assert_allclose(nir.v_threshold, raised / 2, rtol=1e-6)
     leaking = neurons_of("learned", 1.0)
-    with pytest.raises(ValueError, match=r"node 'lif0': a leak of 0\.\d+ is not exact in integers"):
+    with pytest.raises(ValueError, match=r"node 'lif0': a decay factor τ of 0\.\d+ is not exact in integers"):
         fold(leaking, random_variables(leaking), (0.5,), (0.5,))

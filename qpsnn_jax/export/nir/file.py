@@ -71,5 +71,5 @@ def nir_package() -> Any:
 
         _ = nir.NIRGraph  # where the package is missing, any folder of this name can be imported
     except (ImportError, AttributeError):
-        raise ValueError("NIR needs the package nir: pip install 'qpsnn-jax[nir]'.") from None
+        raise ValueError("NIR needs the package nir: pip install '.[nir]' in the checkout.") from None
     return nir

@@ -70,10 +70,11 @@ def nir_graph(
 
     Raises:
         ValueError: the package ``nir`` is not installed, mean and std do not fit the input, or something that NIR
-            does not express exactly, naming the node: a soft or delayed reset, a leak above 1, a threshold that is not
-            positive, attention, a max-pool of other windows than 2×2 or of other values than spikes, a batch-norm that
-            does not follow a layer of its own, a kernel that is not square, a value added to itself, an output that is
-            neither a dense layer nor neurons that read one. Nodes that the output does not need are left out.
+            does not express exactly, naming the node: a soft or delayed reset, a decay factor τ above 1, a threshold
+            that is not positive, attention, a max-pool of other windows than 2×2 or of other values than spikes, a
+            batch-norm that does not follow a layer of its own, a kernel that is not square, a value added to itself, an
+            output that is neither a dense layer nor neurons that read one. Nodes that the output does not need are left
+            out.
 
     References:
         Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15, 2024.
@@ -209,7 +210,9 @@ def _(node: LIF, build: Builder, sources: Sequence[Translated]) -> Translated:
     if (leak == 1).all():
         return build.add(node.name, _if(build, source, below), source, source.shape)
     if not ((leak >= 0) & (leak < 1)).all():
-        raise ValueError(f"node {node.name!r}: NIR has leaks from 0 to below 1, or 1 for all neurons, got {leak}.")
+        raise ValueError(
+            f"node {node.name!r}: NIR has decay factors τ from 0 to below 1, or 1 for all neurons, got {leak}."
+        )
     if (leak == 0.5).all():
         return build.add(node.name, _lif(build, source, below / 2), source, source.shape)
     tau = DT / (1 - leak)

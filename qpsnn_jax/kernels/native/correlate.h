@@ -1,4 +1,4 @@
-// Sums over windows: the forward pass of a convolution, and its gradient by the input, of which it is one phase.
+// Sums over windows: the forward pass of a convolution, and its gradient w.r.t. the input, of which it is one phase.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The gradient of a convolution by its kernel: every input that is not 0 adds its multiple of rows of the cotangent.
+// The gradient of a convolution w.r.t. its kernel: every input that is not 0 adds its multiple of rows of the cotangent.
 //
 // For one input channel the windows that see a position are neighbours, so their rows of the cotangent are contiguous:
 // a few rows of vectors, whose sums over all positions of the channel, in several images if maps are small, stay in registers.

@@ -1,4 +1,4 @@
-// What a convolution's forward pass and its gradient by the input have in common: sums over windows of maps.
+// What a convolution's forward pass and its gradient w.r.t. the input have in common: sums over windows of maps.
 #pragma once
 
 #include <algorithm>

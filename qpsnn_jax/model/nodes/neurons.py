@@ -88,10 +88,12 @@ class Neuron(Unary, ABC):
 class LIF(Neuron):
     """Leaky integrate-and-fire neurons: the options of :func:`qpsnn_jax.lif`; ``surrogate`` is a name or a function.
 
-    τ is the share of a membrane potential that a step keeps, from 0 to 1 (snnTorch's β; of SpikingJelly's time constant
-    T it is 1 - 1/T). τ and θ are numbers, or tuples with one for each channel. They may be ``"learned"``:
-    :math:`τ = sigmoid(a)` from ``tau_logit`` a = 0, as in PLIF (Fang et al., ICCV 2021), and :math:`θ = e^v` from
-    ``log_threshold`` v = 0, one parameter each for the layer, or with ``granularity="channel"`` for each channel.
+    τ is the decay factor of the membrane potential, from 0 to 1: snnTorch's β. For a time constant T of SpikingJelly it
+    is 1 - 1/T with ``decay_input=False``; with its default, ``decay_input=True``, which divides the input by T,
+    multiply θ by T too (hard reset to 0). τ and θ are numbers, or tuples with one for each channel. They may be
+    ``"learned"``: :math:`τ = sigmoid(a)` from ``tau_logit`` a = 0, as in PLIF (Fang et al., ICCV 2021), and
+    :math:`θ = e^v` from ``log_threshold`` v = 0, one parameter each for the layer, or with ``granularity="channel"``
+    for each channel.
     """
 
     tau: float | tuple[float, ...] | Literal["learned"] = 0.5
