@@ -38,16 +38,27 @@ def check_data(
     Raises:
         ValueError: they are others, or the record is damaged.
     """
-    path = directory / _FILE
-    if not path.is_file():
+    then = read_record(directory)
+    if then is None:
         return
-    try:
-        then: dict[str, Any] = read_checked(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}; delete it if the data are still the same.") from None
     loaded = [part for part, whole in (("train", train), ("test", test)) if whole]
     if change := _change(then, _facts(data), loaded):
         raise ValueError(f"{directory} started with other data: {change}; give it those of then again, or {otherwise}.")
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """What :func:`record_data` wrote; None for a run without a record.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = directory / _FILE
+    if not path.is_file():
+        return None
+    try:
+        return read_checked(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it if the data are still the same.") from None
 
 
 def _facts(data: DataSet) -> dict[str, Any]:

@@ -203,11 +203,15 @@ def load_network(path: str | PathLike[str]) -> tuple[Graph, Variables]:
 
 
 def _saved_network(path: Path) -> tuple[Graph, Variables]:
+    found = _saved(path)
+    return found.graph, checkpoint.restore(found, checkpoint.with_saved_dtypes(found, _shapes(found.graph)))
+
+
+def _saved(path: Path) -> checkpoint.Checkpoint:
     for place in (path, path / "final", *(stage / "final" for stage in _last_stage(path))):
         found = checkpoint.read(place) if (place / "meta.json").exists() else checkpoint.latest(place)
         if found is not None and found.notes.get("variables"):
-            shapes = checkpoint.with_saved_dtypes(found, _shapes(found.graph))
-            return found.graph, checkpoint.restore(found, shapes)
+            return found
     raise ValueError(
         f"{path} does not hold a complete network; give a run or a stage that is complete, or an imported network."
     )
@@ -230,6 +234,11 @@ def save_network(
     """
     check_variables(graph, variables)
     checkpoint.save(Path(path), 0, graph, variables, {**(notes or {}), "variables": True})
+
+
+def read_saved_notes(path: Path) -> dict[str, Any]:
+    """The notes beside the network of :func:`load_network`, which has been loaded."""
+    return _saved(path).notes
 
 
 def read_activity(path: Path) -> dict[str, np.ndarray] | None:

@@ -21,9 +21,10 @@ from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.config import Config
 from qpsnn_jax.runs.data_record import check_data
-from qpsnn_jax.runs.directory import load_network, read_config, read_stage, run_of, stage_of
+from qpsnn_jax.runs.directory import load_network, read_class_names, read_config, read_stage, run_of, stage_of
 from qpsnn_jax.runs.loading import check_fits, load_test_data
 from qpsnn_jax.runs.records import versions
+from qpsnn_jax.runs.statistics import Statistics, as_trained, trained_statistics
 from qpsnn_jax.runtime.settings import as_dict
 from qpsnn_jax.training.state import Variables
 
@@ -33,19 +34,29 @@ class Exported:
     """A run's network with its test set and notes on its origin.
 
     Attributes:
-        graph, variables, data: of the run.
+        graph, variables: of the run.
+        mean, std: by which its images are normalized.
         notes: the config, the versions, and the stage with its accuracy.
         stem_bits, readout_bits: as for :func:`fold`.
         precision: of the run, with which an export is compared.
+        data: the test set that it is compared on; None for an export alone.
     """
 
     graph: Graph
     variables: Variables
-    data: DataSet
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     notes: dict[str, Any]
     stem_bits: int = 32
     readout_bits: int = 32
     precision: Precision = "auto"
+    data: DataSet | None = None
+
+    @property
+    def test_data(self) -> DataSet:
+        """``data`` of what was read to be compared."""
+        assert self.data is not None, "read with compared=True"
+        return self.data
 
     @cached_property
     def folded(self) -> Folded:
@@ -55,7 +66,7 @@ class Exported:
             ValueError: the network cannot run in integers.
         """
         bits = {"stem_bits": self.stem_bits, "readout_bits": self.readout_bits}
-        return fold(self.graph, self.variables, self.data.mean, self.data.std, **bits)
+        return fold(self.graph, self.variables, self.mean, self.std, **bits)
 
 
 def read_run(
@@ -65,15 +76,18 @@ def read_run(
     data: str | None = None,
     stem_bits: int = 32,
     readout_bits: int = 32,
+    compared: bool = False,
     test_examples: int | None = None,
 ) -> Exported:
     """The network of a run, or an imported one, ready to be exported.
 
     Args:
         path: a run (its last complete stage), one of its complete stages, or an imported network.
-        data_dir: TFDS data directory, by default the run's own; mean and std of the pixels come from the data.
-        data: for an imported network, the name of the data set whose mean and std it was trained with.
+        data_dir: TFDS data directory, by default the run's own.
+        data: for an imported network, the name of the data set that it was trained on.
         stem_bits, readout_bits: as for :func:`fold`.
+        compared: whether the test images are needed. Without them no data are read, if mean and std of the pixels are
+            kept with the network, and ``data`` and ``data_dir`` are not given.
         test_examples: how many test images to load, by default as in the run.
 
     Raises:
@@ -81,25 +95,30 @@ def read_run(
             or missing for another network.
     """
     graph, variables = load_network(path)
-    run = run_of(path)
-    if run is None and data is None:
-        raise ValueError(
-            f"{path} does not belong to a run, so the mean and std of its pixels are unknown; name the data set "
-            "that it was trained on with --data."
-        )
+    run, kept = run_of(path), trained_statistics(path)
     if run is not None and data is not None:
         raise ValueError(f"{path} belongs to a run, which has a data set; leave out --data.")
     config = None if run is None else read_config(run, data_dir)
-    loaded = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
-    check_fits(path, graph, loaded)
-    notes = {"versions": versions(), "std": [float(value) for value in loaded.std]}
-    if loaded.class_names:
-        notes["class_names"] = list(loaded.class_names)
+    if kept is None or compared or data is not None or data_dir is not None:
+        if run is None and data is None:
+            without = "test images are" if kept else "mean and std of its pixels are"
+            raise ValueError(
+                f"{path} does not belong to a run, so the {without} unknown; name the data set that it was trained on "
+                "with --data."
+            )
+        loaded = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
+        check_fits(path, graph, loaded)
+        if run is not None:
+            check_data(run, loaded, train=False, test=test_examples is None, otherwise="train a new run on these")
+        loaded = as_trained(path, loaded)
+        used, names = Statistics(tuple(loaded.mean), tuple(loaded.std)), loaded.class_names
+    else:
+        loaded, used, names = None, kept, read_class_names(path)
+    notes = {"versions": versions(), "std": list(used.std)} | ({"class_names": list(names)} if names else {})
     if run is not None and config is not None:
-        check_data(run, loaded, train=False, test=test_examples is None, otherwise="train a new run on these")
         notes |= _origin(path, run, config)
     precision = "auto" if config is None else config.run.precision
-    return Exported(graph, variables, loaded, notes, stem_bits, readout_bits, precision)
+    return Exported(graph, variables, used.mean, used.std, notes, stem_bits, readout_bits, precision, loaded)
 
 
 def write_run(
@@ -109,6 +128,7 @@ def write_run(
     *,
     portable: bool = False,
     onnx: Mapping[str, int | None] = MappingProxyType({}),
+    batch: int = 1,
 ) -> str:
     """Write a run's network as a file. Its folder is created if missing.
 
@@ -118,6 +138,7 @@ def write_run(
         format_: one of :data:`qpsnn_jax.export.FORMATS`.
         portable: as for :func:`qpsnn_jax.c_source`.
         onnx: options of :func:`qpsnn_jax.onnx_model`.
+        batch: of the StableHLO.
 
     Returns:
         The size of the file, as text.
@@ -133,12 +154,12 @@ def write_run(
     if format_ == "onnx":
         folded = exported.folded
         return f"{write_onnx(_placed(path), folded, **onnx):,} bytes"
-    whole = (exported.graph, exported.variables, exported.data.mean, exported.data.std)
+    whole = (exported.graph, exported.variables, exported.mean, exported.std)
     if format_ == "nir":
         document = nir_graph(*whole)
         return f"{write_nir(_placed(path), document):,} bytes"
     if format_ == "stablehlo":
-        return f"{write_stablehlo(_placed(path), *whole):,} bytes"
+        return f"{write_stablehlo(_placed(path), *whole, batch=batch):,} bytes"
     folded = exported.folded
     packed = write_packed(_placed(path), folded, exported.notes)
     return f"{packed.payload_bytes:,} bytes of weights and {packed.header_bytes:,} of header"

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from qpsnn_jax.export import unfolding
 from qpsnn_jax.export.packed.file import load_packed
 from qpsnn_jax.export.pretrained import FOLDER, Card, cards, names, packed_path, pretrained
 from qpsnn_jax.runs.directory import save_network
@@ -88,11 +89,13 @@ def write_run(name: str, directory: Path, stages: Sequence[str]) -> None:
     packed, card = load_packed(packed_path(name)), cards()[name]
     graph, variables = pretrained(name)
     on_process_zero(lambda: directory.mkdir(parents=True))
+    image = packed.folded.image
+    statistics = {"mean": [float(value) / 255 for value in image.mean], "std": packed.notes["std"]}
     origin = {key: packed.notes[key] for key in ("config", "versions")}
     write_checked(directory / "config.json", origin)
     for stage in stages:
         notes = {"class_names": list(packed.class_names)}
-        save_network(directory / stage / "final", graph, variables, notes)
+        save_network(directory / stage / "final", graph, variables, {**notes, **statistics})
         result = StageResult(**{**card.result, "name": stage})
         write_result(directory / stage / "stage.json", result, epochs=[], keep={}, **notes)
 
@@ -133,7 +136,10 @@ def card_text(card: Card) -> str:
 
 
 def _checksum(name: str) -> int:
+    """Of all that the run of a network is made from: its files, and the code that unfolds it and writes the run."""
     total = 0
+    for source in (unfolding.__file__, __file__):
+        total = zlib.crc32(Path(source).read_bytes(), total)
     for suffix in ("qpsnn", "npz", "json"):
         total = zlib.crc32((FOLDER / f"{name}.{suffix}").read_bytes(), total)
     return total

@@ -1,5 +1,6 @@
 """Compares an exported network with the trained one, on test images."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export
 
 from qpsnn_jax.data.feed import evaluation_batches, everything
 from qpsnn_jax.export import FOLDED
@@ -21,7 +21,7 @@ from qpsnn_jax.export.nir.reader import import_nir
 from qpsnn_jax.export.nir.writer import nir_graph
 from qpsnn_jax.export.onnx import onnx_model
 from qpsnn_jax.export.packed.file import load_packed, write_packed
-from qpsnn_jax.export.stablehlo import stablehlo
+from qpsnn_jax.export.stablehlo import stablehlo, write_stablehlo
 from qpsnn_jax.runs.exported import Exported
 from qpsnn_jax.runs.report import exit_table
 from qpsnn_jax.runs.verify_c import ProgramAgreement, verify_c
@@ -29,6 +29,7 @@ from qpsnn_jax.runs.verify_c import ProgramAgreement, verify_c
 # Rounding can change the class of an image that lies between two. 8-bit weights of first and last layer change more.
 SAME_PREDICTIONS = 0.999
 SAME_PREDICTIONS_ROUNDED = 0.9
+_BATCH = 50  # of the StableHLO
 
 
 class Verdict(NamedTuple):
@@ -104,7 +105,7 @@ def verify_packed(exported: Exported) -> Agreement:
         path = Path(folder) / "network.qpsnn"
         write_packed(path, exported.folded, exported.notes)
         network = IntegerNetwork.of(load_packed(path).folded)
-    data, (images, labels) = exported.data, everything(exported.data.test)
+    data, (images, labels) = exported.test_data, everything(exported.test_data.test)
     whole = (exported.graph, exported.variables, network, images, data.mean, data.std, labels)
     return compare(*whole, precision=exported.precision)
 
@@ -128,20 +129,13 @@ def verify_onnx(exported: Exported, options: Mapping[str, int] = MappingProxyTyp
         raise ValueError("onnxruntime is not installed: pip install '.[onnx]' in the checkout.") from None
     model = onnx_model(exported.folded, **options).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-
-    def run(pixels: np.ndarray) -> np.ndarray:
-        size = options.get("batch", len(pixels))
-        # A model of a fixed batch takes nothing else, so the last batch is filled up.
-        filled = np.concatenate([pixels, np.repeat(pixels[-1:], -len(pixels) % size, axis=0)])
-        starts = range(0, len(filled), size)
-        parts: list[Any] = [session.run(None, {"pixels": filled[i : i + size]})[0] for i in starts]
-        return np.concatenate(parts)[: len(pixels)]
-
-    return _beside(exported, run)
+    return _beside(exported, _in_batches(lambda pixels: session.run(None, {"pixels": pixels})[0], options.get("batch")))
 
 
 def verify_stablehlo(exported: Exported) -> tuple[float, float]:
-    """Serialize the StableHLO, read it back, run it with XLA, and compare it with the float network on the test set.
+    """Write the StableHLO, read it back, run it with XLA, and compare it with the float network on the test set.
+
+    The written module is of batches of 50 images.
 
     Returns:
         The share of images with the same prediction, and the largest difference of a time-mean current.
@@ -149,10 +143,25 @@ def verify_stablehlo(exported: Exported) -> tuple[float, float]:
     Raises:
         ValueError: the images do not fit.
     """
-    data = exported.data
-    written = stablehlo(exported.graph, exported.variables, data.mean, data.std).serialize()
-    read = export.deserialize(written)
-    return _beside(exported, lambda pixels: read.call(jnp.asarray(pixels)))
+    data = exported.test_data
+    whole = (exported.graph, exported.variables, data.mean, data.std)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.mlirbc"
+        write_stablehlo(path, *whole, batch=_BATCH)
+        written = path.read_bytes()
+    read = dataclasses.replace(stablehlo(*whole, batch=_BATCH), mlir_module_serialized=written)
+    return _beside(exported, _in_batches(lambda pixels: np.asarray(read.call(jnp.asarray(pixels))), _BATCH))
+
+
+def _in_batches(run: Callable[[np.ndarray], Any], batch: int | None) -> Callable[[np.ndarray], np.ndarray]:
+    """``run`` for any number of images, though it takes exactly ``batch`` of them: the last batch is filled up."""
+
+    def run_all(pixels: np.ndarray) -> np.ndarray:
+        size = batch or len(pixels)
+        filled = np.concatenate([pixels, np.repeat(pixels[-1:], -len(pixels) % size, axis=0)])
+        return np.concatenate([run(filled[i : i + size]) for i in range(0, len(filled), size)])[: len(pixels)]
+
+    return run_all
 
 
 def verify_nir(exported: Exported) -> Agreement:
@@ -163,7 +172,7 @@ def verify_nir(exported: Exported) -> Agreement:
     Raises:
         ValueError: the network cannot be exported, or there are no test images.
     """
-    data, (images, labels) = exported.data, everything(exported.data.test)
+    data, (images, labels) = exported.test_data, everything(exported.test_data.test)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.nir"
         write_nir(path, nir_graph(exported.graph, exported.variables, data.mean, data.std))
@@ -178,7 +187,7 @@ def verify_nir(exported: Exported) -> Agreement:
 
 def _beside(exported: Exported, run: Callable[[np.ndarray], Any]) -> tuple[float, float]:
     """The share of equal predictions and the largest difference of currents between the float network and ``run``."""
-    data = exported.data
+    data = exported.test_data
 
     @jax.jit
     def forward(tree: Any, pixels: jax.Array) -> jax.Array:

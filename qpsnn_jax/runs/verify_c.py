@@ -70,7 +70,7 @@ def verify_c(exported: Exported, cc: str, threshold: float | None = None) -> Pro
         ValueError: ``cc`` does not name a compiler, the compiler or the program fails, or early exit has a threshold
             that is not finite or fewer than two classes.
     """
-    network, (pixels, labels) = IntegerNetwork.of(exported.folded), everything(exported.data.test)
+    network, (pixels, labels) = IntegerNetwork.of(exported.folded), everything(exported.test_data.test)
     steps, classes = network.folded.timesteps, network.folded.classes
     if threshold is not None and classes < 2:
         raise ValueError("early exit compares two classes, and the network has one.")

@@ -43,6 +43,7 @@ from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.directory import load_network
 from qpsnn_jax.runs.exported import read_run, write_run
+from qpsnn_jax.runs.statistics import as_trained, trained_statistics
 
 nir = pytest.importorskip("nir", reason="nir is not installed (the extra nir)")
 
@@ -681,9 +682,9 @@ def test_export_and_verify_a_run(small_run, tmp_path, capsys):
 
 def test_what_has_no_integer_form_goes_by_nir(small_run, tmp_path):
     graph, run = sums_graph(), read_run(small_run)
-    part = Arrays(np.zeros((1, 3, 6, 6, 2), np.uint8), np.zeros(1, int))
-    data = DataSet("frames", part, part, 3, (0.5, 0.5), (0.25, 0.25))
-    run = dataclasses.replace(run, graph=graph, variables=random_variables(graph), data=data)
+    run = dataclasses.replace(
+        run, graph=graph, variables=random_variables(graph), mean=(0.5, 0.5), std=(0.25, 0.25), data=None
+    )
     with pytest.raises(ValueError, match="node 'conv2' reads spikes with full-precision weights"):
         write_run(run, tmp_path / "new" / "a.qpsnn", "packed")
     assert not (tmp_path / "new").exists()
@@ -716,6 +717,23 @@ def test_import_on_the_command_line(small_run, tmp_path, capsys):
     assert main(["import-nir", str(tmp_path / "absent.nir"), "--out", str(tmp_path / "new")]) == 2
     assert "absent.nir" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_imported_networks_keep_the_statistics_of_their_pixels(tmp_path, capsys):
+    """The file's mean and std, not those of the data set that it is evaluated on."""
+    graph = GRAPHS["dense"]
+    write_nir(tmp_path / "a.nir", nir_graph(graph, variables_of("dense"), (0.25,) * 2, (0.75,) * 2))
+    out = tmp_path / "back"
+    assert main(["import-nir", str(tmp_path / "a.nir"), "--out", str(out)]) == 0
+    load_network(out)
+    assert trained_statistics(out) == ((0.25, 0.25), (0.75, 0.75))
+    images = Arrays(np.zeros((4, *graph.input.shape), np.uint8), np.zeros(4, np.int32))
+    found = as_trained(out, DataSet("other", images, images, graph.classes, (0.5, 0.5), (0.1, 0.2)))
+    assert (found.mean, found.std) == ((0.25, 0.25), (0.75, 0.75))
+    assert read_run(out).mean == (0.25, 0.25)
+    assert main(["export", str(out), "--format", "stablehlo", "--out", str(tmp_path / "a.mlir")]) == 0
+    assert main(["verify", str(out), "--format", "nir"]) == 2
+    assert "so the test images are unknown; name the data set" in capsys.readouterr().err
 
 
 def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):

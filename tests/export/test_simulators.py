@@ -65,7 +65,7 @@ def simulate(request, capsys):
 def test_the_code_on_the_page_runs(small_run, tmp_path, monkeypatch, capsys):
     for name in ("torch", "nirtorch", "snntorch"):
         pytest.importorskip(name, reason=f"{name} is not installed (the extra simulators)")
-    run = read_run(small_run)
+    run = read_run(small_run, compared=True)
     write_nir(tmp_path / "digits.nir", nir_graph(run.graph, run.variables, run.data.mean, run.data.std))
     monkeypatch.chdir(tmp_path)
     first, nudge = (block.text for block in blocks("notebooks/nir.md") if block.language == "python")
@@ -90,7 +90,7 @@ def check(simulate, path, graph, variables, images):
 
 
 def test_the_digits_network(small_run, simulate, tmp_path):
-    run = read_run(small_run)
+    run = read_run(small_run, compared=True)
     write_nir(tmp_path / "a.nir", nir_graph(run.graph, run.variables))
     images = normalize(jnp.asarray(run.data.test.images), run.data.mean, run.data.std)
     check(simulate, tmp_path / "a.nir", run.graph, run.variables, images)

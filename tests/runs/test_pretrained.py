@@ -87,6 +87,27 @@ def test_a_name_stands_for_a_run(published, small_run, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("name", ["cifar10-98kb", "nmnist-32kb"])
+def test_export_needs_no_data(name, tmp_path, monkeypatch):
+    """Mean and std of the pixels come with the network."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "absent"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["export", name, "--format", "packed", "--out", str(tmp_path / "again.qpsnn")]) == 0
+    again, packed = load_packed(tmp_path / "again.qpsnn"), load_packed(packed_path(name))
+    assert again.class_names == packed.class_names
+    np.testing.assert_allclose(again.folded.image.mean, packed.folded.image.mean)
+    assert again.notes["std"] == pytest.approx(packed.notes["std"])
+
+
+def test_other_code_unpacks_a_name_anew(published, monkeypatch, tmp_path):
+    place = runs.find(Path("tiny"))
+    assert runs.find(Path("tiny")) == place
+    other = tmp_path / "unfolding.py"
+    other.write_text("another version")
+    monkeypatch.setattr(runs.unfolding, "__file__", str(other))
+    assert runs.find(Path("tiny")) != place
+
+
 def test_training_goes_on_from_a_pretrained_network(published, tmp_path, capsys):
     out = tmp_path / "more"
     assert main(["finetune", "tiny"]) == 2

@@ -95,13 +95,13 @@ def _corrupted_nir(change):
 
 
 def _corrupted_stablehlo(change):
-    make = verify.stablehlo
+    write = verify.write_stablehlo
 
-    def corrupted(graph, variables, mean, std):
+    def corrupted(path, graph, variables, *statistics, **options):
         fc = {name: -leaf for name, leaf in variables["params"]["fc"].items()}
-        return make(graph, {**variables, "params": {**variables["params"], "fc": fc}}, mean, std)
+        return write(path, graph, {**variables, "params": {**variables["params"], "fc": fc}}, *statistics, **options)
 
-    change.setattr(verify, "stablehlo", corrupted)
+    change.setattr(verify, "write_stablehlo", corrupted)
 
 
 CORRUPTED = {
@@ -146,7 +146,8 @@ def exact(small_run, monkeypatch):
     for place, name in ((agreement, "SpikingNetwork"), (verify, "mean_currents"), (plots, "SpikingNetwork")):
         monkeypatch.setattr(place, name, seen)
     # StableHLO is written in "exact" always.
-    monkeypatch.setattr(verify, "stablehlo", lambda *_: jax.export.export(jax.jit(jnp.sin))(1.0))
+    monkeypatch.setattr(verify, "write_stablehlo", lambda path, *_, **__: path.write_bytes(b""))
+    monkeypatch.setattr(verify, "stablehlo", lambda *_, **__: jax.export.export(jax.jit(jnp.sin))(1.0))
     return config
 
 
@@ -154,7 +155,7 @@ def exact(small_run, monkeypatch):
 def test_an_export_is_compared_in_the_precision_of_the_run(form, small_run, exact):
     if form == "nir":
         pytest.importorskip("nir", reason="nir is not installed")
-    run = qpsnn_jax.runs.exported.read_run(small_run, test_examples=5)
+    run = qpsnn_jax.runs.exported.read_run(small_run, compared=True, test_examples=5)
     with pytest.raises(RuntimeError, match="^exact"):
         verify.verify(run, form)
 
@@ -180,7 +181,7 @@ def test_networks_that_end_in_spikes_are_verified():
     graph, draw = Graph(nodes, 3), np.random.default_rng(0)
     images = Arrays(draw.integers(0, 256, (40, 4, 4, 1), np.uint8), draw.integers(0, 4, 40))
     data = DataSet("small", images, images, 4, (0.5,), (0.25,))
-    exported = Exported(graph, random_variables(graph), data, {})
+    exported = Exported(graph, random_variables(graph), data.mean, data.std, {}, data=data)
     verdict = verify.verify(exported, "c", cc="gcc -O1", early_exit=1.0)
     assert verdict.failures == ""
     assert re.search(r"lif2 +0\.00e\+00", verdict.text)

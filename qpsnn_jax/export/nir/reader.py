@@ -15,6 +15,7 @@ from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import Add, AveragePool, Conv, Dense, Flatten, Input, Shortcut, SumPool
 from qpsnn_jax.model.nodes.checks import LARGEST
+from qpsnn_jax.numerics.normalization import check_statistics
 from qpsnn_jax.runtime.checks import finite, integer
 
 
@@ -73,6 +74,20 @@ def import_nir(
     if not given:
         _warn_of_steps(reader)
     return Graph(tuple(reader.nodes.values()), timesteps), {"params": reader.params, "batch_stats": {}, "scales": {}}
+
+
+def pixel_statistics(document: Any) -> dict[str, list[float]]:
+    """``mean`` and ``std`` of each input channel by the metadata of a graph of :func:`nir_graph`; else nothing.
+
+    Raises:
+        ValueError: they are not one finite number for each channel, or a std is not positive.
+    """
+    notes = document.metadata if isinstance(document.metadata, Mapping) else {}
+    if not {"mean", "std"} <= notes.keys():
+        return {}
+    found = {name: np.asarray(notes[name], np.float64).reshape(-1).tolist() for name in ("mean", "std")}
+    check_statistics(found["mean"], found["std"], len(found["std"]))
+    return found
 
 
 def _warn_of_steps(reader: Reader) -> None:

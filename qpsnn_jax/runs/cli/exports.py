@@ -60,8 +60,9 @@ def _for_onnx(command: Callable[..., Any]) -> Callable[..., Any]:
 @_folding
 @importing
 @click.option("--portable", is_flag=True, help="C with 32-bit words and no 64-bit popcount")
+@click.option("--stablehlo-batch", type=int, metavar="N", help="images that the module takes (default: 1)")
 @_for_onnx
-def export(path: Path, format_: str, out: Path, *, portable: bool, **options: Any) -> None:
+def export(path: Path, format_: str, out: Path, *, portable: bool, stablehlo_batch: int | None, **options: Any) -> None:
     """Write the network of a run, or of one of its complete stages, as a file for a device."""
     header = [Path(f"{out.with_suffix('')}.h")] if format_ == "c" and out.name else []
     for path_ in (out, *header):
@@ -69,11 +70,14 @@ def export(path: Path, format_: str, out: Path, *, portable: bool, **options: An
             raise ValueError(f"{path_} exists; choose another --out.")
     if portable and format_ != "c":
         raise ValueError("--portable is for --format c.")
+    if stablehlo_batch is not None and format_ != "stablehlo":
+        raise ValueError("--stablehlo-batch is for --format stablehlo.")
     onnx, bits = _onnx(format_, options), _bits(format_, options)
     from qpsnn_jax.runs.exported import read_run, write_run
 
     exported = read_run(path, options["data_dir"], data=options["data"], **bits)
-    click.echo(f"{out}: {write_run(exported, out, format_, portable=portable, onnx=onnx)}")
+    given = {"portable": portable, "onnx": onnx, "batch": 1 if stablehlo_batch is None else stablehlo_batch}
+    click.echo(f"{out}: {write_run(exported, out, format_, **given)}")
 
 
 @click.command()
@@ -102,7 +106,8 @@ def verify(
     from qpsnn_jax.runs.exported import read_run
     from qpsnn_jax.runs.verify import verify
 
-    exported = read_run(path, options["data_dir"], data=options["data"], test_examples=test_examples, **bits)
+    given = {"data": options["data"], "test_examples": test_examples, "compared": True, **bits}
+    exported = read_run(path, options["data_dir"], **given)
     verdict = verify(exported, format_, cc=cc, early_exit=early_exit, onnx=onnx)
     click.echo(verdict.text)
     if verdict.failures:
@@ -151,7 +156,7 @@ def _onnx(format_: str, options: dict[str, Any]) -> dict[str, int]:
     return onnx
 
 
-def _bits(format_: str, folding: dict[str, Any]) -> dict[str, int]:
+def _bits(format_: str, folding: dict[str, Any]) -> dict[str, Any]:
     bits = {name: int(folding[name] or 32) for name in ("stem_bits", "readout_bits")}
     if format_ not in FOLDED and set(bits.values()) != {32}:
         raise ValueError(f"--stem-bits and --readout-bits are for packed, c and onnx; {format_} keeps float32.")

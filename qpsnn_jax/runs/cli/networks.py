@@ -45,6 +45,7 @@ def evaluate(
     from qpsnn_jax.runs.loading import check_fits, load_test_data
     from qpsnn_jax.runs.records import measure
     from qpsnn_jax.runs.report import exit_table, table
+    from qpsnn_jax.runs.statistics import as_trained
 
     graph, variables = load_network(path)
     run = run_of(path)
@@ -56,6 +57,7 @@ def evaluate(
     if run is not None and data is None:
         otherwise = "name the data set to evaluate on with --data"
         check_data(run, found, train=False, test=test_examples is None, otherwise=otherwise)
+    found = as_trained(path, found)
     started = time.monotonic()
     precision = config.run.precision if config else "auto"
     result = evaluate(graph, variables, found.test, found, precision=precision)
@@ -111,7 +113,7 @@ def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
     from qpsnn_jax.export.torch_file import read_state_dict
     from qpsnn_jax.export.torch_import import import_torch
 
-    _save(out, *import_torch(read_state_dict(file), bits=bits, **options), file, f"{bits} bits")
+    _save(out, *import_torch(read_state_dict(file), bits=bits, **options), {"source": file.name}, f"{bits} bits")
 
 
 @click.command("import-nir")
@@ -128,13 +130,13 @@ def import_nir(file: Path, out: Path, **options: Any) -> None:
     """Convert a NIR graph, with its weights in full precision."""
     _check_new(out)
     from qpsnn_jax.export.nir.file import read_nir
-    from qpsnn_jax.export.nir.reader import import_nir
+    from qpsnn_jax.export.nir.reader import import_nir, pixel_statistics
 
     document = read_nir(file)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         graph, variables = import_nir(document, **options)
-    _save(out, graph, variables, file, "full precision")
+    _save(out, graph, variables, {"source": file.name, **pixel_statistics(document)}, "full precision")
     for warning in caught:
         print(f"qpsnn: warning: {warning.message}", file=sys.stderr)
 
@@ -168,9 +170,9 @@ def _check_new(out: Path) -> None:
         raise ValueError(f"{out} exists; choose another --out.")
 
 
-def _save(out: Path, graph: "Graph", variables: "Variables", file: Path, weights: str) -> None:
+def _save(out: Path, graph: "Graph", variables: "Variables", notes: dict[str, Any], weights: str) -> None:
     from qpsnn_jax.model.costs import cost
     from qpsnn_jax.runs.directory import save_network
 
-    save_network(out, graph, variables, {"source": file.name})
+    save_network(out, graph, variables, notes)
     click.echo(f"{out}: {cost(graph).params:,} parameters, {graph.classes} classes, {weights}")

@@ -1,0 +1,46 @@
+"""Mean and std by which a network's images are normalized, as they are kept with it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qpsnn_jax.data.dataset import DataSet
+from qpsnn_jax.runs.data_record import read_record
+from qpsnn_jax.runs.directory import read_saved_notes, run_of
+
+
+class Statistics(NamedTuple):
+    """Of each input channel, pixels scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, notes: dict[str, Any]) -> "Statistics | None":
+        """Those in some notes, if there are any."""
+        if not {"mean", "std"} <= notes.keys():
+            return None
+        return cls(*(tuple(float(value) for value in notes[name]) for name in cls._fields))
+
+
+def trained_statistics(path: Path) -> Statistics | None:
+    """Those of the training images, by the notes of a network or the record of its run; None where neither has them.
+
+    Args:
+        path: of a network, which has been loaded.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    run = run_of(path)
+    return Statistics.of(read_saved_notes(path)) or (None if run is None else Statistics.of(read_record(run) or {}))
+
+
+def as_trained(path: Path, data: DataSet) -> DataSet:
+    """A data set whose images are normalized as those that the network in ``path`` was trained on, where that is known.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    known = trained_statistics(path)
+    return data if known is None else dataclasses.replace(data, mean=known.mean, std=known.std)
