@@ -82,7 +82,7 @@ def prepare_run(config: Config, directory: Path, data: DataSet, hooks: Sequence[
     find_criterion(config.prune.criterion)
     find_weight_criterion(config.prune.weight_criterion)
     prepare, graph = make_prepare(config.data, data), build_graph(config)
-    check_teachers(config, graph)
+    check_teachers(config, graph, data)
     return Run(directory, graph, data, prepare, config.data.workers, config.run, tuple(hooks))
 
 

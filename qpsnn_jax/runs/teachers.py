@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from qpsnn_jax.data.dataset import DataSet
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.pruning.ratios import pruned_graph
 from qpsnn_jax.pruning.settings import Pruning
 from qpsnn_jax.runs.config import Config, describe_data
-from qpsnn_jax.runs.directory import STAGES, load_network, parse_config, run_of
+from qpsnn_jax.runs.directory import STAGES, load_network, parse_config, read_class_names, run_of
 from qpsnn_jax.runs.programs import Teacher, distillation_by
 from qpsnn_jax.training.settings import Training
 
@@ -30,8 +32,8 @@ def load_teacher(directory: Path, training: Training, source: Path | None) -> Te
     return Teacher(*load_network(directory / training.distill if own else Path(training.distill)))
 
 
-def check_teachers(config: Config, graph: Graph) -> None:
-    """Check what can be checked before any training: all but the widths that pruning leaves.
+def check_teachers(config: Config, graph: Graph, data: DataSet) -> None:
+    """Check what can be checked before any training: all but the widths that pruning under a budget leaves.
 
     Raises:
         ValueError: a teacher does not fit the network, never exists, or was trained on other data.
@@ -45,9 +47,10 @@ def check_teachers(config: Config, graph: Graph) -> None:
                 _check_stage(training.distill, before, config.prune)
                 teacher = graph
             else:
-                _check_data(run_of(Path(training.distill)), config)
+                _check_data(Path(training.distill), config, data)
                 teacher = load_network(Path(training.distill))[0]
-            distillation_by(training, teacher).check(graph, widths=not before)
+            student = _pruned(config, graph) if before and training.distill_membranes else graph
+            distillation_by(training, teacher).check(student, widths=not before or config.prune.budget is None)
         except ValueError as error:
             raise ValueError(f"{name}.distill: {error}") from None
 
@@ -64,14 +67,30 @@ def _check_stage(stage: str, before: Sequence[str], pruning: Pruning) -> None:
         )
 
 
-def _check_data(run: Path | None, config: Config) -> None:
-    """Check that the teacher's run trained on none of the test images of this one."""
+def _pruned(config: Config, graph: Graph) -> Graph:
+    """The network that is fine-tuned, with the widths before pruning under a budget."""
+    pruning = config.prune
+    return graph if pruning.budget else pruned_graph(graph, pruning.ratios, multiple_of=pruning.multiple_of)
+
+
+def _check_data(teacher: Path, config: Config, data: DataSet) -> None:
+    """Check that the teacher's run trained on the classes of this one, and on none of its test images."""
+    run = run_of(teacher)
     if run is None:
         return
-    theirs = parse_config(run)
+    theirs, names = parse_config(run), read_class_names(teacher)
     if theirs.data.name != config.data.name:
         raise ValueError(
             f"{run} was trained on {theirs.data.name}, and this run has {config.data.name}; choose a teacher of that."
+        )
+    if names and data.class_names and names != data.class_names:
+        trained, own = (", ".join(classes) for classes in (names, data.class_names))
+        raise ValueError(f"{run} was trained on the classes {trained}, and this run has {own}; choose another teacher.")
+    folders = [Path(each.data.data_dir or ".").resolve() for each in (theirs, config)]
+    if config.data.name == "folder" and folders[0] != folders[1] and folders[0].exists():
+        raise ValueError(
+            f"{run} was trained on the pictures in {folders[0]}, some of which may be test images of this run, which "
+            f"has those in {folders[1]}; choose a teacher of these."
         )
     if describe_data(config).split_by_seed and theirs.run.seed != config.run.seed:
         raise ValueError(

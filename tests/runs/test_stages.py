@@ -16,7 +16,7 @@ from small_runs import checksums, contents, records
 
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.pruning import select
-from qpsnn_jax.runs import programs, stages
+from qpsnn_jax.runs import programs, stages, teachers
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.config import build_graph, load_config
 from qpsnn_jax.runs.controls import read_controls
@@ -527,7 +527,7 @@ def test_a_teacher_that_will_never_exist_is_told_before_training(small_config, t
             stages.prepare_run(config, tmp_path, data)
 
 
-def test_a_teacher_that_knows_the_test_images_is_refused(small_config, small_run, tmp_path, capsys):
+def test_a_teacher_that_knows_the_test_images_is_refused(small_config, small_run, tmp_path, capsys, monkeypatch):
     words = ["run", small_config, "--out", tmp_path / "none", "--finetune.distill"]
     failed(capsys, [*words, small_run, "--run.seed", "1"], "has run.seed 0 and so was trained on test images of this")
     failed(capsys, [*words, small_run / "quantized", "--run.seed", "1"], "choose a teacher of run.seed 1.")
@@ -535,6 +535,30 @@ def test_a_teacher_that_knows_the_test_images_is_refused(small_config, small_run
     other = tmp_path / "other"
     make_run(other, dataclasses.replace(config, data=dataclasses.replace(config.data, name="fashion_mnist")))
     failed(capsys, [*words, other], "was trained on fashion_mnist, and this run has digits")
+    data = load_data(config)
+    named = dataclasses.replace(data, class_names=tuple("abcdefghij"))
+    monkeypatch.setattr(teachers, "read_class_names", lambda _: tuple("0123456789"))
+    taught = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, distill=str(small_run)))
+    with pytest.raises(ValueError, match="this run has a, b, c, d, e, f, g, h, i, j; choose another teacher"):
+        stages.prepare_run(taught, tmp_path / "none", named)
+
+
+def test_a_teacher_of_other_pictures_is_refused(small_config, tmp_path):
+    """Of which some may be test images of the run."""
+    config = load_config(small_config)
+    of = {name: dataclasses.replace(config.data, name="folder", data_dir=str(tmp_path / name)) for name in "ab"}
+    make_run(tmp_path / "run", dataclasses.replace(config, data=of["a"]))
+    (tmp_path / "a").mkdir()
+    taught = dataclasses.replace(config.finetune, distill=str(tmp_path / "run"))
+    data = load_data(config)
+    with pytest.raises(ValueError, match=r"was trained on the pictures in .*/a, some of which may be test images"):
+        teachers.check_teachers(dataclasses.replace(config, data=of["b"], finetune=taught), build_graph(config), data)
+
+
+def test_membranes_that_ratios_narrow_are_refused_before_training(small_config, tmp_path, capsys):
+    words = ["run", small_config, "--out", tmp_path / "none", "--finetune.distill", "quantized"]
+    failed(capsys, [*words, "--finetune.distill_membranes", "lif1=0.1"], "membranes of 'lif1' have the shape")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_controls_are_checked_before_training(small_config, small_run, tmp_path, capsys):
