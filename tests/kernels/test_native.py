@@ -93,6 +93,30 @@ def test_numbers_with_weights_of_few_levels(levels):
         np.testing.assert_array_equal(skipping.input_grad(cotangent, weights, spec), by_x)
 
 
+@pytest.mark.parametrize("levels", [(-1, 1), (-3, -1, 1, 3), (-1, 0, 1)])
+def test_images_have_the_same_sums_alone_and_together(levels):
+    """Bit for bit, whatever numbers they are: a stream is equal to all of its steps at once."""
+    rng = np.random.default_rng(0)
+    spec = ConvSpec(Geometry((12, 12), (3, 3), (1, 1), (1, 1)), 10, 32)
+    x = rng.normal(size=(64, 12, 12, 10)).astype(np.float32)
+    weights = rng.choice(levels, (3, 3, 10, 32)).astype(np.float32)
+    together = np.asarray(skipping.sums(x, weights, spec))
+    alone = [np.asarray(skipping.sums(x[i : i + 1], weights, spec)) for i in range(64)]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+def test_a_weight_of_zero_adds_nothing():
+    """Not even the rounding of a large cotangent."""
+    rng = np.random.default_rng(0)
+    spec = ConvSpec(Geometry((12, 12), (3, 3), (1, 1), (1, 1)), 16, 20)
+    weights = rng.choice((-1, 0, 1), (3, 3, 16, 20)).astype(np.float32)
+    weights[:, :, :4, 0] = 0
+    cotangent = rng.normal(size=(16, 12, 12, 20)).astype(np.float32)
+    expected = np.asarray(skipping.input_grad(cotangent, weights, spec))[..., :4]
+    cotangent[..., 0] *= 1e7
+    np.testing.assert_array_equal(np.asarray(skipping.input_grad(cotangent, weights, spec))[..., :4], expected)
+
+
 def test_weights_of_few_levels_and_one_more():
     spec = ConvSpec(Geometry((8, 8), (3, 3), (1, 1), (1, 1)), 16, 16)
     _, cotangent, weights = sparse(spec, 1, 32)

@@ -82,9 +82,11 @@ inline void turn(const Windows& at, int64_t count, Weights& weights) {
                     &weights.turned[((r * count + c) * at.kw + at.kw - 1 - s) * stride]);
 }
 
-// The weights of some inputs and outputs, with tables if they are looked up so `often` that it is worth filling them.
+// The weights of some inputs and outputs, with tables if they are looked up so `often` that it is worth filling them; with
+// signs if gradients have these.
 template <class Weight>
-Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64_t outputs, bool often, const Weight& weight) {
+Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64_t outputs, bool often, bool signs,
+               const Weight& weight) {
   const int64_t vectors = ceil_div(outputs, kLanes), stride = (vectors > 8 ? kBlockVectors : vectors) * kLanes;
   Weights found{AlignedFloats(at.kh * at.kw * count * stride), {}, stride, {}, {}};
   float* to = found.values.data();
@@ -93,14 +95,15 @@ Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64
       for (int64_t c = 0; c < count; ++c, to += stride)
         for (int64_t k = 0; k < outputs; ++k) to[k] = weight(r, s, first + c, o + k);
   if (are_scattered(at, stride / kLanes)) turn(at, count, found);
+  if (often && signs) found.signs = signed_weights(at.kh * at.kw, count, outputs, found.values.data(), stride);
   if (often) found.tables = tables_of(at.kh * at.kw, count, found.values.data(), stride);
-  if (often && at.sy == 1 && at.sx == 1) found.signs = signed_weights(at.kh * at.kw, count, outputs, found.values.data(), stride);
   return found;
 }
 
-// All images; `weight(r, s, c, o)` reads the weights.
+// All images; `weight(r, s, c, o)` reads the weights. With `signs` the order of a sum may depend on how many images there are, as
+// only that of gradients may.
 template <class Weight>
-void correlate(const Pool& pool, const Windows& at, int64_t images, const float* in, const Weight& weight, float* out) {
+void correlate(const Pool& pool, const Windows& at, int64_t images, const float* in, bool signs, const Weight& weight, float* out) {
   if (at.rows <= 0 || at.columns <= 0 || at.inputs == 0 || at.outputs == 0 || images == 0) return;
   const int64_t wide = kBlockVectors * kLanes, columns = ceil_div(at.outputs, wide);
   std::vector<std::vector<Weights>> blocks(ceil_div(at.inputs, kBlockInputs), std::vector<Weights>(columns));
@@ -108,7 +111,7 @@ void correlate(const Pool& pool, const Windows& at, int64_t images, const float*
   parallel_for(pool, blocks.size() * columns, [&](int64_t item, int) {
     const int64_t first = item / columns * kBlockInputs, count = std::min(kBlockInputs, at.inputs - first);
     const int64_t o = item % columns * wide, outputs = std::min(wide, at.outputs - o);
-    blocks[item / columns][item % columns] = packed(at, first, count, o, outputs, many, weight);
+    blocks[item / columns][item % columns] = packed(at, first, count, o, outputs, many, signs, weight);
   });
   // Parts whatever the number of threads, so that all skip zeros in the same places.
   const int64_t bands = std::clamp<int64_t>(ceil_div(kParts, images), 1, at.rows);
@@ -136,7 +139,7 @@ inline void conv_sums(const Pool& pool, const Conv& conv, const float* maps, con
   const Windows at{conv.h,  conv.w,  conv.channels, conv.oh, conv.ow, conv.outputs, conv.kh,
                    conv.kw, conv.sy, conv.sx,       conv.py, conv.px, conv.oh,      conv.ow};
   if (conv.channels == 0) std::fill_n(sums, conv.images * conv.oh * conv.ow * conv.outputs, 0.0f);
-  correlate(pool, at, conv.images, maps,
+  correlate(pool, at, conv.images, maps, false,
             [&](int64_t r, int64_t s, int64_t c, int64_t o) {
               return kernel[((r * conv.kw + s) * conv.channels + c) * conv.outputs + o];
             },
@@ -165,7 +168,7 @@ inline void conv_input_grad(const Pool& pool, const Conv& conv, const float* cot
                        conv.channels, y.count, x.count, 1, 1,
                        y.count - 1 - (y0 + conv.py) / conv.sy, x.count - 1 - (x0 + conv.px) / conv.sx,
                        conv.h, conv.w, y0, x0, conv.sy, conv.sx};
-      correlate(pool, at, conv.images, cotangent,
+      correlate(pool, at, conv.images, cotangent, true,
                 [&](int64_t r, int64_t s, int64_t o, int64_t c) {
                   return kernel[((y.tap_of(r) * conv.kw + x.tap_of(s)) * conv.channels + c) * conv.outputs + o];
                 },

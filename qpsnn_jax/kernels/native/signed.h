@@ -1,5 +1,6 @@
-// Sums over windows with weights of one or two bits, which are ±f or ±2f ± f (of three levels: ±f ± f). Of five inputs there are
-// 16 sums with signs, the first of which is +. They fill a register, where one instruction looks up those of 16 outputs.
+// Sums over windows with weights of one or two bits, which are ±f or ±2f ± f. Of five inputs there are 16 sums with signs, the
+// first of which is +. They fill a register, where one instruction looks up those of 16 outputs. An infinite input gives NaN,
+// since 2f and f may have opposite signs; weights of 0 are no such sums, as numbers that cancel would leave their rounding.
 #pragma once
 
 #include <algorithm>
@@ -30,18 +31,16 @@ inline std::vector<float> sizes_of(int64_t rows, int64_t outputs, const float* w
   const Vector most = all(*std::max_element(&largest[0], &largest[0] + kLanes));
   if (most[0] == 0 || std::isinf(most[0])) return {};
   constexpr __mmask16 every = -1;
-  __mmask16 same = every, thirds = every, zeros = every;  // all are as large, or else a third of it, or 0
+  __mmask16 same = every, thirds = every;  // all are as large, or else a third of it
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t o = 0; o < outputs; o += kLanes) {
       const Vector size = size_of(load(weights + row * stride + o));
       const __mmask16 outside = outputs - o < kLanes ? every << (outputs - o) : 0, large = equal_lanes(size, most) | outside;
       same &= large;
       thirds &= large | equal_lanes(3 * size, most);
-      zeros &= large | equal_lanes(size, Vector{});
     }
   if (same == every) return {most[0]};
-  if (thirds == every) return {most[0] - most[0] / 3, most[0] / 3};
-  return zeros == every ? std::vector<float>{most[0] / 2, most[0] / 2} : std::vector<float>{};
+  return thirds == every ? std::vector<float>{most[0] - most[0] / 3, most[0] / 3} : std::vector<float>{};
 }
 
 // The signs of weights r s c o; none if they are not such sums.
