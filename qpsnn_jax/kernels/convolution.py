@@ -1,6 +1,5 @@
 """Convolutions of maps, and of spikes with the integers of quantized weights."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -56,6 +55,7 @@ def convolve(
             unknown.
     """
     check_precision(precision)
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     spec = _checked_spec({"x": x, "kernel": kernel}, 8, strides, padding, groups, dilation)
     if spikes and precision != "exact" and not shardings_are_types(x, kernel):
         return compute(x, kernel, spec, _plan(spec, precision, exact=False))
@@ -124,6 +124,7 @@ def conv_spikes(
             mesh.
     """
     check_precision(precision)
+    spikes, integers = jnp.asarray(spikes), jnp.asarray(integers)
     spec = _checked_spec({"spikes": spikes, "integers": integers}, bits, strides, padding, groups, dilation)
     if checked:
         checkify.check(jnp.all((spikes == 0) | (spikes == 1)), "conv_spikes takes spikes of 0 and 1.")
@@ -156,8 +157,7 @@ def _checked_spec(
             f"{first} must be b h w i and {second} h w {each} o with as many channels i{more}, got {x.shape} and "
             f"{kernel.shape}."
         )
-    dtypes = [jax.dtypes.canonicalize_dtype(each.dtype) for each in (x, kernel)]  # NumPy's float64 is float32 in JAX
-    if dtypes[0] != dtypes[1] or not jnp.issubdtype(dtypes[0], jnp.floating):
+    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{first} and {second} must be floating, of one dtype, got {x.dtype} and {kernel.dtype}.")
     spec = ConvSpec.of(x, kernel, bits, strides, padding, groups, dilation)
     if min(spec.geometry.output_hw) < 1:

@@ -4,8 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
+
+_LARGEST = 2**32 - 1  # difference of two int32
 
 
 class EarlyExit(NamedTuple):
@@ -42,17 +46,21 @@ def early_exit(currents: ArrayLike, threshold: ArrayLike) -> EarlyExit:
     if classes < 2 or not steps:
         raise ValueError(f"early_exit compares two classes at some step, got currents of shape {currents.shape}.")
     whole = jnp.issubdtype(currents.dtype, jnp.integer)
+    if not whole and not jnp.issubdtype(currents.dtype, jnp.floating):
+        raise ValueError(f"early_exit takes floating or integer currents, got {currents.dtype}.")
     if whole and not jnp.can_cast(currents.dtype, jnp.int32):
         raise ValueError(f"early_exit takes integers of up to 32 bits with sign, got {currents.dtype}.")
     accumulated = jnp.cumsum(currents, axis=-2, dtype=jnp.int32 if whole else currents.dtype)
     best, second = jnp.moveaxis(jax.lax.top_k(accumulated, 2)[0], -1, 0)
     margin = best - second
     if whole:
-        if not jnp.issubdtype(jnp.result_type(threshold), jnp.integer):
+        if not isinstance(threshold, Tracer):  # a larger one is never reached, as this one is not
+            threshold = np.asarray(threshold)
+            threshold = np.clip(threshold, 0, _LARGEST) if threshold.dtype.kind in "iu" else threshold
+        if not np.issubdtype(threshold.dtype, np.integer):
             raise ValueError(f"early_exit needs an integer threshold for currents of {currents.dtype}.")
-        # The difference of two int32 may exceed 2³¹.
         margin = margin.astype(jnp.uint32)
-        threshold = max(threshold, 0) if isinstance(threshold, int) else jnp.maximum(jnp.asarray(threshold), 0)
+        threshold = jnp.maximum(threshold, 0) if isinstance(threshold, Tracer) else threshold.astype(np.uint32)
     least = jnp.broadcast_to(jnp.asarray(threshold, margin.dtype), currents.shape[:-2])
     clear = margin >= least[..., None]
     index = jnp.where(jnp.any(clear, axis=-1), jnp.argmax(clear, axis=-1), steps - 1)

@@ -50,4 +50,4 @@ def lsq_gamma(gamma: Array, *, count: int, bits: int) -> Array:
         Esser et al., Learned Step Size Quantization, ICLR 2020.
     """
     count, bits = integer("count", count, 1), integer("bits", bits, 1, 8)
-    return jnp.abs(scale_gradient(gamma, 1 / math.sqrt(count * 2 ** (bits - 1))))
+    return jnp.abs(scale_gradient(jnp.asarray(gamma), 1 / math.sqrt(count * 2 ** (bits - 1))))

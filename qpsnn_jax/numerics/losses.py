@@ -21,11 +21,13 @@ def cross_entropy(currents: Array, labels: Array, *, label_smoothing: float = 0.
         One loss per example, in nats, shape ``…``; NaN where the label is not the number of a class.
 
     Raises:
-        ValueError: ``label_smoothing`` outside [0, 1), or labels that are not one integer for each example.
+        ValueError: ``label_smoothing`` outside [0, 1), currents that are not floating, or labels that are not one
+            integer for each example.
 
     References:
         QP-SNN (ICLR 2025), section 3; label smoothing: Szegedy et al., CVPR 2016.
     """
+    currents = _floating(currents)
     targets = _targets(labels, currents, label_smoothing)
     return optax.softmax_cross_entropy(jnp.mean(currents, axis=-2), targets) + _nan_where_unknown(labels, currents)
 
@@ -56,6 +58,7 @@ def temporal_cross_entropy(
     """
     if not isinstance(weight, Tracer) and not 0 <= weight <= 1:
         raise ValueError(f"weight must be between 0 and 1, got {weight}.")
+    currents = _floating(currents)
     targets = jnp.expand_dims(_targets(labels, currents, label_smoothing), -2)
     step_loss = optax.softmax_cross_entropy(currents, jnp.broadcast_to(targets, currents.shape))
     spread = jnp.mean(jnp.square(currents - target_current), axis=(-2, -1))
@@ -90,6 +93,13 @@ def distillation_loss(currents: Array, teacher: Array, *, temperature: float = 1
     own, target = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (currents, teacher.astype(currents.dtype)))
     divergence = jnp.sum(jnp.exp(target) * (target - own), axis=-1)
     return temperature**2 * jnp.mean(divergence, axis=-1)
+
+
+def _floating(currents: Array) -> Array:
+    currents = jnp.asarray(currents)
+    if not jnp.issubdtype(currents.dtype, jnp.floating):
+        raise ValueError(f"currents must be floating, got {currents.dtype}.")
+    return currents
 
 
 def _targets(labels: Array, currents: Array, label_smoothing: float) -> Array:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from qpsnn_jax.numerics.closures import hoist
 from qpsnn_jax.numerics.recurrence import drive_grad, recurrence, rounded
 from qpsnn_jax.numerics.surrogate import Fire, Surrogate, fire_step, triangular
+from qpsnn_jax.runtime.checks import fits
 
 Reset = Literal["hard", "soft", "delayed"]
 
@@ -76,8 +77,8 @@ def lif_step(
         ``(U[t], LIFTrace(S[t], Ũ[t]))``.
 
     Raises:
-        ValueError: ``current`` is not floating, ``membrane`` has another shape, ``surrogate`` is no function, or
-            ``fire`` or ``reset`` is unknown.
+        ValueError: ``current`` is not floating, ``membrane`` has another shape, τ or θ does not fit ``current``,
+            ``surrogate`` is no function, or ``fire`` or ``reset`` is unknown.
 
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
@@ -86,7 +87,7 @@ def lif_step(
     _check_floating("current", current)
     if membrane.shape not in ((), current.shape):
         raise ValueError(f"membrane must have the shape of current, {current.shape}, got {membrane.shape}.")
-    tau, threshold = (jnp.asarray(x, current.dtype) for x in (tau, threshold))
+    tau, threshold = _of_step("tau", tau, current), _of_step("threshold", threshold, current)
     _check_reset(reset)
     options: dict[str, Any] = {"surrogate": surrogate, "fire": fire, "reset": reset, "detach_reset": detach_reset}
     charged = rounded(current) + _leaked(membrane, tau, threshold, **options)
@@ -128,11 +129,12 @@ def lif_trace(currents: Array, *, initial: Array | None = None, **cell: Unpack[C
     _check_floating("currents", currents)
     batch, _, *rest = currents.shape
     step = jax.ShapeDtypeStruct((batch, *rest), currents.dtype)
-    options: dict[str, Any] = {**(lif_step.__kwdefaults__ or {}), **cell}
+    known = lif_step.__kwdefaults__ or {}
+    if unknown := sorted(set(cell) - set(known)):
+        raise ValueError(f"there is no option {unknown[0]}; choose from {', '.join(known)}.")
+    options: dict[str, Any] = {**known, **cell}
     for name in ("tau", "threshold"):
-        if not _broadcasts(jnp.shape(options[name]), step.shape):
-            raise ValueError(f"{name} of shape {jnp.shape(options[name])} does not fit one step, {step.shape}.")
-        options[name] = jnp.asarray(options[name], currents.dtype)
+        options[name] = _of_step(name, options[name], step)
     if initial is not None and jnp.shape(initial) != step.shape:
         raise ValueError(f"initial must have the shape {step.shape} of one step, got {jnp.shape(initial)}.")
     _check_reset(options["reset"])
@@ -164,6 +166,13 @@ def _trace(
     slope = jax.vmap(lambda x: surrogate(x, *constants), in_axes=1, out_axes=1)
     trace = LIFTrace(fire_step(membranes - _over_time(threshold, membranes), slope, fire), membranes)
     return after_last(trace, initial, threshold, **reset), trace
+
+
+def _of_step(name: str, option: ArrayLike, step: Any) -> Array:
+    """τ or θ in the dtype of a step, against which it must broadcast."""
+    if not fits(jnp.shape(option), step.shape):
+        raise ValueError(f"{name} of shape {jnp.shape(option)} does not fit one step, {step.shape}.")
+    return jnp.asarray(option, step.dtype)
 
 
 def after_last(trace: LIFTrace, initial: Array | None, threshold: ArrayLike, **reset: Any) -> Array:
@@ -268,8 +277,3 @@ def _check_floating(name: str, x: Array) -> None:
 def _check_reset(reset: str) -> None:
     if reset not in get_args(Reset):
         raise ValueError(f"reset must be 'hard', 'soft' or 'delayed', got {reset!r}.")
-
-
-def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    aligned = zip(reversed(shape), reversed(target), strict=False)
-    return len(shape) <= len(target) and all(n in (1, m) for n, m in aligned)

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from qpsnn_jax.numerics.closures import hoist
 from qpsnn_jax.numerics.gamma import Gamma, GammaRule, Granularity, round_codes, top_level, wide_gamma, widened
+from qpsnn_jax.runtime.checks import fits
 
 STE = Literal["clipped", "plain", "scaled"]
 GradientRule = Callable[[Array, Array, Array], Array]
@@ -226,9 +227,18 @@ def _resolve_gamma(
     if isinstance(gamma, str) or callable(gamma):
         rule: Any = gamma
         found = jax.lax.stop_gradient(wide_gamma(weights, bits, rule, granularity, levels))
+        _check_fits("gain", gain, weights)
         gamma = found * jnp.asarray(gain, found.dtype)
+    _check_fits("gamma", gamma, weights)
     gamma = jnp.asarray(gamma, weights.dtype)
     return gamma.reshape((1,) * (weights.ndim - gamma.ndim) + gamma.shape)
+
+
+def _check_fits(name: str, option: Any, weights: Array) -> None:
+    if not fits(jnp.shape(option), weights.shape):
+        raise ValueError(
+            f"{name} of shape {jnp.shape(option)} does not broadcast against weights of shape {weights.shape}."
+        )
 
 
 def _factors(

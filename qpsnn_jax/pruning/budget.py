@@ -73,7 +73,7 @@ def allocate(
             leaves, ``sops`` without activity, an unknown comparison, a floor that is not from 0 to 1 for every group,
             ``multiple_of`` below 1, or scores that are not finite and non-negative numbers, one for each channel.
     """
-    resource, limit = _only_budget({"bytes": bytes, "params": params, "sops": sops})
+    resource, limit = only_budget({"bytes": bytes, "params": params, "sops": sops})
     if comparison not in get_args(Comparison):
         raise ValueError(f"comparison must be one of {', '.join(get_args(Comparison))}, got {comparison!r}.")
     every = channel_groups(graph)
@@ -112,7 +112,7 @@ def check_budget(
     Raises:
         ValueError: the floor leaves more than the budget.
     """
-    resource, limit = _only_budget({"bytes": bytes, "params": params})
+    resource, limit = only_budget({"bytes": bytes, "params": params})
     groups = {name: group for name, group in channel_groups(graph).items() if name in scored}
     least = _least(graph, groups, floor, multiple_of)
     model = usage(graph, groups, resource, None)
@@ -121,10 +121,15 @@ def check_budget(
         raise _unmet(graph, scored, (resource, limit), _rule(floor, multiple_of), total)
 
 
-def _only_budget(given: Mapping[str, float | None]) -> tuple[Resource, float]:
+def only_budget(given: Mapping[str, float | None]) -> tuple[Resource, float]:
+    """The one resource that has a limit, and that limit, without fractions of bytes and parameters.
+
+    Raises:
+        ValueError: not exactly one has one, or it is not a positive number.
+    """
     budgets: list[Any] = [(name, limit) for name, limit in given.items() if limit is not None]
     if len(budgets) != 1 or isinstance(budgets[0][1], str) or not 0 < budgets[0][1] < np.inf:
-        raise ValueError("allocate needs one budget, a positive number of bytes, params or sops.")
+        raise ValueError("the budget must be one positive number of bytes, params or sops.")
     name, limit = budgets[0]
     return name, limit if name == "sops" else float(np.floor(limit))
 

@@ -65,6 +65,8 @@ def mask_by(
     n_of_m = None if n_of_m is None else _two_integers(n_of_m)
     default = sparsity if isinstance(sparsity, Mapping) else maskable_layers(graph)
     names = list(default if layers is None else layers)
+    if isinstance(sparsity, Mapping) and (more := sorted(set(sparsity) - set(names))):
+        raise ValueError(f"sparsity names {more[0]!r}, which is not among the layers {', '.join(names)}.")
     shares = {name: _share(name, sparsity.get(name) if isinstance(sparsity, Mapping) else sparsity) for name in names}
     kernels = {name: masked_layer(graph, name).leaves(graph.inputs_of(graph.by_name[name]))["kernel"] for name in names}
     found, before = criterion(graph, variables, names), read_masks(graph, variables)
@@ -151,6 +153,8 @@ def weight_by_gradient(
         LeCun et al., Optimal brain damage, NeurIPS 1989.
     """
     given = list(batches)
+    if wrong := [batch for batch in given if not isinstance(batch, tuple | list) or len(batch) != 2]:
+        raise ValueError(f"batches must be pairs of images and labels, got {type(wrong[0]).__name__}.")
 
     def scores(graph: Graph, variables: Mapping[str, Any], layers: Sequence[str]) -> dict[str, Array]:
         if not given:

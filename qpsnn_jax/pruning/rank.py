@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.runtime.checks import integer
 from qpsnn_jax.runtime.sharding import with_auto_axes
 
 _PRIMES = (65521, 65519)
@@ -70,8 +71,7 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     """
     if matrices.ndim < 2:
         raise ValueError(f"matrices must have the shape … n m, got {matrices.shape}.")
-    if not 1 <= largest <= LARGEST:
-        raise ValueError(f"largest must be between 1 and 2^24 - 1, got {largest}.")
+    largest = integer("largest", largest, 1, LARGEST)
     return with_auto_axes(partial(_matrix_ranks, largest=largest), matrices, range(matrices.ndim - 2))
 
 

@@ -1,17 +1,18 @@
 """Pruning in several rounds with training between them, as a transform of a training state."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 import numpy as np
 
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.zoo.blocks import kept_channels
-from qpsnn_jax.pruning.budget import Comparison, allocate
+from qpsnn_jax.pruning.budget import Comparison, allocate, only_budget
 from qpsnn_jax.pruning.channels import channel_groups, rounded_units
 from qpsnn_jax.pruning.ratios import checked_ratios, highest
 from qpsnn_jax.pruning.removal import prune
+from qpsnn_jax.pruning.usage import Resource
 from qpsnn_jax.runtime.checks import integer
 
 Tree = TypeVar("Tree")
@@ -97,6 +98,10 @@ def pruning_rounds(
     rounds = integer("rounds", rounds, 1)
     if bool(budget) == (ratios is not None):
         raise ValueError(f"pruning_rounds takes ratios or a budget, got {'both' if budget else 'neither'}.")
+    if unknown := sorted(set(budget) - set(get_args(Resource))):
+        raise ValueError(f"a budget is of {', '.join(get_args(Resource))}, got {unknown[0]}.")
+    if budget:
+        only_budget(budget)
 
     def init(graph: Graph) -> RoundsState:
         return RoundsState(graph, {name: g.size // g.unit for name, g in channel_groups(graph).items()}, 0)
@@ -136,12 +141,14 @@ def _by_ratios(
     return found
 
 
-def _floors(state: RoundsState, floor: float) -> dict[str, float]:
+def _floors(state: RoundsState, floor: float | Mapping[str, float]) -> dict[str, float]:
     """The share of the units of every group now that is the floor's share of those before the first round."""
     groups = channel_groups(state.graph)
+    floors = floor if isinstance(floor, Mapping) else dict.fromkeys(groups, floor)
     return {
-        name: min(1.0, np.ceil(floor * state.units[name] - 1e-9) / (group.size // group.unit))
+        name: min(1.0, np.ceil(floors[name] * state.units[name] - 1e-9) / (group.size // group.unit))
         for name, group in groups.items()
+        if name in floors
     }
 
 

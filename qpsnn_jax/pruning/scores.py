@@ -114,6 +114,7 @@ def sca_scores(membranes: Array) -> Array:
     References:
         QP-SNN (ICLR 2025), Eq. 7; Li et al., ICML 2024.
     """
+    membranes = jnp.asarray(membranes)
     _check_maps("membranes", membranes)
     norms = jnp.sum(jnp.abs(membranes), axis=(2, 3), dtype=np.promote_types(membranes.dtype, np.float32))
     return jnp.mean(norms, axis=(0, 1)).astype(membranes.dtype)

@@ -48,7 +48,7 @@ def finite(name: str, value: Any, least: float, most: float) -> float:
         ValueError: ``value`` is not a number, NaN, or out of range.
     """
     try:
-        number = float(value) if _is_scalar(value) else math.nan
+        number = _printed(value) if _is_scalar(value) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not least <= number <= most:
@@ -56,10 +56,23 @@ def finite(name: str, value: Any, least: float, most: float) -> float:
     return number
 
 
+def fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether an array of a shape broadcasts against one of the shape ``target``, which stays as it is."""
+    return len(shape) <= len(target) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(target), strict=False)
+    )
+
+
 def _is_scalar(value: Any) -> bool:
     """Whether it is a real number: not text, a bool or a complex number, nor an array with axes or other values."""
     kind, axes = getattr(getattr(value, "dtype", None), "kind", "f"), getattr(value, "ndim", 0)
     return not isinstance(value, bool | str | bytes | complex) and not axes and kind in "fiu"
+
+
+def _printed(value: Any) -> float:
+    """The number that a value prints as: 0.8 for a 0.8 in float32, whose nearest float64 is 0.800000012."""
+    narrow = getattr(getattr(value, "dtype", None), "kind", "") == "f"
+    return float(str(value)) if narrow else float(value)
 
 
 def _shown(value: Any) -> str:

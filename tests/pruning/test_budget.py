@@ -235,7 +235,7 @@ def test_what_cannot_be_met_is_named():
     with pytest.raises(ValueError, match="sops needs the activity of the inputs of node 'conv1'"):
         allocate(GRAPH, scores, sops=1e4)
     for wrong in ({}, {"bytes": 1.0, "params": 2}, {"sops": -1}, {"bytes": float("nan")}):
-        with pytest.raises(ValueError, match="allocate needs one budget, a positive number"):
+        with pytest.raises(ValueError, match="the budget must be one positive number"):
             allocate(GRAPH, scores, **wrong)
     with pytest.raises(ValueError, match="scores of group 'conv1' must be 8 finite numbers, none negative"):
         allocate(GRAPH, scores | {"conv1": -np.ones(8)}, bytes=100)

@@ -179,7 +179,7 @@ def test_masks_are_told_apart_by_their_values():
         (lambda **o: allocate_bits(DEPTHWISE, {"conv": {1: 1.0}}, **o), "bytes must be a number from 0 to"),
         (lambda **_: allocate_bits(DEPTHWISE, {"conv": {1: "x"}}, bytes=900), "of the losses of 'conv' must be a num"),
         (lambda **_: allocate_bits(DEPTHWISE, {"conv": {2.0: 1.0}}, bytes=900), "bits in the losses of 'conv' must be"),
-        (lambda **o: allocate(DEPTHWISE, {}, **o), "allocate needs one budget, a positive number of bytes"),
+        (lambda **o: allocate(DEPTHWISE, {}, **o), "the budget must be one positive number of bytes"),
         (lambda **_: early_exit(np.zeros((1, 0, 3), np.float32), 0.5), "at some step, got currents of shape"),
         (lambda **_: pruning_rounds(2.5), "rounds must be an integer, 1 or more, got 2.5"),
         (lambda **_: pruning_rounds("2"), "rounds must be an integer, 1 or more, got '2'"),

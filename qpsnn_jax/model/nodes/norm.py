@@ -54,6 +54,8 @@ class BatchNorm(Unary):
         shape = (x.x if isinstance(x, Affine) else x).shape
         repeats = 1 if context.inputs[0].timed else context.timesteps
         count = repeats * math.prod(shape[:-1])
+        if count == 0:
+            raise ValueError(f"node {self.name!r}: an empty batch of shape {shape} has no mean to train with.")
         batch = {"mean": mean, "var": var * (count / max(1, count - 1))}
         running = {
             name: self.momentum * leaves[name] + (1 - self.momentum) * moment.astype(leaves[name].dtype)

@@ -1,0 +1,103 @@
+"""Options that do not fit are refused by one sentence that names them, before anything is computed from them."""
+
+import re
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_networks import images_of, random_variables, residual_graph
+
+import qpsnn_jax as qp
+
+WEIGHTS = jnp.ones((3, 3, 4, 1))
+CURRENTS = jnp.ones((1, 2, 4))
+INTEGERS = jnp.array([[[5, 1], [9, 1]]], jnp.int32)
+
+WRONG = {
+    "a gain of another shape": (
+        lambda: qp.quantize(WEIGHTS, 2, gain=jnp.ones(7)),
+        "gain of shape (7,) does not broadcast against weights of shape (3, 3, 4, 1).",
+    ),
+    "a gamma of another shape": (
+        lambda: qp.quantize(WEIGHTS, 2, gamma=jnp.ones((2, 1, 1, 1, 1))),
+        "gamma of shape (2, 1, 1, 1, 1) does not broadcast against weights of shape (3, 3, 4, 1).",
+    ),
+    "a tau of another shape": (
+        lambda: qp.lif_step(0.0, jnp.ones((1, 4)), tau=jnp.ones((5, 4))),
+        "tau of shape (5, 4) does not fit one step, (1, 4).",
+    ),
+    "an option that does not exist": (lambda: qp.lif(CURRENTS, tua=0.9), "there is no option tua; choose from tau,"),
+    "a budget as text": (lambda: qp.pruning_rounds(2, bytes="40kB"), "the budget must be one positive number"),
+    "a budget below 0": (lambda: qp.pruning_rounds(2, bytes=-5), "the budget must be one positive number"),
+    "two budgets": (lambda: qp.pruning_rounds(2, bytes=4e4, params=1e5), "the budget must be one positive number"),
+    "a budget of nothing": (lambda: qp.pruning_rounds(2, byte=4), "a budget is of bytes, params, sops, got byte."),
+    "bool currents": (
+        lambda: qp.early_exit(INTEGERS > 3, 1),
+        "early_exit takes floating or integer currents, got bool.",
+    ),
+    "integer currents": (
+        lambda: qp.cross_entropy(INTEGERS, jnp.zeros(1, jnp.int32)),
+        "currents must be floating, got int32.",
+    ),
+    "a fraction for a bound": (
+        lambda: qp.matrix_ranks(jnp.ones((1, 2, 2), jnp.int32), largest=2.5),
+        "largest must be an integer from 1 to 16777215, got 2.5.",
+    ),
+    "a name in place of names": (
+        lambda: qp.SpikingNetwork(residual_graph()).apply(
+            random_variables(residual_graph()), images_of(residual_graph(), 1), capture="fc"
+        ),
+        "capture must be a list of names, or functions by name, got 'fc'; use ['fc'].",
+    ),
+    "an empty batch": (
+        lambda: qp.BatchNorm().init_with_output(jax.random.key(0), jnp.ones((0, 3)), train=True),
+        "an empty batch of shape (0, 3) has no mean to train with.",
+    ),
+    "batches without labels": (
+        lambda: qp.weight_by_gradient([images_of(residual_graph(), 1)]),
+        "batches must be pairs of images and labels, got ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_it_is_named(name):
+    call, message = WRONG[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize("threshold", [2**40, np.int64(2**40)])
+def test_a_threshold_beyond_32_bits_is_never_reached(threshold):
+    assert qp.early_exit(INTEGERS, threshold).steps == 2
+
+
+def test_thresholds_of_integers():
+    for threshold, steps in ((-4, 1), (4, 1), (5, 2), (12, 2)):
+        assert qp.early_exit(INTEGERS, threshold).steps == steps
+        assert jax.jit(qp.early_exit)(INTEGERS, threshold).steps == steps
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, jnp.float32])
+def test_a_ratio_is_the_number_that_it_prints_as(kind):
+    graph = qp.zoo.resnet20(width=10 / 128, ratios={"middle": kind(0.8)})
+    assert graph.by_name["layer1.1.conv1"].features == 2
+
+
+def test_numbers_of_numpy_need_no_warning():
+    """Whose float64 is float32 in JAX."""
+    draw = np.random.default_rng(0)
+    spikes, kernel = (draw.random((1, 4, 4, 2)) < 0.5).astype(float), draw.choice([-1.0, 1.0], (3, 3, 2, 3))
+    maps, currents, labels = draw.random((1, 2, 3, 3, 4)), draw.random((2, 3, 5)), np.array([1, 4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [
+            qp.conv_spikes(spikes, kernel, bits=1, precision="exact"),
+            qp.sca_scores(maps),
+            qp.cross_entropy(currents, labels),
+            qp.temporal_cross_entropy(currents, labels),
+            qp.lsq_gamma(np.ones(3), count=4, bits=2),
+        ]
+    assert {x.dtype for x in found} == {jnp.result_type(float)}
