@@ -721,7 +721,9 @@ def test_import_on_the_command_line(small_run, tmp_path, capsys):
 def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):
     """Neurons with r = 1 add all of their input once a step in some programs, and 10⁻⁴ of it in others."""
     document = _foreign(nir.IF(r=np.ones(6), v_threshold=np.ones(6)))
-    with pytest.warns(UserWarning, match=r"node 'cells': with r = 1 and steps of 0\.0001 s"):
+    with pytest.warns(
+        UserWarning, match=r"node 'cells': with r = 1 and a step of dt = 0\.0001, .* give dt=1 \(--dt 1\)"
+    ):
         import_nir(document, timesteps=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -735,3 +737,27 @@ def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):
     assert main([*command, "--dt", "1", "--out", str(tmp_path / "b")]) == 0
     assert capsys.readouterr().err == ""
     assert load_network(tmp_path / "b")[0].input.frames
+
+
+def test_time_constants_in_steps():
+    """Of sinabs, a number of steps; taken for seconds, the neurons would never fire."""
+    document = _foreign(tau=np.array([20.0, 20, 20, 20, 20, 30]), r=np.ones(6))
+    message = r"node 'cells': with tau = 20 to 30 and a step of dt = 0\.0001, .* 5e-06 of its input .* \(--dt 1\)"
+    with pytest.warns(UserWarning, match=message):
+        import_nir(document, timesteps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert import_nir(document, timesteps=2, dt=1)[0].by_name["cells"].tau == pytest.approx(
+            (0.95,) * 5 + (29 / 30,)
+        )
+        import_nir(_foreign(tau=np.full(6, 0.05), r=np.ones(6)), timesteps=2)
+        document.metadata = {"dt": 1e-4}
+        import_nir(document, timesteps=2)
+
+
+@pytest.mark.parametrize(("name", "warned"), [("lif_norse", False), ("two_lif_neurons", False), ("scnn_mnist", True)])
+def test_public_files_in_steps_warn(name, warned, nir_files):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import_nir(read_nir(nir_files / f"{name}.nir"), timesteps=2)
+    assert bool(caught) == warned

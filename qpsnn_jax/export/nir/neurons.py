@@ -1,5 +1,6 @@
 """NIR's neurons in Euler steps of dt, as LIF nodes that fire above their threshold."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,9 @@ import numpy as np
 from qpsnn_jax.export.nir.building import Found, Reader
 from qpsnn_jax.export.nir.fields import channel_field
 from qpsnn_jax.model.nodes import LIF, AveragePool, Conv, MaxPool
+
+# Time constants in seconds are shorter than a thousand steps of 10⁻⁴ s; those in steps, read as seconds, are longer.
+_SLOW = 1e-3
 
 
 def read_lif(reader: Reader, found: Found) -> str:
@@ -47,6 +51,25 @@ def read_if(reader: Reader, found: Found) -> str:
     return _neurons(reader, found, found.source, np.ones_like(r), threshold)
 
 
+def warn_of_steps(reader: Reader) -> None:
+    """Warn of the first neurons whose potential hardly moves in a step of dt, which the file may count time in."""
+    for name, node in reader.nodes_of.items():
+        kind = type(node).__name__
+        if kind not in ("LIF", "IF"):
+            continue
+        field = "tau" if kind == "LIF" else "r"
+        value = np.asarray(getattr(node, field), np.float64)
+        gain = reader.dt / value if kind == "LIF" else reader.dt * value
+        if gain.max() < _SLOW:
+            warnings.warn(
+                f"node {name!r}: with {field} = {_said(value)} and a step of dt = {reader.dt:g}, its potential takes "
+                f"up {gain.max():.2g} of its input in a step, and neither the file nor you say how long a step is; if "
+                "the program that wrote it counts time in steps, as sinabs and Spyx do, give dt=1 (--dt 1).",
+                stacklevel=3,
+            )
+            return
+
+
 def _fields(reader: Reader, found: Found, *fields: str) -> tuple[Any, ...]:
     shape = reader.hwc(found.source)
     # Older files leave out a v_reset of zero.
@@ -74,7 +97,8 @@ def _constant(value: Any) -> float | tuple[float, ...]:
 
 
 def _said(value: Any) -> str:
-    return f"{np.ravel(value)[0]:g}" if np.ndim(value) == 0 else f"{np.min(value):g} to {np.max(value):g}"
+    least, most = np.min(value), np.max(value)
+    return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 
 
 def _shifted(reader: Reader, found: Found, shift: Any) -> str:

@@ -1,6 +1,5 @@
 """A network from NIR: everything that :mod:`~qpsnn_jax.export.nir.writer` writes, and more."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from qpsnn_jax.export.nir.builder import DT
 from qpsnn_jax.export.nir.building import Found, Reader
 from qpsnn_jax.export.nir.fields import pair_field, shape_field, weights_field
-from qpsnn_jax.export.nir.neurons import read_if, read_lif
+from qpsnn_jax.export.nir.neurons import read_if, read_lif, warn_of_steps
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import Add, AveragePool, Conv, Dense, Flatten, Input, Shortcut, SumPool
@@ -35,9 +34,9 @@ def import_nir(
         document: a ``nir.NIRGraph``, from :func:`~qpsnn_jax.export.nir.file.read_nir` or another tool.
         timesteps: T; by default that of the graph's metadata.
         frames: whether every step has an input of its own; by default that of the metadata, or False.
-        dt: length of a step in the file's unit of time, seconds; by default that of the metadata, or 10⁻⁴ as in other
-            tools. Programs whose neurons add their input without a factor, such as sinabs, write IF nodes for dt = 1;
-            a warning names IF nodes with r = 1 where neither says dt.
+        dt: length of a step in the file's unit of time, seconds; by default that of the metadata, or 10⁻⁴ as in
+            snntorch and spikingjelly. Other programs, such as sinabs and Spyx, count time in steps, so their files need
+            dt = 1; a warning names the first neurons whose potential hardly moves in a step where neither says dt.
 
     Returns:
         The graph, whose nodes have NIR's names, and its variables, float32.
@@ -71,20 +70,8 @@ def import_nir(
             )
         names[name] = READINGS[kind](reader, Found(name, reader.nodes_of[name], source))
     if not given:
-        _warn_of_steps(reader)
+        warn_of_steps(reader)
     return Graph(tuple(reader.nodes.values()), timesteps), {"params": reader.params, "batch_stats": {}, "scales": {}}
-
-
-def _warn_of_steps(reader: Reader) -> None:
-    for name, node in reader.nodes_of.items():
-        if type(node).__name__ == "IF" and np.all(np.asarray(node.r) == 1):
-            warnings.warn(
-                f"node {name!r}: with r = 1 and steps of {reader.dt:g} s, its potential rises by {reader.dt:g} of the "
-                "input in a step, and the file does not say how long a step is; if its program adds the whole input, "
-                "as sinabs does, give dt 1.",
-                stacklevel=3,
-            )
-            return
 
 
 def _flag(name: str, value: Any) -> bool:
