@@ -658,6 +658,61 @@ def test_files_that_are_none(tmp_path):
         read_nir(tmp_path / "absent.nir")
 
 
+def test_files_that_declare_more_than_they_hold(tmp_path, monkeypatch):
+    """They are refused before anything is read; what compresses well is not."""
+    import h5py
+
+    shape = (2**18,)
+    nir.write(tmp_path / "a.nir", _spikes_out(shape))
+    assert (tmp_path / "a.nir").stat().st_size < 2**17
+    assert read_nir(tmp_path / "a.nir").nodes["cells"].tau.shape == shape
+
+    def none_is_read(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(nir, "read", none_is_read)
+    for field, message in (("tau", r"/cells/tau' declares 2,400,000,000 bytes"), ("r", r"/tau' in two places")):
+        with h5py.File(tmp_path / "a.nir", "a") as file:
+            cells = file["node/nodes/cells"]
+            del cells[field]
+            if field == "tau":
+                cells.create_dataset("tau", (1, 300_000_000), np.float64, chunks=(1, 1024))
+            else:
+                del cells["tau"]
+                cells["tau"] = np.ones(6)
+                cells["r"] = cells["tau"]
+        with pytest.raises(ValueError, match=rf"a\.nir is damaged: it.* .*{message}"):
+            read_nir(tmp_path / "a.nir")
+    with h5py.File(tmp_path / "a.nir", "w") as file:
+        for name in "abcde":
+            file.create_dataset(name, (2**15, 2**13), np.uint8, chunks=(2**15, 2**13), compression="gzip")
+            file[name].id.write_direct_chunk((0, 0), bytes(2**18))
+    reason = r"a\.nir declares 1,342,177,280 bytes up to its data set '/e', too many"
+    with pytest.raises(ValueError, match=reason):
+        read_nir(tmp_path / "a.nir")
+
+
+def test_texts_that_are_longer_than_the_file(tmp_path):
+    nir.write(tmp_path / "a.nir", _foreign())
+    data = bytearray((tmp_path / "a.nir").read_bytes())
+    data[data.index(b"GCOL") + 8 + 3] = 0x40
+    (tmp_path / "a.nir").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.nir is damaged: it declares 1,073,745,920 bytes of texts, and has"):
+        read_nir(tmp_path / "a.nir")
+
+
+def test_a_small_window_on_a_large_map():
+    weight = np.ones((3, 1, 3, 3))
+    size = 2**20
+    nodes = {
+        "in": nir.Input(np.array([1, size, size])),
+        "last": nir.Conv2d((size, size), weight, size, 0, 1, 1, np.zeros(3)),
+        "out": nir.Output(np.array([3, 1, 1])),
+    }
+    with pytest.raises(ValueError, match="node 'last': as one window on a map of 1048576×1048576 it would have 3,298,"):
+        import_nir(nir.NIRGraph(nodes, list(pairwise(nodes))), timesteps=1)
+
+
 def test_export_and_verify_a_run(small_run, tmp_path, capsys):
     out = tmp_path / "folder" / "small.nir"
     assert main(["export", str(small_run), "--format", "nir", "--out", str(out)]) == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qpsnn_jax.export.folded_checks import MOST_VALUES
 from qpsnn_jax.export.nir.builder import DT
 from qpsnn_jax.export.nir.building import Found, Reader
 from qpsnn_jax.export.nir.fields import pair_field, shape_field, weights_field
@@ -151,7 +152,7 @@ def _weighted(
         raise ValueError(f"node {name!r}: weights of shape {weight.shape} do not fit {channels} channels.")
     plain = groups == 1 and dilation == (1, 1)
     if plain and Geometry((size[0], size[1]), (window[0], window[1]), strides, padding).output_hw == (1, 1):
-        weight, padding = _on_map(weight, size, padding), (0, 0)
+        weight, padding = _on_map(name, weight, size, padding), (0, 0)
         window, strides = list(weight.shape[2:]), (1, 1)
     kernel = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
     bias_of = {"bias": bias} if bias.any() else {}
@@ -175,8 +176,18 @@ def _is_last(reader: Reader, name: str) -> bool:
     return kinds == ["Output"]
 
 
-def _on_map(weight: np.ndarray, size: Sequence[int], padding: Pair) -> np.ndarray:
-    """The weights of the one position of a window that lie on the map, and zeros where the window does not reach."""
+def _on_map(name: str, weight: np.ndarray, size: Sequence[int], padding: Pair) -> np.ndarray:
+    """The weights of the one position of a window that lie on the map, and zeros where the window does not reach.
+
+    Raises:
+        ValueError: there would be too many zeros; the message names the node.
+    """
+    values = weight.shape[0] * weight.shape[1] * size[0] * size[1]
+    if values > max(weight.size, MOST_VALUES):
+        raise ValueError(
+            f"node {name!r}: as one window on a map of {size[0]}×{size[1]} it would have {values:,} weights, which are "
+            "too many."
+        )
     for axis, (length, pad) in enumerate(zip(size, padding, strict=True), 2):
         weight = weight.take(range(pad, min(pad + length, weight.shape[axis])), axis)
         rest = [(0, length - weight.shape[i]) if i == axis else (0, 0) for i in range(4)]
