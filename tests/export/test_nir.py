@@ -542,7 +542,36 @@ def _at_rest_after_a_pool():
     return nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
 
 
-@pytest.mark.parametrize("make", [_by_channel, _at_rest_after_a_pool, _spikes_out])
+def _neurons_at_the_end(*edges, middle=True):
+    """Neurons at rest above zero whose spikes are the output, and that may read others."""
+    draw = np.random.default_rng(3)
+    nodes = {
+        "in": nir.Input(np.array([4])),
+        "a": nir.Affine(draw.normal(size=(3, 4)), draw.normal(size=3)),
+        "l1": _neurons((3,), v_leak=np.full(3, 0.1)),
+        **({"b": nir.Linear(draw.normal(size=(3, 3)))} if middle else {}),
+        "l2": _neurons((3,), v_leak=np.array([0.1, 0.0, -0.1])),
+        "out": nir.Output(np.array([3])),
+    }
+    return nir.NIRGraph(nodes, [*pairwise(nodes), *edges], type_check=False)
+
+
+def _sum_at_the_end():
+    return _neurons_at_the_end(("l1", "l2"))
+
+
+def _sum_of_layers_at_the_end():
+    return _neurons_at_the_end(("a", "l2"), ("l1", "l2"))
+
+
+def _neurons_after_neurons():
+    return _neurons_at_the_end(middle=False)
+
+
+ENDS = [_neurons_at_the_end, _sum_at_the_end, _sum_of_layers_at_the_end, _neurons_after_neurons]
+
+
+@pytest.mark.parametrize("make", [_by_channel, _at_rest_after_a_pool, _spikes_out, *ENDS])
 def test_spikes_out_by_nirs_equations(make, tmp_path):
     """Read, run, written again and read again."""
     document = make()
@@ -699,6 +728,19 @@ def test_texts_that_are_longer_than_the_file(tmp_path):
     (tmp_path / "a.nir").write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.nir is damaged: it declares 1,073,745,920 bytes of texts, and has"):
         read_nir(tmp_path / "a.nir")
+
+
+def test_many_neurons_at_rest_above_zero_need_few_parameters():
+    n = 4000
+    neurons = {"tau": np.full(n, 5e-4), "r": np.ones(n), "v_leak": np.linspace(0.1, 0.2, n), "v_threshold": np.ones(n)}
+    nodes = {
+        "in": nir.Input(np.array([n])),
+        "cells": nir.LIF(**neurons),
+        "last": nir.Linear(np.ones((1, n))),
+        "out": nir.Output(np.array([1])),
+    }
+    _, variables = import_nir(nir.NIRGraph(nodes, list(pairwise(nodes))), timesteps=1)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 3 * n
 
 
 def test_a_small_window_on_a_large_map():

@@ -1,5 +1,6 @@
 """NIR's neurons in Euler steps of dt, as LIF nodes that fire above their threshold."""
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from qpsnn_jax.export.nir.building import Found, Reader
 from qpsnn_jax.export.nir.fields import channel_field
-from qpsnn_jax.model.nodes import LIF, AveragePool, Conv, MaxPool
+from qpsnn_jax.model.nodes import LIF, Add, AveragePool, Conv, Dense, MaxPool
 
 # Time constants in seconds are shorter than a thousand steps of 10⁻⁴ s; those in steps, read as seconds, are longer.
 _SLOW = 1e-3
@@ -104,10 +105,25 @@ def _said(value: Any) -> str:
 def _shifted(reader: Reader, found: Found, shift: Any) -> str:
     """The current plus a constant, which neurons that rest at another potential than zero have."""
     channels = reader.hwc(found.source)[2]
-    name = reader.fresh(f"{found.name}.rest")
     bias = np.broadcast_to(np.asarray(shift, np.float32), channels)
-    reader.params[name] = {"kernel": np.eye(channels, dtype=np.float32)[None, None], "bias": bias.copy()}
-    return reader.add(Conv(name, found.source, channels, (1, 1), (1, 1), (0, 0), bias=True))
+    if layer := _layer_of(reader, found.source, found.name):
+        reader.nodes[layer] = dataclasses.replace(reader.nodes[layer], bias=True)
+        reader.params[layer] = reader.params[layer] | {"bias": reader.params[layer].get("bias", 0) + bias}
+        return found.source
+    name, flat = reader.fresh(f"{found.name}.rest"), len(reader.yields[found.source].shape) == 1
+    kernel = np.eye(channels, dtype=np.float32) if flat else np.ones((1, 1, 1, channels), np.float32)
+    reader.params[name] = {"kernel": kernel, "bias": bias.copy()}
+    if flat:
+        return reader.add(Dense(name, found.source, channels))
+    return reader.add(Conv(name, found.source, channels, (1, 1), (1, 1), (0, 0), bias=True, groups=channels))
+
+
+def _layer_of(reader: Reader, source: str, neurons: str) -> str:
+    """A layer that only these neurons read, alone or in a sum, so that its bias can take a constant; "" for none."""
+    node = reader.nodes[source]
+    if type(node) is Add:
+        return next((name for other in node.inputs if (name := _layer_of(reader, other, neurons))), "")
+    return source if type(node) in (Conv, Dense) and reader.readers.get(source) == [neurons] else ""
 
 
 def _pooled(reader: Reader, found: Found, threshold: float) -> AveragePool | None:

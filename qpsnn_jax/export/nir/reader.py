@@ -103,9 +103,20 @@ def _summed(reader: Reader, values: tuple[str, ...]) -> str:
     for count, value in enumerate(values[1:], 2):
         summed = values[:count]
         if summed not in reader.sums:
+            total, value = _alike(reader, total, value)
             reader.sums[summed] = reader.add(Add(reader.fresh(f"sum.{len(reader.sums)}"), total, value))
         total = reader.sums[summed]
     return total
+
+
+def _alike(reader: Reader, *values: str) -> tuple[str, ...]:
+    """Two values as they are added: where one is flat, as the last layer's is, a map of one position is made so."""
+    shapes = [reader.yields[name].shape for name in values]
+    if {len(shape) for shape in shapes} != {1, 3}:
+        return values
+    one = [len(shape) == 3 and shape[:2] == (1, 1) for shape in shapes]
+    flats = (reader.add(Flatten(reader.fresh(f"{n}.flat"), n)) if o else n for n, o in zip(values, one, strict=True))
+    return tuple(flats)
 
 
 def _input(reader: Reader, found: Found) -> str:
