@@ -35,7 +35,7 @@ ONLY_IN = {
         )
     },
     "nir": {"export.nir.file"},
-    "h5py": {"export.nir.file"},
+    "h5py": {"export.nir.file", "export.nir.sizes"},
     "onnx": {"export.onnx"},
     "onnxruntime": {"runs.verify"},
 }

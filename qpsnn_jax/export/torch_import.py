@@ -52,8 +52,8 @@ def import_torch(
         ``(graph, variables)`` for :class:`qpsnn_jax.SpikingNetwork`, with ``params``, ``batch_stats``, ``scales``.
 
     Raises:
-        ValueError: the names are those of no known network, a tensor is missing, too many, of the wrong shape or no
-            plain numbers.
+        ValueError: it is no state dict, the names are those of no known network, a tensor is missing, too many, of the
+            wrong shape or no plain numbers, or a running variance is negative.
 
     References:
         QP-SNN (ICLR 2025), the released implementation.
@@ -76,6 +76,9 @@ class _Tensors:
     """The tensors of a state dict by the first of the names that the released code lists a module under."""
 
     def __init__(self, state_dict: Mapping[str, Any]) -> None:
+        if not isinstance(state_dict, Mapping):
+            kind = type(state_dict).__name__
+            raise ValueError(f"state_dict must map names to tensors, as torch.load gives it, got {kind}.")
         if wrong := next((key for key in state_dict if not isinstance(key, str)), None):
             raise ValueError(f"state_dict must map names to tensors, got the key {wrong!r}.")
         self.given: dict[str, str] = {}
@@ -169,6 +172,8 @@ def _variables(graph: Graph, tensors: _Tensors, names: Mapping[str, str]) -> dic
             case BatchNorm():
                 name = names[node.name]
                 leaves = {ours: tensors.array(f"{name}.{theirs}", features) for theirs, ours in _BATCH_NORM.items()}
+                if (leaves["var"] < 0).any():
+                    raise ValueError(f"tensor {f'{name}.running_var'!r} must not be negative, as it is a variance.")
                 variables["params"][node.name] = {k: leaves[k] for k in ("scale", "bias")}
                 variables["batch_stats"][node.name] = {k: leaves[k] for k in ("mean", "var")}
     # A copy: the arrays may share memory with a PyTorch model that is trained further.

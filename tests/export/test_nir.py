@@ -543,7 +543,36 @@ def _at_rest_after_a_pool():
     return nir.NIRGraph(nodes, list(pairwise(nodes)), type_check=False)
 
 
-@pytest.mark.parametrize("make", [_by_channel, _at_rest_after_a_pool, _spikes_out])
+def _neurons_at_the_end(*edges, middle=True):
+    """Neurons at rest above zero whose spikes are the output, and that may read others."""
+    draw = np.random.default_rng(3)
+    nodes = {
+        "in": nir.Input(np.array([4])),
+        "a": nir.Affine(draw.normal(size=(3, 4)), draw.normal(size=3)),
+        "l1": _neurons((3,), v_leak=np.full(3, 0.1)),
+        **({"b": nir.Linear(draw.normal(size=(3, 3)))} if middle else {}),
+        "l2": _neurons((3,), v_leak=np.array([0.1, 0.0, -0.1])),
+        "out": nir.Output(np.array([3])),
+    }
+    return nir.NIRGraph(nodes, [*pairwise(nodes), *edges], type_check=False)
+
+
+def _sum_at_the_end():
+    return _neurons_at_the_end(("l1", "l2"))
+
+
+def _sum_of_layers_at_the_end():
+    return _neurons_at_the_end(("a", "l2"), ("l1", "l2"))
+
+
+def _neurons_after_neurons():
+    return _neurons_at_the_end(middle=False)
+
+
+ENDS = [_neurons_at_the_end, _sum_at_the_end, _sum_of_layers_at_the_end, _neurons_after_neurons]
+
+
+@pytest.mark.parametrize("make", [_by_channel, _at_rest_after_a_pool, _spikes_out, *ENDS])
 def test_spikes_out_by_nirs_equations(make, tmp_path):
     """Read, run, written again and read again."""
     document = make()
@@ -659,6 +688,74 @@ def test_files_that_are_none(tmp_path):
         read_nir(tmp_path / "absent.nir")
 
 
+def test_files_that_declare_more_than_they_hold(tmp_path, monkeypatch):
+    """They are refused before anything is read; what compresses well is not."""
+    import h5py
+
+    shape = (2**18,)
+    nir.write(tmp_path / "a.nir", _spikes_out(shape))
+    assert (tmp_path / "a.nir").stat().st_size < 2**17
+    assert read_nir(tmp_path / "a.nir").nodes["cells"].tau.shape == shape
+
+    def none_is_read(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(nir, "read", none_is_read)
+    for field, message in (("tau", r"/cells/tau' declares 2,400,000,000 bytes"), ("r", r"/tau' in two places")):
+        with h5py.File(tmp_path / "a.nir", "a") as file:
+            cells = file["node/nodes/cells"]
+            del cells[field]
+            if field == "tau":
+                cells.create_dataset("tau", (1, 300_000_000), np.float64, chunks=(1, 1024))
+            else:
+                del cells["tau"]
+                cells["tau"] = np.ones(6)
+                cells["r"] = cells["tau"]
+        with pytest.raises(ValueError, match=rf"a\.nir is damaged: it.* .*{message}"):
+            read_nir(tmp_path / "a.nir")
+    with h5py.File(tmp_path / "a.nir", "w") as file:
+        for name in "abcde":
+            file.create_dataset(name, (2**15, 2**13), np.uint8, chunks=(2**15, 2**13), compression="gzip")
+            file[name].id.write_direct_chunk((0, 0), bytes(2**18))
+    reason = r"a\.nir declares 1,342,177,280 bytes up to its data set '/e', too many"
+    with pytest.raises(ValueError, match=reason):
+        read_nir(tmp_path / "a.nir")
+
+
+def test_texts_that_are_longer_than_the_file(tmp_path):
+    nir.write(tmp_path / "a.nir", _foreign())
+    data = bytearray((tmp_path / "a.nir").read_bytes())
+    data[data.index(b"GCOL") + 8 + 3] = 0x40
+    (tmp_path / "a.nir").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.nir is damaged: it declares 1,073,745,920 bytes of texts, and has"):
+        read_nir(tmp_path / "a.nir")
+
+
+def test_many_neurons_at_rest_above_zero_need_few_parameters():
+    n = 4000
+    neurons = {"tau": np.full(n, 5e-4), "r": np.ones(n), "v_leak": np.linspace(0.1, 0.2, n), "v_threshold": np.ones(n)}
+    nodes = {
+        "in": nir.Input(np.array([n])),
+        "cells": nir.LIF(**neurons),
+        "last": nir.Linear(np.ones((1, n))),
+        "out": nir.Output(np.array([1])),
+    }
+    _, variables = import_nir(nir.NIRGraph(nodes, list(pairwise(nodes))), timesteps=1)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 3 * n
+
+
+def test_a_small_window_on_a_large_map():
+    weight = np.ones((3, 1, 3, 3))
+    size = 2**20
+    nodes = {
+        "in": nir.Input(np.array([1, size, size])),
+        "last": nir.Conv2d((size, size), weight, size, 0, 1, 1, np.zeros(3)),
+        "out": nir.Output(np.array([3, 1, 1])),
+    }
+    with pytest.raises(ValueError, match="node 'last': as one window on a map of 1048576×1048576 it would have 3,298,"):
+        import_nir(nir.NIRGraph(nodes, list(pairwise(nodes))), timesteps=1)
+
+
 def test_export_and_verify_a_run(small_run, tmp_path, capsys):
     out = tmp_path / "folder" / "small.nir"
     assert main(["export", str(small_run), "--format", "nir", "--out", str(out)]) == 0
@@ -739,7 +836,9 @@ def test_imported_networks_keep_the_statistics_of_their_pixels(tmp_path, capsys)
 def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):
     """Neurons with r = 1 add all of their input once a step in some programs, and 10⁻⁴ of it in others."""
     document = _foreign(nir.IF(r=np.ones(6), v_threshold=np.ones(6)))
-    with pytest.warns(UserWarning, match=r"node 'cells': with r = 1 and steps of 0\.0001 s"):
+    with pytest.warns(
+        UserWarning, match=r"node 'cells': with r = 1 and a step of dt = 0\.0001, .* give dt=1 \(--dt 1\)"
+    ):
         import_nir(document, timesteps=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -753,3 +852,27 @@ def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):
     assert main([*command, "--dt", "1", "--out", str(tmp_path / "b")]) == 0
     assert capsys.readouterr().err == ""
     assert load_network(tmp_path / "b")[0].input.frames
+
+
+def test_time_constants_in_steps():
+    """Of sinabs, a number of steps; taken for seconds, the neurons would never fire."""
+    document = _foreign(tau=np.array([20.0, 20, 20, 20, 20, 30]), r=np.ones(6))
+    message = r"node 'cells': with tau = 20 to 30 and a step of dt = 0\.0001, .* 5e-06 of its input .* \(--dt 1\)"
+    with pytest.warns(UserWarning, match=message):
+        import_nir(document, timesteps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert import_nir(document, timesteps=2, dt=1)[0].by_name["cells"].tau == pytest.approx(
+            (0.95,) * 5 + (29 / 30,)
+        )
+        import_nir(_foreign(tau=np.full(6, 0.05), r=np.ones(6)), timesteps=2)
+        document.metadata = {"dt": 1e-4}
+        import_nir(document, timesteps=2)
+
+
+@pytest.mark.parametrize(("name", "warned"), [("lif_norse", False), ("two_lif_neurons", False), ("scnn_mnist", True)])
+def test_public_files_in_steps_warn(name, warned, nir_files):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import_nir(read_nir(nir_files / f"{name}.nir"), timesteps=2)
+    assert bool(caught) == warned

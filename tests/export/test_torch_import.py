@@ -357,6 +357,20 @@ def test_tensor_of_another_shape(name: str, tensor: str, shape: tuple):
         import_torch(altered(name, **{tensor: np.zeros(shape, np.float32)}), **SETTINGS)
 
 
+def test_a_negative_variance_is_named():
+    name = "layer2.0.bn1.bn.running_var"
+    variance = checkpoint("resnet20")[2][name].copy()
+    variance[1] = -1
+    with pytest.raises(ValueError, match=f"^tensor '{name}' must not be negative, as it is a variance.$"):
+        import_torch(altered("resnet20", **{name: variance}), **SETTINGS)
+
+
+@over("given", [None, 3, [np.zeros(2)], "a.pt"], ids=repr)
+def test_what_is_no_state_dict(given):
+    with pytest.raises(ValueError, match="^state_dict must map names to tensors, as torch.load gives it, got "):
+        import_torch(given, **SETTINGS)
+
+
 def test_wrapped_in_python_with_numbers_beside():
     graph, variables, tensors = checkpoint("resnet20")
     tensors |= {"epoch": np.array(3), "note": "last"}

@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from qpsnn_jax.export.torch_file import read_state_dict
 from qpsnn_jax.runtime.arrays import read_npy, read_npz
 
 ARRAY = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
@@ -82,6 +83,22 @@ def test_one_is_not_the_other(file, tmp_path):
     assert "is not a readable file of arrays" in error_of(read_npy, tmp_path / "b.npz")
     assert "(a single array, not an archive)" in error_of(read_npz, file(saved(arr=ARRAY)))
     assert "is a Git LFS pointer" in error_of(read_npz, file(b"version https://git-lfs.github.com/spec/v1\n"))
+
+
+def test_an_archive_that_grows(tmp_path):
+    zeros = np.zeros((300, 2**20), np.uint8)
+    np.savez_compressed(tmp_path / "b.npz", x=zeros)
+    assert (tmp_path / "b.npz").stat().st_size < 2**20
+    message = "it declares 314,572,928 bytes, and at most 268,435,456 are read from"
+    tracemalloc.start()
+    try:
+        assert message in error_of(read_npz, tmp_path / "b.npz")
+        assert message in error_of(read_state_dict, tmp_path / "b.npz")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    np.savez_compressed(tmp_path / "b.npz", x=zeros[:100])
+    assert read_npz(tmp_path / "b.npz")["x"].shape == (100, 2**20)
 
 
 def test_random_damage_to_an_archive_raises_nothing_else(file, tmp_path):

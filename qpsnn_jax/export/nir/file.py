@@ -5,6 +5,7 @@ import warnings
 from os import PathLike, fspath
 from typing import Any
 
+from qpsnn_jax.export.nir.sizes import oversized
 from qpsnn_jax.runtime.files import open_regular, reason_of, unreadable, write_atomically
 
 
@@ -18,8 +19,8 @@ def read_nir(path: str | PathLike[str]) -> Any:
         A ``nir.NIRGraph``, for :func:`qpsnn_jax.import_nir`.
 
     Raises:
-        ValueError: the package ``nir`` is not installed, the file is not HDF5, the installed ``nir`` cannot read it, or
-            it does not hold a graph.
+        ValueError: the package ``nir`` is not installed, the file is not HDF5, the installed ``nir`` cannot read it, it
+            does not hold a graph, or it declares more numbers than its bytes can hold.
         OSError: the file is missing or cannot be opened.
     """
     nir = nir_package()
@@ -32,10 +33,13 @@ def read_nir(path: str | PathLike[str]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            document = nir.read(fspath(path))
+            reason = oversized(path)
+            document = None if reason else nir.read(fspath(path))
     except Exception as error:  # h5py and nir raise many types for damaged bytes
-        reason = f"{type(error).__name__}: {reason_of(error)}"
-        raise unreadable(path, f"is HDF5 that nir {nir.__version__} cannot read as a graph ({reason})") from None
+        text = f"{type(error).__name__}: {reason_of(error)}"
+        raise unreadable(path, f"is HDF5 that nir {nir.__version__} cannot read as a graph ({text})") from None
+    if reason:
+        raise unreadable(path, reason)
     if not isinstance(document, nir.NIRGraph):
         raise unreadable(path, f"holds a NIR {type(document).__name__}, not a graph")
     return document

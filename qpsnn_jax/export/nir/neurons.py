@@ -1,12 +1,17 @@
 """NIR's neurons in Euler steps of dt, as LIF nodes that fire above their threshold."""
 
+import dataclasses
+import warnings
 from typing import Any
 
 import numpy as np
 
 from qpsnn_jax.export.nir.building import Found, Reader
 from qpsnn_jax.export.nir.fields import channel_field
-from qpsnn_jax.model.nodes import LIF, AveragePool, Conv, MaxPool
+from qpsnn_jax.model.nodes import LIF, Add, AveragePool, Conv, Dense, MaxPool
+
+# Time constants in seconds are shorter than a thousand steps of 10⁻⁴ s; those in steps, read as seconds, are longer.
+_SLOW = 1e-3
 
 
 def read_lif(reader: Reader, found: Found) -> str:
@@ -47,6 +52,25 @@ def read_if(reader: Reader, found: Found) -> str:
     return _neurons(reader, found, found.source, np.ones_like(r), threshold)
 
 
+def warn_of_steps(reader: Reader) -> None:
+    """Warn of the first neurons whose potential hardly moves in a step of dt, which the file may count time in."""
+    for name, node in reader.nodes_of.items():
+        kind = type(node).__name__
+        if kind not in ("LIF", "IF"):
+            continue
+        field = "tau" if kind == "LIF" else "r"
+        value = np.asarray(getattr(node, field), np.float64)
+        gain = reader.dt / value if kind == "LIF" else reader.dt * value
+        if gain.max() < _SLOW:
+            warnings.warn(
+                f"node {name!r}: with {field} = {_said(value)} and a step of dt = {reader.dt:g}, its potential takes "
+                f"up {gain.max():.2g} of its input in a step, and neither the file nor you say how long a step is; if "
+                "the program that wrote it counts time in steps, as sinabs and Spyx do, give dt=1 (--dt 1).",
+                stacklevel=3,
+            )
+            return
+
+
 def _fields(reader: Reader, found: Found, *fields: str) -> tuple[Any, ...]:
     shape = reader.hwc(found.source)
     # Older files leave out a v_reset of zero.
@@ -74,16 +98,32 @@ def _constant(value: Any) -> float | tuple[float, ...]:
 
 
 def _said(value: Any) -> str:
-    return f"{np.ravel(value)[0]:g}" if np.ndim(value) == 0 else f"{np.min(value):g} to {np.max(value):g}"
+    least, most = np.min(value), np.max(value)
+    return f"{least:g}" if least == most else f"{least:g} to {most:g}"
 
 
 def _shifted(reader: Reader, found: Found, shift: Any) -> str:
     """The current plus a constant, which neurons that rest at another potential than zero have."""
     channels = reader.hwc(found.source)[2]
-    name = reader.fresh(f"{found.name}.rest")
     bias = np.broadcast_to(np.asarray(shift, np.float32), channels)
-    reader.params[name] = {"kernel": np.eye(channels, dtype=np.float32)[None, None], "bias": bias.copy()}
-    return reader.add(Conv(name, found.source, channels, (1, 1), (1, 1), (0, 0), bias=True))
+    if layer := _layer_of(reader, found.source, found.name):
+        reader.nodes[layer] = dataclasses.replace(reader.nodes[layer], bias=True)
+        reader.params[layer] = reader.params[layer] | {"bias": reader.params[layer].get("bias", 0) + bias}
+        return found.source
+    name, flat = reader.fresh(f"{found.name}.rest"), len(reader.yields[found.source].shape) == 1
+    kernel = np.eye(channels, dtype=np.float32) if flat else np.ones((1, 1, 1, channels), np.float32)
+    reader.params[name] = {"kernel": kernel, "bias": bias.copy()}
+    if flat:
+        return reader.add(Dense(name, found.source, channels))
+    return reader.add(Conv(name, found.source, channels, (1, 1), (1, 1), (0, 0), bias=True, groups=channels))
+
+
+def _layer_of(reader: Reader, source: str, neurons: str) -> str:
+    """A layer that only these neurons read, alone or in a sum, so that its bias can take a constant; "" for none."""
+    node = reader.nodes[source]
+    if type(node) is Add:
+        return next((name for other in node.inputs if (name := _layer_of(reader, other, neurons))), "")
+    return source if type(node) in (Conv, Dense) and reader.readers.get(source) == [neurons] else ""
 
 
 def _pooled(reader: Reader, found: Found, threshold: float) -> AveragePool | None:

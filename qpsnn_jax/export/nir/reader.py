@@ -1,16 +1,16 @@
 """A network from NIR: everything that :mod:`~qpsnn_jax.export.nir.writer` writes, and more."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import numpy as np
 
+from qpsnn_jax.export.folded_checks import MOST_VALUES
 from qpsnn_jax.export.nir.builder import DT
 from qpsnn_jax.export.nir.building import Found, Reader
 from qpsnn_jax.export.nir.fields import pair_field, shape_field, weights_field
-from qpsnn_jax.export.nir.neurons import read_if, read_lif
+from qpsnn_jax.export.nir.neurons import read_if, read_lif, warn_of_steps
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes import Add, AveragePool, Conv, Dense, Flatten, Input, Shortcut, SumPool
@@ -36,9 +36,9 @@ def import_nir(
         document: a ``nir.NIRGraph``, from :func:`~qpsnn_jax.export.nir.file.read_nir` or another tool.
         timesteps: T; by default that of the graph's metadata.
         frames: whether every step has an input of its own; by default that of the metadata, or False.
-        dt: length of a step in the file's unit of time, seconds; by default that of the metadata, or 10⁻⁴ as in other
-            tools. Programs whose neurons add their input without a factor, such as sinabs, write IF nodes for dt = 1;
-            a warning names IF nodes with r = 1 where neither says dt.
+        dt: length of a step in the file's unit of time, seconds; by default that of the metadata, or 10⁻⁴ as in
+            snntorch and spikingjelly. Other programs, such as sinabs and Spyx, count time in steps, so their files need
+            dt = 1; a warning names the first neurons whose potential hardly moves in a step where neither says dt.
 
     Returns:
         The graph, whose nodes have NIR's names, and its variables, float32.
@@ -72,7 +72,7 @@ def import_nir(
             )
         names[name] = READINGS[kind](reader, Found(name, reader.nodes_of[name], source))
     if not given:
-        _warn_of_steps(reader)
+        warn_of_steps(reader)
     return Graph(tuple(reader.nodes.values()), timesteps), {"params": reader.params, "batch_stats": {}, "scales": {}}
 
 
@@ -88,18 +88,6 @@ def pixel_statistics(document: Any) -> dict[str, list[float]]:
     found = {name: np.asarray(notes[name], np.float64).reshape(-1).tolist() for name in ("mean", "std")}
     check_statistics(found["mean"], found["std"], len(found["std"]))
     return found
-
-
-def _warn_of_steps(reader: Reader) -> None:
-    for name, node in reader.nodes_of.items():
-        if type(node).__name__ == "IF" and np.all(np.asarray(node.r) == 1):
-            warnings.warn(
-                f"node {name!r}: with r = 1 and steps of {reader.dt:g} s, its potential rises by {reader.dt:g} of the "
-                "input in a step, and the file does not say how long a step is; if its program adds the whole input, "
-                "as sinabs does, give dt 1.",
-                stacklevel=3,
-            )
-            return
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -130,9 +118,20 @@ def _summed(reader: Reader, values: tuple[str, ...]) -> str:
     for count, value in enumerate(values[1:], 2):
         summed = values[:count]
         if summed not in reader.sums:
+            total, value = _alike(reader, total, value)
             reader.sums[summed] = reader.add(Add(reader.fresh(f"sum.{len(reader.sums)}"), total, value))
         total = reader.sums[summed]
     return total
+
+
+def _alike(reader: Reader, *values: str) -> tuple[str, ...]:
+    """Two values as they are added: where one is flat, as the last layer's is, a map of one position is made so."""
+    shapes = [reader.yields[name].shape for name in values]
+    if {len(shape) for shape in shapes} != {1, 3}:
+        return values
+    one = [len(shape) == 3 and shape[:2] == (1, 1) for shape in shapes]
+    flats = (reader.add(Flatten(reader.fresh(f"{n}.flat"), n)) if o else n for n, o in zip(values, one, strict=True))
+    return tuple(flats)
 
 
 def _input(reader: Reader, found: Found) -> str:
@@ -179,7 +178,7 @@ def _weighted(
         raise ValueError(f"node {name!r}: weights of shape {weight.shape} do not fit {channels} channels.")
     plain = groups == 1 and dilation == (1, 1)
     if plain and Geometry((size[0], size[1]), (window[0], window[1]), strides, padding).output_hw == (1, 1):
-        weight, padding = _on_map(weight, size, padding), (0, 0)
+        weight, padding = _on_map(name, weight, size, padding), (0, 0)
         window, strides = list(weight.shape[2:]), (1, 1)
     kernel = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))
     bias_of = {"bias": bias} if bias.any() else {}
@@ -203,8 +202,18 @@ def _is_last(reader: Reader, name: str) -> bool:
     return kinds == ["Output"]
 
 
-def _on_map(weight: np.ndarray, size: Sequence[int], padding: Pair) -> np.ndarray:
-    """The weights of the one position of a window that lie on the map, and zeros where the window does not reach."""
+def _on_map(name: str, weight: np.ndarray, size: Sequence[int], padding: Pair) -> np.ndarray:
+    """The weights of the one position of a window that lie on the map, and zeros where the window does not reach.
+
+    Raises:
+        ValueError: there would be too many zeros; the message names the node.
+    """
+    values = weight.shape[0] * weight.shape[1] * size[0] * size[1]
+    if values > max(weight.size, MOST_VALUES):
+        raise ValueError(
+            f"node {name!r}: as one window on a map of {size[0]}×{size[1]} it would have {values:,} weights, which are "
+            "too many."
+        )
     for axis, (length, pad) in enumerate(zip(size, padding, strict=True), 2):
         weight = weight.take(range(pad, min(pad + length, weight.shape[axis])), axis)
         rest = [(0, length - weight.shape[i]) if i == axis else (0, 0) for i in range(4)]

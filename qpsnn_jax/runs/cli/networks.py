@@ -119,7 +119,7 @@ def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
 @click.command("import-nir")
 @_FILE
 @click.option("--timesteps", type=int, help="time steps T (default: those of the file)")
-@click.option("--dt", type=float, help="length of a step in seconds (default: that of the file, or 1e-4)")
+@click.option("--dt", type=float, help="length of a step (default: that of the file, or 1e-4 s); 1 for a file in steps")
 @click.option(
     "--frames/--image",
     default=None,
