@@ -298,6 +298,24 @@ def test_a_table_has_a_row_for_every_arm():
     assert lines[6].startswith("| c | 0 | not yet run | ")
 
 
+def test_results_of_two_recipes_are_not_mixed(tmp_path):
+    both = [row("a", 0, 0.5) | {"name": f"q.a.s0.{recipe}"} for recipe in ("short", "long")]
+    with pytest.raises(ValueError, match=r"q\.a\.s0\.short and q\.a\.s0\.long are of one arm and seed"):
+        tables.table("q", ["a"], "a", both)
+    for found in both:
+        (tmp_path / f"{found['name']}.json").write_text(json.dumps(found))
+    assert tables.read_results(tmp_path, ["q.a.s0.long", "q.b.s0.long"]) == both[1:]
+    # The command shows those of the plan alone.
+    one = next(unit for unit in plan() if unit.question == "table3")
+    for recipe, accuracy in ((one.recipe, 0.4321), ("other", 0.9)):
+        name = f"{one.question}.{one.arm}.s0.{recipe}"
+        found = row(one.arm, 0, accuracy) | {"question": "table3", "name": name}
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    shown = CliRunner().invoke(runner.main, ["--tables", "--only", "table3", "--results", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert f"| {one.arm} | 1 | 43.21 ± – |" in shown.output
+
+
 def test_the_commands_say_what_there_is(done):
     listed = CliRunner().invoke(runner.main, ["--list", "--only", "table3"])
     assert len(listed.output.splitlines()) == 6
@@ -358,7 +376,10 @@ def test_the_verdict_on_a_claim(values, words):
 
 def of_headline(*runs: tuple[float, int]) -> list[dict]:
     names = ("integer_accuracy", "file_bytes")
-    return [{"question": "headline", "arm": "98kB", **dict(zip(names, run, strict=True))} for run in runs]
+    return [
+        {"question": "headline", "arm": "98kB", "seed": seed, **dict(zip(names, run, strict=True))}
+        for seed, run in enumerate(runs)
+    ]
 
 
 def test_the_verdict_of_the_headline_needs_both_seeds_and_the_bytes():
@@ -391,6 +412,5 @@ def test_the_page_is_that_of_the_results_and_its_arms_are_those_of_the_plan():
     arms = {(unit.question, unit.arm) for unit in plan()}
     assert {(c.question, arm) for c in (*verdicts.PAPER, *verdicts.ADDITIONS) for arm in c.factors} <= arms
     page = ROOT / "notebooks" / "what_held_up.md"
-    assert page.read_text(encoding="utf-8") == verdicts.page(
-        *map(tables.read_results, (verdicts.RESULTS, verdicts.SCORES))
-    )
+    planned = tables.read_results(verdicts.RESULTS, {unit.name for unit in plan()})
+    assert page.read_text(encoding="utf-8") == verdicts.page(planned, tables.read_results(verdicts.SCORES))

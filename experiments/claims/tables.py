@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +63,15 @@ def contrast(terms: Sequence[tuple[int, Mapping[int, float]]]) -> Difference:
     return Difference(float(np.mean(values)), quantile * error, (quantile + power) * error, pairs)
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All results of a folder, in the order of their names."""
-    return [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+def read_results(folder: Path, names: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """The results of a folder, in the order of their names.
+
+    Args:
+        folder: where they lie, each in a file of its name.
+        names: of a plan, whose results are meant; None: all.
+    """
+    paths = [path for path in sorted(folder.glob("*.json")) if names is None or path.stem in names]
+    return [json.loads(path.read_bytes()) for path in paths]
 
 
 def table(question: str, arms: Sequence[str], reference: str, results: Sequence[Mapping[str, Any]]) -> str:
@@ -89,8 +95,18 @@ def table(question: str, arms: Sequence[str], reference: str, results: Sequence[
 
 
 def of_arm(results: Sequence[Mapping[str, Any]], question: str, arm: str) -> list[Mapping[str, Any]]:
-    """The results of one arm of a question."""
-    return [r for r in results if (r["question"], r["arm"]) == (question, arm)]
+    """The results of one arm of a question, one for each seed.
+
+    Raises:
+        ValueError: two are of one seed, as those of two recipes are.
+    """
+    found: dict[int, Mapping[str, Any]] = {}
+    for result in results:
+        if (result["question"], result["arm"]) == (question, arm):
+            other = found.setdefault(result["seed"], result)
+            if other is not result:
+                raise ValueError(f"{other['name']} and {result['name']} are of one arm and seed; give one of them.")
+    return list(found.values())
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
