@@ -60,7 +60,7 @@ PRUNED = unit("svs", "finetune", DENSE, ratios={"middle": 0.5}, recalibrate="nev
 SCRATCH = unit("scratch", "scratch", PRUNED, epochs=0, ratios={"middle": 0.5})
 LONGER = unit("longer", "continue", PRUNED, timesteps=2)
 FLOAT = unit("float", epochs=0, bits=None)
-LATER = unit("later", "quantize", FLOAT, ratios={"middle": 0.5})
+LATER = unit("later", "quantize", FLOAT, ratios={"middle": 0.5}, recalibrate="always")
 MIXED = unit("mixed", "mixed", DENSE, epochs=0, ratios={"middle": 0.5}, recalibrate="never")
 UNITS = [DENSE, PRUNED, SCRATCH, LONGER, FLOAT, LATER, MIXED]
 
@@ -115,6 +115,16 @@ def test_a_network_is_trained_on_with_more_time_steps(done):
     change = float(jnp.abs(new["params"]["conv1"]["kernel"] - old["params"]["conv1"]["kernel"]).max())
     # Two steps of Adam at a learning rate of 0.01, from the trained weights and not from fresh ones.
     assert 0 < change < 0.03
+
+
+def test_a_network_is_recalibrated_before_it_is_quantized(done):
+    """As in the other order, where batch-norm is recalibrated too; no epoch of fine-tuning comes after it here."""
+    names = ("pruned", "recalibrated", "finetuned")
+    found = {name: load_network(done / "runs" / LATER.name / name)[1]["batch_stats"] for name in names}
+    for moments in ("mean", "var"):
+        pruned, recalibrated, finetuned = (np.asarray(found[name]["bn2"][moments]) for name in names)
+        assert not np.allclose(pruned, recalibrated)
+        np.testing.assert_array_equal(finetuned, recalibrated)
 
 
 def test_a_result_is_that_of_the_test_images_at_the_end(done):

@@ -135,15 +135,16 @@ def _continue(unit: Unit, run: Run, runs: Path) -> str:
 
 
 def _quantize(unit: Unit, run: Run, runs: Path) -> str:
-    """Prune the base, which is of other bits, then fine-tune it with the bits of the config."""
+    """Prune the base, which is of other bits, recalibrate it as the config says, and fine-tune with the config's."""
     base = unit.base
     assert base is not None
     whole = dataclasses.replace(run, graph=build_graph(base.config))
     stages.prune_channels(whole, unit.config.prune, source=runs / base.name / "quantized")
+    recalibrated = stages.recalibrate_pruned(whole, unit.config.prune)
     if not read_stage(run.directory, "finetuned"):
         keep = read_notes(run.directory / "pruned" / "stage.json", "keep")
         graph, _ = prune(run.graph, {}, keep)
-        _, trained = load_network(run.directory / "pruned")
+        _, trained = load_network(run.directory / ("recalibrated" if recalibrated else "pruned"))
         fresh = init_variables(graph, jax.random.key(run.settings.seed))
         settings = dataclasses.replace(run.settings, seed=run.settings.seed + 1)
         stages.train_stage(run, "finetuned", graph, _over(fresh, trained), unit.config.finetune, settings)
