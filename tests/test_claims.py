@@ -127,6 +127,18 @@ def test_a_network_is_recalibrated_before_it_is_quantized(done):
         np.testing.assert_array_equal(finetuned, recalibrated)
 
 
+def test_the_seconds_of_a_result_are_those_of_all_rounds(tmp_path):
+    rounds = unit("rounds", "run", ratios={"middle": 0.5}, rounds=2)
+    config = dataclasses.replace(rounds.config, finetune=dataclasses.replace(rounds.config.finetune, epochs=2))
+    own = dataclasses.replace(rounds, config=config)
+    do(own, tmp_path / "runs", tmp_path / "results", None, lambda: None)
+    directory = tmp_path / "runs" / own.name
+    (first, *others), last = (list(place.glob("*/stage.json")) for place in (directory / "rounds" / "1", directory))
+    taken = [json.loads(path.read_bytes())["stage"]["seconds"] for path in (first, *others, *last)]
+    assert len(taken) > len(last) > 0
+    assert result(tmp_path, own)["seconds"] == pytest.approx(sum(taken))
+
+
 def test_a_result_is_that_of_the_test_images_at_the_end(done):
     found, data = result(done, PRUNED), load("digits")
     graph, variables = load_network(done / "runs" / PRUNED.name)

@@ -253,10 +253,17 @@ def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str,
         "firing_rate": sum(rates) / max(1, len(rates)),
         "weights_left": measured.connection_ratio,
         **_packed(unit, run, graph, variables, data.test),
-        "seconds": sum(stage.seconds for stage in named.values()),
+        "seconds": seconds_of(run.directory),
         "config": _settings(unit),
         "versions": versions(),
     }
+
+
+def seconds_of(directory: Path) -> float:
+    """Of all stages of a run, those of its earlier rounds of pruning included."""
+    places = (directory, *sorted(directory.glob("rounds/*")))
+    stages = (read_stage(place, name) for place in places for name in STAGES)
+    return sum(stage.seconds for stage in stages if stage)
 
 
 def _packed(unit: Unit, run: Run, graph: Graph, variables: Variables, test: Arrays) -> dict[str, Any]:
