@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from pages import ROOT
+from scipy import stats
 from small_networks import images_of, random_variables
 
 from experiments.claims import __main__ as runner
@@ -60,7 +61,7 @@ PRUNED = unit("svs", "finetune", DENSE, ratios={"middle": 0.5}, recalibrate="nev
 SCRATCH = unit("scratch", "scratch", PRUNED, epochs=0, ratios={"middle": 0.5})
 LONGER = unit("longer", "continue", PRUNED, timesteps=2)
 FLOAT = unit("float", epochs=0, bits=None)
-LATER = unit("later", "quantize", FLOAT, ratios={"middle": 0.5})
+LATER = unit("later", "quantize", FLOAT, ratios={"middle": 0.5}, recalibrate="always")
 MIXED = unit("mixed", "mixed", DENSE, epochs=0, ratios={"middle": 0.5}, recalibrate="never")
 UNITS = [DENSE, PRUNED, SCRATCH, LONGER, FLOAT, LATER, MIXED]
 
@@ -115,6 +116,28 @@ def test_a_network_is_trained_on_with_more_time_steps(done):
     change = float(jnp.abs(new["params"]["conv1"]["kernel"] - old["params"]["conv1"]["kernel"]).max())
     # Two steps of Adam at a learning rate of 0.01, from the trained weights and not from fresh ones.
     assert 0 < change < 0.03
+
+
+def test_a_network_is_recalibrated_before_it_is_quantized(done):
+    """As in the other order, where batch-norm is recalibrated too; no epoch of fine-tuning comes after it here."""
+    names = ("pruned", "recalibrated", "finetuned")
+    found = {name: load_network(done / "runs" / LATER.name / name)[1]["batch_stats"] for name in names}
+    for moments in ("mean", "var"):
+        pruned, recalibrated, finetuned = (np.asarray(found[name]["bn2"][moments]) for name in names)
+        assert not np.allclose(pruned, recalibrated)
+        np.testing.assert_array_equal(finetuned, recalibrated)
+
+
+def test_the_seconds_of_a_result_are_those_of_all_rounds(tmp_path):
+    rounds = unit("rounds", "run", ratios={"middle": 0.5}, rounds=2)
+    config = dataclasses.replace(rounds.config, finetune=dataclasses.replace(rounds.config.finetune, epochs=2))
+    own = dataclasses.replace(rounds, config=config)
+    do(own, tmp_path / "runs", tmp_path / "results", None, lambda: None)
+    directory = tmp_path / "runs" / own.name
+    (first, *others), last = (list(place.glob("*/stage.json")) for place in (directory / "rounds" / "1", directory))
+    taken = [json.loads(path.read_bytes())["stage"]["seconds"] for path in (first, *others, *last)]
+    assert len(taken) > len(last) > 0
+    assert result(tmp_path, own)["seconds"] == pytest.approx(sum(taken))
 
 
 def test_a_result_is_that_of_the_test_images_at_the_end(done):
@@ -280,14 +303,24 @@ def row(arm, seed, accuracy):
 
 def test_paired_differences_by_the_book():
     found = tables.difference({0: 3.0, 1: 4.0, 2: 8.0, 9: 100.0}, {0: 1.0, 1: 3.0, 2: 5.0})
-    # Differences 2, 1, 3: mean 2, s = 1; t(0.975, 2) = 4.30265 and t(0.8, 2) = 1.06066 from a printed table.
+    # Differences 2, 1, 3: mean 2, s = 1; t(0.975, 2) = 4.30265 from a printed table.
     assert (found.mean, found.pairs) == (2.0, 3)
     assert found.half_width == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
-    assert found.detectable == pytest.approx((4.30265 + 1.06066) / math.sqrt(3), rel=1e-5)
     assert tables.standard_error([2.0, 1.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
     assert math.isnan(tables.difference({0: 1.0}, {0: 2.0}).half_width)
     with pytest.raises(ValueError, match="share no seed"):
         tables.difference({0: 1.0}, {1: 2.0})
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 5, 10])
+def test_the_detectable_difference_is_found_in_four_of_five_repetitions(pairs):
+    """Of as many draws as there are pairs, with the standard deviation of the values."""
+    values = np.linspace(-1, 1, pairs)
+    found = tables.contrast([(1, dict(enumerate(values.tolist())))])
+    draws = np.random.default_rng(0).normal(found.detectable, values.std(ddof=1), (400_000, pairs))
+    error = draws.std(1, ddof=1) / math.sqrt(pairs)
+    above = draws.mean(1) > stats.t(pairs - 1).ppf(0.975) * error
+    assert above.mean() == pytest.approx(0.8, abs=0.003)
 
 
 def test_a_table_has_a_row_for_every_arm():
@@ -296,6 +329,24 @@ def test_a_table_has_a_row_for_every_arm():
     assert lines[4] == "| a | 2 | 55.00 ± 5.00 | – | – | 50.00 ± 0.00 | 1,000 bytes | 1.000 M | 1.000 µJ |"
     assert lines[5].startswith("| b | 2 | 58.00 ± 6.00 | +3.00 ± 12.71 | ")
     assert lines[6].startswith("| c | 0 | not yet run | ")
+
+
+def test_results_of_two_recipes_are_not_mixed(tmp_path):
+    both = [row("a", 0, 0.5) | {"name": f"q.a.s0.{recipe}"} for recipe in ("short", "long")]
+    with pytest.raises(ValueError, match=r"q\.a\.s0\.short and q\.a\.s0\.long are of one arm and seed"):
+        tables.table("q", ["a"], "a", both)
+    for found in both:
+        (tmp_path / f"{found['name']}.json").write_text(json.dumps(found))
+    assert tables.read_results(tmp_path, ["q.a.s0.long", "q.b.s0.long"]) == both[1:]
+    # The command shows those of the plan alone.
+    one = next(unit for unit in plan() if unit.question == "table3")
+    for recipe, accuracy in ((one.recipe, 0.4321), ("other", 0.9)):
+        name = f"{one.question}.{one.arm}.s0.{recipe}"
+        found = row(one.arm, 0, accuracy) | {"question": "table3", "name": name}
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    shown = CliRunner().invoke(runner.main, ["--tables", "--only", "table3", "--results", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert f"| {one.arm} | 1 | 43.21 ± – |" in shown.output
 
 
 def test_the_commands_say_what_there_is(done):
@@ -341,7 +392,7 @@ def of_arms(question: str, **arms: list[float]) -> list[dict]:
     [
         ((3.0, 3.2, 2.8), "**held**"),
         ((-3.0, -3.2, -2.8), "**did not hold**"),
-        ((3.0, -3.2, 1.0), "inconclusive (minimum detectable difference 9.8 points)"),
+        ((3.0, -3.2, 1.0), "inconclusive (minimum detectable difference 10.3 points)"),
         ((3.0, 3.2), "2 of 3 seeds run"),
         ((3.0,), "1 of 3 seeds run"),
         ((), "not yet run"),
@@ -358,7 +409,10 @@ def test_the_verdict_on_a_claim(values, words):
 
 def of_headline(*runs: tuple[float, int]) -> list[dict]:
     names = ("integer_accuracy", "file_bytes")
-    return [{"question": "headline", "arm": "98kB", **dict(zip(names, run, strict=True))} for run in runs]
+    return [
+        {"question": "headline", "arm": "98kB", "seed": seed, **dict(zip(names, run, strict=True))}
+        for seed, run in enumerate(runs)
+    ]
 
 
 def test_the_verdict_of_the_headline_needs_both_seeds_and_the_bytes():
@@ -391,6 +445,5 @@ def test_the_page_is_that_of_the_results_and_its_arms_are_those_of_the_plan():
     arms = {(unit.question, unit.arm) for unit in plan()}
     assert {(c.question, arm) for c in (*verdicts.PAPER, *verdicts.ADDITIONS) for arm in c.factors} <= arms
     page = ROOT / "notebooks" / "what_held_up.md"
-    assert page.read_text(encoding="utf-8") == verdicts.page(
-        *map(tables.read_results, (verdicts.RESULTS, verdicts.SCORES))
-    )
+    planned = tables.read_results(verdicts.RESULTS, {unit.name for unit in plan()})
+    assert page.read_text(encoding="utf-8") == verdicts.page(planned, tables.read_results(verdicts.SCORES))

@@ -49,11 +49,12 @@ def command(name: str, plan: Callable[[], list[Unit]], questions: Mapping[str, s
     def main(
         hours: float | None, share: str, only: str | None, data_dir: str | None, runs: Path, results: Path, **show: bool
     ) -> None:
-        units = [unit for unit in shared(plan(), share) if only in (None, unit.question)]
+        whole = plan()
+        units = [unit for unit in shared(whole, share) if only in (None, unit.question)]
         if only not in (None, *questions):
             raise click.UsageError(f"--only must be one of {', '.join(questions)}, got {only!r}.")
         if show["tables"]:
-            click.echo(tables(units, results, questions))
+            click.echo(tables(units, read_results(results, {unit.name for unit in whole}), questions))
         elif show["listed"]:
             for unit in units:
                 click.echo(f"{'done' if is_done(unit, results) else '    '}  {unit.name}")
@@ -134,14 +135,13 @@ def _root(unit: Unit) -> str:
     return unit.name if unit.base is None else _root(unit.base)
 
 
-def tables(units: list[Unit], results: Path, questions: Mapping[str, str]) -> str:
-    """The tables of all questions of some units."""
-    found = read_results(results)
+def tables(units: list[Unit], results: list[dict[str, Any]], questions: Mapping[str, str]) -> str:
+    """The tables of all questions of some units; ``results`` are those of the whole plan."""
     arms: dict[str, list[str]] = {}
     for unit in units:
         if unit.arm not in arms.setdefault(unit.question, []):
             arms[unit.question].append(unit.arm)
-    return "\n".join(table(question, names, questions[question], found) for question, names in arms.items())
+    return "\n".join(table(question, names, questions[question], results) for question, names in arms.items())
 
 
 def hours_needed(units: list[Unit], data_dir: str | None) -> str:

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 _LEVEL = 0.95  # of confidence intervals
 _POWER = 0.8  # with which the minimum detectable difference is found
@@ -16,8 +17,8 @@ _POWER = 0.8  # with which the minimum detectable difference is found
 class Difference(NamedTuple):
     """The mean of paired differences, the half width of its confidence interval, and what could be detected.
 
-    ``detectable`` is the smallest true difference that a test of this level would find in four of five repetitions.
-    With fewer than two pairs the last two are NaN.
+    ``detectable`` is the smallest true difference whose interval lies above 0 in four of five repetitions, by the
+    noncentral t distribution. With fewer than two pairs the last two are NaN.
     """
 
     mean: float
@@ -46,6 +47,9 @@ def difference(arm: Mapping[int, float], reference: Mapping[int, float]) -> Diff
 def contrast(terms: Sequence[tuple[int, Mapping[int, float]]]) -> Difference:
     r"""Sums :math:`d = \sum_k c_k x_k` of the seeds that several arms share, :math:`\bar d ± t_{0.975, n-1} s_d / √n`.
 
+    What can be detected is :math:`δ s_d / √n`, where noncentral t with n - 1 degrees of freedom and noncentrality δ
+    is above :math:`t_{0.975, n-1}` with probability 0.8.
+
     Args:
         terms: the factor c of each arm, and its value x for each seed.
 
@@ -57,15 +61,30 @@ def contrast(terms: Sequence[tuple[int, Mapping[int, float]]]) -> Difference:
     if not values:
         raise ValueError("the arms share no seed.")
     error, pairs = standard_error(values), len(values)
-    t = stats.t(pairs - 1) if pairs > 1 else None
-    quantile = float(t.ppf((1 + _LEVEL) / 2)) if t else math.nan
-    power = float(t.ppf(_POWER)) if t else math.nan
-    return Difference(float(np.mean(values)), quantile * error, (quantile + power) * error, pairs)
+    quantile, shift = _quantile_and_shift(pairs - 1) if pairs > 1 else (math.nan, math.nan)
+    return Difference(float(np.mean(values)), quantile * error, shift * error, pairs)
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All results of a folder, in the order of their names."""
-    return [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+@cache
+def _quantile_and_shift(freedom: int) -> tuple[float, float]:
+    """The quantile of Student's t, and the noncentrality that exceeds it with the power, both in standard errors."""
+    quantile = float(stats.t(freedom).ppf((1 + _LEVEL) / 2))
+    # (Z + δ) / √(V / f) exceeds it whenever Z and V do not lie in their worst tenths, so this δ is more than enough.
+    half = (1 + _POWER) / 2
+    most = quantile * math.sqrt(stats.chi2(freedom).ppf(half) / freedom) + stats.norm.ppf(half)
+    shift = optimize.brentq(lambda shift: stats.nct.sf(quantile, freedom, shift) - _POWER, 0, most)
+    return quantile, float(shift)
+
+
+def read_results(folder: Path, names: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """The results of a folder, in the order of their names.
+
+    Args:
+        folder: where they lie, each in a file of its name.
+        names: of a plan, whose results are meant; None: all.
+    """
+    paths = [path for path in sorted(folder.glob("*.json")) if names is None or path.stem in names]
+    return [json.loads(path.read_bytes()) for path in paths]
 
 
 def table(question: str, arms: Sequence[str], reference: str, results: Sequence[Mapping[str, Any]]) -> str:
@@ -89,8 +108,18 @@ def table(question: str, arms: Sequence[str], reference: str, results: Sequence[
 
 
 def of_arm(results: Sequence[Mapping[str, Any]], question: str, arm: str) -> list[Mapping[str, Any]]:
-    """The results of one arm of a question."""
-    return [r for r in results if (r["question"], r["arm"]) == (question, arm)]
+    """The results of one arm of a question, one for each seed.
+
+    Raises:
+        ValueError: two are of one seed, as those of two recipes are.
+    """
+    found: dict[int, Mapping[str, Any]] = {}
+    for result in results:
+        if (result["question"], result["arm"]) == (question, arm):
+            other = found.setdefault(result["seed"], result)
+            if other is not result:
+                raise ValueError(f"{other['name']} and {result['name']} are of one arm and seed; give one of them.")
+    return list(found.values())
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -135,15 +135,16 @@ def _continue(unit: Unit, run: Run, runs: Path) -> str:
 
 
 def _quantize(unit: Unit, run: Run, runs: Path) -> str:
-    """Prune the base, which is of other bits, then fine-tune it with the bits of the config."""
+    """Prune the base, which is of other bits, recalibrate it as the config says, and fine-tune with the config's."""
     base = unit.base
     assert base is not None
     whole = dataclasses.replace(run, graph=build_graph(base.config))
     stages.prune_channels(whole, unit.config.prune, source=runs / base.name / "quantized")
+    recalibrated = stages.recalibrate_pruned(whole, unit.config.prune)
     if not read_stage(run.directory, "finetuned"):
         keep = read_notes(run.directory / "pruned" / "stage.json", "keep")
         graph, _ = prune(run.graph, {}, keep)
-        _, trained = load_network(run.directory / "pruned")
+        _, trained = load_network(run.directory / ("recalibrated" if recalibrated else "pruned"))
         fresh = init_variables(graph, jax.random.key(run.settings.seed))
         settings = dataclasses.replace(run.settings, seed=run.settings.seed + 1)
         stages.train_stage(run, "finetuned", graph, _over(fresh, trained), unit.config.finetune, settings)
@@ -252,10 +253,17 @@ def _result(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[str,
         "firing_rate": sum(rates) / max(1, len(rates)),
         "weights_left": measured.connection_ratio,
         **_packed(unit, run, graph, variables, data.test),
-        "seconds": sum(stage.seconds for stage in named.values()),
+        "seconds": seconds_of(run.directory),
         "config": _settings(unit),
         "versions": versions(),
     }
+
+
+def seconds_of(directory: Path) -> float:
+    """Of all stages of a run, those of its earlier rounds of pruning included."""
+    places = (directory, *sorted(directory.glob("rounds/*")))
+    stages = (read_stage(place, name) for place in places for name in STAGES)
+    return sum(stage.seconds for stage in stages if stage)
 
 
 def _packed(unit: Unit, run: Run, graph: Graph, variables: Variables, test: Arrays) -> dict[str, Any]:

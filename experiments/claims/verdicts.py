@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.claims.plan import HEADLINE_SEEDS, SEEDS
+from experiments.claims.plan import HEADLINE_SEEDS, SEEDS, plan
 from experiments.claims.tables import Difference, accuracies, contrast, markdown, of_arm, read_results
 
 RESULTS = Path(__file__).parents[1] / "results" / "claims"
@@ -206,4 +206,4 @@ each seed.
 """
 
 if __name__ == "__main__":
-    print(page(read_results(RESULTS), read_results(SCORES)), end="")
+    print(page(read_results(RESULTS, {unit.name for unit in plan()}), read_results(SCORES)), end="")

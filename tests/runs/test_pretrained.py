@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import SHARED
 from forked import Forked
 from small_runs import contents
 
+from experiments.publish import main as publish_command
 from experiments.publish import publish
 from qpsnn_jax import fold, load_network, load_packed, pretrained
 from qpsnn_jax.data import load
@@ -20,6 +22,7 @@ from qpsnn_jax.export.pretrained import Card, cards, names, packed_path
 from qpsnn_jax.runs import pretrained as runs
 from qpsnn_jax.runs.cli.joining import join
 from qpsnn_jax.runs.cli.main import main
+from qpsnn_jax.runs.records import read_checked, write_checked
 
 _PLACES = {"digits": None, "cifar10": SHARED / "data" / "tfds", "nmnist": SHARED / "data" / "nmnist"}
 
@@ -32,7 +35,7 @@ def test_a_card_tells_what_the_network_classifies(name):
     if place is not None and not place.exists():
         pytest.skip(f"{data} is not there")
     options = {"test_examples": card.first_images, "train_examples": 1, "timesteps": packed.folded.timesteps}
-    test = load(data, data_dir=place and str(place), **options).test
+    test = load(data, data_dir=place and str(place), seed=card.seed, **options).test
     found = IntegerNetwork.of(packed.folded)(test.images).argmax(1)
     assert (found == test.labels).sum() == card.first_correct
     assert card.seeds[str(card.seed)] == pytest.approx(card.accuracy, abs=5e-5)
@@ -64,6 +67,40 @@ def published(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FOLDER", folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return publish(small_run, name="tiny", command="qpsnn run small", folder=folder)
+
+
+def test_a_card_is_measured_on_the_images_of_its_own_seed(small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    document = read_checked(run / "config.json")
+    document["config"]["run"]["seed"] = 3
+    write_checked(run / "config.json", document)
+    card = publish(run, name="tiny", command="qpsnn run small", folder=tmp_path)
+    test = load("digits", seed=3).test
+    right = IntegerNetwork.of(load_packed(tmp_path / "tiny.qpsnn").folded)(test.images).argmax(1) == test.labels
+    assert (card.seed, card.seeds, card.test_images) == (3, {"3": card.accuracy}, len(right))
+    assert (card.accuracy, card.first_correct) == (pytest.approx(right.mean()), right[: card.first_images].sum())
+    assert card.accuracy != publish(small_run, name="tiny", command="", folder=tmp_path).accuracy
+
+
+@pytest.mark.parametrize("seeds", ["0", "0=", "=0.9", "0=97.5", "0=nan", "0=0.9,", "1=0.9"])
+def test_wrong_seeds_are_told_before_anything_is_written(small_run, tmp_path, seeds):
+    with pytest.raises(ValueError, match="--seeds must"):
+        publish(small_run, name="tiny", command="", seeds=seeds, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    found = CliRunner().invoke(publish_command, [str(small_run), "--name", "tiny", "--command", "x", "--seeds", seeds])
+    assert found.exit_code == 2
+    assert "--seeds must" in found.output
+
+
+def test_the_files_of_a_network_are_written_together(small_run, tmp_path, monkeypatch):
+    def fails(graph, variables):
+        raise ValueError("no moments")
+
+    monkeypatch.setattr("experiments.publish._moments", fails)
+    with pytest.raises(ValueError, match="no moments"):
+        publish(small_run, name="tiny", command="", seeds="0=0.5, 2=0.25", folder=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_name_stands_for_a_run(published, small_run, tmp_path, capsys):
