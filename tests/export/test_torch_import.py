@@ -224,7 +224,7 @@ def test_files_of_safetensors(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"a\.safetensors is not a readable file of safetensors\.$"):
         read_state_dict(path)
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ValueError, match=r"a\.safetensors needs the package safetensors .* 'qpsnn-jax\[safetensors\]'"):
+    with pytest.raises(ValueError, match=r"a\.safetensors needs the package safetensors .* '\.\[safetensors\]'"):
         read_state_dict(path)
 
 

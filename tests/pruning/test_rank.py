@@ -83,7 +83,8 @@ def test_any_leading_shape():
 
 
 @over(
-    ("shape", "largest", "message"), [((3,), 1, "the shape … n m"), ((2, 2), 0, "from 1 to"), ((2, 2), 2**24, "16777215")]
+    ("shape", "largest", "message"),
+    [((3,), 1, "the shape … n m"), ((2, 2), 0, "from 1 to"), ((2, 2), 2**24, "16777215")],
 )
 def test_bad_input(shape: tuple, largest: int, message: str):
     with pytest.raises(ValueError, match=message):
