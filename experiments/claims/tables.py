@@ -72,8 +72,8 @@ def _quantile_and_shift(freedom: int) -> tuple[float, float]:
     # (Z + δ) / √(V / f) exceeds it whenever Z and V do not lie in their worst tenths, so this δ is more than enough.
     half = (1 + _POWER) / 2
     most = quantile * math.sqrt(stats.chi2(freedom).ppf(half) / freedom) + stats.norm.ppf(half)
-    shift = optimize.brentq(lambda shift: stats.nct.sf(quantile, freedom, shift) - _POWER, 0, most)
-    return quantile, float(shift)
+    found = optimize.root_scalar(lambda shift: stats.nct.sf(quantile, freedom, shift) - _POWER, bracket=(0, most))
+    return quantile, float(found.root)
 
 
 def read_results(folder: Path, names: Collection[str] | None = None) -> list[dict[str, Any]]:
