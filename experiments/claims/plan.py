@@ -98,9 +98,8 @@ def headline() -> Iterator[Unit]:
     largest = [unit for unit in pruned if unit.arm == "98kB"]
     longer = [_longer("98kB-longer", unit, "continue", LONGER) for unit in largest]
     yield from longer
-    for unit in longer:  # in another order of the images
-        again = replace(unit, config=replace(unit.config, run=replace(unit.config.run, seed=unit.seed + 100)))
-        yield replace(_longer("98kB-longest", again, "continue", LONGEST), base=unit)
+    for unit in longer:
+        yield replace(_longer("98kB-longest", _reordered(unit), "continue", LONGEST), base=unit)
     for unit in pruned:
         yield Unit("headline", f"{unit.arm}-scratch", LONG.name, unit.config, "scratch", unit)
     yield from (_longer("98kB-longer-scratch", unit, "scratch", LONGER) for unit in largest)
@@ -121,7 +120,7 @@ def criterion() -> Iterator[Unit]:
             yield from (_pruned("criterion", f"{arm}-{removed}", "mean", 2, name, removed, seed) for seed in SEEDS)
         for seed in SEEDS:  # a second draw, with an order of the images of its own
             again = _pruned("criterion", f"random-again-{removed}", "mean", 2, "random", removed, seed)
-            yield replace(again, config=replace(again.config, run=replace(again.config.run, seed=seed + 100)))
+            yield _reordered(again)
         for unit in first:
             yield replace(unit, arm=f"scratch-{removed}", kind="scratch", base=unit)
 
@@ -190,6 +189,11 @@ def _pruned(question: str, arm: str, rule: str, bits: int, name: str, removed: s
     pruning = Pruning(criterion=name, ratios=_REMOVED[removed], recalibrate="always")
     config = config_of(SHORT, _network(bits, rule), pruning, seed)
     return Unit(question, arm, SHORT.name, config, "finetune", _dense(f"{rule}-{bits}", bits, rule, seed))
+
+
+def _reordered(unit: Unit) -> Unit:
+    """The same, with an order of the images of its own."""
+    return replace(unit, config=replace(unit.config, run=replace(unit.config.run, seed=unit.seed + 100)))
 
 
 def _longer(arm: str, unit: Unit, kind: str, recipe: Recipe) -> Unit:

@@ -54,13 +54,14 @@ def early_exit(currents: ArrayLike, threshold: ArrayLike) -> EarlyExit:
     best, second = jnp.moveaxis(jax.lax.top_k(accumulated, 2)[0], -1, 0)
     margin = best - second
     if whole:
-        if not isinstance(threshold, Tracer):  # a larger one is never reached, as this one is not
-            threshold = np.asarray(threshold)
-            threshold = np.clip(threshold, 0, _LARGEST) if threshold.dtype.kind in "iu" else threshold
+        threshold = threshold if isinstance(threshold, Tracer) else np.asarray(threshold)
         if not np.issubdtype(threshold.dtype, np.integer):
             raise ValueError(f"early_exit needs an integer threshold for currents of {currents.dtype}.")
         margin = margin.astype(jnp.uint32)
-        threshold = jnp.maximum(threshold, 0) if isinstance(threshold, Tracer) else threshold.astype(np.uint32)
+        if isinstance(threshold, Tracer):
+            threshold = jnp.maximum(threshold, 0)
+        else:  # a larger one is never reached, as this one is not
+            threshold = np.minimum(np.maximum(threshold, 0).astype(np.uint64), _LARGEST).astype(np.uint32)
     least = jnp.broadcast_to(jnp.asarray(threshold, margin.dtype), currents.shape[:-2])
     clear = margin >= least[..., None]
     index = jnp.where(jnp.any(clear, axis=-1), jnp.argmax(clear, axis=-1), steps - 1)

@@ -128,6 +128,15 @@ def _check_budget(pruning: Pruning, graph: "Graph") -> None:
         check_budget(graph, scored_groups(pruning.criterion, graph), **options)
 
 
+def narrowed_graph(graph: "Graph", pruning: Pruning) -> "Graph":
+    """A network with the widths that the ratios leave; as it is under a budget, which may leave any layer whole."""
+    from qpsnn_jax.pruning.ratios import pruned_graph
+
+    if pruning.budget is not None:
+        return graph
+    return pruned_graph(graph, pruning.ratios, multiple_of=pruning.multiple_of)
+
+
 def check_ratios(config: Config) -> None:
     """Check the names of ratios before a run that prunes, for a network of your own, which need not look at them.
 
@@ -147,11 +156,8 @@ def _check_masks(pruning: Pruning, graph: "Graph") -> None:
     """Check that there are layers to mask, and that the n:m of a config divides their inputs once they are pruned."""
     from qpsnn_jax.model.masks import masked_layer
     from qpsnn_jax.pruning.masks import maskable_layers
-    from qpsnn_jax.pruning.ratios import pruned_graph
 
-    pruned = graph  # under a budget, which may leave any layer whole
-    if pruning.budget is None:
-        pruned = pruned_graph(graph, pruning.ratios, multiple_of=pruning.multiple_of)
+    pruned = narrowed_graph(graph, pruning)
     name = "sparsity" if pruning.n_of_m is None else "n_of_m"
     if not (layers := maskable_layers(pruned)):
         raise ValueError(f"prune.{name} finds no layer to mask: all read the image or are the last.")

@@ -110,7 +110,7 @@ def read_run(
         check_fits(path, graph, loaded)
         if run is not None:
             check_data(run, loaded, train=False, test=test_examples is None, otherwise="train a new run on these")
-        loaded = as_trained(path, loaded)
+        loaded = as_trained(loaded, kept)
         used, names = Statistics(tuple(loaded.mean), tuple(loaded.std)), loaded.class_names
     else:
         loaded, used, names = None, kept, read_class_names(path)

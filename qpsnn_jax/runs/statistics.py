@@ -36,11 +36,6 @@ def trained_statistics(path: Path) -> Statistics | None:
     return Statistics.of(read_saved_notes(path)) or (None if run is None else Statistics.of(read_record(run) or {}))
 
 
-def as_trained(path: Path, data: DataSet) -> DataSet:
-    """A data set whose images are normalized as those that the network in ``path`` was trained on, where that is known.
-
-    Raises:
-        ValueError: the record is damaged.
-    """
-    known = trained_statistics(path)
+def as_trained(data: DataSet, known: Statistics | None) -> DataSet:
+    """A data set whose images are normalized as those that a network was trained on, where these are known."""
     return data if known is None else dataclasses.replace(data, mean=known.mean, std=known.std)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from qpsnn_jax.data.dataset import DataSet
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.pruning.ratios import pruned_graph
 from qpsnn_jax.pruning.settings import Pruning
-from qpsnn_jax.runs.config import Config, describe_data
-from qpsnn_jax.runs.directory import STAGES, load_network, parse_config, read_class_names, run_of
+from qpsnn_jax.runs.config import Config, describe_data, narrowed_graph
+from qpsnn_jax.runs.directory import STAGES, load_network, parse_config, run_of
+from qpsnn_jax.runs.loading import differing_classes
 from qpsnn_jax.runs.programs import Teacher, distillation_by
 from qpsnn_jax.training.settings import Training
 
@@ -49,7 +49,7 @@ def check_teachers(config: Config, graph: Graph, data: DataSet) -> None:
             else:
                 _check_data(Path(training.distill), config, data)
                 teacher = load_network(Path(training.distill))[0]
-            student = _pruned(config, graph) if before and training.distill_membranes else graph
+            student = narrowed_graph(graph, config.prune) if before and training.distill_membranes else graph
             distillation_by(training, teacher).check(student, widths=not before or config.prune.budget is None)
         except ValueError as error:
             raise ValueError(f"{name}.distill: {error}") from None
@@ -67,24 +67,18 @@ def _check_stage(stage: str, before: Sequence[str], pruning: Pruning) -> None:
         )
 
 
-def _pruned(config: Config, graph: Graph) -> Graph:
-    """The network that is fine-tuned, with the widths before pruning under a budget."""
-    pruning = config.prune
-    return graph if pruning.budget else pruned_graph(graph, pruning.ratios, multiple_of=pruning.multiple_of)
-
-
 def _check_data(teacher: Path, config: Config, data: DataSet) -> None:
     """Check that the teacher's run trained on the classes of this one, and on none of its test images."""
     run = run_of(teacher)
     if run is None:
         return
-    theirs, names = parse_config(run), read_class_names(teacher)
+    theirs = parse_config(run)
     if theirs.data.name != config.data.name:
         raise ValueError(
             f"{run} was trained on {theirs.data.name}, and this run has {config.data.name}; choose a teacher of that."
         )
-    if names and data.class_names and names != data.class_names:
-        trained, own = (", ".join(classes) for classes in (names, data.class_names))
+    if differing := differing_classes(teacher, data):
+        trained, own = differing
         raise ValueError(f"{run} was trained on the classes {trained}, and this run has {own}; choose another teacher.")
     folders = [Path(each.data.data_dir or ".").resolve() for each in (theirs, config)]
     if config.data.name == "folder" and folders[0] != folders[1] and folders[0].exists():

@@ -69,7 +69,7 @@ def test_it_is_named(name):
         call()
 
 
-@pytest.mark.parametrize("threshold", [2**40, np.int64(2**40)])
+@pytest.mark.parametrize("threshold", [2**40, np.int64(2**40), np.uint64(2**63 + 5)])
 def test_a_threshold_beyond_32_bits_is_never_reached(threshold):
     assert qp.early_exit(INTEGERS, threshold).steps == 2
 
@@ -78,6 +78,8 @@ def test_thresholds_of_integers():
     for threshold, steps in ((-4, 1), (4, 1), (5, 2), (12, 2)):
         assert qp.early_exit(INTEGERS, threshold).steps == steps
         assert jax.jit(qp.early_exit)(INTEGERS, threshold).steps == steps
+        for kind in (np.int8, np.int32, jnp.int32):
+            assert qp.early_exit(INTEGERS, kind(threshold)).steps == steps
 
 
 @pytest.mark.parametrize("kind", [float, np.float32, np.float64, jnp.float32])

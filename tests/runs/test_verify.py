@@ -95,13 +95,13 @@ def _corrupted_nir(change):
 
 
 def _corrupted_stablehlo(change):
-    write = verify.write_stablehlo
+    make = verify.stablehlo
 
-    def corrupted(path, graph, variables, *statistics, **options):
+    def corrupted(graph, variables, *statistics, **options):
         fc = {name: -leaf for name, leaf in variables["params"]["fc"].items()}
-        return write(path, graph, {**variables, "params": {**variables["params"], "fc": fc}}, *statistics, **options)
+        return make(graph, {**variables, "params": {**variables["params"], "fc": fc}}, *statistics, **options)
 
-    change.setattr(verify, "write_stablehlo", corrupted)
+    change.setattr(verify, "stablehlo", corrupted)
 
 
 CORRUPTED = {
@@ -146,7 +146,6 @@ def exact(small_run, monkeypatch):
     for place, name in ((agreement, "SpikingNetwork"), (verify, "mean_currents"), (plots, "SpikingNetwork")):
         monkeypatch.setattr(place, name, seen)
     # StableHLO is written in "exact" always.
-    monkeypatch.setattr(verify, "write_stablehlo", lambda path, *_, **__: path.write_bytes(b""))
     monkeypatch.setattr(verify, "stablehlo", lambda *_, **__: jax.export.export(jax.jit(jnp.sin))(1.0))
     return config
 

@@ -45,7 +45,7 @@ def evaluate(
     from qpsnn_jax.runs.loading import check_fits, load_test_data
     from qpsnn_jax.runs.records import measure
     from qpsnn_jax.runs.report import exit_table, table
-    from qpsnn_jax.runs.statistics import as_trained
+    from qpsnn_jax.runs.statistics import as_trained, trained_statistics
 
     graph, variables = load_network(path)
     run = run_of(path)
@@ -57,7 +57,7 @@ def evaluate(
     if run is not None and data is None:
         otherwise = "name the data set to evaluate on with --data"
         check_data(run, found, train=False, test=test_examples is None, otherwise=otherwise)
-    found = as_trained(path, found)
+    found = as_trained(found, trained_statistics(path))
     started = time.monotonic()
     precision = config.run.precision if config else "auto"
     result = evaluate(graph, variables, found.test, found, precision=precision)
