@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from experiments.claims import __main__ as runner
 from experiments.claims import tables, verdicts
 from experiments.claims.criteria import bn_scale, firing_rate
 from experiments.claims.data import held_out
+from experiments.claims.kinds import do
 from experiments.claims.plan import QUESTIONS, plan
-from experiments.claims.units import Unit, do, is_done, steps_of
+from experiments.claims.results import is_done
+from experiments.claims.units import Unit, steps_of
 from qpsnn_jax import (
     Config,
     DataSettings,
@@ -172,13 +175,42 @@ def test_a_result_from_elsewhere_is_not_read_again_when_its_network_is_needed(do
     """Another machine did FLOAT; its network is trained here again, for LATER, without reading the test images."""
     (tmp_path / f"{FLOAT.name}.json").write_bytes((done / "results" / f"{FLOAT.name}.json").read_bytes())
     tested = []
-    monkeypatch.setattr("experiments.claims.units._result", lambda unit, *_: tested.append(unit.arm) or {"config": {}})
+
+    def result_of(unit, *_):
+        tested.append(unit.arm)
+        return {"name": unit.name, "config": {}}
+
+    monkeypatch.setattr("experiments.claims.kinds.result_of", result_of)
     do(LATER, tmp_path / "runs", tmp_path, None, lambda: None)
     assert tested == ["later"]
 
 
+def test_units_that_are_the_same_training_are_trained_once(done, tmp_path, monkeypatch):
+    root = tmp_path / "claims"
+    shutil.copytree(done, root)
+    monkeypatch.setattr(runner, "do", unexpected)
+    again = dataclasses.replace(PRUNED, question="other", arm="plain")
+    assert runner.work([again], root / "runs", root / "results", None, None) == 0
+    own = {"name": again.name, "question": "other", "arm": "plain", "trained_as": PRUNED.name}
+    assert result(root, again) == result(root, PRUNED) | own
+
+
+@pytest.mark.parametrize("case", ["other settings", "trained elsewhere"])
+def test_a_unit_that_is_another_training_is_trained(done, tmp_path, monkeypatch, case):
+    root, tried = tmp_path / "claims", []
+    shutil.copytree(done, root)
+    again = dataclasses.replace(PRUNED, arm="plain")
+    if case == "other settings":
+        again = dataclasses.replace(again, base=FLOAT)
+    else:
+        (root / "runs" / PRUNED.name / "done").unlink()
+    monkeypatch.setattr(runner, "do", lambda unit, *_: tried.append(unit.arm))
+    assert runner.work([again], root / "runs", root / "results", None, None) == 1
+    assert tried == ["plain"]
+
+
 def test_a_choice_reads_no_test_images(done, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.claims.units.load", unexpected)
+    monkeypatch.setattr("experiments.claims.results.load", unexpected)
     chosen = dataclasses.replace(FLOAT, test=None)
     do(chosen, tmp_path / "runs", tmp_path, None, lambda: None)
     found = json.loads((tmp_path / f"{chosen.name}.json").read_bytes())

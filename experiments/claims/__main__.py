@@ -14,9 +14,11 @@ from typing import Any
 import click
 import jax
 
+from experiments.claims.kinds import do
 from experiments.claims.plan import QUESTIONS, plan
+from experiments.claims.results import is_done, take_result
 from experiments.claims.tables import read_results, table
-from experiments.claims.units import Unit, do, is_done, steps_of
+from experiments.claims.units import Unit, steps_of
 from qpsnn_jax.runs import stages
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.loading import load_data
@@ -95,6 +97,8 @@ def work(units: list[Unit], runs: Path, results: Path, data_dir: str | None, hou
 
 
 def _attempt(unit: Unit, runs: Path, results: Path, data_dir: str | None, check: Callable[[], None]) -> None:
+    if take_result(unit, runs, results):
+        return
     try:
         do(unit, runs, results, data_dir, check)
     except FloatingPointError as error:
