@@ -83,7 +83,7 @@ class SpikingNetwork(nn.Module):
         """
         graph = self.graph
         check_precision(self.precision)
-        images = _check_images(graph, images)
+        images = check_images(graph, images)
         reducers = _reducers(graph, capture)
         if state is not None:
             check_state(graph, state, len(images), images.dtype)
@@ -106,18 +106,9 @@ class SpikingNetwork(nn.Module):
         return Output(currents, captured, after)
 
     def _run(self, node: Node, arrays: list[Array | Affine], train: bool, state: Any) -> Result:
-        """Run a node and store its updated leaves. Its inputs get a time axis if any of them or its output has one."""
-        graph = self.graph
-        arrays = arrays if node.uses_affine else [computed(x) for x in arrays]
-        given = graph.inputs_of(node) or (graph.values[node.name],)
+        """Run a node and store its updated leaves."""
         leaves, variables = self._declare(node)
-        if graph.values[node.name].timed or any(value.timed for value in given):
-            pairs = zip(arrays, given, strict=True)
-            arrays = [x if value.timed else _repeat(x, graph.timesteps) for x, value in pairs]
-            given = tuple(value._replace(timed=True) for value in given)
-        # Kernels that compute an affine function of float32 themselves; otherwise every node computes its own output.
-        lazy = node.uses_affine and self.precision != "exact" and all(_dtype(x) == jnp.float32 for x in arrays)
-        result = node.run(leaves, arrays, Context(given, graph.timesteps, train, self.precision, state, lazy))
+        result = run_node(self.graph, node, leaves, arrays, self.precision, train=train, state=state)
         for collection, variable in variables.items():
             if result.updates and self.is_mutable_collection(collection) and not self.is_initializing():
                 variable.value = {name: result.updates.get(name, leaf) for name, leaf in variable.value.items()}
@@ -137,6 +128,37 @@ class SpikingNetwork(nn.Module):
                 variables[collection] = self.variable(collection, node.name, constants)
                 leaves |= variables[collection].value
         return leaves, variables
+
+
+def run_node(
+    graph: Graph,
+    node: Node,
+    leaves: Leaves,
+    arrays: list[Array | Affine],
+    precision: Precision,
+    *,
+    train: bool = False,
+    state: Any = None,
+) -> Result:
+    """Run a node of a graph. Its inputs get a time axis if any of them or its output has one.
+
+    Args:
+        graph, node: the node, and the graph that it is in.
+        leaves: its arrays by name.
+        arrays: the outputs of its inputs; the images for a node without inputs.
+        precision: of :class:`SpikingNetwork`.
+        train: normalize by the statistics of the batch.
+        state: that of the node after the steps before these; None at rest.
+    """
+    arrays = arrays if node.uses_affine else [computed(x) for x in arrays]
+    given = graph.inputs_of(node) or (graph.values[node.name],)
+    if graph.values[node.name].timed or any(value.timed for value in given):
+        pairs = zip(arrays, given, strict=True)
+        arrays = [x if value.timed else _repeat(x, graph.timesteps) for x, value in pairs]
+        given = tuple(value._replace(timed=True) for value in given)
+    # Kernels that compute an affine function of float32 themselves; otherwise every node computes its own output.
+    lazy = node.uses_affine and precision != "exact" and all(_dtype(x) == jnp.float32 for x in arrays)
+    return node.run(leaves, arrays, Context(given, graph.timesteps, train, precision, state, lazy))
 
 
 def fresh_leaves(key: Array, leaves: Mapping[str, Leaf]) -> Leaves:
@@ -159,7 +181,12 @@ def _dtype(x: Array | Affine) -> jnp.dtype:
     return (x.x if isinstance(x, Affine) else x).dtype
 
 
-def _check_images(graph: Graph, images: Array) -> Array:
+def check_images(graph: Graph, images: Array) -> Array:
+    """Check that images are those of a graph: floating, of its input's shape, one or more; they are returned.
+
+    Raises:
+        ValueError: they are not; the message says what shape is expected.
+    """
     images = jnp.asarray(images)
     expected = ("b", graph.timesteps, *graph.input.shape) if graph.input.frames else ("b", *graph.input.shape)
     if images.ndim != len(expected) or images.shape[1:] != expected[1:]:

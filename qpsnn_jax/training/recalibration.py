@@ -10,10 +10,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from qpsnn_jax.kernels.affine import computed
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.network import check_images, run_node
 from qpsnn_jax.model.nodes import BatchNorm
+from qpsnn_jax.model.nodes.base import Node
+from qpsnn_jax.model.variables import check_variables
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.sharding import batch_sharding, device_put, placed_as, replicated
 from qpsnn_jax.training.state import Variables
@@ -51,8 +54,8 @@ def recalibrate(
 
     Args:
         graph, variables: the network.
-        batches: normalized images ``b h w c``, or frames ``b t h w c``; held in memory, because they pass through the
-            network once for each batch-norm on its longest path.
+        batches: normalized images ``b h w c``, or frames ``b t h w c``; held in memory with the spikes of a layer, in
+            a byte each, because one layer after another is run on all of them.
         mesh: of devices that each take an equal part of every batch.
         precision: of :class:`SpikingNetwork`.
 
@@ -61,7 +64,7 @@ def recalibrate(
         arrays are unchanged.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or the images or the variables are not those of the graph.
 
     References:
         Li et al., EagleEye (ECCV 2020): adaptive batch normalization of pruned networks.
@@ -69,11 +72,18 @@ def recalibrate(
     images = [jnp.asarray(batch) if mesh is None else device_put(batch, batch_sharding(mesh)) for batch in batches]
     if not images:
         raise ValueError("recalibrate needs at least one batch of images.")
+    check_variables(graph, variables)
+    for batch in images:
+        check_images(graph, batch)
     stats = {name: dict(leaves) for name, leaves in variables["batch_stats"].items()}
-    for norms in _levels(graph):
+    kept: list[dict[str, Array]] = [{} for _ in images]
+    for level, norms in enumerate(_levels(graph)):
         current = variables | {"batch_stats": stats}
         current = current if mesh is None else device_put(current, replicated(mesh))
-        found = [_batch_moments(current, batch, graph, mesh, precision) for batch in images]
+        found = []
+        for i, batch in enumerate(images):
+            kept[i], moments = _run_level(current, batch, kept[i], graph, level, mesh, precision)
+            found.append(moments)
         for norm in norms:
             stats[norm.name] |= _running(
                 graph, norm, stats[norm.name], images, [moments[norm.name] for moments in found]
@@ -81,34 +91,76 @@ def recalibrate(
     return variables | {"batch_stats": stats}
 
 
+def _depths(graph: Graph) -> dict[str, int]:
+    """The number of batch-norms on the longest path to the output of each node."""
+    depths: dict[str, int] = {}
+    for node in graph.nodes:
+        before = max((depths[name] for name in node.inputs), default=0)
+        depths[node.name] = before + isinstance(node, BatchNorm)
+    return depths
+
+
 def _levels(graph: Graph) -> list[list[BatchNorm]]:
     """The batch-norms by the number of those before them on the longest path, which must have their moments first."""
-    depths: dict[str, int] = {}
-    levels: dict[int, list[BatchNorm]] = {}
-    for node in graph.nodes:
-        depths[node.name] = max((depths[name] for name in node.inputs), default=0)
-        if isinstance(node, BatchNorm):
-            levels.setdefault(depths[node.name], []).append(node)
-            depths[node.name] += 1
-    return [levels[depth] for depth in sorted(levels)]
+    depths = _depths(graph)
+    norms = [node for node in graph.nodes if isinstance(node, BatchNorm)]
+    return [[node for node in norms if depths[node.name] == level + 1] for level in range(max(depths.values()))]
 
 
-# Optimized, a network with the moments of every layer beside it compiles for a minute and a half.
-@partial(fast_compile_jit, static_argnames=("graph", "mesh", "precision"))
-def _batch_moments(
-    variables: Variables, images: Array, graph: Graph, mesh: Mesh | None, precision: Precision
-) -> dict[str, tuple[Array, Array]]:
-    """Mean and variance of the input of every batch-norm in one batch."""
-    norms = {node.name: node.input for node in graph.nodes if isinstance(node, BatchNorm)}
-    output: Any = SpikingNetwork(graph, precision).apply(
-        variables, images, capture=dict.fromkeys(norms.values(), _mean_and_var)
-    )
-    moments = {name: output.captured[source] for name, source in norms.items()}
-    return moments if mesh is None else jax.lax.with_sharding_constraint(moments, replicated(mesh))
+def _later(graph: Graph, level: int) -> list[Node]:
+    """The nodes that run after a level: those behind its batch-norms, and what these read of it that is not spikes.
+
+    Spikes are kept from level to level, in a byte each; the currents between them take four, and are computed again.
+    """
+    depths, names, later = _depths(graph), set(), []
+    for node in reversed(graph.nodes):
+        again = depths[node.name] == level and not graph.values[node.name].spiking and node.name in names
+        if depths[node.name] > level or again:
+            names.update(node.inputs)
+            later.append(node)
+    return later[::-1]
 
 
-def _mean_and_var(value: Any) -> tuple[Array, Array]:
-    x = value[0] if isinstance(value, tuple) else value  # the first field of a trace is the output
+@partial(fast_compile_jit, static_argnames=("graph", "level", "mesh", "precision"))
+def _run_level(
+    variables: Variables,
+    images: Array,
+    kept: dict[str, Array],
+    graph: Graph,
+    level: int,
+    mesh: Mesh | None,
+    precision: Precision,
+) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
+    """What the next level needs of one batch, and mean and variance of the input of each batch-norm of this one.
+
+    Args:
+        variables: with the moments of all levels before.
+        images: the batch.
+        kept: what this function returned for the level before.
+        graph, level, mesh, precision: of what.
+    """
+    depths, later = _depths(graph), _later(graph, level)
+    values: dict[str, Any] = {
+        name: value.astype(images.dtype) if graph.values[name].spiking else value for name, value in kept.items()
+    }
+    for node in _later(graph, level - 1):
+        if depths[node.name] <= level:
+            leaves = {name: leaf for of in variables.values() for name, leaf in of.get(node.name, {}).items()}
+            arrays = [values[name] for name in node.inputs] or [images]
+            values[node.name] = run_node(graph, node, leaves, arrays, precision).output
+    moments = {norm.name: _mean_and_var(computed(values[norm.input])) for norm in _levels(graph)[level]}
+    names = {name for node in later for name in node.inputs} - {node.name for node in later}
+    kept = {
+        name: computed(values[name]).astype(jnp.int8) if graph.values[name].spiking else computed(values[name])
+        for name in names
+    }
+    if mesh is not None:
+        moments = jax.lax.with_sharding_constraint(moments, replicated(mesh))
+        kept = jax.lax.with_sharding_constraint(kept, batch_sharding(mesh))
+    return kept, moments
+
+
+def _mean_and_var(x: Array) -> tuple[Array, Array]:
     axes, wide = tuple(range(x.ndim - 1)), np.promote_types(x.dtype, np.float32)
     return jnp.mean(x, axis=axes, dtype=wide), jnp.var(x, axis=axes, dtype=wide)
 

@@ -8,7 +8,9 @@ from conftest import programs_compiled
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax import Quantizer, SpikingNetwork, channel_groups, prune, recalibrate
+from qpsnn_jax.model.network import run_node
 from qpsnn_jax.model.nodes import BatchNorm
+from qpsnn_jax.training.recalibration import _levels
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +61,43 @@ def test_one_batch_or_several_and_what_was_there_before_do_not_matter(pruned, ba
 
 
 @pytest.mark.parametrize("place", [np.asarray, jnp.asarray, lambda x: jax.device_put(x, jax.devices()[0])])
-def test_all_levels_of_a_network_share_one_program_wherever_its_arrays_lie(pruned, batches, place):
+def test_every_level_of_a_network_has_one_program_wherever_its_arrays_lie(pruned, batches, place):
     """Arrays that are read from a file are committed to a device; those of a level are then too."""
     graph, variables = pruned
     jax.clear_caches()
     with programs_compiled() as compiled:
         found = recalibrate(graph, placed := jax.tree.map(place, variables), batches[:1])
-    assert compiled.count("_batch_moments") == 1
+    levels = len(_levels(graph))
+    assert compiled.count("_run_level") == levels > 2
+    with programs_compiled() as compiled:
+        recalibrate(graph, placed, batches[:1])
+    assert "_run_level" not in compiled
     for old, new in zip(*map(jax.tree.leaves, (placed["batch_stats"], found["batch_stats"])), strict=True):
         assert getattr(old, "committed", False) == new.committed
+
+
+def test_arrays_and_images_of_another_network_are_refused(pruned, batches):
+    graph, variables = pruned
+    with pytest.raises(ValueError, match="the variables are not those of the graph"):
+        recalibrate(graph, {**variables, "params": {}}, batches)
+    with pytest.raises(ValueError, match="images must have the shape"):
+        recalibrate(graph, variables, [batches[0][:, :1]])
+
+
+def test_no_layer_is_run_more_than_twice(pruned, batches, monkeypatch):
+    """Spikes are kept from level to level; only the currents between them are computed again."""
+    graph, variables = pruned
+    runs = []
+
+    def run_node_and_count(graph, node, *others, **options):
+        runs.append(node.name)
+        return run_node(graph, node, *others, **options)
+
+    monkeypatch.setattr("qpsnn_jax.training.recalibration.run_node", run_node_and_count)
+    jax.clear_caches()
+    recalibrate(graph, variables, batches[:1])
+    assert max(runs.count(name) for name in graph.neurons) == 1  # what is behind the last batch-norm is not run
+    assert max(runs.count(node.name) for node in graph.nodes) == 2
 
 
 def test_without_images_there_is_nothing_to_estimate(pruned):
