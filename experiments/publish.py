@@ -16,6 +16,7 @@ from typing import Any
 import click
 import numpy as np
 
+from experiments.errors import usage_errors
 from experiments.integers import classified_right
 from qpsnn_jax import Graph
 from qpsnn_jax.data import Arrays, DataSet
@@ -46,12 +47,10 @@ _SHARE = r"0?\.\d+|[01](\.0*)?"  # a number from 0 to 1
 @click.option("--commit", help="of the code that trained it (default: the present one)")
 @click.option("--stem-bits", type=click.Choice(("8", "32")), default="32", show_default=True)
 @click.option("--readout-bits", type=click.Choice(("8", "32")), default="32", show_default=True)
+@usage_errors()
 def main(path: Path, **options: Any) -> None:
     """Write packed file, moments and card of a run's network into the package."""
-    try:
-        card = publish(path, **options)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    card = publish(path, **options)
     click.echo(f"{card.name}: {100 * card.accuracy:.2f} % of {card.test_images:,} images")
 
 

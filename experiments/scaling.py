@@ -147,9 +147,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=32, help="images of each device")
     parser.add_argument("--layout", choices=LAYOUTS, default="data")
     parser.add_argument("--precision", choices=("exact", "auto", "fast"), default="auto")
-    parser.add_argument("--devices", nargs="+", type=int, default=list(DEVICES))
+    parser.add_argument("--devices", nargs="+", type=int, help="1 to 256, or even numbers, by default")
     parser.add_argument("--simulated", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    pairs = given.layout == "data×model"
+    given.devices = given.devices or DEVICES[pairs:]
+    if min(given.devices) < 1 or given.batch < 1 or not given.width > 0:
+        parser.error("--devices, --batch and --width must be positive.")
+    if pairs and any(number % 2 for number in given.devices):
+        parser.error("--layout data×model needs even numbers of --devices.")
     if given.simulated:
         _report(given)
         return 0

@@ -23,6 +23,7 @@ from jax import Array
 from scipy import stats
 
 from experiments.claims.criteria import firing_rate
+from experiments.errors import usage_errors
 from qpsnn_jax import Criterion, load_network, score, svs_scores
 from qpsnn_jax.data.feed import sample
 from qpsnn_jax.pruning.scores import Threshold
@@ -194,12 +195,10 @@ def table(measures: Mapping[str, Mapping[str, float]]) -> str:
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--data-dir", metavar="DIR", help="data directory (default: that of the run)")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="JSON file of the measures")
+@usage_errors()
 def main(path: Path, batches: int, batch_size: int, data_dir: str | None, out: Path | None) -> None:
     """Measure how stable the scores of a run's channels are."""
-    try:
-        measures = measure(path, batches, batch_size, data_dir)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    measures = measure(path, batches, batch_size, data_dir)
     click.echo(table(measures))
     if out is not None:
         document = {"run": path.name, "batches": batches, "batch_size": batch_size, "measures": measures}

@@ -66,6 +66,10 @@ def test_the_command_goes_on_with_its_own_recipe_only(folder):
     assert "holds a run of another recipe" in found.output
     assert CliRunner().invoke(main, [*WORDS]).exit_code == 2
     assert CliRunner().invoke(main, ["--out", str(folder / "x"), "--epochs", "1,2"]).exit_code == 2
+    for wrong in (["--data", "nope"], ["--held-out", "0"], ["--timesteps", "0"]):
+        found = CliRunner().invoke(main, [*wrong, "--out", str(folder / "x")])
+        assert found.exit_code == 2, found.output
+        assert wrong[1] in found.output
 
 
 def test_a_step_lowers_for_a_gpu_in_bfloat16():

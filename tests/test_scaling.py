@@ -1,5 +1,6 @@
 """The model of scaling: its arithmetic by hand, and its table for a small network."""
 
+import pytest
 from small_networks import residual_graph
 
 from experiments import scaling
@@ -24,6 +25,20 @@ def test_a_roofline_is_the_longer_of_two_and_the_collectives():
     assert scaling.seconds(work, peak, 4) == 4 + (2 * 64 + 32) * 3 / 4 / 8
     assert scaling.peaks("fast")["H200"].flops > 2 * scaling.peaks("auto")["H200"].flops
     assert scaling.peaks("auto")["H200"].links(8) == 9 * scaling.peaks("auto")["H200"].links(9)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--devices", "0"], "--devices, --batch and --width must be positive"),
+        (["--width", "nan"], "--devices, --batch and --width must be positive"),
+        (["--devices", "1", "--layout", "data×model"], "needs even numbers of --devices"),
+    ],
+)
+def test_a_wrong_option_is_named(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        scaling.main(words)
+    assert message in capsys.readouterr().err
 
 
 def test_the_table_of_a_small_network(monkeypatch, capsys):

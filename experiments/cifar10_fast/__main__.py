@@ -9,8 +9,11 @@ import click
 
 from experiments.cifar10_fast.recipe import Recipe, count, read_data
 from experiments.cifar10_fast.slices import Run
+from experiments.errors import usage_errors
 from qpsnn_jax.data import load
 from qpsnn_jax.runtime.stopping import termination
+
+_POSITIVE, _NUMBER = click.FloatRange(0, min_open=True), click.IntRange(1)
 
 
 @click.command()
@@ -19,16 +22,29 @@ from qpsnn_jax.runtime.stopping import termination
 )
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="stop after the slice that ends then")
 @click.option("--network", default="resnet20", show_default=True, help="name in the zoo, or MODULE:NAME")
-@click.option("--width", default=1.0, show_default=True, help="factor on all widths")
-@click.option("--timesteps", default=2, show_default=True, help="T of the second half of each course")
-@click.option("--size", default=1.61, show_default=True, help="budget of the pruned network in MB (Eq. 16)")
+@click.option("--width", type=_POSITIVE, default=1.0, show_default=True, help="factor on all widths")
+@click.option("--timesteps", type=_NUMBER, default=2, show_default=True, help="T of the second half of each course")
+@click.option(
+    "--size",
+    type=click.FloatRange(0, min_open=True),
+    default=1.61,
+    show_default=True,
+    help="budget of the pruned network in MB (Eq. 16)",
+)
 @click.option("--epochs", default="40,15,25,15", show_default=True, metavar="N,N,N,N", help="of the four phases")
-@click.option("--batch-size", default=512, show_default=True)
-@click.option("--held-out", default=5000, show_default=True, help="training images that are not trained on")
+@click.option("--batch-size", type=_NUMBER, default=512, show_default=True)
+@click.option(
+    "--held-out",
+    type=_NUMBER,
+    default=5000,
+    show_default=True,
+    help="training images that are not trained on",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--data", default="cifar10", show_default=True, help="a data set in memory")
 @click.option("--data-dir", metavar="DIR", help="its directory")
 @click.option("--count", "counted", is_flag=True, help="count the operations of the recipe, and do nothing")
+@usage_errors()
 def main(
     out: Path | None, minutes: float | None, data: str, data_dir: str | None, *, counted: bool, **options: Any
 ) -> None:

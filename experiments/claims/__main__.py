@@ -19,6 +19,7 @@ from experiments.claims.plan import QUESTIONS, plan
 from experiments.claims.results import is_done, take_result
 from experiments.claims.tables import read_results, table
 from experiments.claims.units import Unit, steps_of
+from experiments.errors import usage_errors
 from qpsnn_jax.runs import stages
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.loading import load_data
@@ -48,6 +49,7 @@ def command(name: str, plan: Callable[[], list[Unit]], questions: Mapping[str, s
     @click.option("--tables", is_flag=True, help="show what came out, and do nothing")
     @click.option("--list", "listed", is_flag=True, help="show the units and whether they are done, and do nothing")
     @click.option("--measure", is_flag=True, help=f"measure {_STEPS} steps of every network, and the plan's hours")
+    @usage_errors()
     def main(
         hours: float | None, share: str, only: str | None, data_dir: str | None, runs: Path, results: Path, **show: bool
     ) -> None:

@@ -1,9 +1,11 @@
 """Dual ascent: the price of operations in the loss rises until a network keeps to a budget of them."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 
@@ -29,6 +31,16 @@ class OperationsTarget(NamedTuple):
 
     operations: float
     rate: float = 0.001
+
+    def check(self) -> None:
+        """Check that both numbers are positive; traced ones are not checked.
+
+        Raises:
+            ValueError: one is not; the message names it.
+        """
+        for name, value in self._asdict().items():
+            if not isinstance(value, Tracer) and not 0 < value < math.inf:
+                raise ValueError(f"the {name} of a target must be positive, got {value}.")
 
     def excess(self, operations: Array) -> Array:
         """:math:`S / S^* - 1`."""

@@ -85,6 +85,10 @@ def optimizer(
     """
     if not _not_negative(weight_decay) or not all(n is None or _positive(n) for n in (clip_norm, scale_lr)):
         raise ValueError("weight_decay must not be negative, and clip_norm and scale_lr positive.")
+    if not callable(learning_rate) and not _not_negative(learning_rate):
+        raise ValueError(f"learning_rate must be a number that is not negative, or a schedule, got {learning_rate}.")
+    if not isinstance(momentum, Tracer) and not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}.")
     if name == "sgd":
         update = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
     elif name == "adam":

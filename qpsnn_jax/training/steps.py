@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
@@ -64,7 +65,14 @@ def make_train_step(
         them. The loss is NaN where a label is not the number of a class. The step raises ``ValueError`` while it is
         traced where the batch is empty, the labels or losses are not one for each image, or the state has no price for
         a target.
+
+    Raises:
+        ValueError: ``ema_decay``, the target or the distillation is out of range or does not fit the graph.
     """
+    if not isinstance(ema_decay, Tracer) and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must be at least 0 and below 1, got {ema_decay}.")
+    if target is not None:
+        target.check()
     if distillation is not None:
         distillation.check(graph)
     capture = _capture(penalty or {}, distillation)

@@ -15,6 +15,11 @@ WEIGHTS = jnp.ones((3, 3, 4, 1))
 CURRENTS = jnp.ones((1, 2, 4))
 INTEGERS = jnp.array([[[5, 1], [9, 1]]], jnp.int32)
 
+
+def step_with(**options):
+    return qp.make_train_step(residual_graph(), qp.optimizer("adam", 0.1), **options)
+
+
 WRONG = {
     "a gain of another shape": (
         lambda: qp.quantize(WEIGHTS, 2, gain=jnp.ones(7)),
@@ -54,6 +59,31 @@ WRONG = {
     "an empty batch": (
         lambda: qp.BatchNorm().init_with_output(jax.random.key(0), jnp.ones((0, 3)), train=True),
         "an empty batch of shape (0, 3) has no mean to train with.",
+    ),
+    "a negative learning rate": (
+        lambda: qp.optimizer("adam", -0.1),
+        "learning_rate must be a number that is not negative, or a schedule, got -0.1.",
+    ),
+    "a momentum of 1": (
+        lambda: qp.optimizer("sgd", 0.1, momentum=1),
+        "momentum must be at least 0 and below 1, got 1.",
+    ),
+    "a decay of 1": (lambda: step_with(ema_decay=1.0), "ema_decay must be at least 0 and below 1, got 1.0."),
+    "a target of nothing": (
+        lambda: step_with(target=qp.OperationsTarget(0.0)),
+        "the operations of a target must be positive, got 0.0.",
+    ),
+    "a rate below 0": (
+        lambda: step_with(target=qp.OperationsTarget(1e6, -1.0)),
+        "the rate of a target must be positive, got -1.0.",
+    ),
+    "a temperature of 0": (
+        lambda: step_with(distillation=qp.Distillation(residual_graph(), temperature=0)),
+        "the temperature of distillation must be positive, got 0.",
+    ),
+    "membranes of a negative weight": (
+        lambda: step_with(distillation=qp.Distillation(residual_graph(), membranes={"lif1": -1.0})),
+        "the weight of the membranes of 'lif1' must not be negative, got -1.0.",
     ),
     "batches without labels": (
         lambda: qp.weight_by_gradient([images_of(residual_graph(), 1)]),
