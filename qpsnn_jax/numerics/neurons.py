@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from qpsnn_jax.numerics.closures import hoist
 from qpsnn_jax.numerics.recurrence import drive_grad, recurrence, rounded
-from qpsnn_jax.numerics.surrogate import Fire, Surrogate, fire_step, triangular
+from qpsnn_jax.numerics.surrogate import Fire, Surrogate, fire_step, slopes, triangular
 from qpsnn_jax.runtime.checks import fits
 
 Reset = Literal["hard", "soft", "delayed"]
@@ -163,7 +163,7 @@ def _trace(
     leak = partial(_leak, surrogate=surrogate, fire=fire, **reset)
     membranes: Array = recurrence(leak, False, currents, (), (tau, threshold, *constants))
     # The surrogate, and what it closes over, are of one step.
-    slope = jax.vmap(lambda x: surrogate(x, *constants), in_axes=1, out_axes=1)
+    slope = jax.vmap(lambda x: slopes(surrogate, x, *constants), in_axes=1, out_axes=1)
     trace = LIFTrace(fire_step(membranes - _over_time(threshold, membranes), slope, fire), membranes)
     return after_last(trace, initial, threshold, **reset), trace
 

@@ -115,10 +115,14 @@ def fire_step(x: Array, surrogate: Surrogate = triangular, fire: Fire = ">=") ->
         Array of the shape and dtype of ``x`` holding 0 and 1, and NaN where ``x`` is NaN.
 
     Raises:
-        ValueError: ``fire`` is neither ``">="`` nor ``">"``.
+        ValueError: ``fire`` is neither ``">="`` nor ``">"``, ``x`` is not floating, or ``surrogate``, when its
+            gradient is asked for, gives no array of the shape of ``x``.
     """
     if fire not in get_args(Fire):
         raise ValueError(f"fire must be '>=' or '>', got {fire!r}.")
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"the distance to the threshold must be floating, got {x.dtype}.")
     function, constants = hoist(surrogate, x)
     return _fire(x, constants, function, fire)
 
@@ -132,7 +136,19 @@ def _fire(x: Array, constants: tuple[Array, ...], surrogate: Surrogate, fire: Fi
 def _fire_forward(
     x: Array, constants: tuple[Array, ...], surrogate: Callable[..., Array], fire: Fire
 ) -> tuple[Array, Array]:
-    return _fire(x, constants, surrogate, fire), surrogate(x, *constants).astype(x.dtype)
+    return _fire(x, constants, surrogate, fire), slopes(surrogate, x, *constants)
+
+
+def slopes(surrogate: Callable[..., Array], x: Array, *constants: Array) -> Array:
+    """The surrogate of an array, in its dtype.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    found = jnp.asarray(surrogate(x, *constants))
+    if found.shape != x.shape:
+        raise ValueError(f"a surrogate must give one number for each of its input, {x.shape}, got {found.shape}.")
+    return found.astype(x.dtype)
 
 
 def _fire_backward(surrogate: Surrogate, fire: Fire, slope: Array, cotangent: Array) -> tuple[Array, None]:

@@ -60,6 +60,18 @@ WRONG = {
         lambda: qp.BatchNorm().init_with_output(jax.random.key(0), jnp.ones((0, 3)), train=True),
         "an empty batch of shape (0, 3) has no mean to train with.",
     ),
+    "an integer distance": (
+        lambda: qp.fire_step(INTEGERS),
+        "the distance to the threshold must be floating, got int32.",
+    ),
+    "a surrogate of one number": (
+        lambda: jax.grad(lambda x: qp.fire_step(x, lambda x: 1.0).sum())(CURRENTS),
+        "a surrogate must give one number for each of its input, (1, 2, 4), got ().",
+    ),
+    "a surrogate of one number over time": (
+        lambda: jax.grad(lambda x: qp.lif(x, surrogate=jnp.sum).spikes.sum())(CURRENTS),
+        "a surrogate must give one number for each of its input, (1, 4), got ().",
+    ),
     "a negative learning rate": (
         lambda: qp.optimizer("adam", -0.1),
         "learning_rate must be a number that is not negative, or a schedule, got -0.1.",

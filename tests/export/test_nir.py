@@ -119,6 +119,15 @@ def test_pretrained_networks_are_exported(name, tmp_path):
     np.testing.assert_allclose(again, currents, atol=1e-5)
 
 
+def test_flattened_maps_have_neurons_of_their_own():
+    """NIR's neurons stand in the order c h w; our flattened maps in the order h w c."""
+    tau = tuple(np.linspace(0.1, 0.9, 4 * 4 * 2).tolist())
+    flat = (Flatten("flat", "conv1"), LIF("lif1", "flat", tau=tau, threshold=0.3), Dense("fc", "lif1", 3))
+    graph = _graph(Conv("conv1", "image", 2), *flat)
+    decay = 1 - DT / nir_graph(graph, random_variables(graph)).nodes["lif1"].tau
+    np.testing.assert_allclose(decay, np.reshape(tau, (4, 4, 2)).transpose(2, 0, 1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("threshold", [1.0, 0.7, 3e-3])
 def test_neurons_are_half_of_ours(threshold):
     for fire, below in ((">", 0), (">=", 1)):

@@ -240,10 +240,11 @@ def _if(build: Builder, source: Translated, threshold: Any) -> Any:
 
 
 def _by_channel(source: Translated, value: Any, dtype: Any = np.float32) -> np.ndarray:
-    """One number, or one for each channel, for every neuron ``c h w``."""
+    """One number, or one for each channel or, where maps are flattened, each value, for every neuron ``c h w``."""
     h, w, c = source.shape
-    column = np.asarray(value, dtype).reshape(-1, 1, 1)
-    return np.broadcast_to(column, (c, h, w)).copy()
+    values = np.asarray(value, dtype).reshape(-1)
+    maps = values.reshape(source.shape) if values.size == h * w * c else values
+    return np.broadcast_to(maps, source.shape).transpose(2, 0, 1).copy()
 
 
 @translate.register
