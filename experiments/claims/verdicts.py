@@ -133,14 +133,23 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(claims: Sequence[Claim], results: Sequence[Mapping[str, Any]]) -> str:
-    rows = [("claim", "source", "difference, points (95 %)", "seeds", "verdict"), ("---",) * 5]
+    head = ("claim", "source", "accuracies, %", "difference, points (95 %)", "seeds", "verdict")
+    rows = [head, ("---",) * len(head)]
     for claim in claims:
         found, words = verdict(claim, results)
         shown = "–" if found is None else f"{found.mean:+.2f} ± {found.half_width:.2f}"
         if found is not None and found.pairs < 2:
             shown = f"{found.mean:+.2f}"
-        rows.append((claim.text, claim.source, shown, str(found.pairs if found else 0), words))
+        means = _means(claim, results) if found else "–"
+        rows.append((claim.text, claim.source, means, shown, str(found.pairs if found else 0), words))
     return markdown(rows)
+
+
+def _means(claim: Claim, results: Sequence[Mapping[str, Any]]) -> str:
+    """The mean accuracies of a claim's arms, over the seeds that all of them have."""
+    values = [accuracies(of_arm(results, claim.question, arm)) for arm in claim.factors]
+    seeds = set.intersection(*map(set, values))
+    return ", ".join(f"{np.mean([one[seed] for seed in seeds]):.2f}" for one in values)
 
 
 def _headline(results: Sequence[Mapping[str, Any]]) -> str:
@@ -171,9 +180,11 @@ python -m experiments.claims --hours 2.5 --data-dir ~/tensorflow_datasets
 python -m experiments.claims.verdicts > notebooks/what_held_up.md
 ```
 
-A claim held if the 95 % confidence interval of the mean paired difference (Student's t over three seeds) lies above 0,
-and did not hold if it lies below. Otherwise three runs are inconclusive, and the table has the smallest difference
-that they would detect in four of five repetitions. Each interval stands for itself: of twenty, one misses by chance.
+The accuracies of a row are means over its seeds, in the order in which the claim names the two; in the second row they
+are those of 2 bits, then of 8, each with γ first. A claim held if the 95 % confidence interval of the mean paired
+difference (Student's t over three seeds) lies above 0, and did not hold if it lies below. Otherwise three runs are
+inconclusive, and the table has the smallest difference that they would detect in four of five repetitions. Each
+interval stands for itself: of twenty, one misses by chance.
 All arms with their accuracies, files and operations: `python -m experiments.claims --tables`.
 
 ## The paper
