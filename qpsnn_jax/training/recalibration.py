@@ -75,7 +75,7 @@ def recalibrate(
     check_variables(graph, variables)
     for batch in images:
         check_images(graph, batch)
-    stats = {name: dict(leaves) for name, leaves in variables["batch_stats"].items()}
+    stats = {name: dict(leaves) for name, leaves in variables.get("batch_stats", {}).items()}
     kept: list[dict[str, Array]] = [{} for _ in images]
     for level, norms in enumerate(_levels(graph)):
         current = variables | {"batch_stats": stats}
@@ -88,7 +88,7 @@ def recalibrate(
             stats[norm.name] |= _running(
                 graph, norm, stats[norm.name], images, [moments[norm.name] for moments in found]
             )
-    return variables | {"batch_stats": stats}
+    return variables | ({"batch_stats": stats} if stats else {})
 
 
 def _depths(graph: Graph) -> dict[str, int]:

@@ -7,9 +7,9 @@ import pytest
 from conftest import programs_compiled
 from small_networks import images_of, random_variables, residual_graph
 
-from qpsnn_jax import Quantizer, SpikingNetwork, channel_groups, prune, recalibrate
+from qpsnn_jax import Graph, Quantizer, SpikingNetwork, channel_groups, prune, recalibrate
 from qpsnn_jax.model.network import run_node
-from qpsnn_jax.model.nodes import BatchNorm
+from qpsnn_jax.model.nodes import BatchNorm, Dense, Flatten, Input
 from qpsnn_jax.training.recalibration import _levels
 
 
@@ -98,6 +98,12 @@ def test_no_layer_is_run_more_than_twice(pruned, batches, monkeypatch):
     recalibrate(graph, variables, batches[:1])
     assert max(runs.count(name) for name in graph.neurons) == 1  # what is behind the last batch-norm is not run
     assert max(runs.count(node.name) for node in graph.nodes) == 2
+
+
+def test_without_batch_norm_nothing_changes():
+    graph = Graph((Input("image", (4, 4, 1)), Flatten("flat", "image"), Dense("fc", "flat", 3)), 2)
+    variables = random_variables(graph)
+    assert recalibrate(graph, variables, [images_of(graph, batch=2)]) == variables
 
 
 def test_without_images_there_is_nothing_to_estimate(pruned):
