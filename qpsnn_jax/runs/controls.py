@@ -87,7 +87,8 @@ def _random(config: Config, run: Run) -> list[StageResult]:
 
 
 def _random_recalibrated(config: Config, run: Run) -> list[StageResult]:
-    changed = replace(_at_random(config.prune), recalibrate="always")
+    # In one round: between rounds the network is fine-tuned, and nothing is trained here.
+    changed = replace(_at_random(config.prune), recalibrate="always", rounds=1)
     return _random_channels(config, changed, run, "random_recalibrated")[1]
 
 

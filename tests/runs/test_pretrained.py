@@ -1,5 +1,6 @@
 """Networks that come with the package: their cards are true, and their names stand wherever a run does."""
 
+import ast
 import json
 import shutil
 import socket
@@ -14,7 +15,7 @@ from small_runs import contents
 
 from experiments.publish import main as publish_command
 from experiments.publish import publish
-from qpsnn_jax import fold, load_network, load_packed, pretrained
+from qpsnn_jax import cost, fold, load_network, load_packed, pretrained, with_layer_bits
 from qpsnn_jax.data import load
 from qpsnn_jax.export import pretrained as package
 from qpsnn_jax.export.integer_network import IntegerNetwork
@@ -203,7 +204,10 @@ def free_port() -> int:
 def test_bits_are_chosen_for_a_name(published, capsys):
     assert main(["bits", "tiny", "--budget", "1MB"]) == 0
     found = capsys.readouterr().out
-    assert "--network.layer_bits" in found
+    assert "--network.layer_bits" not in found  # its names would be those of the network before it was packed
+    chosen = ast.literal_eval(found.split("with_layer_bits(graph, ")[1].strip()[:-1])
+    graph, _ = pretrained("tiny")
+    assert cost(with_layer_bits(graph, chosen)).size_bytes <= 1_000_000
 
 
 def test_a_wrong_name_is_answered_with_the_right_ones(published, capsys, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from qpsnn_jax import Config, DataSettings, Graph, NetworkSettings, Pruning, Run
 from qpsnn_jax.model.nodes import LIF, Dense, GlobalAveragePool, Input
 from qpsnn_jax.model.zoo.blocks import checked_ratios, conv_bn, kept_channels
 from qpsnn_jax.runs.config import check_config, finetuning_parts
+from qpsnn_jax.runs.controls import run_controls
 from qpsnn_jax.runs.directory import open_run, read_stage
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.loading import load_data
@@ -69,6 +70,18 @@ def test_two_rounds_stopped_in_the_first(tmp_path):
     with open_run(tmp_path, config):
         assert run_stages(config, run) == stages
     assert len(seen) == 4
+
+
+def test_the_control_without_training_prunes_in_one_round(tmp_path):
+    config = config_of()
+    with open_run(tmp_path, config):
+        run = prepare_run(config, tmp_path, load_data(config), ())
+        run_stages(config, run)
+        run_controls(config, run)
+    control = tmp_path / "controls" / "random_recalibrated"
+    assert not (control / "rounds").exists()
+    assert read_stage(control, "recalibrated")
+    assert (tmp_path / "controls" / "random" / "rounds").exists()
 
 
 def test_epochs_of_fine_tuning_are_divided():

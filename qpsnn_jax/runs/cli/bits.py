@@ -17,6 +17,7 @@ def bits(path: Path, budget: str, data_dir: str | None) -> None:
     """Measure how the loss depends on the bits of each layer, and choose them under a budget of bytes."""
     from qpsnn_jax.pruning.bits import allocate_bits, bit_sensitivity
     from qpsnn_jax.pruning.settings import parse_budget
+    from qpsnn_jax.runs.config import build_graph
     from qpsnn_jax.runs.data_record import check_data
     from qpsnn_jax.runs.directory import load_network, read_config, run_of
     from qpsnn_jax.runs.evaluation import sensitivity_batches
@@ -34,7 +35,11 @@ def bits(path: Path, budget: str, data_dir: str | None) -> None:
     losses = bit_sensitivity(graph, variables, batches, precision=config.run.precision)
     chosen = allocate_bits(graph, losses, bytes=limit, masks=variables.get("masks"))
     click.echo(bits_table(losses, chosen))
-    click.echo(f"\n--network.layer_bits {','.join(f'{name}={number}' for name, number in chosen.items())}")
+    # A network that was read from a packed file has layers of other names than the network of its config.
+    if chosen.keys() <= build_graph(config).by_name.keys():
+        click.echo(f"\n--network.layer_bits {','.join(f'{name}={number}' for name, number in chosen.items())}")
+    else:
+        click.echo(f"\nIn Python: qpsnn_jax.with_layer_bits(graph, {chosen})")
 
 
 COMMANDS = (bits,)
