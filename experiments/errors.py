@@ -8,8 +8,8 @@ import click
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Raise what a wrong input raises (``ValueError``, ``OSError``) as ``click.UsageError``; also a decorator."""
+    """Raise what a wrong input, or a loss that is not finite, raises as ``click.UsageError``; also a decorator."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise click.UsageError(str(error)) from None

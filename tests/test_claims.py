@@ -303,7 +303,10 @@ def test_the_plan_goes_together(planned):
         seeds[one.question, one.arm].add(one.seed)
     fewest = {"headline": {0, 1}}
     assert all(found == fewest.get(question, {0, 1, 2}) for (question, _), found in seeds.items())
-    assert all(arm in {one.arm for one in units if one.question == name} for name, arm in QUESTIONS.items())
+    arms = {name: {one.arm for one in units if one.question == name} for name in QUESTIONS}
+    for name, reference in QUESTIONS.items():
+        alone = [arm for arm in arms[name] if tables.reference_of(arm, reference, arms[name]) is None]
+        assert alone == (["float"] if name == "gamma" else [])
     for config in {(u.config.network, u.config.prune): u.config for u in units}.values():
         check_config(config)
     page = (Path(runner.__file__).parents[1] / "claims.md").read_text(encoding="utf-8")
@@ -361,6 +364,13 @@ def test_a_table_has_a_row_for_every_arm():
     assert lines[4] == "| a | 2 | 55.00 ± 5.00 | – | – | 50.00 ± 0.00 | 1,000 bytes | 1.000 M | 1.000 µJ |"
     assert lines[5].startswith("| b | 2 | 58.00 ± 6.00 | +3.00 ± 12.71 | ")
     assert lines[6].startswith("| c | 0 | not yet run | ")
+
+
+def test_an_arm_is_compared_with_the_reference_of_its_own_share():
+    accuracy = {"svs-50": 0.5, "random-50": 0.4, "svs-80": 0.3, "random-80": 0.25}
+    results = [row(arm, seed, value + seed / 100) for arm, value in accuracy.items() for seed in (0, 1)]
+    lines = tables.table("q", list(accuracy), "random", results).splitlines()[4:]
+    assert [line.split(" | ")[3] for line in lines] == ["+10.00 ± 0.00", "–", "+5.00 ± 0.00", "–"]
 
 
 def test_results_of_two_recipes_are_not_mixed(tmp_path):
@@ -441,6 +451,15 @@ def test_the_verdict_on_a_claim(values, words):
     arms = {"mean_2": [b + v for b, v in zip(base, values, strict=False)], "none_2": base}
     arms |= {"mean_8": [b + 1.5 for b in base], "none_8": [b + 1.5 for b in base]}
     assert verdicts.verdict(claim, of_arms("gamma", **arms))[1] == words
+
+
+def test_a_verdict_says_where_arms_were_trained_on_different_processors():
+    (claim,) = (claim for claim in verdicts.PAPER if claim.question == "table3")
+    results = of_arms("table3", quantize_prune=[50, 51, 52], prune_quantize=[40, 41, 42.1])
+    for number, found in enumerate(results):
+        found["processor"] = "one"
+        words = verdicts.verdict(claim, results)[1]
+        assert words == "**held**" + (", on different processors" if number < len(results) - 1 else "")
 
 
 def of_headline(*runs: tuple[float, int]) -> list[dict]:

@@ -40,7 +40,7 @@ _POSITIVE, _NUMBER = click.FloatRange(0, min_open=True), click.IntRange(1)
     show_default=True,
     help="training images that are not trained on",
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--data", default="cifar10", show_default=True, help="a data set in memory")
 @click.option("--data-dir", metavar="DIR", help="its directory")
 @click.option("--count", "counted", is_flag=True, help="count the operations of the recipe, and do nothing")

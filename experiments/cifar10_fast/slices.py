@@ -31,6 +31,8 @@ from qpsnn_jax.data import Arrays, DataSet
 from qpsnn_jax.data.dataset import Examples
 from qpsnn_jax.export.packed.file import write_packed
 from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.pruning.budget import check_budget
+from qpsnn_jax.pruning.criteria import scored_groups
 from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.training import checkpoint
@@ -80,6 +82,7 @@ class Run:
         self.images, self.labels = map(jnp.asarray, data.train)  # on the device
         h, w, c = data.shape
         self.whole = recipe.graph((h, w, c), data.classes)
+        check_budget(self.whole, scored_groups("svs", self.whole), bytes=1e6 * recipe.size)
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "recipe.json"
         mine = json.loads(json.dumps(asdict(recipe)))

@@ -166,14 +166,14 @@ def distillation() -> Iterator[Unit]:
 
 QUESTIONS: Mapping[str, str] = {
     "headline": "98kB",
-    "gamma": "none-2",
-    "criterion": "random-50",
-    "table2": "none-sca-2",
+    "gamma": "none",
+    "criterion": "random",
+    "table2": "none-sca",
     "table3": "prune-quantize",
-    "rule": "by-hand-50",
-    "distillation": "plain-50",
+    "rule": "by-hand",
+    "distillation": "plain",
 }
-"""The arm of each question that the others are compared with."""
+"""The arm of each question that the others are compared with: of the same bits or share, where it has several."""
 
 
 def _network(bits: int | None, rule: str, *, width: float = 0.125, granularity: str = "layer") -> NetworkSettings:

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.claims.units import Unit, plain, settings_of
 from experiments.integers import classified_right
+from experiments.processor import processor
 from qpsnn_jax import load_network
 from qpsnn_jax.data import Arrays, load
 from qpsnn_jax.export.folding import fold
@@ -96,6 +97,7 @@ def result_of(unit: Unit, run: Run, final: str, data_dir: str | None) -> dict[st
         "seconds": seconds_of(run.directory),
         "config": settings_of(unit),
         "versions": versions(),
+        "processor": processor(),
     }
 
 

@@ -95,16 +95,32 @@ def table(question: str, arms: Sequence[str], reference: str, results: Sequence[
     Args:
         question: its name.
         arms: their names, in the order of the rows.
-        reference: the arm that the others are compared with.
+        reference: the arm that the others are compared with, see :func:`reference_of`.
         results: of all questions.
     """
     found = {arm: of_arm(results, question, arm) for arm in arms}
     compared_with = (f"difference from {reference} (95 % CI)", "minimum detectable difference (80 % power)")
-    head = ("arm", "runs", "accuracy", *compared_with, "held out", "file", "SOPs", "energy")
+    head = ("arm", "runs", "accuracy ± standard error", *compared_with, "held out", "file", "SOPs", "energy")
     rows = [head, ("---",) * len(head)]
-    compared = accuracies(found.get(reference, []))
-    rows += [_row(arm, found[arm], {} if arm == reference else compared) for arm in arms]
+    for arm in arms:
+        other = reference_of(arm, reference, arms)
+        rows.append(_row(arm, found[arm], {} if other in (None, arm) else accuracies(found[other])))
     return f"## {question}\n\n{markdown(rows)}\n"
+
+
+def reference_of(arm: str, reference: str, arms: Collection[str]) -> str | None:
+    """The arm that another one is compared with: of the same bits or share, which the last part of its name says.
+
+    Args:
+        arm: its name, such as ``svs-80``.
+        reference: the name of the reference, or what it is called before its bits or share: ``random``.
+        arms: of the question.
+
+    Returns:
+        ``random-80`` here; None where there is no such arm.
+    """
+    names = (reference, f"{reference}-{arm.rpartition('-')[2]}")
+    return next((name for name in names if name in arms), None)
 
 
 def of_arm(results: Sequence[Mapping[str, Any]], question: str, arm: str) -> list[Mapping[str, Any]]:
