@@ -105,6 +105,17 @@ def test_images_have_the_same_sums_alone_and_together(levels):
     np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
+def test_sparse_images_have_the_same_sums_alone_and_together():
+    """Half of each image is full: one image is listed or not by bands of rows, many are as a whole."""
+    rng = np.random.default_rng(0)
+    spec = ConvSpec(Geometry((16, 16), (3, 3), (2, 2), (1, 1)), 32, 16)
+    x = (rng.random((16, 16, 16, 32)) < np.repeat((0.08, 0.9), 8)[:, None, None]).astype(np.float32)
+    weights = rng.normal(size=(3, 3, 32, 16)).astype(np.float32)
+    together = np.asarray(skipping.sums(x, weights, spec))
+    alone = [np.asarray(skipping.sums(x[i : i + 1], weights, spec)) for i in range(16)]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
 def test_a_weight_of_zero_adds_nothing():
     """Not even the rounding of a large cotangent."""
     rng = np.random.default_rng(0)

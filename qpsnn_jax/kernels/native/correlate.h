@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -89,11 +90,14 @@ Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64
                const Weight& weight) {
   const int64_t vectors = ceil_div(outputs, kLanes), stride = (vectors > 8 ? kBlockVectors : vectors) * kLanes;
   Weights found{AlignedFloats(at.kh * at.kw * count * stride), {}, stride, {}, {}};
+  found.gradient = signs;
   float* to = found.values.data();
   for (int64_t r = 0; r < at.kh; ++r)
     for (int64_t s = 0; s < at.kw; ++s)
       for (int64_t c = 0; c < count; ++c, to += stride)
         for (int64_t k = 0; k < outputs; ++k) to[k] = weight(r, s, first + c, o + k);
+  found.integers = std::all_of(found.values.begin(), found.values.end(),
+                               [](float x) { return std::abs(x) <= 255 && x == std::trunc(x); });
   if (are_scattered(at, stride / kLanes)) turn(at, count, found);
   if (often && signs) found.signs = signed_weights(at.kh * at.kw, count, outputs, found.values.data(), stride);
   if (often) found.tables = tables_of(at.kh * at.kw, count, found.values.data(), stride);

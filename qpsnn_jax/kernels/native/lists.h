@@ -167,7 +167,9 @@ class Lists {
         const float* from = weights.values.data() + r * row - x * count * stride;
         int64_t k = start[x0];
         const int64_t end = start[x1];
-        if constexpr (V <= kBlockVectors / 4) {  // two at once, since each waits for the one before it
+        // Two at once, since each waits for the one before it. That is another order than the blocks', so that what blocks
+        // add for some of the images and lists for others has to be exact.
+        if (V <= kBlockVectors / 4 && (weights.gradient || (weights.integers && Binary))) {
           Vector other[V] = {};
           for (; k + 1 < end; k += 2) {
             add_row(sum, from, k);

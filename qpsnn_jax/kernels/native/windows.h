@@ -51,6 +51,8 @@ struct Weights {
   int64_t stride;  // floats of one r s c
   Tables tables;
   SignedWeights signs;
+  bool integers = false;  // up to 255, whose sums are exact in any order where the inputs are 0 and 1
+  bool gradient = false;  // whose sums may be in any order
 };
 
 // Whether the taps of an input along a row are few vectors.
