@@ -27,6 +27,7 @@ from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.model import nodes
 from qpsnn_jax.model.nodes.base import Context, Node, Value
 from qpsnn_jax.model.nodes.quantizer import Quantizer
+from qpsnn_jax.numerics.gamma import Granularity
 from qpsnn_jax.numerics.neurons import Reset
 from qpsnn_jax.numerics.surrogate import Fire, Surrogate
 
@@ -40,7 +41,8 @@ class QuantConv(nn.Module):
 
     The sums over the integers 2c - s come first and the scale after, so that on spikes they are exactly those of an
     integer device (:func:`qpsnn_jax.conv_spikes`). Its arrays are ``params`` ``kernel`` h w i/groups o, He-normal over
-    the fan-out, and ``bias`` o, and ``scales`` ``gain``, a constant factor on γ, 1 until channels are pruned.
+    the fan-out, and ``bias`` o, and ``scales`` ``gain``, a constant factor on γ, 1 until channels are pruned. A learned
+    γ is ``gamma`` of ``params`` in place of the gain, and the mask of a masked layer is ``masks`` ``mask``.
 
     Args:
         features: output channels o.
@@ -161,6 +163,7 @@ class LIFLayer(nn.Module):
     Args:
         tau, threshold, fire, reset, detach_reset: as in :func:`qpsnn_jax.lif_step`.
         surrogate: derivative of the firing step, by its name or as a function of U - θ.
+        granularity: whether a learned τ or θ is one number for the ``"layer"`` or one for each ``"channel"``.
         precision: ``"exact"`` for the same program on every machine, as in :class:`qpsnn_jax.SpikingNetwork`.
 
     Raises:
@@ -177,12 +180,13 @@ class LIFLayer(nn.Module):
     detach_reset: bool = False
     surrogate: str | Surrogate = "triangular"
     precision: Precision = "auto"
+    granularity: Granularity = "layer"
 
     @nn.compact
     def __call__(self, currents: Array) -> Array:
         """Spikes 0 and 1, ``b t …``, of the dtype of the currents ``b t …``."""
         options = (self.tau, self.threshold, self.fire, self.reset, self.detach_reset, self.surrogate)
-        node = nodes.LIF(self.name or "LIFLayer", _INPUT, *options)
+        node = nodes.LIF(self.name or "LIFLayer", _INPUT, *options, granularity=self.granularity)
         check_precision(self.precision)
         if currents.ndim < 3:
             raise ValueError(f"currents must have the shape b t … c, got {currents.shape}.")

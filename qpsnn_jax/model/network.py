@@ -34,9 +34,10 @@ class Output(NamedTuple):
 class SpikingNetwork(nn.Module):
     """Runs ``graph`` on images.
 
-    ``SpikingNetwork(graph).init(key, images)`` returns the variables: ``params``, ``batch_stats`` (the running mean and
-    variance), and ``scales`` (a constant gain on the γ of each quantized layer, 1 until channels are pruned).
-    ``SpikingNetwork(graph).apply(variables, images)`` returns an :class:`Output`.
+    ``SpikingNetwork(graph).init(key, images)`` returns the variables, in the collections that the graph has:
+    ``params``, ``batch_stats`` (the running mean and variance), and ``scales`` (a constant gain on the γ of each
+    quantized layer, 1 until channels are pruned). ``SpikingNetwork(graph).apply(variables, images)`` returns an
+    :class:`Output`.
 
     With ``train=True`` the statistics of the batch normalize, and ``mutable=["batch_stats"]`` returns the updated
     running statistics. The running variance is the unbiased one, as in the released code.
@@ -108,7 +109,7 @@ class SpikingNetwork(nn.Module):
     def _run(self, node: Node, arrays: list[Array | Affine], train: bool, state: Any) -> Result:
         """Run a node and store its updated leaves."""
         leaves, variables = self._declare(node)
-        result = run_node(self.graph, node, leaves, arrays, self.precision, train=train, state=state)
+        result = run_graph_node(self.graph, node, leaves, arrays, self.precision, train=train, state=state)
         for collection, variable in variables.items():
             if result.updates and self.is_mutable_collection(collection) and not self.is_initializing():
                 variable.value = {name: result.updates.get(name, leaf) for name, leaf in variable.value.items()}
@@ -130,7 +131,7 @@ class SpikingNetwork(nn.Module):
         return leaves, variables
 
 
-def run_node(
+def run_graph_node(
     graph: Graph,
     node: Node,
     leaves: Leaves,

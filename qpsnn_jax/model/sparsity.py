@@ -11,7 +11,7 @@ from qpsnn_jax.model.graph import Graph
 def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
     """Share of the weights of all layers that are zero, after quantization: a fraction from 0 to 1.
 
-    ReScaW's grid has no zero, so it is 0 for a network in which all layers are quantized. Removed
+    ReScaW's grid has no zero, so it is 0 where all layers are quantized to 2^b levels and none is masked. Removed
     channels are not counted.
 
     Args:

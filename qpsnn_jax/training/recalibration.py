@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 from qpsnn_jax.kernels.affine import computed
-from qpsnn_jax.kernels.dispatch import Precision
+from qpsnn_jax.kernels.dispatch import Precision, check_precision
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.network import check_images, run_node
+from qpsnn_jax.model.network import check_images, run_graph_node
 from qpsnn_jax.model.nodes import BatchNorm
 from qpsnn_jax.model.nodes.base import Node
 from qpsnn_jax.model.variables import check_variables
@@ -55,7 +56,8 @@ def recalibrate(
     Args:
         graph, variables: the network.
         batches: normalized images ``b h w c``, or frames ``b t h w c``; held in memory with the spikes of a layer, in
-            a byte each, because one layer after another is run on all of them.
+            a byte each, because one layer after another is run on all of them. What is read across a batch-norm and
+            is no spikes, such as a sum that residual branches are added to, is held too.
         mesh: of devices that each take an equal part of every batch.
         precision: of :class:`SpikingNetwork`.
 
@@ -64,7 +66,8 @@ def recalibrate(
         arrays are unchanged.
 
     Raises:
-        ValueError: there is no batch, or the images or the variables are not those of the graph.
+        ValueError: there is no batch, the images or the variables are not those of the graph, ``precision`` is unknown,
+            or an array is traced.
 
     References:
         Li et al., EagleEye (ECCV 2020): adaptive batch normalization of pruned networks.
@@ -72,6 +75,9 @@ def recalibrate(
     images = [jnp.asarray(batch) if mesh is None else device_put(batch, batch_sharding(mesh)) for batch in batches]
     if not images:
         raise ValueError("recalibrate needs at least one batch of images.")
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, images))):
+        raise ValueError("recalibrate reads the moments as numbers, so call it outside of jax.jit.")
+    check_precision(precision)
     check_variables(graph, variables)
     for batch in images:
         check_images(graph, batch)
@@ -147,7 +153,7 @@ def _run_level(
         if depths[node.name] <= level:
             leaves = {name: leaf for of in variables.values() for name, leaf in of.get(node.name, {}).items()}
             arrays = [values[name] for name in node.inputs] or [images]
-            values[node.name] = run_node(graph, node, leaves, arrays, precision).output
+            values[node.name] = run_graph_node(graph, node, leaves, arrays, precision).output
     moments = {norm.name: _mean_and_var(computed(values[norm.input])) for norm in _levels(graph)[level]}
     names = {name for node in later for name in node.inputs} - {node.name for node in later}
     kept = {

@@ -91,7 +91,8 @@ def init_state(
     """
     check_key(key)
     key = jnp.copy(key if is_key(key) else jax.random.wrap_key_data(key))
-    averages = {name: variables[name] for name in ("params", "batch_stats")} if ema else None
+    averaged = ("params", "batch_stats")  # a network without batch-norm may have none
+    averages = {name: variables[name] for name in averaged if name in variables} if ema else None
     opt_state, averages = _unshared((tx.init(variables["params"]), averages), variables)
     price = jnp.zeros((), jnp.float32) if priced else None
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, averages, key, price)

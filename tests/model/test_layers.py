@@ -132,6 +132,13 @@ def test_mistakes(layer, shape, message):
         layer.init(jax.random.key(0), np.ones(shape, np.float32))
 
 
+@pytest.mark.parametrize(("granularity", "shape"), [("layer", (1,)), ("channel", (4,))])
+def test_learned_leaks_are_those_of_the_layer_or_of_each_channel(granularity, shape):
+    layer = qp.LIFLayer(tau="learned", threshold="learned", granularity=granularity)
+    variables = layer.init(jax.random.key(0), jnp.ones((1, 2, 4)))
+    assert jax.tree.map(jnp.shape, variables["params"]) == {"tau_logit": shape, "log_threshold": shape}
+
+
 @pytest.mark.parametrize("layer", [qp.QuantConv(3, spiking=True), qp.QuantDense(3), qp.LIFLayer()])
 @pytest.mark.parametrize("dtype", [bool, np.int8])
 def test_spikes_of_other_dtypes(layer, dtype):

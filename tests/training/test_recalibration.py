@@ -8,7 +8,7 @@ from conftest import programs_compiled
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax import Graph, Quantizer, SpikingNetwork, channel_groups, prune, recalibrate
-from qpsnn_jax.model.network import run_node
+from qpsnn_jax.model.network import run_graph_node
 from qpsnn_jax.model.nodes import BatchNorm, Dense, Flatten, Input
 from qpsnn_jax.training.recalibration import _levels
 
@@ -82,6 +82,10 @@ def test_arrays_and_images_of_another_network_are_refused(pruned, batches):
         recalibrate(graph, {**variables, "params": {}}, batches)
     with pytest.raises(ValueError, match="images must have the shape"):
         recalibrate(graph, variables, [batches[0][:, :1]])
+    with pytest.raises(ValueError, match="precision must be"):
+        recalibrate(graph, variables, batches, precision="fats")
+    with pytest.raises(ValueError, match="call it outside of jax.jit"):
+        jax.jit(lambda v: recalibrate(graph, v, batches))(variables)
 
 
 def test_no_layer_is_run_more_than_twice(pruned, batches, monkeypatch):
@@ -91,9 +95,9 @@ def test_no_layer_is_run_more_than_twice(pruned, batches, monkeypatch):
 
     def run_node_and_count(graph, node, *others, **options):
         runs.append(node.name)
-        return run_node(graph, node, *others, **options)
+        return run_graph_node(graph, node, *others, **options)
 
-    monkeypatch.setattr("qpsnn_jax.training.recalibration.run_node", run_node_and_count)
+    monkeypatch.setattr("qpsnn_jax.training.recalibration.run_graph_node", run_node_and_count)
     jax.clear_caches()
     recalibrate(graph, variables, batches[:1])
     assert max(runs.count(name) for name in graph.neurons) == 1  # what is behind the last batch-norm is not run

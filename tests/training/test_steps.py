@@ -102,6 +102,12 @@ def test_the_average_moves_by_its_decay(variables, images):
     close(evaluation_variables(state), {**expected, "scales": variables["scales"]})
 
 
+def test_a_state_with_averages_of_a_network_without_batch_norm():
+    graph = Graph((Input("image", (4, 4, 1)), Flatten("flat", "image"), Dense("fc", "flat", 3)), 2)
+    variables = SpikingNetwork(graph).init(KEY, images_of(graph, 2))
+    assert jax.tree.map(jnp.shape, init_state(variables, TX, KEY, ema=True).ema) == jax.tree.map(jnp.shape, variables)
+
+
 def test_without_an_average_the_variables_themselves_are_evaluated(variables):
     state = init_state(variables, TX, KEY)
     assert evaluation_variables(state) == state.variables
