@@ -16,11 +16,13 @@ from pages import blocks
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax.data import Arrays, DataSet, load
+from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.nir.builder import DT
 from qpsnn_jax.export.nir.file import read_nir, write_nir
 from qpsnn_jax.export.nir.reader import READINGS, import_nir
 from qpsnn_jax.export.nir.writer import nir_graph, translate
 from qpsnn_jax.export.pretrained import names, pretrained
+from qpsnn_jax.export.unfolding import unfold
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import (
@@ -34,6 +36,7 @@ from qpsnn_jax.model.nodes import (
     Flatten,
     Input,
     MaxPool,
+    Quantizer,
     Result,
     Shortcut,
     Unary,
@@ -252,6 +255,7 @@ INVALID = {
         "node 'add': adds 'lif1' to itself",
     ),
     "no readout": (_graph(*STEM), "node 'lif1': the last node must be a dense readout, or"),
+    "maps as the output": (_graph(*STEM, READOUT[0]), "node 'flatten': .* or neurons of one position"),
     "name of a folder": (
         _graph(Conv("stem/conv", "image", 2), LIF("lif1", "stem/conv"), *READOUT),
         "node 'stem/conv': NIR files take no /",
@@ -592,12 +596,27 @@ def test_spikes_out_by_nirs_equations(make, tmp_path):
     np.testing.assert_array_equal(outputs, currents)
     assert counts == spikes
     assert all(n > 0 for n in counts.values())
-    if make is _spikes_out:
-        return
     write_nir(tmp_path / "again.nir", nir_graph(graph, variables))
     again, restored = import_nir(read_nir(tmp_path / "again.nir"))
     assert ours(again, restored, images)[1] == spikes
     assert run_nir(read_nir(tmp_path / "again.nir"), images)[1] == spikes
+
+
+def test_unfolded_networks_that_end_in_spikes_are_exported_again(tmp_path):
+    """Integers end in neurons of one position, which are flattened behind them."""
+    dense = (Flatten("flatten", "lif1"), Dense("fc", "flatten", 3, Quantizer(2)))
+    graph = _graph(*STEM, *dense, LIF("lif2", "fc", threshold=0.3))
+    graph, variables = unfold(fold(graph, random_variables(graph), *moments(graph)), moments(graph)[1])
+    assert isinstance(graph.output, Flatten)
+    images = images_of(graph, 8)
+    currents, spikes = ours(graph, variables, images)
+    assert all(n > 0 for n in spikes.values())
+    for file in ("once.nir", "twice.nir"):
+        write_nir(tmp_path / file, nir_graph(graph, variables))
+        graph, variables = import_nir(read_nir(tmp_path / file))
+        again, counts = ours(graph, variables, images)
+        np.testing.assert_array_equal(again, currents)
+        assert counts == spikes
 
 
 PUBLIC = {"scnn_mnist": (5, 1.0), "lif_norse": (60, 1e-4), "two_lif_neurons": (40, 1e-3)}
