@@ -21,7 +21,15 @@ from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.config import Config
 from qpsnn_jax.runs.data_record import check_data
-from qpsnn_jax.runs.directory import load_network, read_class_names, read_config, read_stage, run_of, stage_of
+from qpsnn_jax.runs.directory import (
+    load_network,
+    parse_config,
+    read_class_names,
+    read_config,
+    read_stage,
+    run_of,
+    stage_of,
+)
 from qpsnn_jax.runs.loading import check_fits, load_test_data
 from qpsnn_jax.runs.records import versions
 from qpsnn_jax.runs.statistics import Statistics, as_trained, trained_statistics
@@ -98,7 +106,6 @@ def read_run(
     run, kept = run_of(path), trained_statistics(path)
     if run is not None and data is not None:
         raise ValueError(f"{path} belongs to a run, which has a data set; leave out --data.")
-    config = None if run is None else read_config(run, data_dir)
     if kept is None or compared or data is not None or data_dir is not None:
         if run is None and data is None:
             without = "test images are" if kept else "mean and std of its pixels are"
@@ -106,6 +113,7 @@ def read_run(
                 f"{path} does not belong to a run, so the {without} unknown; name the data set that it was trained on "
                 "with --data."
             )
+        config = None if run is None else read_config(run, data_dir)
         loaded = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
         check_fits(path, graph, loaded)
         if run is not None:
@@ -113,6 +121,8 @@ def read_run(
         loaded = as_trained(loaded, kept)
         used, names = Statistics(tuple(loaded.mean), tuple(loaded.std)), loaded.class_names
     else:
+        # The data of the run need not be there.
+        config = None if run is None else parse_config(run)
         loaded, used, names = None, kept, read_class_names(path)
     notes = {"versions": versions(), "std": list(used.std)} | ({"class_names": list(names)} if names else {})
     if run is not None and config is not None:

@@ -34,7 +34,7 @@ from qpsnn_jax.runs.directory import load_network, read_config, read_stage
 from qpsnn_jax.runs.evaluation import sensitivity_batches
 from qpsnn_jax.runs.exported import Exported, read_run
 from qpsnn_jax.runs.loading import load_data
-from qpsnn_jax.runs.records import write_result
+from qpsnn_jax.runs.records import read_checked, write_checked, write_result
 from qpsnn_jax.runs.report import write_report
 
 
@@ -353,3 +353,23 @@ def test_an_export_names_the_accuracy_of_its_own_network(small_run, tmp_path):
     ):
         notes = read_run(run / path, test_examples=10).notes
         assert (notes["stage"], notes["accuracy"]) == (stage, accuracy)
+
+
+@pytest.mark.parametrize("name", ["folder", "fashion_mnist"])
+def test_a_run_is_exported_and_evaluated_on_other_data_without_its_own(name, small_run, tmp_path, capsys):
+    """Mean and std of the pixels lie in the run; the shape of the images is that of the network."""
+    run = shutil.copytree(small_run, tmp_path / "run")
+    document = read_checked(run / "config.json")
+    document["config"]["data"] |= {"name": name, "data_dir": str(tmp_path / "gone")}
+    write_checked(run / "config.json", document)
+    assert main(["export", str(run), "--format", "packed", "--out", str(tmp_path / "a.qpsnn")]) == 0
+    assert load_packed(tmp_path / "a.qpsnn").notes["stage"] == "finetuned"
+    capsys.readouterr()
+    on_digits = ["--data", "digits", "--test-examples", "100"]
+    rows = []
+    for words in ([str(small_run)], [str(run), *on_digits], [str(run), *on_digits, "--data-dir", str(tmp_path)]):
+        assert main(["evaluate", *words]) == 0
+        rows.append(capsys.readouterr().out.splitlines()[2].split("|")[2:-2])  # but the name and the seconds
+    assert rows[0] == rows[1] == rows[2]
+    assert main(["verify", str(run), "--format", "packed"]) == 2
+    assert "gone" in capsys.readouterr().err

@@ -38,9 +38,9 @@ def evaluate(
     path: Path, data: str | None, data_dir: str | None, test_examples: int | None, early_exit: float | None
 ) -> None:
     """Measure accuracy and cost of a run, one of its stages, an imported network, or a pretrained one by name."""
-    from qpsnn_jax.runs.config import build_graph
+    from qpsnn_jax.runs.config import unpruned_graph
     from qpsnn_jax.runs.data_record import check_data
-    from qpsnn_jax.runs.directory import load_network, read_config, run_of
+    from qpsnn_jax.runs.directory import load_network, parse_config, run_of
     from qpsnn_jax.runs.evaluation import ExitEvaluation, evaluate, evaluate_early_exit
     from qpsnn_jax.runs.loading import check_fits, load_test_data
     from qpsnn_jax.runs.records import measure
@@ -49,7 +49,7 @@ def evaluate(
 
     graph, variables = load_network(path)
     run = run_of(path)
-    config = read_config(run, data_dir, data) if run else None
+    config = parse_config(run) if run else None  # whose own data need not be there
     if data is None and config is None:
         raise ValueError(f"{path} does not belong to a run; name a data set with --data.")
     found = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
@@ -62,7 +62,7 @@ def evaluate(
     precision = config.run.precision if config else "auto"
     result = evaluate(graph, variables, found.test, found, precision=precision)
     seconds = time.monotonic() - started
-    whole = build_graph(config) if config else graph
+    whole = unpruned_graph(config, graph) if config else graph
     click.echo(table([measure(path.resolve().name, (graph, variables), whole, result, None, seconds)]))
     if early_exit is not None:
         all_steps = ExitEvaluation(result.accuracy, (0.0,) * (graph.timesteps - 1) + (1.0,))
