@@ -22,6 +22,7 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.config import Config
 from qpsnn_jax.runs.data_record import check_data
 from qpsnn_jax.runs.directory import (
+    STAGES,
     load_network,
     parse_config,
     read_class_names,
@@ -33,6 +34,7 @@ from qpsnn_jax.runs.directory import (
 from qpsnn_jax.runs.loading import check_fits, load_test_data
 from qpsnn_jax.runs.records import versions
 from qpsnn_jax.runs.statistics import Statistics, as_trained, trained_statistics
+from qpsnn_jax.runtime.naming import without_folder
 from qpsnn_jax.runtime.settings import as_dict
 from qpsnn_jax.training.state import Variables
 
@@ -131,6 +133,28 @@ def read_run(
     return Exported(graph, variables, used.mean, used.std, notes, stem_bits, readout_bits, precision, loaded)
 
 
+def shared_settings(config: Config) -> dict[str, Any]:
+    """A config as plain values for other people: without paths of this machine, which are private.
+
+    Of a file of one's own its name is left, and of a teacher outside of the run the name of its directory.
+    """
+    plain = {
+        part: {name: without_folder(value) if isinstance(value, str) else value for name, value in fields.items()}
+        for part, fields in as_dict(config).items()
+    }
+    plain["data"].pop("data_dir")
+    for part in ("train", "finetune"):
+        if plain[part]["distill"] is not None:
+            plain[part]["distill"] = _without_parents(plain[part]["distill"])
+    return plain
+
+
+def _without_parents(teacher: str) -> str:
+    """The last component of a path; of a stage of another run the last two, because one would be a stage of this."""
+    *parents, name = Path(teacher).parts or (teacher,)
+    return "/".join([*parents[-1:], name] if name in STAGES else [name])
+
+
 def write_run(
     exported: Exported,
     path: Path,
@@ -182,9 +206,7 @@ def _placed(path: Path) -> Path:
 
 
 def _origin(path: Path, run: Path, config: Config) -> dict[str, Any]:
-    notes = {"config": as_dict(config)}
-    # The export goes to other people; the path of the data on this machine is private.
-    notes["config"]["data"].pop("data_dir")
+    notes: dict[str, Any] = {"config": shared_settings(config)}
     place = stage_of(path)
     stage = place and read_stage(place.parent, place.name)
     if place is not None and stage is not None:
