@@ -43,6 +43,7 @@ from qpsnn_jax.model.nodes import (
 )
 from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.runs import evaluation
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.directory import load_network
 from qpsnn_jax.runs.exported import read_run, write_run
@@ -862,6 +863,26 @@ def test_imported_networks_keep_the_statistics_of_their_pixels(tmp_path, capsys)
     assert "so the test images are unknown; name the data set" in capsys.readouterr().err
 
 
+def test_statistics_that_are_given_win_over_those_of_the_file(tmp_path, capsys, monkeypatch):
+    layers = (Conv("conv1", "image", 2), LIF("lif1", "conv1"), Flatten("flatten", "lif1"), Dense("fc", "flatten", 10))
+    graph = Graph((Input("image", (8, 8, 1)), *layers), 2)
+    document = nir_graph(graph, random_variables(graph), (0.25,), (0.75,))
+    write_nir(tmp_path / "a.nir", document)
+    out = tmp_path / "back"
+    command = ["import-nir", str(tmp_path / "a.nir"), "--out", str(out), "--mean", "0.5", "--std"]
+    assert main([*command, "0.1,0.1"]) == 2
+    assert "--std must be one number, or 1 for the input channels, got 2." in capsys.readouterr().err
+    assert main([*command, "0.125"]) == 0
+    assert capsys.readouterr().err == ""
+    assert read_run(out).mean == (0.5,)
+    assert read_run(out, data="digits", compared=True).test_data.std == (0.125,)
+    seen = []
+    real = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given, **options: seen.append(given) or real(*given, **options))
+    assert main(["evaluate", str(out), "--data", "digits", "--test-examples", "10"]) == 0
+    assert [(given[3].mean, given[3].std) for given in seen] == [((0.5,), (0.125,))]
+
+
 def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):
     """Neurons with r = 1 add all of their input once a step in some programs, and 10⁻⁴ of it in others."""
     document = _foreign(nir.IF(r=np.ones(6), v_threshold=np.ones(6)))
@@ -879,7 +900,9 @@ def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
     assert capsys.readouterr().err.startswith("qpsnn: warning: node 'cells': with r = 1")
     assert main([*command, "--dt", "1", "--out", str(tmp_path / "b")]) == 0
-    assert capsys.readouterr().err == ""
+    said = capsys.readouterr().err
+    assert said.startswith("qpsnn: images will be normalized by the mean and std of the data set that they are")
+    assert said.count("\n") == 1
     assert load_network(tmp_path / "b")[0].input.frames
 
 

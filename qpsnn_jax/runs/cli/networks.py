@@ -11,6 +11,7 @@ import click
 from qpsnn_jax.runs.cli.flags import ConfigCommand, chosen
 from qpsnn_jax.runs.cli.importing import importing
 from qpsnn_jax.runs.cli.margins import MARGIN
+from qpsnn_jax.runs.cli.pixels import check_both, normalizing, say_if_unknown, statistics_given
 from qpsnn_jax.runs.cli.places import NETWORK
 
 if TYPE_CHECKING:
@@ -106,14 +107,19 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
 @click.option("--bits", type=int, required=True, help="bits of the quantized weights")
 @click.option("--timesteps", type=int, required=True, help="time steps T")
 @click.option("--input-size", type=int, default=32, show_default=True, help="height and width of a ResNet20's images")
+@normalizing
 @_NEW
-def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
+def import_torch(file: Path, out: Path, bits: int, mean: Any, std: Any, **options: Any) -> None:
     """Convert a checkpoint of the authors' PyTorch code, or a .safetensors or .npz file of its state dict."""
     _check_new(out)
+    check_both(mean, std)
     from qpsnn_jax.export.torch_file import read_state_dict
     from qpsnn_jax.export.torch_import import import_torch
 
-    _save(out, *import_torch(read_state_dict(file), bits=bits, **options), {"source": file.name}, f"{bits} bits")
+    graph, variables = import_torch(read_state_dict(file), bits=bits, **options)
+    notes = {"source": file.name, **statistics_given(graph.input.shape[2], mean, std)}
+    _save(out, graph, variables, notes, f"{bits} bits")
+    say_if_unknown(notes)
 
 
 @click.command("import-nir")
@@ -125,10 +131,12 @@ def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
     default=None,
     help="an input of its own at every step, or one for all (default: that of the file, or one)",
 )
+@normalizing
 @_NEW
-def import_nir(file: Path, out: Path, **options: Any) -> None:
+def import_nir(file: Path, out: Path, mean: Any, std: Any, **options: Any) -> None:
     """Convert a NIR graph, with its weights in full precision."""
     _check_new(out)
+    check_both(mean, std)
     from qpsnn_jax.export.nir.file import read_nir
     from qpsnn_jax.export.nir.reader import import_nir, pixel_statistics
 
@@ -136,9 +144,12 @@ def import_nir(file: Path, out: Path, **options: Any) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         graph, variables = import_nir(document, **options)
-    _save(out, graph, variables, {"source": file.name, **pixel_statistics(document)}, "full precision")
+    known = statistics_given(graph.input.shape[2], mean, std) or pixel_statistics(document)
+    notes = {"source": file.name, **known}
+    _save(out, graph, variables, notes, "full precision")
     for warning in caught:
         print(f"qpsnn: warning: {warning.message}", file=sys.stderr)
+    say_if_unknown(notes)
 
 
 @click.command()
