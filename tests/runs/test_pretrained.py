@@ -157,6 +157,34 @@ def test_training_goes_on_from_a_pretrained_network(published, tmp_path, capsys)
     assert "--out is for a pretrained network" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_name_is_a_teacher(published, small_config, tmp_path, capsys):
+    words = ["run", str(small_config), "--out", str(tmp_path / "taught"), "--finetune.distill", "tiny"]
+    for changes, message in (
+        (["--run.seed", "1"], "finetune.distill: tiny has run.seed 0 and so was trained on test images of this run"),
+        (["--network.timesteps", "3"], "finetune.distill: the time steps of the teacher must be those of"),
+        (
+            ["--compare", "--train.distill", "tiny", "--train.distill_membranes", "lif2=1"],
+            "train.distill: membranes of 'lif2' have the shape",
+        ),
+    ):
+        assert main([*words, *changes]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "taught").exists()
+    assert main([*words, "--train.epochs", "1", "--finetune.epochs", "1"]) == 0
+    steps = [
+        json.loads(line) for line in (tmp_path / "taught" / "finetuned" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert all(step["distillation"] > 0 for step in steps)
+    assert not list((tmp_path / "cache").rglob("pretrained"))
+
+
+def test_a_name_of_other_data_is_no_teacher(small_config, tmp_path, capsys):
+    words = ["run", str(small_config), "--out", str(tmp_path / "taught"), "--finetune.distill", "nmnist-32kb"]
+    assert main(words) == 2
+    assert "finetune.distill: nmnist-32kb was trained on nmnist, and this run has digits" in capsys.readouterr().err
+
+
 def test_a_start_that_is_killed_leaves_no_half_run(published, tmp_path, capsys, monkeypatch):
     out = tmp_path / "more"
     with monkeypatch.context() as patched:
