@@ -53,7 +53,7 @@ def check_run(directory: Path, config: Config) -> bool:
         ValueError: the directory holds something else, or another run.
     """
     if (directory / "config.json").exists():
-        there = {field.name: field.value for field in settings(_under(parse_config(directory), config))}
+        there = {field.name: field.value for field in settings(with_circumstances(parse_config(directory), config))}
         for field in settings(config):
             if field.value != there[field.name]:
                 raise ValueError(
@@ -271,7 +271,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _under(config: Config, circumstances: Config) -> Config:
+def with_circumstances(config: Config, circumstances: Config) -> Config:
     """``config`` with the settings of ``circumstances`` that do not change what a run computes."""
     parts = {
         part: dataclasses.replace(

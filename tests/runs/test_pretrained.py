@@ -155,6 +155,33 @@ def test_training_goes_on_from_a_pretrained_network(published, tmp_path, capsys)
     assert last["quantized"] == last["pruned"] == pytest.approx(published.result["accuracy_last"], abs=0.02)
     assert main(["finetune", str(out), "--out", str(tmp_path / "again")]) == 2
     assert "--out is for a pretrained network" in capsys.readouterr().err
+    before = contents(out / "finetuned")
+    assert main(["finetune", "tiny", "--out", str(out), "--data-dir", str(tmp_path)]) == 0
+    assert contents(out / "finetuned") == before
+
+
+def test_training_goes_on_in_no_other_run(published, small_run, tmp_path, capsys):
+    """Neither in one of the same settings that trained its own network, nor in one of other settings."""
+    run, other = shutil.copytree(small_run, tmp_path / "run"), tmp_path / "other"
+    runs.start_from("tiny", other)
+    document = read_checked(other / "config.json")
+    document["config"]["finetune"]["epochs"] += 1
+    write_checked(other / "config.json", document)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").write_text("years of work")
+    before = contents(tmp_path)
+    for out, message in (
+        (run, "run holds another run; choose another --out."),
+        (other, "other holds another run; choose another --out."),
+        (tmp_path / "notes", "notes exists and is not the directory of a run; choose another --out."),
+    ):
+        assert main(["finetune", "tiny", "--out", str(out)]) == 2
+        assert f"{message}\n" in capsys.readouterr().err
+    shutil.rmtree(run / "pruned")
+    assert main(["finetune", "tiny", "--out", str(run)]) == 2
+    assert "run holds another run; choose another --out.\n" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run")
+    assert contents(tmp_path) == {name: data for name, data in before.items() if not name.startswith("run/")}
 
 
 @pytest.mark.usefixtures("no_pictures")
