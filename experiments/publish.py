@@ -28,10 +28,10 @@ from qpsnn_jax.export.unfolding import current_moments
 from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.directory import load_network, read_config, run_of
 from qpsnn_jax.runs.evaluation import evaluate
+from qpsnn_jax.runs.exported import shared_settings
 from qpsnn_jax.runs.loading import load_test_data
 from qpsnn_jax.runs.records import measure, versions
 from qpsnn_jax.runtime.files import write_together
-from qpsnn_jax.runtime.settings import as_dict
 
 _FIRST = 300  # test images that the test of a card classifies
 _SHARE = r"0?\.\d+|[01](\.0*)?"  # a number from 0 to 1
@@ -127,9 +127,7 @@ def _card(name: str, network: tuple[Graph, Any], folded: Folded, data: DataSet, 
 
 
 def _packed(folded: Folded, config: Config, data: DataSet) -> bytes:
-    plain = as_dict(config)
-    plain["data"].pop("data_dir")
-    notes = {"config": plain, "versions": versions(), "std": [float(value) for value in data.std]}
+    notes = {"config": shared_settings(config), "versions": versions(), "std": [float(value) for value in data.std]}
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "network.qpsnn"
         write_packed(path, folded, {**notes, "class_names": list(data.class_names)})

@@ -27,6 +27,7 @@ ONLY_IN = {
             "places",
             "joining",
             "margins",
+            "pixels",
             "training",
             "networks",
             "exports",

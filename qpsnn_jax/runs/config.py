@@ -71,6 +71,16 @@ def build_graph(config: Config, *, ratios: Mapping[str, float] | None = None) ->
     return build(config.network, input_shape=info.shape, classes=info.classes, frames=info.frames, ratios=ratios)
 
 
+def unpruned_graph(config: Config, pruned: "Graph") -> "Graph":
+    """The network of a config, for the images and classes of a network of its run; the data are not looked for.
+
+    Raises:
+        ValueError: as :func:`build_graph`.
+    """
+    image = pruned.input
+    return build(config.network, input_shape=image.shape, classes=pruned.classes, frames=image.frames)
+
+
 def check_config(config: Config) -> None:
     """Check that network, data, augmentation, schedules and budget fit each other, which no part can check alone.
 

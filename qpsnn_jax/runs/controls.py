@@ -17,6 +17,7 @@ from qpsnn_jax.runs.programs import distillation_by
 from qpsnn_jax.runs.records import StageResult, read_result, write_result
 from qpsnn_jax.runs.rounds import prune_in_rounds, run_stages
 from qpsnn_jax.runs.stages import Run, finetune, prepare_run, train, train_stage
+from qpsnn_jax.runs.teachers import read_teacher
 from qpsnn_jax.training.state import Variables, init_variables
 
 
@@ -55,7 +56,7 @@ def check_controls(config: Config, run: Run) -> None:
         )
     pruned = pruned_graph(run.graph, config.prune.ratios, multiple_of=config.prune.multiple_of)
     try:
-        distillation_by(training, load_network(Path(training.distill))[0]).check(pruned)
+        distillation_by(training, read_teacher(training.distill)[0]).check(pruned)
     except ValueError as error:
         said = str(error).rstrip(".")
         raise ValueError(

@@ -53,7 +53,7 @@ def check_run(directory: Path, config: Config) -> bool:
         ValueError: the directory holds something else, or another run.
     """
     if (directory / "config.json").exists():
-        there = {field.name: field.value for field in settings(_under(parse_config(directory), config))}
+        there = {field.name: field.value for field in settings(with_circumstances(parse_config(directory), config))}
         for field in settings(config):
             if field.value != there[field.name]:
                 raise ValueError(
@@ -93,19 +93,18 @@ def make_run(directory: Path, config: Config) -> None:
         check_run(directory, config)  # again, because it is process 0's config
 
 
-def read_config(directory: Path, data_dir: str | None = None, name: str | None = None) -> Config:
+def read_config(directory: Path, data_dir: str | None = None) -> Config:
     """The config of the run in ``directory``.
 
     Args:
         directory: of the run.
         data_dir: where its data lie now; as the config says when left out.
-        name: the data set that ``data_dir`` is of; that of the run when left out.
 
     Raises:
         ValueError: there is no run, its config is damaged, or its data cannot be described.
     """
     config = parse_config(directory)
-    if data_dir is not None and name in (None, config.data.name):
+    if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_dir=data_dir))
     try:
         check_config(config)
@@ -272,7 +271,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _under(config: Config, circumstances: Config) -> Config:
+def with_circumstances(config: Config, circumstances: Config) -> Config:
     """``config`` with the settings of ``circumstances`` that do not change what a run computes."""
     parts = {
         part: dataclasses.replace(

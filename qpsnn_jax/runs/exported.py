@@ -21,10 +21,20 @@ from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs.config import Config
 from qpsnn_jax.runs.data_record import check_data
-from qpsnn_jax.runs.directory import load_network, read_class_names, read_config, read_stage, run_of, stage_of
+from qpsnn_jax.runs.directory import (
+    STAGES,
+    load_network,
+    parse_config,
+    read_class_names,
+    read_config,
+    read_stage,
+    run_of,
+    stage_of,
+)
 from qpsnn_jax.runs.loading import check_fits, load_test_data
 from qpsnn_jax.runs.records import versions
 from qpsnn_jax.runs.statistics import Statistics, as_trained, trained_statistics
+from qpsnn_jax.runtime.naming import without_folder
 from qpsnn_jax.runtime.settings import as_dict
 from qpsnn_jax.training.state import Variables
 
@@ -98,7 +108,6 @@ def read_run(
     run, kept = run_of(path), trained_statistics(path)
     if run is not None and data is not None:
         raise ValueError(f"{path} belongs to a run, which has a data set; leave out --data.")
-    config = None if run is None else read_config(run, data_dir)
     if kept is None or compared or data is not None or data_dir is not None:
         if run is None and data is None:
             without = "test images are" if kept else "mean and std of its pixels are"
@@ -106,6 +115,7 @@ def read_run(
                 f"{path} does not belong to a run, so the {without} unknown; name the data set that it was trained on "
                 "with --data."
             )
+        config = None if run is None else read_config(run, data_dir)
         loaded = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
         check_fits(path, graph, loaded)
         if run is not None:
@@ -113,12 +123,36 @@ def read_run(
         loaded = as_trained(loaded, kept)
         used, names = Statistics(tuple(loaded.mean), tuple(loaded.std)), loaded.class_names
     else:
+        # The data of the run need not be there.
+        config = None if run is None else parse_config(run)
         loaded, used, names = None, kept, read_class_names(path)
     notes = {"versions": versions(), "std": list(used.std)} | ({"class_names": list(names)} if names else {})
     if run is not None and config is not None:
         notes |= _origin(path, run, config)
     precision = "auto" if config is None else config.run.precision
     return Exported(graph, variables, used.mean, used.std, notes, stem_bits, readout_bits, precision, loaded)
+
+
+def shared_settings(config: Config) -> dict[str, Any]:
+    """A config as plain values for other people: without paths of this machine, which are private.
+
+    Of a file of one's own its name is left, and of a teacher outside of the run the name of its directory.
+    """
+    plain = {
+        part: {name: without_folder(value) if isinstance(value, str) else value for name, value in fields.items()}
+        for part, fields in as_dict(config).items()
+    }
+    plain["data"].pop("data_dir")
+    for part in ("train", "finetune"):
+        if plain[part]["distill"] is not None:
+            plain[part]["distill"] = _without_parents(plain[part]["distill"])
+    return plain
+
+
+def _without_parents(teacher: str) -> str:
+    """The last component of a path; of a stage of another run the last two, because one would be a stage of this."""
+    *parents, name = Path(teacher).parts or (teacher,)
+    return "/".join([*parents[-1:], name] if name in STAGES else [name])
 
 
 def write_run(
@@ -172,9 +206,7 @@ def _placed(path: Path) -> Path:
 
 
 def _origin(path: Path, run: Path, config: Config) -> dict[str, Any]:
-    notes = {"config": as_dict(config)}
-    # The export goes to other people; the path of the data on this machine is private.
-    notes["config"]["data"].pop("data_dir")
+    notes: dict[str, Any] = {"config": shared_settings(config)}
     place = stage_of(path)
     stage = place and read_stage(place.parent, place.name)
     if place is not None and stage is not None:

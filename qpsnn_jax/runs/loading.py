@@ -87,14 +87,13 @@ def check_fits(path: Path, graph: Graph, data: DataSet) -> None:
             f"{path} takes images of shape {own} in {graph.classes} classes, and {data.name} has "
             f"{data.shape} in {data.classes}; choose another --data."
         )
-    if differing := differing_classes(path, data):
+    if differing := differing_classes(read_class_names(path), data):
         trained, found = differing
         raise ValueError(f"{path} was trained on the classes {trained}; {data.name} has {found}.")
 
 
-def differing_classes(path: Path, data: DataSet) -> tuple[str, str] | None:
+def differing_classes(names: tuple[str, ...], data: DataSet) -> tuple[str, str] | None:
     """The names of the classes of a network and of a data set, as text, where both have names that differ."""
-    names = read_class_names(path)
     if not names or not data.class_names or names == data.class_names:
         return None
     return ", ".join(names), ", ".join(data.class_names)

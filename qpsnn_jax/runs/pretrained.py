@@ -9,12 +9,14 @@ from pathlib import Path
 from qpsnn_jax.export import unfolding
 from qpsnn_jax.export.packed.file import load_packed
 from qpsnn_jax.export.pretrained import FOLDER, Card, cards, names, packed_path, pretrained
-from qpsnn_jax.runs.directory import save_network
+from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs.directory import load_network, parse_config, read_stage, save_network, with_circumstances
 from qpsnn_jax.runs.records import StageResult, write_checked, write_result
 from qpsnn_jax.runs.report import aligned
 from qpsnn_jax.runtime.files import user_cache
 from qpsnn_jax.runtime.lock import directory_lock
 from qpsnn_jax.runtime.processes import fail_together, on_process_zero
+from qpsnn_jax.runtime.settings import from_dict
 
 
 def find(path: Path) -> Path:
@@ -47,19 +49,23 @@ def find(path: Path) -> Path:
 
 
 def start_from(name: str, directory: Path) -> None:
-    """Write the directory of a new run whose pruned network is a pretrained one, unless a run is there already.
+    """Write the directory of a new run whose pruned network is a pretrained one, unless this run is there already.
 
     It is written beside, and renamed when it is whole, so that a program that is killed leaves nothing that is half a
     run. Several processes of one run call this together.
 
     Raises:
-        ValueError: there is no such network, or another program does the same at this moment.
+        ValueError: there is no such network, the directory holds something else, or another program does the same at
+            this moment.
         OSError: the directory cannot be written.
     """
-    directory = directory.absolute()
+    if not _occupied(directory):
+        _start(name, directory.absolute())
+    _check_begun(name, directory)
+
+
+def _start(name: str, directory: Path) -> None:
     unfinished = directory.with_name(f".{directory.name}.unfinished")
-    if _occupied(directory):
-        return
     with directory_lock(unfinished):
         made = unfinished / "run"
         if not _occupied(directory):
@@ -72,6 +78,21 @@ def start_from(name: str, directory: Path) -> None:
 @fail_together
 def _occupied(directory: Path) -> bool:
     return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+
+
+@fail_together
+def _check_begun(name: str, directory: Path) -> None:
+    """Check that the run in a directory is the one that began with this network.
+
+    A run with the same settings that trained its own network has another graph: that of this one was unfolded.
+    """
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{directory} exists and is not the directory of a run; choose another --out.")
+    config = from_dict(Config, load_packed(packed_path(name)).notes["config"])
+    same = with_circumstances(parse_config(directory), config) == config
+    begun = same and read_stage(directory, "pruned") is not None
+    if not begun or load_network(directory / "pruned")[0] != pretrained(name)[0]:
+        raise ValueError(f"{directory} holds another run; choose another --out.")
 
 
 def write_run(name: str, directory: Path, stages: Sequence[str]) -> None:

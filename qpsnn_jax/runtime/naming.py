@@ -74,6 +74,12 @@ def absolute(name: str) -> str:
     return f"{Path(place).resolve()}:{attribute}" if place.endswith(".py") else name
 
 
+def without_folder(name: str) -> str:
+    """``FILE.py:attribute`` with the name of the file alone; other names unchanged."""
+    place, _, attribute = name.rpartition(":")
+    return f"{Path(place).name}:{attribute}" if place.endswith(".py") else name
+
+
 def name_of(value: Callable[..., Any]) -> str:
     """The name by which :func:`find` finds a function or class, in this process and in later ones.
 

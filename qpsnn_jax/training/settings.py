@@ -41,7 +41,9 @@ class Training:
         0.001, "rise of that price in a step that takes twice the target", above=0, most=_LARGEST
     )
     distill: str | None = setting(
-        None, "teacher: a stage of the run such as quantized, or the directory of a run, a stage or a network"
+        None,
+        "teacher: a stage of the run such as quantized, the directory of a run, a stage or a network, or the name of a "
+        "pretrained one",
     )
     distill_weight: float = setting(0.5, "share of the loss that the teacher's outputs take", least=0, most=1)
     distill_temperature: float = setting(2.0, "softens the outputs of network and teacher", above=0, most=_LARGEST)

@@ -16,11 +16,13 @@ from pages import blocks
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax.data import Arrays, DataSet, load
+from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.nir.builder import DT
 from qpsnn_jax.export.nir.file import read_nir, write_nir
 from qpsnn_jax.export.nir.reader import READINGS, import_nir
 from qpsnn_jax.export.nir.writer import nir_graph, translate
 from qpsnn_jax.export.pretrained import names, pretrained
+from qpsnn_jax.export.unfolding import unfold
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import (
@@ -34,12 +36,14 @@ from qpsnn_jax.model.nodes import (
     Flatten,
     Input,
     MaxPool,
+    Quantizer,
     Result,
     Shortcut,
     Unary,
 )
 from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.numerics.normalization import normalize
+from qpsnn_jax.runs import evaluation
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.directory import load_network
 from qpsnn_jax.runs.exported import read_run, write_run
@@ -252,6 +256,7 @@ INVALID = {
         "node 'add': adds 'lif1' to itself",
     ),
     "no readout": (_graph(*STEM), "node 'lif1': the last node must be a dense readout, or"),
+    "maps as the output": (_graph(*STEM, READOUT[0]), "node 'flatten': .* or neurons of one position"),
     "name of a folder": (
         _graph(Conv("stem/conv", "image", 2), LIF("lif1", "stem/conv"), *READOUT),
         "node 'stem/conv': NIR files take no /",
@@ -592,12 +597,27 @@ def test_spikes_out_by_nirs_equations(make, tmp_path):
     np.testing.assert_array_equal(outputs, currents)
     assert counts == spikes
     assert all(n > 0 for n in counts.values())
-    if make is _spikes_out:
-        return
     write_nir(tmp_path / "again.nir", nir_graph(graph, variables))
     again, restored = import_nir(read_nir(tmp_path / "again.nir"))
     assert ours(again, restored, images)[1] == spikes
     assert run_nir(read_nir(tmp_path / "again.nir"), images)[1] == spikes
+
+
+def test_unfolded_networks_that_end_in_spikes_are_exported_again(tmp_path):
+    """Integers end in neurons of one position, which are flattened behind them."""
+    dense = (Flatten("flatten", "lif1"), Dense("fc", "flatten", 3, Quantizer(2)))
+    graph = _graph(*STEM, *dense, LIF("lif2", "fc", threshold=0.3))
+    graph, variables = unfold(fold(graph, random_variables(graph), *moments(graph)), moments(graph)[1])
+    assert isinstance(graph.output, Flatten)
+    images = images_of(graph, 8)
+    currents, spikes = ours(graph, variables, images)
+    assert all(n > 0 for n in spikes.values())
+    for file in ("once.nir", "twice.nir"):
+        write_nir(tmp_path / file, nir_graph(graph, variables))
+        graph, variables = import_nir(read_nir(tmp_path / file))
+        again, counts = ours(graph, variables, images)
+        np.testing.assert_array_equal(again, currents)
+        assert counts == spikes
 
 
 PUBLIC = {"scnn_mnist": (5, 1.0), "lif_norse": (60, 1e-4), "two_lif_neurons": (40, 1e-3)}
@@ -843,6 +863,26 @@ def test_imported_networks_keep_the_statistics_of_their_pixels(tmp_path, capsys)
     assert "so the test images are unknown; name the data set" in capsys.readouterr().err
 
 
+def test_statistics_that_are_given_win_over_those_of_the_file(tmp_path, capsys, monkeypatch):
+    layers = (Conv("conv1", "image", 2), LIF("lif1", "conv1"), Flatten("flatten", "lif1"), Dense("fc", "flatten", 10))
+    graph = Graph((Input("image", (8, 8, 1)), *layers), 2)
+    document = nir_graph(graph, random_variables(graph), (0.25,), (0.75,))
+    write_nir(tmp_path / "a.nir", document)
+    out = tmp_path / "back"
+    command = ["import-nir", str(tmp_path / "a.nir"), "--out", str(out), "--mean", "0.5", "--std"]
+    assert main([*command, "0.1,0.1"]) == 2
+    assert "--std must be one number, or 1 for the input channels, got 2." in capsys.readouterr().err
+    assert main([*command, "0.125"]) == 0
+    assert capsys.readouterr().err == ""
+    assert read_run(out).mean == (0.5,)
+    assert read_run(out, data="digits", compared=True).test_data.std == (0.125,)
+    seen = []
+    real = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given, **options: seen.append(given) or real(*given, **options))
+    assert main(["evaluate", str(out), "--data", "digits", "--test-examples", "10"]) == 0
+    assert [(given[3].mean, given[3].std) for given in seen] == [((0.5,), (0.125,))]
+
+
 def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):
     """Neurons with r = 1 add all of their input once a step in some programs, and 10⁻⁴ of it in others."""
     document = _foreign(nir.IF(r=np.ones(6), v_threshold=np.ones(6)))
@@ -860,7 +900,9 @@ def test_a_file_that_does_not_say_how_long_a_step_is(tmp_path, capsys):
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
     assert capsys.readouterr().err.startswith("qpsnn: warning: node 'cells': with r = 1")
     assert main([*command, "--dt", "1", "--out", str(tmp_path / "b")]) == 0
-    assert capsys.readouterr().err == ""
+    said = capsys.readouterr().err
+    assert said.startswith("qpsnn: images will be normalized by the mean and std of the data set that they are")
+    assert said.count("\n") == 1
     assert load_network(tmp_path / "b")[0].input.frames
 
 

@@ -19,8 +19,10 @@ from released import state_dict
 from small_networks import random_variables
 from small_runs import contents
 
+from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import LIF, Quantizer
 from qpsnn_jax.model.zoo import resnet20
+from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.runs import metrics
 from qpsnn_jax.runs.cli.main import main, qpsnn
 from qpsnn_jax.runs.config import Config
@@ -143,6 +145,19 @@ WRONG = {
         "empty.py",
     ),
     "import without bits": (["import-torch", "a.npz", "--timesteps", "2", "--out", "new"], "--bits"),
+    **{
+        f"{command} with {words}": ([command, "a.npz", *options, "--out", "new", *words.split()], message)
+        for command, options in (("import-torch", ["--bits", "2", "--timesteps", "2"]), ("import-nir", []))
+        for words, message in (
+            ("--mean 0.5", "--mean needs --std too"),
+            ("--std 0.5,0.5,0.5", "--std needs --mean too"),
+            ("--mean 125 --std 0.5", "--mean must be numbers from 0 to 1 separated by commas, for pixels from 0 to 1"),
+            ("--mean nan --std 0.5", "--mean must be numbers from 0 to 1 separated by commas"),
+            ("--mean 0.5 --std 0.5,0", "--std must be positive numbers separated by commas"),
+            ("--mean 0.5 --std inf", "--std must be positive numbers separated by commas"),
+            ("--mean 0.5, --std 0.5", "got '0.5,'."),
+        )
+    },
     "import over something": (
         ["import-torch", "a.npz", "--bits", "2", "--timesteps", "2", "--out", "foreign"],
         "foreign exists; choose another --out.",
@@ -260,7 +275,12 @@ def test_a_checkpoint_of_another_network_is_not_evaluated(small_run, tmp_path, c
     np.savez(tmp_path / "released.npz", allow_pickle=False, **state_dict(graph, variables))
     command = ["import-torch", str(tmp_path / "released.npz"), "--bits", "2", "--timesteps", "2"]
     assert main([*command, "--out", str(tmp_path / "imported")]) == 0
-    assert "10 classes, 2 bits" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "10 classes, 2 bits" in said.out
+    assert said.err == (
+        "qpsnn: images will be normalized by the mean and std of the data set that they are evaluated on; --mean and "
+        "--std state others.\n"
+    )
     imported, loaded = load_network(tmp_path / "imported")
     assert imported == graph
     for name, leaves in variables["params"].items():
@@ -272,6 +292,30 @@ def test_a_checkpoint_of_another_network_is_not_evaluated(small_run, tmp_path, c
     assert main([*command, "--out", str(tmp_path / "imported")]) == 2
     one_sentence(capsys.readouterr().err, "exists; choose another --out.")
     assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_is_normalized_by_the_statistics_that_are_given(tmp_path, capsys):
+    graph = resnet20(
+        width=1 / 16, lif=LIF("", "", fire=">"), bits=Quantizer(2, "mean", "channel", "scaled"), timesteps=2
+    )
+    variables = random_variables(graph)
+    np.savez(tmp_path / "released.npz", allow_pickle=False, **state_dict(graph, variables))
+    out, packed = str(tmp_path / "imported"), str(tmp_path / "a.qpsnn")
+    command = ["import-torch", str(tmp_path / "released.npz"), "--bits", "2", "--timesteps", "2", "--out", out]
+    given = ["--mean", "0.4914,0.4822,0.4465", "--std"]
+    assert main([*command, *given, "0.2,0.3"]) == 2
+    one_sentence(capsys.readouterr().err, "--std must be one number, or 3 for the input channels, got 2.")
+    assert main([*command, *given, "0.2023,0.1994,0.2010"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["export", out, "--format", "packed", "--out", packed]) == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    np.save(tmp_path / "image.npy", pixels)
+    capsys.readouterr()
+    assert main(["infer", packed, str(tmp_path / "image.npy")]) == 0
+    images = normalize(pixels[None], (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    graph, variables = load_network(out)
+    currents = SpikingNetwork(graph).apply(variables, images).currents.mean((0, 1))
+    assert f"class {currents.argmax()}, current {currents.max():.3f}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", qpsnn.commands)

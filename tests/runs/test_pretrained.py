@@ -156,6 +156,61 @@ def test_training_goes_on_from_a_pretrained_network(published, tmp_path, capsys)
     assert last["quantized"] == last["pruned"] == pytest.approx(published.result["accuracy_last"], abs=0.02)
     assert main(["finetune", str(out), "--out", str(tmp_path / "again")]) == 2
     assert "--out is for a pretrained network" in capsys.readouterr().err
+    before = contents(out / "finetuned")
+    assert main(["finetune", "tiny", "--out", str(out), "--data-dir", str(tmp_path)]) == 0
+    assert contents(out / "finetuned") == before
+
+
+def test_training_goes_on_in_no_other_run(published, small_run, tmp_path, capsys):
+    """Neither in one of the same settings that trained its own network, nor in one of other settings."""
+    run, other = shutil.copytree(small_run, tmp_path / "run"), tmp_path / "other"
+    runs.start_from("tiny", other)
+    document = read_checked(other / "config.json")
+    document["config"]["finetune"]["epochs"] += 1
+    write_checked(other / "config.json", document)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").write_text("years of work")
+    before = contents(tmp_path)
+    for out, message in (
+        (run, "run holds another run; choose another --out."),
+        (other, "other holds another run; choose another --out."),
+        (tmp_path / "notes", "notes exists and is not the directory of a run; choose another --out."),
+    ):
+        assert main(["finetune", "tiny", "--out", str(out)]) == 2
+        assert f"{message}\n" in capsys.readouterr().err
+    shutil.rmtree(run / "pruned")
+    assert main(["finetune", "tiny", "--out", str(run)]) == 2
+    assert "run holds another run; choose another --out.\n" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run")
+    assert contents(tmp_path) == {name: data for name, data in before.items() if not name.startswith("run/")}
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_name_is_a_teacher(published, small_config, tmp_path, capsys):
+    words = ["run", str(small_config), "--out", str(tmp_path / "taught"), "--finetune.distill", "tiny"]
+    for changes, message in (
+        (["--run.seed", "1"], "finetune.distill: tiny has run.seed 0 and so was trained on test images of this run"),
+        (["--network.timesteps", "3"], "finetune.distill: the time steps of the teacher must be those of"),
+        (
+            ["--compare", "--train.distill", "tiny", "--train.distill_membranes", "lif2=1"],
+            "train.distill: membranes of 'lif2' have the shape",
+        ),
+    ):
+        assert main([*words, *changes]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "taught").exists()
+    assert main([*words, "--train.epochs", "1", "--finetune.epochs", "1"]) == 0
+    steps = [
+        json.loads(line) for line in (tmp_path / "taught" / "finetuned" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert all(step["distillation"] > 0 for step in steps)
+    assert not list((tmp_path / "cache").rglob("pretrained"))
+
+
+def test_a_name_of_other_data_is_no_teacher(small_config, tmp_path, capsys):
+    words = ["run", str(small_config), "--out", str(tmp_path / "taught"), "--finetune.distill", "nmnist-32kb"]
+    assert main(words) == 2
+    assert "finetune.distill: nmnist-32kb was trained on nmnist, and this run has digits" in capsys.readouterr().err
 
 
 def test_a_start_that_is_killed_leaves_no_half_run(published, tmp_path, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from small_runs import checksums, contents, records
 
 from qpsnn_jax.model.costs import cost
 from qpsnn_jax.pruning import select
-from qpsnn_jax.runs import loading, programs, stages, teachers
+from qpsnn_jax.runs import programs, stages, teachers
 from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.config import build_graph, load_config
 from qpsnn_jax.runs.controls import read_controls
@@ -537,7 +537,7 @@ def test_a_teacher_that_knows_the_test_images_is_refused(small_config, small_run
     failed(capsys, [*words, other], "was trained on fashion_mnist, and this run has digits")
     data = load_data(config)
     named = dataclasses.replace(data, class_names=tuple("abcdefghij"))
-    monkeypatch.setattr(loading, "read_class_names", lambda _: tuple("0123456789"))
+    monkeypatch.setattr(teachers, "read_class_names", lambda _: tuple("0123456789"))
     taught = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, distill=str(small_run)))
     with pytest.raises(ValueError, match="this run has a, b, c, d, e, f, g, h, i, j; choose another teacher"):
         stages.prepare_run(taught, tmp_path / "none", named)

@@ -1,6 +1,7 @@
 """`qpsnn verify` compares both networks, `qpsnn infer` classifies files; invalid input is one sentence."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -30,11 +31,12 @@ from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning.bits import allocate_bits, bit_sensitivity
 from qpsnn_jax.runs import plots, verify, verify_c
 from qpsnn_jax.runs.cli.main import main
+from qpsnn_jax.runs.config import Config
 from qpsnn_jax.runs.directory import load_network, read_config, read_stage
 from qpsnn_jax.runs.evaluation import sensitivity_batches
 from qpsnn_jax.runs.exported import Exported, read_run
 from qpsnn_jax.runs.loading import load_data
-from qpsnn_jax.runs.records import write_result
+from qpsnn_jax.runs.records import read_checked, write_checked, write_result
 from qpsnn_jax.runs.report import write_report
 
 
@@ -353,3 +355,55 @@ def test_an_export_names_the_accuracy_of_its_own_network(small_run, tmp_path):
     ):
         notes = read_run(run / path, test_examples=10).notes
         assert (notes["stage"], notes["accuracy"]) == (stage, accuracy)
+
+
+@pytest.mark.parametrize("name", ["folder", "fashion_mnist"])
+def test_a_run_is_exported_and_evaluated_on_other_data_without_its_own(name, small_run, tmp_path, capsys):
+    """Mean and std of the pixels lie in the run; the shape of the images is that of the network."""
+    run = shutil.copytree(small_run, tmp_path / "run")
+    document = read_checked(run / "config.json")
+    document["config"]["data"] |= {"name": name, "data_dir": str(tmp_path / "gone")}
+    write_checked(run / "config.json", document)
+    assert main(["export", str(run), "--format", "packed", "--out", str(tmp_path / "a.qpsnn")]) == 0
+    assert load_packed(tmp_path / "a.qpsnn").notes["stage"] == "finetuned"
+    capsys.readouterr()
+    on_digits = ["--data", "digits", "--test-examples", "100"]
+    rows = []
+    for words in ([str(small_run)], [str(run), *on_digits], [str(run), *on_digits, "--data-dir", str(tmp_path)]):
+        assert main(["evaluate", *words]) == 0
+        rows.append(capsys.readouterr().out.splitlines()[2].split("|")[2:-2])  # but the name and the seconds
+    assert rows[0] == rows[1] == rows[2]
+    assert main(["verify", str(run), "--format", "packed"]) == 2
+    assert "gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("teacher", "shared"),
+    [
+        (None, None),
+        ("quantized", "quantized"),
+        ("digits-43kb", "digits-43kb"),
+        ("{}/base", "base"),
+        ("{}/base/quantized/", "base/quantized"),
+    ],
+)
+def test_a_packed_file_holds_no_path_of_this_machine(teacher, shared, small_run, tmp_path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    document = read_checked(run / "config.json")
+    named = 0
+    for part, values in document["config"].items():
+        for field in dataclasses.fields(getattr(Config(), part)):
+            if field.metadata["names"]:
+                values[field.name] = f"{tmp_path}/own.py:{field.name}"
+                named += 1
+    document["config"]["data"]["data_dir"] = str(tmp_path)
+    document["config"]["train"]["distill"] = document["config"]["finetune"]["distill"] = teacher and teacher.format(
+        tmp_path
+    )
+    write_checked(run / "config.json", document)
+    assert main(["export", str(run), "--format", "packed", "--out", str(tmp_path / "a.qpsnn")]) == 0
+    assert str(tmp_path).encode() not in (tmp_path / "a.qpsnn").read_bytes()
+    config = load_packed(tmp_path / "a.qpsnn").notes["config"]
+    assert config["network"]["name"] == "own.py:name"
+    assert json.dumps(config).count('"own.py:') == named > 4
+    assert config["train"]["distill"] == config["finetune"]["distill"] == shared

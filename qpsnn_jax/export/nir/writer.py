@@ -73,16 +73,18 @@ def nir_graph(
             does not express exactly, naming the node: a soft or delayed reset, a decay factor τ above 1, a threshold
             that is not positive, attention, a max-pool of other windows than 2×2 or of other values than spikes, a
             batch-norm that does not follow a layer of its own, a kernel that is not square, a value added to itself, an
-            output that is neither a dense layer nor neurons that read one. Nodes that the output does not need are left
-            out.
+            output that is neither a dense layer nor neurons of one position. Nodes that the output does not need are
+            left out.
 
     References:
         Pedersen et al., Neuromorphic intermediate representation, Nature Communications 15, 2024.
     """
     nir = nir_package()
     output = graph.output
-    if not (isinstance(output, Dense) or (output.fires and len(graph.values[output.name].shape) == 1)):
-        raise ValueError(f"node {output.name!r}: the last node must be a dense readout, or neurons that read one.")
+    last = graph.by_name[output.input] if isinstance(output, Flatten) else output
+    one_position = graph.values[last.name].shape in ((graph.classes,), (1, 1, graph.classes))
+    if not (isinstance(output, Dense) or (last.fires and one_position)):
+        raise ValueError(f"node {output.name!r}: the last node must be a dense readout, or neurons of one position.")
     notes = {"timesteps": graph.timesteps, "frames": graph.input.frames, "binary": graph.input.binary, "dt": DT}
     notes |= _statistics(graph, mean, std)
     build = Builder(nir, graph, weights_of(graph, variables))

@@ -11,6 +11,7 @@ import click
 from qpsnn_jax.runs.cli.flags import ConfigCommand, chosen
 from qpsnn_jax.runs.cli.importing import importing
 from qpsnn_jax.runs.cli.margins import MARGIN
+from qpsnn_jax.runs.cli.pixels import check_both, normalizing, say_if_unknown, statistics_given
 from qpsnn_jax.runs.cli.places import NETWORK
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def evaluate(
     path: Path, data: str | None, data_dir: str | None, test_examples: int | None, early_exit: float | None
 ) -> None:
     """Measure accuracy and cost of a run, one of its stages, an imported network, or a pretrained one by name."""
-    from qpsnn_jax.runs.config import build_graph
+    from qpsnn_jax.runs.config import unpruned_graph
     from qpsnn_jax.runs.data_record import check_data
-    from qpsnn_jax.runs.directory import load_network, read_config, run_of
+    from qpsnn_jax.runs.directory import load_network, parse_config, run_of
     from qpsnn_jax.runs.evaluation import ExitEvaluation, evaluate, evaluate_early_exit
     from qpsnn_jax.runs.loading import check_fits, load_test_data
     from qpsnn_jax.runs.records import measure
@@ -49,7 +50,7 @@ def evaluate(
 
     graph, variables = load_network(path)
     run = run_of(path)
-    config = read_config(run, data_dir, data) if run else None
+    config = parse_config(run) if run else None  # whose own data need not be there
     if data is None and config is None:
         raise ValueError(f"{path} does not belong to a run; name a data set with --data.")
     found = load_test_data(graph, config, name=data, data_dir=data_dir, test_examples=test_examples)
@@ -62,7 +63,7 @@ def evaluate(
     precision = config.run.precision if config else "auto"
     result = evaluate(graph, variables, found.test, found, precision=precision)
     seconds = time.monotonic() - started
-    whole = build_graph(config) if config else graph
+    whole = unpruned_graph(config, graph) if config else graph
     click.echo(table([measure(path.resolve().name, (graph, variables), whole, result, None, seconds)]))
     if early_exit is not None:
         all_steps = ExitEvaluation(result.accuracy, (0.0,) * (graph.timesteps - 1) + (1.0,))
@@ -106,14 +107,19 @@ def cost(config: str, changes: dict[str, str], *, pruned: bool) -> None:
 @click.option("--bits", type=int, required=True, help="bits of the quantized weights")
 @click.option("--timesteps", type=int, required=True, help="time steps T")
 @click.option("--input-size", type=int, default=32, show_default=True, help="height and width of a ResNet20's images")
+@normalizing
 @_NEW
-def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
+def import_torch(file: Path, out: Path, bits: int, mean: Any, std: Any, **options: Any) -> None:
     """Convert a checkpoint of the authors' PyTorch code, or a .safetensors or .npz file of its state dict."""
     _check_new(out)
+    check_both(mean, std)
     from qpsnn_jax.export.torch_file import read_state_dict
     from qpsnn_jax.export.torch_import import import_torch
 
-    _save(out, *import_torch(read_state_dict(file), bits=bits, **options), {"source": file.name}, f"{bits} bits")
+    graph, variables = import_torch(read_state_dict(file), bits=bits, **options)
+    notes = {"source": file.name, **statistics_given(graph.input.shape[2], mean, std)}
+    _save(out, graph, variables, notes, f"{bits} bits")
+    say_if_unknown(notes)
 
 
 @click.command("import-nir")
@@ -125,10 +131,12 @@ def import_torch(file: Path, out: Path, bits: int, **options: Any) -> None:
     default=None,
     help="an input of its own at every step, or one for all (default: that of the file, or one)",
 )
+@normalizing
 @_NEW
-def import_nir(file: Path, out: Path, **options: Any) -> None:
+def import_nir(file: Path, out: Path, mean: Any, std: Any, **options: Any) -> None:
     """Convert a NIR graph, with its weights in full precision."""
     _check_new(out)
+    check_both(mean, std)
     from qpsnn_jax.export.nir.file import read_nir
     from qpsnn_jax.export.nir.reader import import_nir, pixel_statistics
 
@@ -136,9 +144,12 @@ def import_nir(file: Path, out: Path, **options: Any) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         graph, variables = import_nir(document, **options)
-    _save(out, graph, variables, {"source": file.name, **pixel_statistics(document)}, "full precision")
+    known = statistics_given(graph.input.shape[2], mean, std) or pixel_statistics(document)
+    notes = {"source": file.name, **known}
+    _save(out, graph, variables, notes, "full precision")
     for warning in caught:
         print(f"qpsnn: warning: {warning.message}", file=sys.stderr)
+    say_if_unknown(notes)
 
 
 @click.command()
