@@ -13,6 +13,7 @@ from qpsnn_jax.runs.config import Config
 from qpsnn_jax.runs.directory import load_network, parse_config, read_stage, save_network, with_circumstances
 from qpsnn_jax.runs.records import StageResult, write_checked, write_result
 from qpsnn_jax.runs.report import aligned
+from qpsnn_jax.runs.statistics import packed_statistics
 from qpsnn_jax.runtime.files import user_cache
 from qpsnn_jax.runtime.lock import directory_lock
 from qpsnn_jax.runtime.processes import fail_together, on_process_zero
@@ -110,8 +111,7 @@ def write_run(name: str, directory: Path, stages: Sequence[str]) -> None:
     packed, card = load_packed(packed_path(name)), cards()[name]
     graph, variables = pretrained(name)
     on_process_zero(lambda: directory.mkdir(parents=True))
-    image = packed.folded.image
-    statistics = {"mean": [float(value) / 255 for value in image.mean], "std": packed.notes["std"]}
+    statistics = {name: list(values) for name, values in packed_statistics(packed)._asdict().items()}
     origin = {key: packed.notes[key] for key in ("config", "versions")}
     write_checked(directory / "config.json", origin)
     for stage in stages:

@@ -19,7 +19,7 @@ from qpsnn_jax.numerics.losses import cross_entropy, temporal_cross_entropy
 from qpsnn_jax.runs.settings import RunSettings
 from qpsnn_jax.runtime.compiling import low_memory_jit
 from qpsnn_jax.runtime.sharding import device_put, fsdp_shardings, replicated
-from qpsnn_jax.training.distillation import Distillation
+from qpsnn_jax.training.distillation import Distillation, Rescale
 from qpsnn_jax.training.dual import OperationsTarget
 from qpsnn_jax.training.optim import cosine_schedule, optimizer
 from qpsnn_jax.training.settings import Training
@@ -95,10 +95,11 @@ class FrozenMasks:
 
 
 class Teacher(NamedTuple):
-    """A network that another one is trained to follow."""
+    """A network that another one is trained to follow; ``rescale`` as in :class:`~qpsnn_jax.Distillation`."""
 
     graph: Graph
     variables: Variables
+    rescale: Rescale | None = None
 
 
 def make_advance(
@@ -126,7 +127,7 @@ def make_advance(
     def at(timesteps: int) -> Advance:
         changed, prepared = at_timesteps(graph, timesteps), prepare_at(prepare, graph, timesteps)
         # Its first steps, which are what it would do at this T: only its batch-norm looks at time, and is constant.
-        teaching = teacher and distillation_by(training, at_timesteps(teacher.graph, timesteps))
+        teaching = teacher and distillation_by(training, at_timesteps(teacher.graph, timesteps), teacher.rescale)
         # The target is for all steps of the network; fewer have that part of it.
         share, goal = timesteps / graph.timesteps, training.target
         target = None if goal is None else OperationsTarget(share * goal, training.sops_rate)
@@ -178,9 +179,10 @@ def _jitted_steps(
     return jit(made), jit(scan_steps(made))
 
 
-def distillation_by(training: Training, teacher: Graph) -> Distillation:
+def distillation_by(training: Training, teacher: Graph, rescale: Rescale | None = None) -> Distillation:
     """How a teacher takes part in the loss of a course of training."""
-    return Distillation(teacher, training.distill_weight, training.distill_temperature, training.distill_membranes)
+    weight, temperature = training.distill_weight, training.distill_temperature
+    return Distillation(teacher, weight, temperature, training.distill_membranes, rescale)
 
 
 def _jit(graph: Graph, examples: int) -> Callable[..., Any]:

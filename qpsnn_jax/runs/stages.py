@@ -197,7 +197,7 @@ def train_stage(
             prepare=run.prepare,
             run=settings,
             workers=run.workers,
-            teacher=load_teacher(run.directory, training, source),
+            teacher=load_teacher(run.directory, training, source, run.data),
             hooks=(metrics, shown, *run.hooks),
         )
     variables, result, seconds = done.variables, done.result, done.seconds

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qpsnn_jax.data.dataset import DataSet
-from qpsnn_jax.export.packed.file import load_packed
+from qpsnn_jax.export.packed.file import Packed, load_packed
 from qpsnn_jax.export.pretrained import names, packed_path, pretrained
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.pruning.settings import Pruning
@@ -13,18 +13,20 @@ from qpsnn_jax.runs.config import Config, describe_data, narrowed_graph
 from qpsnn_jax.runs.directory import STAGES, load_network, parse_config, read_class_names, run_of
 from qpsnn_jax.runs.loading import differing_classes
 from qpsnn_jax.runs.programs import Teacher, distillation_by
+from qpsnn_jax.runs.statistics import Statistics, packed_statistics, rescaling, trained_statistics
 from qpsnn_jax.runtime.settings import from_dict
 from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.state import Variables
 
 
-def load_teacher(directory: Path, training: Training, source: Path | None) -> Teacher | None:
-    """The network that ``training.distill`` names; None if it names none.
+def load_teacher(directory: Path, training: Training, source: Path | None, data: DataSet) -> Teacher | None:
+    """The network that ``training.distill`` names, with the normalization of its own images; None if it names none.
 
     Args:
         directory: of the run.
         training: whose teacher.
         source: the stage that holds the trained network where it is not in ``directory``.
+        data: of the run.
 
     Raises:
         ValueError: it is not complete, or damaged.
@@ -35,7 +37,9 @@ def load_teacher(directory: Path, training: Training, source: Path | None) -> Te
         return Teacher(*load_network(source))
     if training.distill in STAGES:
         return Teacher(*load_network(directory / training.distill))
-    return Teacher(*read_teacher(training.distill))
+    network, place = read_teacher(training.distill), training.distill
+    known = packed_statistics(_packed(place)) if _is_pretrained(place) else trained_statistics(Path(place))
+    return Teacher(*network, rescaling(Statistics(data.mean, data.std), known))
 
 
 def read_teacher(place: str) -> tuple[Graph, Variables]:
@@ -51,6 +55,10 @@ def read_teacher(place: str) -> tuple[Graph, Variables]:
 
 def _is_pretrained(place: str) -> bool:
     return place in names() and not Path(place).exists()
+
+
+def _packed(name: str) -> Packed:
+    return load_packed(packed_path(name))
 
 
 def check_teachers(config: Config, graph: Graph, data: DataSet) -> None:
@@ -99,7 +107,7 @@ class _Origin(NamedTuple):
 def _origin(teacher: str) -> _Origin | None:
     """None for a network that belongs to no run."""
     if _is_pretrained(teacher):
-        packed = load_packed(packed_path(teacher))
+        packed = _packed(teacher)
         return _Origin(teacher, from_dict(Config, packed.notes["config"]), packed.class_names)
     run = run_of(Path(teacher))
     return None if run is None else _Origin(str(run), parse_config(run), read_class_names(Path(teacher)))

@@ -14,6 +14,8 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Output, SpikingNetwork
 from qpsnn_jax.numerics.losses import distillation_loss
 
+Rescale = tuple[tuple[float, ...], tuple[float, ...]]
+
 
 class Distillation(NamedTuple):
     r"""The part of a teacher in the loss of :func:`qpsnn_jax.make_train_step`.
@@ -26,12 +28,15 @@ class Distillation(NamedTuple):
         weight: w, in [0, 1], of :func:`qpsnn_jax.distillation_loss`; 1 - w is left of the loss on labels.
         temperature: of :func:`qpsnn_jax.distillation_loss`.
         membranes: weights m by the names of neurons that both networks have, in the same shape.
+        rescale: factors and shifts, of each input channel, by which images normalized for the network are normalized
+            for the teacher: images · factor + shift; None where both have the same mean and std.
     """
 
     graph: Graph
     weight: float = 0.5
     temperature: float = 2.0
     membranes: Mapping[str, float] = {}
+    rescale: Rescale | None = None
 
     def check(self, student: Graph, *, widths: bool = True) -> None:
         """Check that the teacher fits a network.
@@ -69,6 +74,9 @@ class Distillation(NamedTuple):
     def targets(self, variables: Any, images: Array, precision: Precision) -> Output:
         """Currents and membranes of the teacher, in evaluation mode."""
         network = SpikingNetwork(self.graph, precision)
+        if self.rescale is not None:
+            factor, shift = (jnp.broadcast_to(jnp.asarray(x, images.dtype), images.shape) for x in self.rescale)
+            images = images * factor + shift
         output: Any = network.apply(variables, images, capture=dict.fromkeys(self.membranes, membranes_of))
         return output
 

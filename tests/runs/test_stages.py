@@ -484,6 +484,24 @@ def test_finetuning_follows_a_stage_as_its_teacher(copy):
     assert all(step["distillation"] > 0 for step in steps)
 
 
+def test_a_teacher_sees_images_normalized_as_its_own(small_config, small_run, tmp_path):
+    config = load_config(small_config)
+    data = load_data(config)
+    network, place = load_network(small_run), tmp_path / "imported"
+    training = dataclasses.replace(config.finetune, distill=str(place))
+    for statistics, rescaled in (
+        ({}, None),
+        ({"mean": list(data.mean), "std": list(data.std)}, None),
+        ({"mean": [0.5], "std": [0.2]}, ((data.std[0] / 0.2,), ((data.mean[0] - 0.5) / 0.2,))),
+    ):
+        save_network(place, *network, statistics)
+        taught = teachers.load_teacher(tmp_path, training, None, data)
+        assert taught.rescale == (rescaled and tuple(map(pytest.approx, rescaled)))
+        shutil.rmtree(place)
+    named = dataclasses.replace(training, distill="digits-43kb")
+    assert teachers.load_teacher(tmp_path, named, None, data).rescale is None
+
+
 def test_a_teacher_that_does_not_fit_is_told_before_training(small_config, small_run, tmp_path, capsys):
     out = ["--out", tmp_path / "none"]
     words = ["run", small_config, *out, "--finetune.distill"]

@@ -42,6 +42,15 @@ TAUGHT = random_variables(TEACHER, 1)
 LABELS = jnp.asarray([0, 2])
 
 
+def test_a_teacher_of_images_that_are_normalized_otherwise():
+    """The student's mean and std are 0.5 and 0.25, the teacher's 0.4 and 0.2; both see the same pixels."""
+    pixels = jax.random.uniform(jax.random.key(0), (2, 4, 4, 1))
+    rescaled = Distillation(TEACHER, rescale=((0.25 / 0.2,), ((0.5 - 0.4) / 0.2,)))
+    found = rescaled.targets(TAUGHT, (pixels - 0.5) / 0.25, "auto").currents
+    expected = Distillation(TEACHER).targets(TAUGHT, (pixels - 0.4) / 0.2, "auto").currents
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_the_loss_against_numpy():
     draw = np.random.default_rng(0)
     own, teacher = draw.normal(size=(2, 3, 4, 5)).astype(np.float32)
