@@ -20,25 +20,15 @@ _POSITIVE, _NUMBER = click.FloatRange(0, min_open=True), click.IntRange(1)
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="directory of the run; resumes what it holds"
 )
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="stop after the slice that ends then")
+@click.option("--minutes", type=_POSITIVE, help="stop after the slice that ends then")
 @click.option("--network", default="resnet20", show_default=True, help="name in the zoo, or MODULE:NAME")
 @click.option("--width", type=_POSITIVE, default=1.0, show_default=True, help="factor on all widths")
 @click.option("--timesteps", type=_NUMBER, default=2, show_default=True, help="T of the second half of each course")
-@click.option(
-    "--size",
-    type=click.FloatRange(0, min_open=True),
-    default=1.61,
-    show_default=True,
-    help="budget of the pruned network in MB (Eq. 16)",
-)
+@click.option("--size", type=_POSITIVE, default=1.61, show_default=True, help="budget after pruning in MB (Eq. 16)")
 @click.option("--epochs", default="40,15,25,15", show_default=True, metavar="N,N,N,N", help="of the four phases")
 @click.option("--batch-size", type=_NUMBER, default=512, show_default=True)
 @click.option(
-    "--held-out",
-    type=_NUMBER,
-    default=5000,
-    show_default=True,
-    help="training images that are not trained on",
+    "--held-out", type=_NUMBER, default=5000, show_default=True, help="training images that are not trained on"
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--data", default="cifar10", show_default=True, help="a data set in memory")

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.core import Tracer
+
+from qpsnn_jax.numerics.ranges import passes
 
 
 def cross_entropy(currents: Array, labels: Array, *, label_smoothing: float = 0.0) -> Array:
@@ -56,7 +57,7 @@ def temporal_cross_entropy(
     References:
         Deng et al., Temporal Efficient Training of Spiking Neural Network via Gradient Re-weighting, ICLR 2022.
     """
-    if not isinstance(weight, Tracer) and not 0 <= weight <= 1:
+    if not passes(weight, lambda x: 0 <= x <= 1):
         raise ValueError(f"weight must be between 0 and 1, got {weight}.")
     currents = _floating(currents)
     targets = jnp.expand_dims(_targets(labels, currents, label_smoothing), -2)
@@ -88,7 +89,7 @@ def distillation_loss(currents: Array, teacher: Array, *, temperature: float = 1
     """
     if currents.shape != teacher.shape:
         raise ValueError(f"teacher must have the shape of the currents, {currents.shape}, got {teacher.shape}.")
-    if not isinstance(temperature, Tracer) and not 0 < temperature < float("inf"):
+    if not passes(temperature, lambda x: 0 < x < float("inf")):
         raise ValueError(f"temperature must be positive, got {temperature}.")
     own, target = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (currents, teacher.astype(currents.dtype)))
     divergence = jnp.sum(jnp.exp(target) * (target - own), axis=-1)
@@ -109,7 +110,7 @@ def _targets(labels: Array, currents: Array, label_smoothing: float) -> Array:
             f"labels must be integers of shape … for currents … t classes, got {labels.dtype} of shape {labels.shape} "
             f"for currents of shape {currents.shape}."
         )
-    if not isinstance(label_smoothing, Tracer) and not 0 <= label_smoothing < 1:
+    if not passes(label_smoothing, lambda x: 0 <= x < 1):
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
     one_hot = jax.nn.one_hot(labels, currents.shape[-1], dtype=currents.dtype)
     return optax.smooth_labels(one_hot, label_smoothing)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Output, SpikingNetwork
 from qpsnn_jax.numerics.losses import distillation_loss
+from qpsnn_jax.numerics.ranges import passes
 
 Rescale = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -56,12 +56,12 @@ class Distillation(NamedTuple):
         ):
             if own != given:
                 raise ValueError(f"the {what} of the teacher must be those of the network, {own}, not {given}.")
-        if not (isinstance(self.weight, Tracer) or 0 <= self.weight <= 1):
+        if not passes(self.weight, lambda x: 0 <= x <= 1):
             raise ValueError(f"the weight of distillation must be from 0 to 1, got {self.weight}.")
-        if not (isinstance(self.temperature, Tracer) or 0 < self.temperature < math.inf):
+        if not passes(self.temperature, lambda x: 0 < x < math.inf):
             raise ValueError(f"the temperature of distillation must be positive, got {self.temperature}.")
         for name, weight in self.membranes.items():
-            if not (isinstance(weight, Tracer) or 0 <= weight < math.inf):
+            if not passes(weight, lambda x: 0 <= x < math.inf):
                 raise ValueError(f"the weight of the membranes of {name!r} must not be negative, got {weight}.")
         for name in self.membranes:
             for graph, whose in ((student, "network"), (teacher, "teacher")):

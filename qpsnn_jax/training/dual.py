@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jax.core import Tracer
 from jax.typing import ArrayLike
+
+from qpsnn_jax.numerics.ranges import passes
 
 
 class OperationsTarget(NamedTuple):
@@ -39,7 +40,7 @@ class OperationsTarget(NamedTuple):
             ValueError: one is not; the message names it.
         """
         for name, value in self._asdict().items():
-            if not isinstance(value, Tracer) and not 0 < value < math.inf:
+            if not passes(value, lambda x: 0 < x < math.inf):
                 raise ValueError(f"the {name} of a target must be positive, got {value}.")
 
     def excess(self, operations: Array) -> Array:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.core import Tracer
 
 from qpsnn_jax.numerics.learned import LEARNED
+from qpsnn_jax.numerics.ranges import passes
 
 Number = float | Array
 OptimizerName = Literal["sgd", "adam"]
@@ -87,7 +87,7 @@ def optimizer(
         raise ValueError("weight_decay must not be negative, and clip_norm and scale_lr positive.")
     if not callable(learning_rate) and not _not_negative(learning_rate):
         raise ValueError(f"learning_rate must be a number that is not negative, or a schedule, got {learning_rate}.")
-    if not isinstance(momentum, Tracer) and not 0 <= momentum < 1:
+    if not passes(momentum, lambda x: 0 <= x < 1):
         raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}.")
     if name == "sgd":
         update = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
@@ -105,11 +105,11 @@ def optimizer(
 
 def _positive(number: Number) -> bool:
     """Whether a number is finite and above 0, as one that is traced is taken to be."""
-    return isinstance(number, Tracer) or bool(0 < number < math.inf)
+    return passes(number, lambda x: 0 < x < math.inf)
 
 
 def _not_negative(number: Number) -> bool:
-    return isinstance(number, Tracer) or bool(0 <= number < math.inf)
+    return passes(number, lambda x: 0 <= x < math.inf)
 
 
 def _unstrict(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -156,10 +156,8 @@ def _run_level(
             values[node.name] = run_graph_node(graph, node, leaves, arrays, precision).output
     moments = {norm.name: _mean_and_var(computed(values[norm.input])) for norm in _levels(graph)[level]}
     names = {name for node in later for name in node.inputs} - {node.name for node in later}
-    kept = {
-        name: computed(values[name]).astype(jnp.int8) if graph.values[name].spiking else computed(values[name])
-        for name in names
-    }
+    outputs = {name: computed(values[name]) for name in names}
+    kept = {name: x.astype(jnp.int8) if graph.values[name].spiking else x for name, x in outputs.items()}
     if mesh is not None:
         moments = jax.lax.with_sharding_constraint(moments, replicated(mesh))
         kept = jax.lax.with_sharding_constraint(kept, batch_sharding(mesh))

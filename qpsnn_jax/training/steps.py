@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.core import Tracer
 
 from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Capture, Reducer, SpikingNetwork
 from qpsnn_jax.numerics.losses import cross_entropy
+from qpsnn_jax.numerics.ranges import passes
 from qpsnn_jax.training.distillation import Distillation, membranes_of
 from qpsnn_jax.training.dual import OperationsTarget, next_price
 from qpsnn_jax.training.state import TrainState
@@ -69,7 +69,7 @@ def make_train_step(
     Raises:
         ValueError: ``ema_decay``, the target or the distillation is out of range or does not fit the graph.
     """
-    if not isinstance(ema_decay, Tracer) and not 0 <= ema_decay < 1:
+    if not passes(ema_decay, lambda x: 0 <= x < 1):
         raise ValueError(f"ema_decay must be at least 0 and below 1, got {ema_decay}.")
     if target is not None:
         target.check()

@@ -50,6 +50,12 @@ def assert_exact(spec, density=0.5, images=5):
     np.testing.assert_array_equal(kernel_grad(x, cotangent, spec), by_kernel)
 
 
+def assert_same_alone(x, weights, spec):
+    together = np.asarray(skipping.sums(x, weights, spec))
+    alone = [np.asarray(skipping.sums(x[i : i + 1], weights, spec)) for i in range(len(x))]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
 @pytest.mark.parametrize(("shape", "kernel", "strides", "padding"), CASES)
 def test_sums_and_gradients(shape, kernel, strides, padding):
     geometry = Geometry(shape, kernel, strides, padding)
@@ -100,9 +106,7 @@ def test_images_have_the_same_sums_alone_and_together(levels):
     spec = ConvSpec(Geometry((12, 12), (3, 3), (1, 1), (1, 1)), 10, 32)
     x = rng.normal(size=(64, 12, 12, 10)).astype(np.float32)
     weights = rng.choice(levels, (3, 3, 10, 32)).astype(np.float32)
-    together = np.asarray(skipping.sums(x, weights, spec))
-    alone = [np.asarray(skipping.sums(x[i : i + 1], weights, spec)) for i in range(64)]
-    np.testing.assert_array_equal(together, np.concatenate(alone))
+    assert_same_alone(x, weights, spec)
 
 
 def test_sparse_images_have_the_same_sums_alone_and_together():
@@ -111,9 +115,7 @@ def test_sparse_images_have_the_same_sums_alone_and_together():
     spec = ConvSpec(Geometry((16, 16), (3, 3), (2, 2), (1, 1)), 32, 16)
     x = (rng.random((16, 16, 16, 32)) < np.repeat((0.08, 0.9), 8)[:, None, None]).astype(np.float32)
     weights = rng.normal(size=(3, 3, 32, 16)).astype(np.float32)
-    together = np.asarray(skipping.sums(x, weights, spec))
-    alone = [np.asarray(skipping.sums(x[i : i + 1], weights, spec)) for i in range(16)]
-    np.testing.assert_array_equal(together, np.concatenate(alone))
+    assert_same_alone(x, weights, spec)
 
 
 def test_a_weight_of_zero_adds_nothing():
