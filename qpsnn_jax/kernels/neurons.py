@@ -94,8 +94,11 @@ def _lif(given: _Given, cell: _Cell) -> LIFTrace:
 
 def _trace(given: _Given, cell: _Cell, in_place: int | None) -> LIFTrace:
     # Of the two calls, one whose result nobody uses is removed from the program.
-    call = partial(native_call, in_place=in_place, **cell._asdict())
-    return LIFTrace(call("lif_spikes", _spikes, *given.operands), call("lif_membranes", _membranes, *given.operands))
+    call = partial(native_call, results=(given.currents.x.shape,), in_place=in_place, **cell._asdict())
+    (spikes,), (membranes,) = (
+        call(name, plain, *given.operands) for name, plain in (("lif_spikes", _spikes), ("lif_membranes", _membranes))
+    )
+    return LIFTrace(spikes, membranes)
 
 
 def _forward(given: Any, cell: _Cell) -> tuple[LIFTrace, _Given]:
@@ -110,7 +113,8 @@ def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]
     (x, factor, _, residual), initial = given
     operands = jnp.zeros_like(x) if spikes is None else spikes, *given.operands
     if of_membranes is None:
-        by_currents, by_factor, by_offset = native_call("lif_grad", _grad, *operands, **cell._asdict())
+        shapes = x.shape, x.shape[-1:], x.shape[-1:]
+        by_currents, by_factor, by_offset = native_call("lif_grad", _grad, *operands, results=shapes, **cell._asdict())
     else:
         by_currents, by_factor, by_offset = _grad(*operands, of_membranes=of_membranes, **cell._asdict())
     by_x = by_currents * factor.reshape((1,) * (x.ndim - 1) + (-1,))

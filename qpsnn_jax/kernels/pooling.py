@@ -47,7 +47,8 @@ def _backward(window: Pair, spikes: bool, saved: Array | Saved, cotangent: Array
     saved, cotangent = when_needed(saved, cotangent)
     x = restored(saved)
     maps, given = (each.reshape(-1, *each.shape[-3:]) for each in (x, cotangent))
-    return (native_call("max_pool_grad", _grad, maps, given, in_place=0, window=window).reshape(x.shape),)
+    (found,) = native_call("max_pool_grad", _grad, maps, given, results=(maps.shape,), in_place=0, window=window)
+    return (found.reshape(x.shape),)
 
 
 def _grad(maps: Array, cotangent: Array, *, window: Pair) -> Array:

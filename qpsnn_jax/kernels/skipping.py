@@ -25,19 +25,24 @@ from qpsnn_jax.kernels.native.call import native_call
 
 def sums(x: Array, kernel: Array, spec: ConvSpec) -> Array:
     """The convolution, ``b h w o``."""
-    return native_call("conv_sums", _sums, *_floats(x, kernel), **_window(spec))
+    shape = x.shape[0], *spec.geometry.output_hw, kernel.shape[3]
+    (found,) = native_call("conv_sums", _sums, *_floats(x, kernel), results=(shape,), **_window(spec))
+    return found
 
 
 def input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:
     """Gradient w.r.t. the maps, ``b h w i``."""
-    return native_call(
-        "conv_input_grad", _input_grad, *_floats(cotangent, kernel), input_hw=spec.geometry.input_hw, **_window(spec)
-    )
+    shape = cotangent.shape[0], *spec.geometry.input_hw, kernel.shape[2]
+    window: dict[str, Any] = _window(spec) | {"input_hw": spec.geometry.input_hw}
+    (found,) = native_call("conv_input_grad", _input_grad, *_floats(cotangent, kernel), results=(shape,), **window)
+    return found
 
 
 def kernel_grad(x: Array, cotangent: Array, spec: ConvSpec) -> Array:
     """Gradient w.r.t. the kernel, ``h w i o``."""
-    return native_call("conv_kernel_grad", _kernel_grad, *_floats(x, cotangent), **_window(spec))
+    shape = *spec.geometry.kernel, x.shape[3], cotangent.shape[3]
+    (found,) = native_call("conv_kernel_grad", _kernel_grad, *_floats(x, cotangent), results=(shape,), **_window(spec))
+    return found
 
 
 def _window(spec: ConvSpec) -> dict[str, Any]:

@@ -19,30 +19,38 @@ _call_p.multiple_results = True
 
 
 def native_call(
-    name: str, plain: Callable[..., Any], *operands: Array, in_place: int | None = None, **attributes: Any
-) -> Any:
+    name: str,
+    plain: Callable[..., Any],
+    *operands: Array,
+    results: tuple[tuple[int, ...], ...],
+    in_place: int | None = None,
+    **attributes: Any,
+) -> tuple[Array, ...]:
     """``plain(*operands, **attributes)``, computed on a CPU by the C++ function ``name`` if a compiler is installed.
 
-    ``plain`` is the definition: its shapes and its derivatives are those of the call, and it runs on every other
-    platform, in exports, on arrays that are sharded over several devices, and where the kernels cannot be compiled.
-    Under ``vmap`` one call follows another.
+    ``plain`` is the definition: its derivatives are those of the call, and it runs on every other platform, in exports,
+    on arrays that are sharded over several devices, and where the kernels cannot be compiled. Under ``vmap`` one call
+    follows another.
 
     Args:
         name: a handler of XLA's foreign function interface, in a ``.cc`` file of this folder. Its arguments are
             ``operands`` in their order, row-major, its results those of ``plain``, its attributes ``attributes``.
         plain: a function of a module, from arrays to an array or a tuple of arrays.
         operands: arrays of the dtypes that the C++ function takes.
+        results: the shapes of the results, all float32. They are given because tracing ``plain`` for them would take
+            as long as the rest of a network's trace.
         in_place: the operand over which the C++ function writes its one result. XLA copies it first where it is used
             again.
         attributes: integers, floats, booleans, and tuples of integers, which arrive as int64, float64 (a double),
             bool and spans of int64.
 
     Returns:
-        The result of ``plain``.
+        The results of ``plain``, in a tuple also if it is one array.
     """
+    definition: dict[str, Any] = {"plain": plain, "attributes": tuple(sorted(attributes.items()))}
     if shardings_are_types(*operands):
-        return plain(*operands, **attributes)
-    return _call(*operands, name=name, plain=plain, in_place=in_place, attributes=tuple(sorted(attributes.items())))
+        return tuple(by_jax(*operands, **definition))
+    return _call(*operands, name=name, results=results, in_place=in_place, **definition)
 
 
 def shardings_are_types(*operands: Array) -> bool:
@@ -52,11 +60,9 @@ def shardings_are_types(*operands: Array) -> bool:
 
 
 # Compiled once for each kernel and shapes, also if it is called outside of jit.
-@partial(jax.jit, static_argnames=("name", "plain", "in_place", "attributes"))
-def _call(*operands: Array, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...], **options: Any) -> Any:
-    shapes = jax.eval_shape(partial(plain, **dict(attributes)), *operands)
-    results = _call_p.bind(*operands, plain=plain, attributes=attributes, **options)
-    return jax.tree.unflatten(jax.tree.structure(shapes), results)
+@partial(jax.jit, static_argnames=("name", "plain", "results", "in_place", "attributes"))
+def _call(*operands: Array, **options: Any) -> tuple[Array, ...]:
+    return tuple(_call_p.bind(*operands, **options))
 
 
 def by_jax(
@@ -67,9 +73,9 @@ def by_jax(
     return jax.tree.leaves(plain(*operands, **dict(attributes)))
 
 
-def _shapes(*operands: Any, **options: Any) -> list:
-    shapes = jax.eval_shape(partial(by_jax, **options), *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands))
-    return [ShapedArray(x.shape, x.dtype) for x in shapes]
+def _shapes(*operands: Any, results: tuple[tuple[int, ...], ...], **options: Any) -> list[ShapedArray]:
+    del operands, options
+    return [ShapedArray(shape, np.dtype(np.float32)) for shape in results]
 
 
 def _derivative(operands: Any, tangents: Any, **options: Any) -> Any:
