@@ -93,6 +93,7 @@ from .runs.config import Config as Config
 from .runs.directory import load_network as load_network
 from .runs.directory import save_network as save_network
 from .runs.settings import RunSettings as RunSettings
+from .runtime.memory import reuse_memory as reuse_memory
 from .training.distillation import Distillation as Distillation
 from .training.dual import OperationsTarget as OperationsTarget
 from .training.dual import next_price as next_price

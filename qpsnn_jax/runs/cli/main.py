@@ -11,6 +11,7 @@ import click
 from qpsnn_jax.runs.cli import bits, datasets, exports, networks, training
 from qpsnn_jax.runs.cli.flags import ConfigCommand
 from qpsnn_jax.runtime.files import user_cache
+from qpsnn_jax.runtime.memory import reuse_memory
 from qpsnn_jax.runtime.settings import no_setting
 
 
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         _keep_compiled()
+        if arguments is None:  # The process is the command's own.
+            reuse_memory()
         with qpsnn.make_context("qpsnn", list(sys.argv[1:] if arguments is None else arguments)) as context:
             status = qpsnn.invoke(context) or 0
         sys.stdout.flush()
@@ -126,3 +129,5 @@ def _keep_compiled() -> None:
         cache = user_cache() / "compiled"
         cache.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+        # By default, JAX does not keep what compiled within a second; a run has some forty such programs.
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
