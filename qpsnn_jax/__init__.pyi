@@ -46,6 +46,8 @@ from .numerics.early_exit import early_exit as early_exit
 from .numerics.gamma import gamma_of as gamma_of
 from .numerics.learned import lsq_gamma as lsq_gamma
 from .numerics.learned import scale_gradient as scale_gradient
+from .numerics.levels import QuantizationStats as QuantizationStats
+from .numerics.levels import quantization_stats as quantization_stats
 from .numerics.losses import cross_entropy as cross_entropy
 from .numerics.losses import distillation_loss as distillation_loss
 from .numerics.losses import temporal_cross_entropy as temporal_cross_entropy

@@ -150,7 +150,7 @@ def codes(
     """
     weights = widened(weights)
     top = top_level(bits, weights, levels)
-    found = _resolve_gamma(weights, bits, gamma, granularity, gain, levels)
+    found = resolve_gamma(weights, bits, gamma, granularity, gain, levels)
     values = round_codes(weights, jnp.where(found > 0, found, 1), top)
     # An integer cannot be NaN; the scale is.
     return Codes(values.astype(jnp.int32), found / top + _sum_to(0 * weights, found.shape))
@@ -216,7 +216,7 @@ def _ste_backward(rule: Callable[..., Array], saved, cotangent: Array):
 _ste_integers.defvjp(_ste_forward, _ste_backward)
 
 
-def _resolve_gamma(
+def resolve_gamma(
     weights: Array,
     bits: ArrayLike,
     gamma: Gamma | GammaRule | ArrayLike,
@@ -224,6 +224,7 @@ def _resolve_gamma(
     gain: ArrayLike,
     levels: int | None,
 ) -> Array:
+    """γ from a rule and its gain, or as it is given, as an array that broadcasts against the weights."""
     if isinstance(gamma, str) or callable(gamma):
         rule: Any = gamma
         found = jax.lax.stop_gradient(wide_gamma(weights, bits, rule, granularity, levels))
@@ -255,7 +256,7 @@ def _factors(
         raise ValueError(f"ste must be {', '.join(STES)} or a function, got {ste!r}.")
     weights = widened(weights)
     top = top_level(bits, weights, levels)
-    gamma = _resolve_gamma(weights, bits, gamma, granularity, gain, levels)
+    gamma = resolve_gamma(weights, bits, gamma, granularity, gain, levels)
     silent = gamma <= 0
     # An all-zero filter has γ = 0: its integers are then zero, and any positive γ leaves Ŵ = 0 and gradients finite.
     gamma = jnp.where(silent, 1, gamma)

@@ -14,7 +14,7 @@ from qpsnn_jax.kernels.affine import Affine
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.geometry import Geometry
 from qpsnn_jax.kernels.moments import channel_moments
-from qpsnn_jax.numerics import early_exit, gamma, learned, losses, neurons, quantization, surrogate
+from qpsnn_jax.numerics import early_exit, gamma, learned, levels, losses, neurons, quantization, surrogate
 from qpsnn_jax.numerics.normalization import normalize
 from qpsnn_jax.pruning import rank, scores
 from qpsnn_jax.training.dual import next_price
@@ -114,6 +114,13 @@ def quantizer_table() -> list[Contract]:
         Contract("gamma_of-ternary", lambda w: gamma.gamma_of(w, 2, "mse", levels=3), WEIGHTS),
         Contract(
             "integer_weights", lambda w: q.integer_weights(w, 3, gamma="max", **per_channel), WEIGHTS, forward=False
+        ),
+        Contract(
+            "quantization_stats",
+            lambda w: jnp.stack(levels.quantization_stats(w, 3, gamma="max", **per_channel)),
+            WEIGHTS,
+            grad=False,
+            out=F32,
         ),
         Contract("scale_gradient", lambda g: learned.scale_gradient(g, 0.5), GAMMAS),
         Contract("lsq_gamma", lambda g: learned.lsq_gamma(-g, count=20, bits=3), GAMMAS),

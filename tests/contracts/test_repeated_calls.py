@@ -22,7 +22,7 @@ STUB = Path(qp.__file__).with_suffix(".pyi")
 DATA = {"DataSettings", "Precision", "nodes", "zoo", "Cost", "Energy", "Graph", "Output", "AttentionTrace", "Quantizer"}
 DATA |= {"NetworkSettings", "LIFTrace", "Codes", "Criterion", "Pruning", "Config", "RunSettings", "Training"}
 DATA |= {"TrainState", "Distillation", "OperationsTarget", "sca_criterion", "svs_criterion"}
-DATA |= {"reuse_memory"}  # of the whole process; tested in one of its own
+DATA |= {"QuantizationStats", "reuse_memory"}  # the latter of a whole process, tested in one of its own
 GRAPH = qp.Graph(
     (
         qp.nodes.Input("image", (4, 4, 1)),

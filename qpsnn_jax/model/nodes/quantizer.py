@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from qpsnn_jax.model.nodes.checks import one_of
 from qpsnn_jax.numerics.gamma import TERNARY, Gamma, GammaRule, Granularity, gamma_of
 from qpsnn_jax.numerics.learned import lsq_gamma
+from qpsnn_jax.numerics.levels import QuantizationStats, quantization_stats
 from qpsnn_jax.numerics.quantization import STE, Codes, GradientRule, codes, integer_weights
 from qpsnn_jax.runtime.checks import integer
 
@@ -84,6 +85,10 @@ class Quantizer:
     def codes(self, kernel: Array, scale: ArrayLike = 1.0) -> Codes:
         """:func:`qpsnn_jax.codes` of a kernel; ``scale`` as for :meth:`integer_weights`."""
         return codes(kernel, self.bits, levels=self.levels, **self._gamma(kernel, scale))
+
+    def stats(self, kernel: Array, scale: ArrayLike = 1.0) -> QuantizationStats:
+        """:func:`qpsnn_jax.quantization_stats` of a kernel; ``scale`` as for :meth:`integer_weights`."""
+        return quantization_stats(kernel, self.bits, levels=self.levels, **self._gamma(kernel, scale))
 
     def _gamma(self, kernel: Array, scale: ArrayLike) -> dict[str, Any]:
         over_outputs = jnp.reshape(scale, (1,) * (kernel.ndim - 1) + (-1,))
