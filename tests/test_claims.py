@@ -471,12 +471,12 @@ def of_headline(*runs: tuple[float, int]) -> list[dict]:
 
 
 def test_the_verdict_of_the_headline_needs_both_seeds_and_the_bytes():
-    assert "| 86.00 % | 98,000 | not yet run (1 of 2 seeds) |" in verdicts.page(of_headline((0.86, 98_000)), [])
+    assert "| 86.00 % | 98,000 | not yet run (1 of 2 seeds) |" in verdicts.page(of_headline((0.86, 98_000)), [], [])
     assert "| 85.00 %, 86.00 % | 98,496, 98,000 | **reached** |" in verdicts.page(
-        of_headline((0.85, 98_496), (0.86, 98_000)), []
+        of_headline((0.85, 98_496), (0.86, 98_000)), [], []
     )
-    assert "**not reached**" in verdicts.page(of_headline((0.85, 98_497), (0.86, 98_000)), [])
-    assert "**not reached**" in verdicts.page(of_headline((0.8499, 98_496), (0.86, 98_000)), [])
+    assert "**not reached**" in verdicts.page(of_headline((0.85, 98_497), (0.86, 98_000)), [], [])
+    assert "**not reached**" in verdicts.page(of_headline((0.8499, 98_496), (0.86, 98_000)), [], [])
 
 
 @pytest.mark.parametrize(
@@ -502,4 +502,5 @@ def test_the_page_is_that_of_the_results_and_its_arms_are_those_of_the_plan():
     assert {(c.question, arm) for c in (*verdicts.PAPER, *verdicts.ADDITIONS) for arm in c.factors} <= arms
     page = ROOT / "notebooks" / "what_held_up.md"
     planned = tables.read_results(verdicts.RESULTS, {unit.name for unit in plan()})
-    assert page.read_text(encoding="utf-8") == verdicts.page(planned, tables.read_results(verdicts.SCORES))
+    measured = map(tables.read_results, (verdicts.SCORES, verdicts.LEVELS))
+    assert page.read_text(encoding="utf-8") == verdicts.page(planned, *measured)

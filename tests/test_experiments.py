@@ -1,25 +1,31 @@
 """The experiments: every config builds, trains a step and prunes; the paper's tables come out."""
 
 import dataclasses
+import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from click.testing import CliRunner
 from small_networks import images_of, random_variables
 
-from experiments import table1_sizes, table6_energy
+from experiments import levels, table1_sizes, table6_energy
 from qpsnn_jax import (
     Criterion,
     allocate,
     channel_groups,
     fold,
     init_state,
+    load_network,
     make_train_step,
     prune,
+    quantize,
     score,
     select,
     write_packed,
@@ -131,3 +137,26 @@ def test_tables_print(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [name, "--foo"])
         with pytest.raises(SystemExit, match="2"):
             module.main()
+
+
+def test_levels_in_use_are_measured_by_layer_and_kept(small_run, tmp_path):
+    found = CliRunner().invoke(levels.main, [str(small_run), "--out", str(tmp_path / "levels")])
+    assert found.exit_code == 0, found.output
+    document = json.loads((tmp_path / "levels" / f"{small_run.name}.json").read_text())
+    graph, variables = load_network(small_run / "quantized")
+    quantized = [node for node in graph.nodes if getattr(node, "quantizer", None)]
+    assert list(document["layers"]) == [node.name for node in quantized]
+    node: Any = quantized[0]
+    kernel, gain = variables["params"][node.name]["kernel"], variables["scales"][node.name]["gain"]
+    options = {"gain": gain.reshape(1, 1, 1, -1), "granularity": node.quantizer.granularity}
+    weights = quantize(kernel, node.quantizer.bits, **options)
+    ratio = jnp.sum(kernel**2) / jnp.sum((kernel - weights) ** 2)
+    assert document["layers"][node.name]["snr"] == pytest.approx(10 * np.log10(ratio), rel=1e-4)
+    shares = [100 * np.mean([layer["utilization"] for layer in document["layers"].values()])]
+    assert f"{shares[0]:.1f} %" in found.output
+
+
+def test_levels_of_what_is_no_run_are_an_error(tmp_path):
+    wrong = CliRunner().invoke(levels.main, [str(tmp_path)])
+    assert wrong.exit_code == 2
+    assert "is not the directory of a run" in wrong.output

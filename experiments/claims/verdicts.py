@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import levels
 from experiments.claims.plan import HEADLINE_SEEDS, SEEDS, plan
 from experiments.claims.tables import Difference, accuracies, contrast, markdown, of_arm, read_results
 
 RESULTS = Path(__file__).parents[1] / "results" / "claims"
-SCORES = RESULTS.parent / "scores"
+SCORES, LEVELS = RESULTS.parent / "scores", RESULTS.parent / "levels"
 _HEADLINE = {
     "98kB": "16 + 12 epochs, T = 2",
     "98kB-longer": "40 epochs more, T = 4 at the end",
@@ -115,8 +116,16 @@ def stability(scores: Sequence[Mapping[str, Any]]) -> str:
     return "**held**" if above.all() else "inconclusive" if above.any() else "**did not hold**"
 
 
-def page(results: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> str:
-    """The Markdown page of all verdicts."""
+def page(
+    results: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]], used: Sequence[Mapping[str, Any]]
+) -> str:
+    """The Markdown page of all verdicts.
+
+    Args:
+        results: of the units of the plan.
+        scores: what :mod:`experiments.scores` found, one for each network.
+        used: what :mod:`experiments.levels` found, one for each network.
+    """
     return _PAGE.format(
         paper=_table(PAPER, results),
         additions=_table(ADDITIONS, results),
@@ -124,6 +133,7 @@ def page(results: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any
         networks=len(scores),
         stability=stability(scores),
         scores=_score_table(scores),
+        levels=_level_table(used, results),
     )
 
 
@@ -134,6 +144,19 @@ def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
     for name in scores[0]["measures"] if scores else ():
         values = [np.mean([found["measures"][name][key] for found in scores]) for key in keys]
         rows.append((name, *(f"{value:.3f}" for value in values)))
+    return markdown(rows)
+
+
+def _level_table(used: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> str:
+    """By arm of ``gamma``: means over its layers and networks, beside its accuracy."""
+    head = ("arm", "networks", "levels used", "saturated", "SNR, dB", "rescaled, dB", "accuracy, %")
+    rows = [head, ("---",) * len(head)]
+    for arm in dict.fromkeys(unit.arm for unit in plan() if unit.question == "gamma"):
+        found = [levels.means(one["layers"]) for one in used if one["name"].startswith(f"gamma.{arm}.")]
+        if found:
+            correct = list(accuracies(of_arm(results, "gamma", arm)).values())
+            shown = f"{np.mean(correct):.2f}" if correct else "–"
+            rows.append((arm, str(len(found)), *levels.cells(np.mean(found, 0).tolist()), shown))
     return markdown(rows)
 
 
@@ -210,6 +233,18 @@ two batches, and `same as exact` that with the exact ranks, both by scores avera
 python -m experiments.scores RUN --data-dir ~/tensorflow_datasets --out experiments/results/scores/RUN.json
 ```
 
+## How well the levels are used (Fig. 5a, Eq. 8)
+
+Of the networks of `gamma` (γ and bits), means over the quantized layers: the share of the 2^b levels that the weights
+between the 1st and the 99th percentile use (Eq. 8), the share of the weights beyond ±γ, and the signal-to-noise ratio
+of the quantized weights; rescaled is that of the best factor on a layer, since batch-norm absorbs such a factor.
+
+{levels}
+
+```
+python -m experiments.levels RUN --out experiments/results/levels
+```
+
 ## Additions of this project
 
 {additions}
@@ -224,4 +259,6 @@ third has no control from scratch of as many epochs, so it is a network found by
 """
 
 if __name__ == "__main__":
-    print(page(read_results(RESULTS, {unit.name for unit in plan()}), read_results(SCORES)), end="")
+    print(
+        page(read_results(RESULTS, {unit.name for unit in plan()}), read_results(SCORES), read_results(LEVELS)), end=""
+    )

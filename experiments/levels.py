@@ -1,0 +1,75 @@
+"""How well the weights of trained networks use the levels of their quantizer (Eq. 8 of the paper).
+
+Of every quantized layer of a run, before pruning: the share of the levels in use, the share of the weights beyond ±γ,
+and the signal-to-noise ratio, as it is and for the best factor on the layer, which batch-norm absorbs.
+
+Command: python -m experiments.levels RUN [RUN …] [--out DIR]
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+import numpy as np
+
+from experiments.errors import usage_errors
+from qpsnn_jax import QuantizationStats, load_network
+from qpsnn_jax.runs.directory import run_of
+from qpsnn_jax.runs.report import aligned
+from qpsnn_jax.runtime.files import write_atomically
+
+_HEAD = ("run", "levels used", "saturated", "SNR, dB", "rescaled, dB")
+
+
+def measure(path: Path) -> dict[str, dict[str, float]]:
+    """The statistics of every quantized layer of a run's trained network, before pruning.
+
+    Raises:
+        ValueError: there is no such run, its training is not complete, or no layer is quantized.
+    """
+    run = run_of(path)
+    if run is None:
+        raise ValueError(f"{path} is not the directory of a run.")
+    graph, variables = load_network(run / "quantized")
+    found = {}
+    for node in graph.nodes:
+        quantizer = getattr(node, "quantizer", None)
+        if quantizer is not None:
+            leaves = {name: leaf for of in variables.values() for name, leaf in of.get(node.name, {}).items()}
+            stats = quantizer.stats(leaves["kernel"], leaves[quantizer.scale_leaf])
+            found[node.name] = {name: float(value) for name, value in stats._asdict().items()}
+    if not found:
+        raise ValueError(f"{path} has no quantized layer.")
+    return found
+
+
+def means(layers: Mapping[str, Mapping[str, float]]) -> list[float]:
+    """The means over the layers, in the order of :class:`~qpsnn_jax.QuantizationStats`."""
+    return [float(np.mean([layer[name] for layer in layers.values()])) for name in QuantizationStats._fields]
+
+
+def cells(values: list[float]) -> list[str]:
+    """Means as two percentages and two ratios in dB."""
+    return [*(f"{100 * value:.1f} %" for value in values[:2]), *(f"{value:.1f}" for value in values[2:])]
+
+
+@click.command()
+@click.argument("paths", type=click.Path(path_type=Path, exists=True), metavar="RUN…", nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="for one JSON file a run")
+@usage_errors()
+def main(paths: tuple[Path, ...], out: Path | None) -> None:
+    """Measure how well the weights of runs use the levels of their quantizer."""
+    rows: list[tuple[str, ...]] = [_HEAD]
+    for path in paths:
+        layers = measure(path)
+        rows.append((path.name, *cells(means(layers))))
+        if out is not None:
+            document = {"name": path.name, "layers": layers}
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / f"{path.name}.json", (json.dumps(document, indent=1) + "\n").encode())
+    click.echo(aligned(rows))
+
+
+if __name__ == "__main__":
+    main()
