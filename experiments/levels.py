@@ -23,7 +23,9 @@ _HEAD = ("run", "levels used", "saturated", "SNR, dB", "rescaled, dB")
 
 
 def measure(path: Path) -> dict[str, dict[str, float]]:
-    """The statistics of every quantized layer of a run's trained network, before pruning.
+    """The statistics of every quantized layer of a run's trained network, before channels are removed.
+
+    Masks are not considered: a weight that one sets to 0 counts as it is.
 
     Raises:
         ValueError: there is no such run, its training is not complete, or no layer is quantized.
@@ -46,7 +48,12 @@ def measure(path: Path) -> dict[str, dict[str, float]]:
 
 def means(layers: Mapping[str, Mapping[str, float]]) -> list[float]:
     """The means over the layers, in the order of :class:`~qpsnn_jax.QuantizationStats`."""
-    return [float(np.mean([layer[name] for layer in layers.values()])) for name in QuantizationStats._fields]
+    values = [[layer[name] for layer in layers.values()] for name in QuantizationStats._fields]
+    return np.asarray(values, float).mean(axis=1).tolist()
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 def cells(values: list[float]) -> list[str]:
@@ -61,13 +68,18 @@ def cells(values: list[float]) -> list[str]:
 def main(paths: tuple[Path, ...], out: Path | None) -> None:
     """Measure how well the weights of runs use the levels of their quantizer."""
     rows: list[tuple[str, ...]] = [_HEAD]
-    for path in paths:
+    names = [path.resolve().name for path in paths]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two runs have the name {twice[0]}; measure them one at a time.")
+    for name, path in zip(names, paths, strict=True):
         layers = measure(path)
-        rows.append((path.name, *cells(means(layers))))
+        rows.append((name, *cells(means(layers))))
         if out is not None:
-            document = {"name": path.name, "layers": layers}
+            # A ratio without noise is infinite, which JSON has no number for.
+            finite = {layer: _finite(values) for layer, values in layers.items()}
+            document = {"name": name, "layers": finite}
             out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / f"{path.name}.json", (json.dumps(document, indent=1) + "\n").encode())
+            write_atomically(out / f"{name}.json", (json.dumps(document, indent=1) + "\n").encode())
     click.echo(aligned(rows))
 
 

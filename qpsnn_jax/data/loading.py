@@ -55,7 +55,12 @@ def load(
     found = (data.shape[-3:], data.classes, len(data.shape) == 4)
     if found != (info.shape, info.classes, info.frames):
         raise ValueError(
-            f"{data.name} holds images of shape {data.shape} in {data.classes} classes, and its source describes "
-            f"{info.shape} in {info.classes}{' as frames' if info.frames else ''}."
+            f"{data.name} holds {_described(*found)}, and its source describes "
+            f"{_described(info.shape, info.classes, info.frames)}."
         )
     return data
+
+
+def _described(shape: tuple[int, ...], classes: int, frames: bool) -> str:
+    """A data set in words."""
+    return f"{'frames (frames=True)' if frames else 'images'} of shape {shape} in {classes} classes"

@@ -69,7 +69,7 @@ def compare(
         graph, variables: the trained network.
         network: the integers of its folded network.
         pixels: uint8 images ``b h w c`` or frames ``b t h w c``.
-        mean, std: of each channel, as in training.
+        mean, std: of each channel, as for :func:`qpsnn_jax.fold`.
         labels: integers ``b``, for the accuracies.
         precision: of the float network, as for :class:`SpikingNetwork`.
 

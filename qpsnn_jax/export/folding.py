@@ -71,7 +71,8 @@ def fold(
         graph: a network whose layers, except the first and the last, are quantized and read spikes. Nodes that its
             output does not need are left out.
         variables: its ``params``, ``batch_stats`` and ``scales``.
-        mean, std: of each input channel, pixels scaled to [0, 1].
+        mean, std: of each input channel, pixels scaled to [0, 1]. For a network that was trained on the numbers of the
+            pixels or frames themselves, without :func:`qpsnn_jax.normalize`: 0 and 1/255.
         stem_bits: of the weights on pixels, if they are not quantized: 8, rounded to the nearest for each channel, or
             32 for float32.
         readout_bits: of the readout's weights, if they are not quantized: 8, with one scale for all classes, or 32.

@@ -93,7 +93,8 @@ def read_pixels(folded: Folded, path: str | PathLike[str]) -> np.ndarray:
     pixels = read_npy(path)
     if pixels.shape != shape or pixels.dtype != np.uint8:
         found = f"{pixels.dtype} {pixels.shape}"
-        raise ValueError(f"{path} holds {found}, and the network takes uint8 {shape}; bring it to that size.")
+        mend = "bring it to that size" if pixels.shape != shape else "convert its pixels, from 0 to 255, to uint8"
+        raise ValueError(f"{path} holds {found}, and the network takes uint8 {shape}; {mend}.")
     return pixels
 
 

@@ -14,6 +14,7 @@ from qpsnn_jax.kernels.dispatch import Precision, check_precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes.base import Context, Leaf, Leaves, Node, Result
 from qpsnn_jax.model.state import State, check_state
+from qpsnn_jax.model.variables import check_variables
 
 Reducer = Callable[[Any], Any]
 Capture = Mapping[str, Reducer] | Iterable[str]
@@ -76,8 +77,8 @@ class SpikingNetwork(nn.Module):
             after the last step: by LIF node U[T], its membrane potentials after the reset, ``b h w c``.
 
         Raises:
-            ValueError: there are no images, or not of the graph's input shape, ``capture`` names an unknown node, or
-                ``state`` is that of another network or batch.
+            ValueError: there are no images, or not of the graph's input shape, the variables are those of another
+                graph, ``capture`` names an unknown node, or ``state`` is that of another network or batch.
 
         References:
             QP-SNN (ICLR 2025), section 3; direct encoding.
@@ -85,6 +86,8 @@ class SpikingNetwork(nn.Module):
         graph = self.graph
         check_precision(self.precision)
         images = check_images(graph, images)
+        if not self.is_initializing():
+            check_variables(graph, self.variables, others=True)
         reducers = _reducers(graph, capture)
         if state is not None:
             check_state(graph, state, len(images), images.dtype)

@@ -9,8 +9,13 @@ import jax.numpy as jnp
 from qpsnn_jax.model.graph import Graph
 
 
-def check_variables(graph: Graph, variables: Mapping[str, Any]) -> None:
+def check_variables(graph: Graph, variables: Mapping[str, Any], *, others: bool = False) -> None:
     """Check that ``variables`` are those of the graph: an array of the right shape for each leaf, and no other.
+
+    Args:
+        graph: the network.
+        variables: by collection, node and array.
+        others: whether there may be other arrays too.
 
     Raises:
         ValueError: an array is missing, unknown, of another shape or not floating; the message names the first.
@@ -26,12 +31,13 @@ def check_variables(graph: Graph, variables: Mapping[str, Any]) -> None:
     }
     for name, shape in expected.items():
         if name not in found:
-            raise ValueError(f"the variables are not those of the graph: {name} of shape {shape} is missing.")
+            mend = "; put your params into those of init_variables(graph, key)" if name.startswith("scales/") else ""
+            raise ValueError(f"the variables are not those of the graph: {name} of shape {shape} is missing{mend}.")
         if jnp.shape(found[name]) != shape:
             raise ValueError(
                 f"the variables are not those of the graph: {name} has the shape {jnp.shape(found[name])}, not {shape}."
             )
         if not jnp.issubdtype(jnp.result_type(found[name]), jnp.floating):
             raise ValueError(f"the variables must be floating, {name} is {jnp.result_type(found[name])}.")
-    if extra := [name for name in found if name not in expected]:
+    if not others and (extra := [name for name in found if name not in expected]):
         raise ValueError(f"the variables are not those of the graph: it has no {extra[0]}.")

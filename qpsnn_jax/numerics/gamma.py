@@ -111,7 +111,7 @@ def top_level(bits: ArrayLike, like: Array, levels: int | None = None) -> Array:
     if not isinstance(bits, Tracer):
         given = np.asarray(bits)
         if given.dtype.kind not in "iu" or not np.isin(given, range(1, 9)).all():
-            raise ValueError(f"bits must be an integer between 1 and 8, got {bits}.")
+            raise ValueError(f"bits must be an integer between 1 and 8, got {bits!r}.")
     return (jnp.left_shift(1, jnp.asarray(bits, jnp.int32)) - 1).astype(like.dtype)
 
 
@@ -132,9 +132,11 @@ def _none(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
 
 
 def _largest(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:
-    """The largest magnitude."""
+    """The largest magnitude; NaN where any is."""
     del bits
-    return jnp.max(jnp.abs(weights), axis=axes, keepdims=True)
+    found = jnp.max(jnp.abs(weights), axis=axes, keepdims=True)
+    # XLA on a CPU leaves NaN out of a maximum of thousands of numbers, and numbers before it too (jax 0.10.2).
+    return jnp.where(jnp.any(jnp.isnan(weights), axis=axes, keepdims=True), jnp.nan, found)
 
 
 def _percentile(weights: Array, bits: ArrayLike, axes: tuple[int, ...]) -> Array:

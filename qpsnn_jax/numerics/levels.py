@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from qpsnn_jax.numerics.gamma import Gamma, GammaRule, Granularity, top_level, widened
 from qpsnn_jax.numerics.quantization import codes, dequantize, resolve_gamma
+from qpsnn_jax.runtime.sharding import with_auto_axes
 
 _MOST_LEVELS = 2**8
 _TAIL = 1  # percent of the weights on either side that Eq. 8 leaves out
@@ -49,7 +50,8 @@ def quantization_stats(
         \text{snr} = 10 \log_{10} \frac{\sum W^2}{\sum (W - Ŵ)^2}, \quad
         \text{rescaled snr} = \max_a 10 \log_{10} \frac{\sum W^2}{\sum (W - a Ŵ)^2}
 
-    with the codes c, the percentiles P, and s + 1 levels. The gradient of all is 0.
+    with the codes c, the percentiles P, and s + 1 levels. Of fewer than a hundred weights, the percentiles leave out
+    the smallest and the largest. The gradient of all is 0.
 
     Args:
         weights: W, shape ``… o``, floating.
@@ -57,7 +59,8 @@ def quantization_stats(
         gamma, granularity, gain, levels: as in :func:`quantize`.
 
     Returns:
-        The statistics of all weights together, of the dtype of ``weights``, float32 at least; NaN where a weight is.
+        The statistics of all weights together, of the dtype of ``weights``, float32 at least. The ratios are infinite
+        where quantization changes no weight, and NaN where all weights are 0. All are NaN where a weight is not finite.
 
     Raises:
         ValueError: unknown option, bits outside 1 to 8, or weights that are not floating.
@@ -69,19 +72,28 @@ def quantization_stats(
     top = top_level(bits, wide, levels)
     limit = jax.lax.stop_gradient(resolve_gamma(wide, bits, gamma, granularity, gain, levels))
     found = codes(wide, bits, gamma=limit, levels=levels)
-    low, high = jnp.percentile(wide, jnp.asarray([_TAIL, 100 - _TAIL], wide.dtype))
-    inside = (low <= wide) & (wide <= high)
-    used = jnp.zeros(_MOST_LEVELS, bool).at[found.values].max(inside)
-    quantized = dequantize(found, bits, levels=levels)
+    both = jnp.stack([wide, found.values.astype(wide.dtype)])
+    largest = jnp.where(jnp.all(jnp.isfinite(wide)), jnp.max(jnp.abs(wide)), jnp.nan)
+    unit = jnp.where(largest == 0, 1, largest)  # squares of small numbers would be 0
+    signal, quantized = wide / unit, dequantize(found, bits, levels=levels) / unit
     power = jnp.sum(quantized**2)
-    best = jnp.sum(wide * quantized) / jnp.where(power == 0, 1, power)
-    nan = 0 * jnp.sum(wide)
+    best = jnp.sum(signal * quantized) / jnp.where(power == 0, 1, power)
+    nan = 0 * largest
     return QuantizationStats(
-        jnp.sum(used, dtype=wide.dtype) / (top + 1) + nan,
+        with_auto_axes(_levels_in_use, both, ()) / (top + 1) + nan,
         jnp.mean(jnp.abs(wide) > limit, dtype=wide.dtype) + nan,
-        _decibels(wide, wide - quantized),
-        _decibels(wide, wide - best * quantized),
+        _decibels(signal, signal - quantized),
+        _decibels(signal, signal - best * quantized),
     )
+
+
+def _levels_in_use(weights_and_codes: Array) -> Array:
+    """The number of levels of the weights between the two percentiles."""
+    weights, values = weights_and_codes
+    low, high = jnp.percentile(weights, jnp.asarray([_TAIL, 100 - _TAIL], weights.dtype))
+    inside = (low <= weights) & (weights <= high)
+    used = jnp.zeros(_MOST_LEVELS, bool).at[values.astype(jnp.int32)].max(inside)
+    return jnp.sum(used, dtype=weights.dtype)
 
 
 def _decibels(signal: Array, noise: Array) -> Array:

@@ -65,7 +65,8 @@ def integer_weights(
     References:
         QP-SNN (ICLR 2025), Eq. 4-6 and 9-10.
     """
-    dtype = jnp.result_type(weights)
+    weights = jnp.asarray(weights)
+    dtype = weights.dtype
     integers, scale = _factors(weights, bits, gamma, granularity, ste, gain, levels)
     return integers.astype(dtype), scale.astype(dtype)
 
@@ -107,8 +108,9 @@ def quantize(
             γ/2 become zero.
 
     Returns:
-        Ŵ, of the shape and dtype of ``weights``, computed in float32 at least; NaN where γ or W is. Where γ is zero,
-        that is where all the weights it covers are, Ŵ is zero and the gradient finite; the grid itself has no zero.
+        Ŵ, of the shape and dtype of ``weights``, computed in float32 at least; NaN where γ or W is, and where γ is
+        negative. Where γ is zero, that is where all the weights it covers are, Ŵ is zero and the gradient finite; the
+        grid itself has no zero.
 
     Raises:
         ValueError: unknown option, bits outside 1 to 8, or weights that are not floating.
@@ -117,8 +119,9 @@ def quantize(
         QP-SNN (ICLR 2025), Eq. 4-6 and 9-10; learned γ: Esser et al., ICLR 2020; ternary with the mean magnitude: Ma et
         al., The Era of 1-bit LLMs, 2024.
     """
+    weights = jnp.asarray(weights)
     integers, scale = _factors(weights, bits, gamma, granularity, ste, gain, levels)
-    return (integers * scale).astype(jnp.result_type(weights))
+    return (integers * scale).astype(weights.dtype)
 
 
 def codes(
@@ -232,6 +235,7 @@ def resolve_gamma(
         gamma = found * jnp.asarray(gain, found.dtype)
     _check_fits("gamma", gamma, weights)
     gamma = jnp.asarray(gamma, weights.dtype)
+    gamma = jnp.where(gamma < 0, jnp.nan, gamma)
     return gamma.reshape((1,) * (weights.ndim - gamma.ndim) + gamma.shape)
 
 

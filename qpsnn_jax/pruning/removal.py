@@ -196,7 +196,8 @@ def _rescaled(graph: Graph, whole: Any, pruned: Any, left: Left) -> dict[str, An
 def _checked(name: str, group: Group, keep: Keep) -> np.ndarray:
     channels = np.asarray(keep[name])
     if channels.ndim != 1 or channels.size == 0 or not np.issubdtype(channels.dtype, np.integer):
-        raise ValueError(f"keep[{name!r}] must be a non-empty list of channel numbers.")
+        given = f"{channels.dtype} of shape {channels.shape}"
+        raise ValueError(f"keep[{name!r}] must be a non-empty list of channel numbers, integers, got {given}.")
     if channels.min() < 0 or channels.max() >= group.size:
         raise ValueError(f"keep[{name!r}] names a channel outside the {group.size} that the group has.")
     if len(np.unique(channels)) != channels.size:

@@ -132,6 +132,7 @@ def magnitude_scores(kernel: Array) -> Array:
     References:
         Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017.
     """
+    kernel = jnp.asarray(kernel)
     return jnp.sum(jnp.abs(kernel), axis=tuple(range(kernel.ndim - 1)))
 
 

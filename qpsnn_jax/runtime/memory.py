@@ -14,18 +14,18 @@ _HUGE_PAGE = 2**21
 
 @cache
 def reuse_memory() -> bool:
-    """Keep the memory that computations on a CPU free, for the next ones, in large pages where Linux allows them.
+    """Keep freed memory for the next computations on a CPU, in large pages where Linux allows them.
 
-    Every call of a compiled program allocates its results and its working memory. By default, glibc returns blocks of
-    that size to Linux at once, which then clears the same memory again, page by page, at the next call: up to a third
-    of the time of a training step. After this function, memory is kept until the process ends, so the process holds
-    the most that it ever needed, and somewhat more. Results do not change.
+    Every call of a compiled program allocates its results and its working memory. By default, glibc returns large
+    blocks, and all above 32 MiB, to Linux when they are freed. Linux then clears them page by page at the next call,
+    which takes up to a third of a training step (``experiments/README.md``). After this function, the process keeps as
+    much memory as it needed at its peak, and somewhat more. Results do not change.
 
-    It holds for the whole process and for threads that have not allocated yet, so call it before the first
-    computation; the command line does.
+    Call it in the main thread, before the first computation: it has no effect on threads that have allocated memory,
+    nor on those that take over the memory of a thread that has ended. The command line does.
 
     Returns:
-        Whether it has an effect: with glibc only.
+        Whether glibc accepted the settings; False with other allocators.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -34,7 +34,7 @@ def reuse_memory() -> bool:
         _, mallopt = libc.gnu_get_libc_version, libc.mallopt
     except AttributeError:
         return False
-    # Blocks of other arenas than the first, and those that are mapped by themselves, are returned when they are freed.
+    # glibc returns blocks outside the main arena, and blocks with a mapping of their own, when they are freed.
     done = [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1), mallopt(_ARENA_MAX, 1)]
     if _addresses_are_free():
         _use_huge_pages(libc, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
@@ -42,14 +42,17 @@ def reuse_memory() -> bool:
 
 
 def _addresses_are_free() -> bool:
-    """Whether addresses that no memory is behind count for nothing: without a limit, and without strict overcommit."""
+    """Whether addresses without memory behind them count for nothing, and an allocation does not write to them."""
     import resource
 
     try:
         strict = Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2"
     except OSError:
         strict = True
-    return not strict and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    limited = any(resource.getrlimit(each)[0] != resource.RLIM_INFINITY for each in limits)
+    written = "MALLOC_PERTURB_" in os.environ or "malloc.perturb" in os.environ.get("GLIBC_TUNABLES", "")
+    return not (strict or limited or written)
 
 
 def _use_huge_pages(libc: ctypes.CDLL, size: int) -> None:

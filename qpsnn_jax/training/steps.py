@@ -69,6 +69,8 @@ def make_train_step(
     Raises:
         ValueError: ``ema_decay``, the target or the distillation is out of range or does not fit the graph.
     """
+    if not callable(loss):
+        raise ValueError(f"loss must be a function of currents and labels, got {loss!r}.")
     if not passes(ema_decay, lambda x: 0 <= x < 1):
         raise ValueError(f"ema_decay must be at least 0 and below 1, got {ema_decay}.")
     if target is not None:
@@ -80,6 +82,7 @@ def make_train_step(
     update = optax.with_extra_args_support(tx).update
 
     def step(state: TrainState, images: Array, labels: Array, teacher: Any = None) -> tuple[TrainState, Metrics]:
+        images, labels = jnp.asarray(images), jnp.asarray(labels)
         _check(state, images, labels, target)
         images = prepare(jax.random.fold_in(state.key, state.step), images)
         targets: Any = distillation and distillation.targets(teacher, images, precision)
@@ -162,7 +165,7 @@ def make_eval_step(
     prepare: Callable[[Array], Array] = lambda images: images,
     capture: Capture = (),
     precision: Precision = "auto",
-) -> Callable[[Variables, Array, Array, Array], tuple[Metrics, dict[str, Any]]]:
+) -> Callable[..., tuple[Metrics, dict[str, Any]]]:
     """Sums over a batch in evaluation mode, as a pure function.
 
     Args:
@@ -173,11 +176,15 @@ def make_eval_step(
         precision: of :class:`SpikingNetwork`.
 
     Returns:
-        ``step(variables, images, labels, weights) -> (sums, captured)`` with the sums ``loss``, ``correct`` and
-        ``count`` over the examples, weighted by ``weights`` (1 for an example, 0 for padding).
+        ``step(variables, images, labels, weights=None) -> (sums, captured)`` with the sums ``loss``, ``correct`` and
+        ``count`` over the examples, weighted by ``weights`` (1 for an example, 0 for padding; None for no padding).
     """
 
-    def step(variables: Variables, images: Array, labels: Array, weights: Array) -> tuple[Metrics, dict[str, Any]]:
+    def step(
+        variables: Variables, images: Array, labels: Array, weights: Array | None = None
+    ) -> tuple[Metrics, dict[str, Any]]:
+        labels = jnp.asarray(labels)
+        weights = jnp.ones(labels.shape, jnp.float32) if weights is None else weights
         output: Any = SpikingNetwork(graph, precision).apply(variables, prepare(images), capture=capture)
         currents, captured = output.currents, output.captured
         losses = _losses(loss, currents, labels)

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import jax.numpy as jnp
 from jax import Array
 
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.runtime.checks import integer
 from qpsnn_jax.training.settings import Training
 from qpsnn_jax.training.steps import Prepare
 
@@ -23,8 +25,11 @@ def merge_frames(frames: Array, timesteps: int, *, binary: bool = False) -> Arra
         y, shape ``b t/k …``, in the dtype of ``frames``.
 
     Raises:
-        ValueError: ``timesteps`` does not divide t.
+        ValueError: ``timesteps`` does not divide t, or the frames are not floating.
     """
+    if not jnp.issubdtype(frames.dtype, jnp.floating):
+        raise ValueError(f"frames must be floating to be merged, got {frames.dtype}; normalize them first.")
+    timesteps = integer("timesteps", timesteps, 1)
     check_divides(timesteps, frames.shape[1])
     groups = frames.reshape(frames.shape[0], timesteps, -1, *frames.shape[2:])
     return groups.max(axis=2) if binary else groups.mean(axis=2)

@@ -38,6 +38,23 @@ WRONG = {
     "a budget below 0": (lambda: qp.pruning_rounds(2, bytes=-5), "the budget must be one positive number"),
     "two budgets": (lambda: qp.pruning_rounds(2, bytes=4e4, params=1e5), "the budget must be one positive number"),
     "a budget of nothing": (lambda: qp.pruning_rounds(2, byte=4), "a budget is of bytes, params, sops, got byte."),
+    "bits as text": (lambda: qp.quantize(WEIGHTS, "2"), "bits must be an integer between 1 and 8, got '2'."),
+    "a loss by name": (lambda: step_with(loss="mse"), "loss must be a function of currents and labels, got 'mse'."),
+    "a mask in place of channel numbers": (
+        lambda: qp.prune(residual_graph(), random_variables(residual_graph()), {"conv1": np.ones(4, bool)}),
+        "keep['conv1'] must be a non-empty list of channel numbers, integers, got bool of shape (4,).",
+    ),
+    "integer frames to merge": (
+        lambda: qp.merge_frames(np.zeros((1, 4, 2), np.uint8), 2),
+        "frames must be floating to be merged, got uint8; normalize them first.",
+    ),
+    "variables of another graph": (
+        lambda: qp.SpikingNetwork(residual_graph()).apply(
+            {"params": random_variables(residual_graph())["params"]}, images_of(residual_graph(), 1)
+        ),
+        "the variables are not those of the graph: ",
+    ),
+    "folded in place of integers": (lambda: qp.c_source(residual_graph(), "net"), "network must be an IntegerNetwork,"),
     "bool currents": (
         lambda: qp.early_exit(INTEGERS > 3, 1),
         "early_exit takes floating or integer currents, got bool.",

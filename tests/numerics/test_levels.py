@@ -55,9 +55,20 @@ def test_no_weight_is_beyond_the_largest():
         assert quantization_stats(weights, 2, gamma="max").saturation == 0
 
 
-def test_a_nan_is_not_hidden():
-    found = quantization_stats(GAUSSIAN[:4].at[1, 1].set(jnp.nan), 2)
-    assert np.isnan(found).all()
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_hidden(wrong):
+    assert np.isnan(quantization_stats(GAUSSIAN[:4].at[1, 1].set(wrong), 2)).all()
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_the_unit_of_the_weights_changes_nothing(unit):
+    weights = GAUSSIAN[:10, :50]
+    np.testing.assert_allclose(quantization_stats(unit * weights, 2), quantization_stats(weights, 2), rtol=1e-4)
+
+
+def test_weights_on_the_levels_have_no_noise():
+    found = quantization_stats(jnp.array([[1.0, -1.0, 1.0]]), 1)
+    assert found.snr == found.rescaled_snr == np.inf
 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel"])
@@ -71,7 +82,7 @@ def test_a_quantizer_measures_the_weights_that_it_makes(gamma, granularity):
     assert found.snr == pytest.approx(10 * np.log10(jnp.sum(kernel**2) / noise), rel=1e-4)
 
 
-def test_zeros_use_no_level():
+def test_zeros_use_one_level_and_have_no_ratio():
     found = quantization_stats(jnp.zeros((4, 3)), 2)
-    assert found.saturation == 0
+    assert (found.utilization, found.saturation) == (0.25, 0)
     assert np.isnan(found.snr)

@@ -541,3 +541,24 @@ def test_unknown_option(function, option: dict):
 def test_unknown_ste(function):
     with pytest.raises(ValueError, match="ste must be clipped, plain, scaled or a function, got 'soft'"):
         function(np.ones((2, 2), np.float32), 4, ste="soft")
+
+
+def test_a_negative_gamma_is_not_taken():
+    weights = jnp.array([[0.5, -0.2], [1.0, 0.3]])
+    found = quantize(weights, 2, gamma=jnp.array([[-1.0, 1.0]]))
+    assert jnp.isnan(found[:, 0]).all()
+    assert jnp.isfinite(found[:, 1]).all()
+
+
+def test_lists_are_weights():
+    assert quantize([[0.1, -0.2]], 2).shape == integer_weights([[0.1, -0.2]], 2)[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize("place", [0, 4999, -1])
+@pytest.mark.parametrize("rule", ["max", "percentile", "mean", "mse"])
+def test_a_nan_among_thousands_of_weights_reaches_gamma(rule, place):
+    weights = jax.random.normal(jax.random.key(0), (100, 100)).ravel().at[place].set(jnp.nan).reshape(100, 100)
+    assert jnp.isnan(gamma_of(weights, 2, rule)).all()
+    by_channel = gamma_of(weights, 2, rule, "channel").ravel()
+    assert jnp.isnan(by_channel[place % 100])
+    assert jnp.isfinite(jnp.delete(by_channel, place % 100)).all()

@@ -154,6 +154,14 @@ def test_padding_counts_nothing(variables, images):
         assert 0 < float(captured["lif1"]) < 1
 
 
+def test_without_weights_every_example_counts_and_lists_are_labels(variables, images):
+    step, labels = make_eval_step(GRAPH), [0, 1, 2, 0]
+    counted, _ = step(variables, images[:4], jnp.array(labels), jnp.ones(4))
+    found, _ = step(variables, images[:4], labels)
+    close(found, counted)
+    assert found["count"] == 4
+
+
 def test_evaluation_prepares_its_images_and_captures_nothing_unasked(variables, images):
     images, weights = np.asarray(images), np.ones(4, np.float32)
     sums, captured = jax.jit(make_eval_step(GRAPH, prepare=lambda x: 2 * x))(variables, images, LABELS, weights)

@@ -56,6 +56,10 @@ def c_source(network: IntegerNetwork, name: str = "qpsnn", *, portable: bool = F
     Raises:
         ValueError: the name is not a C identifier, or C cannot express the network; the message names the layer.
     """
+    if not isinstance(network, IntegerNetwork):
+        raise ValueError(
+            f"network must be an IntegerNetwork, IntegerNetwork.of(folded), got a {type(network).__name__}."
+        )
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,60}", name):
         raise ValueError(f"the file's name must be a C identifier (letters, digits and _), got {name!r}.")
     folded = network.folded

@@ -36,7 +36,7 @@ def native_call(
         name: a handler of XLA's foreign function interface, in a ``.cc`` file of this folder. Its arguments are
             ``operands`` in their order, row-major, its results those of ``plain``, its attributes ``attributes``.
         plain: a function of a module, from arrays to an array or a tuple of arrays.
-        operands: arrays of the dtypes that the C++ function takes.
+        operands: arrays of the dtypes that the C++ function takes; ``plain`` gives float32 for them.
         results: the shapes of the results, all float32. They are given because tracing ``plain`` for them would take
             as long as the rest of a network's trace.
         in_place: the operand over which the C++ function writes its one result. XLA copies it first where it is used

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         _keep_compiled()
-        if arguments is None:  # The process is the command's own.
+        if arguments is None and not _allocator_is_set():  # The process is the command's own.
             reuse_memory()
         with qpsnn.make_context("qpsnn", list(sys.argv[1:] if arguments is None else arguments)) as context:
             status = qpsnn.invoke(context) or 0
@@ -123,11 +123,16 @@ def _discard_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _allocator_is_set() -> bool:
+    """Whether the user has chosen how glibc allocates."""
+    return any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+
+
 def _keep_compiled() -> None:
     """Let JAX cache compiled programs, so that a second start need not compile them again."""
+    # By default, JAX does not keep what compiled within a second; a run has some forty such programs.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     with suppress(OSError, RuntimeError):  # the cache cannot be written, or there is no home directory
         cache = user_cache() / "compiled"
         cache.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-        # By default, JAX does not keep what compiled within a second; a run has some forty such programs.
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
