@@ -29,16 +29,16 @@ def native_call(
     """``plain(*operands, **attributes)``, computed on a CPU by the C++ function ``name`` if a compiler is installed.
 
     ``plain`` is the definition: its derivatives are those of the call, and it runs on every other platform, in exports,
-    on arrays that are sharded over several devices, and where the kernels cannot be compiled. Under ``vmap`` one call
-    follows another.
+    on arrays of other dtypes than float32 or sharded over several devices, and where the kernels cannot be compiled.
+    Under ``vmap`` one call follows another.
 
     Args:
         name: a handler of XLA's foreign function interface, in a ``.cc`` file of this folder. Its arguments are
             ``operands`` in their order, row-major, its results those of ``plain``, its attributes ``attributes``.
         plain: a function of a module, from arrays to an array or a tuple of arrays.
-        operands: arrays of the dtypes that the C++ function takes; ``plain`` gives float32 for them.
-        results: the shapes of the results, all float32. They are given because tracing ``plain`` for them would take
-            as long as the rest of a network's trace.
+        operands: floating arrays.
+        results: the shapes of the results, which are float32. They are given because tracing ``plain`` for them takes
+            about as long as all else that is traced of a network.
         in_place: the operand over which the C++ function writes its one result. XLA copies it first where it is used
             again.
         attributes: integers, floats, booleans, and tuples of integers, which arrive as int64, float64 (a double),
@@ -48,7 +48,7 @@ def native_call(
         The results of ``plain``, in a tuple also if it is one array.
     """
     definition: dict[str, Any] = {"plain": plain, "attributes": tuple(sorted(attributes.items()))}
-    if shardings_are_types(*operands):
+    if shardings_are_types(*operands) or any(x.dtype != np.float32 for x in operands):
         return tuple(by_jax(*operands, **definition))
     return _call(*operands, name=name, results=results, in_place=in_place, **definition)
 
