@@ -50,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--isa", choices=isa.CHOICES, default="native", help="instructions that all sides compile for")
-    parser.add_argument("--reuse-memory", action="store_true", help="all sides keep freed memory, as commands do")
+    parser.add_argument(
+        "--reuse-memory", action="store_true", help="all sides keep freed memory: qpsnn_jax.reuse_memory"
+    )
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args(arguments)
     isa.restart_with(given.isa)

@@ -11,7 +11,6 @@ from experiments.cifar10_fast.recipe import Recipe, count, read_data
 from experiments.cifar10_fast.slices import Run
 from experiments.errors import usage_errors
 from qpsnn_jax.data import load
-from qpsnn_jax.runtime.memory import reuse_memory
 from qpsnn_jax.runtime.stopping import termination
 
 _POSITIVE, _NUMBER = click.FloatRange(0, min_open=True), click.IntRange(1)
@@ -67,5 +66,4 @@ def _four(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    reuse_memory()
     main()

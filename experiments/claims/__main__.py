@@ -24,7 +24,6 @@ from qpsnn_jax.runs import stages
 from qpsnn_jax.runs.hooks import Hooks
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runtime.files import user_cache
-from qpsnn_jax.runtime.memory import reuse_memory
 from qpsnn_jax.runtime.stopping import Terminated, termination
 
 _RESULTS = Path(__file__).parents[1] / "results"
@@ -192,5 +191,4 @@ def _seconds_of_a_step(unit: Unit, timesteps: int, data_dir: str | None) -> floa
 main = command("claims", plan, QUESTIONS)
 
 if __name__ == "__main__":
-    reuse_memory()
     main()

@@ -2,10 +2,8 @@
 
 from experiments.claims.__main__ import command
 from experiments.worth.plan import QUESTIONS, plan
-from qpsnn_jax.runtime.memory import reuse_memory
 
 main = command("worth", plan, QUESTIONS)
 
 if __name__ == "__main__":
-    reuse_memory()
     main()

@@ -18,11 +18,12 @@ def reuse_memory() -> bool:
 
     Every call of a compiled program allocates its results and its working memory. By default, glibc returns large
     blocks, and all above 32 MiB, to Linux when they are freed. Linux then clears them page by page at the next call,
-    which takes up to a third of a training step (``experiments/README.md``). After this function, the process keeps as
-    much memory as it needed at its peak, and somewhat more. Results do not change.
+    which takes up to a third of a training step of a large batch. After this function, the process keeps as much memory
+    as it needed at its peak, and somewhat more. Results do not change. Steps of small batches, whose blocks glibc keeps
+    anyway, become slower, since all threads then share one list of free blocks (``experiments/README.md``).
 
     Call it in the main thread, before the first computation: it has no effect on threads that have allocated memory,
-    nor on those that take over the memory of a thread that has ended. The command line does.
+    nor on those that take over the memory of a thread that has ended.
 
     Returns:
         Whether glibc accepted the settings; False with other allocators.

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import qpsnn_jax
-from qpsnn_jax.runs.cli.main import main
 
 PROGRAM = """
 import ctypes, resource, threading
@@ -74,23 +73,6 @@ print(addresses() - before)
     strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
     taken = int(run.stdout)
     assert taken > memory // 3 if limit == "pass" and not strict else taken < 1 << 28
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "called"),
-    [("HOME", "", 1), ("MALLOC_ARENA_MAX", "2", 0), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", 0)],
-)
-def test_a_command_reuses_memory_unless_the_user_has_set_the_allocator(monkeypatch, name, value, called):
-    calls = []
-    monkeypatch.setattr("qpsnn_jax.runs.cli.main.reuse_memory", lambda: calls.append(1))
-    for each in [each for each in os.environ if each.startswith("MALLOC_")]:
-        monkeypatch.delenv(each)
-    monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["qpsnn", "--help"])
-    assert main() == 0
-    assert len(calls) == called
-    assert main(["--help"]) == 0
-    assert len(calls) == called
 
 
 def test_other_systems_are_left_alone(monkeypatch):

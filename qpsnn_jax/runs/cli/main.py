@@ -11,7 +11,6 @@ import click
 from qpsnn_jax.runs.cli import bits, datasets, exports, networks, training
 from qpsnn_jax.runs.cli.flags import ConfigCommand
 from qpsnn_jax.runtime.files import user_cache
-from qpsnn_jax.runtime.memory import reuse_memory
 from qpsnn_jax.runtime.settings import no_setting
 
 
@@ -59,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         _keep_compiled()
-        if arguments is None and not _allocator_is_set():  # The process is the command's own.
-            reuse_memory()
         with qpsnn.make_context("qpsnn", list(sys.argv[1:] if arguments is None else arguments)) as context:
             status = qpsnn.invoke(context) or 0
         sys.stdout.flush()
@@ -121,11 +118,6 @@ def _discard_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _allocator_is_set() -> bool:
-    """Whether the user has chosen how glibc allocates."""
-    return any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
 
 
 def _keep_compiled() -> None:
