@@ -14,8 +14,9 @@ import click
 import numpy as np
 
 from experiments.errors import usage_errors
-from qpsnn_jax import QuantizationStats, load_network
-from qpsnn_jax.runs.directory import run_of
+from experiments.scores import trained_network
+from qpsnn_jax import QuantizationStats
+from qpsnn_jax.model.variables import leaves_of
 from qpsnn_jax.runs.report import aligned
 from qpsnn_jax.runtime.files import write_atomically
 
@@ -30,15 +31,12 @@ def measure(path: Path) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: there is no such run, its training is not complete, or no layer is quantized.
     """
-    run = run_of(path)
-    if run is None:
-        raise ValueError(f"{path} is not the directory of a run.")
-    graph, variables = load_network(run / "quantized")
+    _, graph, variables = trained_network(path)
     found = {}
     for node in graph.nodes:
         quantizer = getattr(node, "quantizer", None)
         if quantizer is not None:
-            leaves = {name: leaf for of in variables.values() for name, leaf in of.get(node.name, {}).items()}
+            leaves = leaves_of(variables, node.name)
             stats = quantizer.stats(leaves["kernel"], leaves[quantizer.scale_leaf])
             found[node.name] = {name: float(value) for name, value in stats._asdict().items()}
     if not found:

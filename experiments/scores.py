@@ -24,7 +24,7 @@ from scipy import stats
 
 from experiments.claims.criteria import firing_rate
 from experiments.errors import usage_errors
-from qpsnn_jax import Criterion, load_network, score, svs_scores
+from qpsnn_jax import Criterion, Graph, load_network, score, svs_scores
 from qpsnn_jax.data.feed import sample
 from qpsnn_jax.pruning.scores import Threshold
 from qpsnn_jax.pruning.scoring import sca_criterion, svs_criterion
@@ -33,6 +33,7 @@ from qpsnn_jax.runs.evaluation import normalizer
 from qpsnn_jax.runs.loading import load_data
 from qpsnn_jax.runs.report import aligned
 from qpsnn_jax.runtime.files import write_atomically
+from qpsnn_jax.training.state import Variables
 
 _EPSILONS = (1e-8, 1e-6, 1e-4, 1e-2, 1e-1)
 _KEPT = 0.5  # share of the channels of a layer in the compared sets
@@ -147,8 +148,8 @@ def _jaccard_of_kept(a: np.ndarray, b: np.ndarray) -> float:
     return jaccard(kept(a), kept(b))
 
 
-def measure(path: Path, batches: int, batch_size: int, data_dir: str | None) -> dict[str, dict[str, float]]:
-    """The measures of every criterion on the trained network of a run, before pruning.
+def trained_network(path: Path) -> tuple[Path, Graph, Variables]:
+    """The directory of a run, and its trained network before pruning.
 
     Raises:
         ValueError: there is no such run, or its training is not complete.
@@ -156,7 +157,16 @@ def measure(path: Path, batches: int, batch_size: int, data_dir: str | None) -> 
     run = run_of(path)
     if run is None:
         raise ValueError(f"{path} is not the directory of a run.")
-    graph, variables = load_network(run / "quantized")
+    return run, *load_network(run / "quantized")
+
+
+def measure(path: Path, batches: int, batch_size: int, data_dir: str | None) -> dict[str, dict[str, float]]:
+    """The measures of every criterion on the trained network of a run, before pruning.
+
+    Raises:
+        ValueError: there is no such run, or its training is not complete.
+    """
+    run, graph, variables = trained_network(path)
     config = read_config(run, data_dir)
     data = load_data(config)
     images = list(map(jax.jit(normalizer(data)), sample(data.train, batch_size, batches, config.run.seed)))

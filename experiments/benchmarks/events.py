@@ -31,7 +31,6 @@ from experiments.benchmarks.comparison import Case, Row, Side, compare
 from experiments.benchmarks.speed import step_in_jax
 from qpsnn_jax import Graph, SpikingNetwork, init_variables
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input, MaxPool, Node, Quantizer
-from qpsnn_jax.runtime.memory import reuse_memory
 
 CHANNELS, HIDDEN, CLASSES = (16, 32), 128, 10
 _LEARNING_RATE, _EVENT_RATE, _TAU = 1e-3, 0.1, 0.5
@@ -49,15 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--norm", action="store_true", help="batch-norm after each convolution")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--isa", choices=isa.CHOICES, default="native", help="instructions that all sides compile for")
-    parser.add_argument(
-        "--reuse-memory", action="store_true", help="all sides keep freed memory: qpsnn_jax.reuse_memory"
-    )
+    isa.add_options(parser)
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args(arguments)
-    isa.restart_with(given.isa)
-    if given.reuse_memory:
-        reuse_memory()
+    isa.apply(given)
     print(f"{isa.described()}\n")
     found = []
     for timesteps in given.timesteps:

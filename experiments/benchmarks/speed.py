@@ -35,7 +35,6 @@ from qpsnn_jax.kernels.dispatch import Precision
 from qpsnn_jax.model.nodes import Conv, Dense
 from qpsnn_jax.model.zoo import resnet20, vgg16
 from qpsnn_jax.runtime.compiling import low_memory_jit
-from qpsnn_jax.runtime.memory import reuse_memory
 
 NETWORKS = {"resnet20": partial(resnet20, timesteps=2), "vgg16": partial(vgg16, timesteps=4)}
 
@@ -49,15 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sides", nargs="+", choices=WORK["training"], help="those to time, ours among them")
     parser.add_argument("--width", type=float, default=1.0, help="multiplies every width; 1 is the paper's")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--isa", choices=isa.CHOICES, default="native", help="instructions that all sides compile for")
-    parser.add_argument(
-        "--reuse-memory", action="store_true", help="all sides keep freed memory: qpsnn_jax.reuse_memory"
-    )
+    isa.add_options(parser)
     parser.add_argument("--json", type=Path, help="file for the numbers")
     given = parser.parse_args(arguments)
-    isa.restart_with(given.isa)
-    if given.reuse_memory:
-        reuse_memory()
+    isa.apply(given)
     if given.sides and "qpsnn_jax" not in given.sides:
         parser.error("--sides needs qpsnn_jax, beside which the others stand.")
     found = []

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.variables import leaves_of
 
 
 def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
@@ -25,7 +26,7 @@ def connection_sparsity(graph: Graph, variables: Mapping[str, Any]) -> float:
     """
     zeros = total = 0
     for node in graph.nodes:
-        leaves = {leaf: jnp.asarray(x) for held in variables.values() for leaf, x in held.get(node.name, {}).items()}
+        leaves = {name: jnp.asarray(leaf) for name, leaf in leaves_of(variables, node.name).items()}
         if (weights := node.weights(leaves)) is not None:
             zeros, total = zeros + int(jnp.sum(weights == 0)), total + weights.size
     return zeros / max(1, total)

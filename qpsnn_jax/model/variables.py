@@ -9,6 +9,11 @@ import jax.numpy as jnp
 from qpsnn_jax.model.graph import Graph
 
 
+def leaves_of(variables: Mapping[str, Any], node: str) -> dict[str, Any]:
+    """The arrays of a node by name, from all collections of the variables."""
+    return {name: leaf for collection in variables.values() for name, leaf in collection.get(node, {}).items()}
+
+
 def check_variables(graph: Graph, variables: Mapping[str, Any], *, others: bool = False) -> None:
     """Check that ``variables`` are those of the graph: an array of the right shape for each leaf, and no other.
 

@@ -23,8 +23,7 @@ def normalize(images: Array | np.ndarray, mean: tuple[float, ...], std: tuple[fl
     Raises:
         ValueError: the images are not uint8 (perhaps already normalized), or the statistics do not match them.
     """
-    if getattr(images, "dtype", None) is None:
-        images = np.asarray(images)
+    images = images if hasattr(images, "dtype") else np.asarray(images)
     if images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 pixels to be normalized, got {images.dtype}; normalize only once.")
     channels = images.shape[-1]

@@ -17,7 +17,7 @@ from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import check_images, run_graph_node
 from qpsnn_jax.model.nodes import BatchNorm
 from qpsnn_jax.model.nodes.base import Node
-from qpsnn_jax.model.variables import check_variables
+from qpsnn_jax.model.variables import check_variables, leaves_of
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.sharding import batch_sharding, device_put, placed_as, replicated
 from qpsnn_jax.training.state import Variables
@@ -151,8 +151,8 @@ def _run_level(
     }
     for node in _later(graph, level - 1):
         if depths[node.name] <= level:
-            leaves = {name: leaf for of in variables.values() for name, leaf in of.get(node.name, {}).items()}
             arrays = [values[name] for name in node.inputs] or [images]
+            leaves = leaves_of(variables, node.name)
             values[node.name] = run_graph_node(graph, node, leaves, arrays, precision).output
     moments = {norm.name: _mean_and_var(computed(values[norm.input])) for norm in _levels(graph)[level]}
     names = {name for node in later for name in node.inputs} - {node.name for node in later}
