@@ -79,13 +79,31 @@ def named_algorithm(name: str, spec: ConvSpec) -> Algorithm:
     return found[name]
 
 
+def compiler_options(precision: Precision) -> dict[str, Any]:
+    """Options for the compiler of a program whose work is products of this precision.
+
+    Where native kernels compute them, LLVM optimizes the rest less: a training step then compiles a quarter sooner, and
+    takes as long.
+    """
+    return {"xla_backend_optimization_level": 1} if _native(precision) else {}
+
+
+def _native(precision: Precision) -> bool:
+    """Whether products of float32 arrays are computed in C++: on a CPU that is the only device, with a compiler."""
+    return _alone() and precision != "exact" and jax.default_backend() == "cpu" and library.load() is not None
+
+
+def _alone() -> bool:
+    """Whether there is one device. On several, a product over the batch would gather the batch on each of them."""
+    return jax.device_count() == jax.process_count() == 1
+
+
 def make_plan(spec: ConvSpec, operands: tuple[Array, Array], precision: Precision, algorithm: str | None) -> Plan:
     """The fastest exact sums on this CPU, or those of ``algorithm`` everywhere, and gradients by ``precision``."""
     # Several processes must trace the same program, even if their processors differ.
     flags = NO_FLAGS if precision == "exact" or jax.process_count() > 1 else cpu_flags()
-    # On several devices a product over the batch would gather the batch on each of them.
-    alone = jax.device_count() == jax.process_count() == 1 and all(x.dtype == jnp.float32 for x in operands)
-    if alone and precision != "exact" and jax.default_backend() == "cpu" and library.load() is not None:
+    alone = _alone() and all(x.dtype == jnp.float32 for x in operands)
+    if alone and _native(precision):
         flags |= NATIVE
     if precision == "fast":
         flags |= FAST

@@ -111,27 +111,40 @@ class SpikingNetwork(nn.Module):
 
     def _run(self, node: Node, arrays: list[Array | Affine], train: bool, state: Any) -> Result:
         """Run a node and store its updated leaves."""
-        leaves, variables = self._declare(node)
+        leaves, variables = _declare(self, node)
         result = run_graph_node(self.graph, node, leaves, arrays, self.precision, train=train, state=state)
         for collection, variable in variables.items():
             if result.updates and self.is_mutable_collection(collection) and not self.is_initializing():
                 variable.value = {name: result.updates.get(name, leaf) for name, leaf in variable.value.items()}
         return result
 
-    def _declare(self, node: Node) -> tuple[Leaves, dict[str, nn.Variable]]:
-        """The arrays of a node by name, and the Flax variables that hold those outside ``params``."""
-        leaves: Leaves = {}
-        variables: dict[str, nn.Variable] = {}
-        table = node.leaves(self.graph.inputs_of(node))
-        for collection in dict.fromkeys(leaf.collection for leaf in table.values()):
-            own = {name: leaf for name, leaf in table.items() if leaf.collection == collection}
-            if collection == "params":
-                leaves |= self.param(node.name, fresh_leaves, own)
-            else:
-                constants = partial(fresh_leaves, jax.random.key(0), own)
-                variables[collection] = self.variable(collection, node.name, constants)
-                leaves |= variables[collection].value
-        return leaves, variables
+
+class Declaration(nn.Module):
+    """Declares the arrays of ``graph`` as :class:`SpikingNetwork` does, in the same order, but runs nothing."""
+
+    graph: Graph
+
+    @nn.compact
+    def __call__(self) -> None:
+        """Declare the arrays of every node; ``Declaration(graph).init(key)`` returns new variables."""
+        for node in self.graph.nodes:
+            _declare(self, node)
+
+
+def _declare(module: SpikingNetwork | Declaration, node: Node) -> tuple[Leaves, dict[str, nn.Variable]]:
+    """The arrays of a node by name, and the Flax variables that hold those outside ``params``."""
+    leaves: Leaves = {}
+    variables: dict[str, nn.Variable] = {}
+    table = node.leaves(module.graph.inputs_of(node))
+    for collection in dict.fromkeys(leaf.collection for leaf in table.values()):
+        own = {name: leaf for name, leaf in table.items() if leaf.collection == collection}
+        if collection == "params":
+            leaves |= module.param(node.name, fresh_leaves, own)
+        else:
+            constants = partial(fresh_leaves, jax.random.key(0), own)
+            variables[collection] = module.variable(collection, node.name, constants)
+            leaves |= variables[collection].value
+    return leaves, variables
 
 
 def run_graph_node(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from qpsnn_jax.data.dataset import DataSet, Examples
 from qpsnn_jax.data.feed import evaluation_batches, first
-from qpsnn_jax.kernels.dispatch import Precision
+from qpsnn_jax.kernels.dispatch import Precision, compiler_options
 from qpsnn_jax.model.costs import activity_reducers
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Capture, SpikingNetwork
@@ -131,7 +131,7 @@ def activity_step(
     if capture and isinstance(capture[0], tuple):
         named = dict(capture)
     step = make_eval_step(graph, prepare=prepare, capture=named, precision=precision)
-    return jax.jit(step, out_shardings=replicated(mesh))
+    return jax.jit(step, out_shardings=replicated(mesh), compiler_options=compiler_options(precision))
 
 
 def evaluate_by(

@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import Mesh, Sharding
 
 from qpsnn_jax.data.feed import Feed
-from qpsnn_jax.kernels.dispatch import Precision
+from qpsnn_jax.kernels.dispatch import Precision, compiler_options
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import Reducer
 from qpsnn_jax.model.operations import sops_reducers
@@ -176,6 +176,7 @@ def _jitted_steps(
     )
     results = jax.tree.unflatten(tree, shardings), whole
     jit = partial(_jit(graph, training.batch_size // mesh.size), donate_argnums=0, out_shardings=results)
+    jit = partial(jit, compiler_options=compiler_options(precision))
     return jit(made), jit(scan_steps(made))
 
 

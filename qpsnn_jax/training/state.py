@@ -11,7 +11,7 @@ from jax import Array
 from jax.core import Tracer
 
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.network import Declaration
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.keys import check_key, is_key
 from qpsnn_jax.training.trees import Variables
@@ -63,8 +63,7 @@ def _compiled_init(graph: Graph) -> Callable[[Array], Variables]:
 
 
 def _init(graph: Graph, key: Array) -> Variables:
-    lead = (1, graph.timesteps) if graph.input.frames else (1,)
-    variables: Any = SpikingNetwork(graph).init(key, jnp.zeros((*lead, *graph.input.shape), jnp.float32))
+    variables: Any = Declaration(graph).init(key)
     return {"params": {}, "batch_stats": {}, "scales": {}} | dict(variables)
 
 

@@ -81,6 +81,15 @@ def test_processes_trace_the_same_program(monkeypatch, precision):
     assert marks(texts[0]) == (False, False, 0)
 
 
+@pytest.mark.parametrize(
+    ("library_there", "precision", "level"), [(True, "auto", 1), (True, "exact", 0), (False, "auto", 0)]
+)
+def test_only_what_is_around_native_kernels_is_optimized_less(monkeypatch, library_there, precision, level):
+    monkeypatch.setattr(library, "load", lambda: object() if library_there else None)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert dispatch.compiler_options(precision).get("xla_backend_optimization_level", 0) == level
+
+
 def test_calls_outside_jit_compile_once(monkeypatch, compilations):
     on(monkeypatch, ZEN)
     spikes, integers = (jnp.asarray(x, jnp.float32) for x in spikes_and_integers((6, 6), (3, 3), 2, 64))

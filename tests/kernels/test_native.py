@@ -403,11 +403,11 @@ def test_a_kernel_without_memory_raises_and_the_process_goes_on(tmp_path):
     sources = Path(library.__file__).parent
     (tmp_path / "fails.cc").write_text(
         '#include "handlers.h"\n'
-        "static void Fails(xla::ffi::ThreadPool threads, qpsnn::FloatResult) {\n"
+        "static void Fails(const qpsnn::Call& call) {\n"
         "  const auto fail = [](int64_t item, int) { if (item == 50) throw std::bad_alloc(); };\n"
-        "  qpsnn::parallel_for(qpsnn::pool_of(threads), 100, fail);\n"
+        "  qpsnn::parallel_for(call.pool(), 100, fail);\n"
         "}\n"
-        "QPSNN_HANDLER(fails, Fails, xla::ffi::Ffi::Bind().Ctx<xla::ffi::ThreadPool>().Ret<qpsnn::Floats>());\n"
+        "QPSNN_HANDLER(fails, Fails);\n"
     )
     built = tmp_path / "fails.so"
     flags = ["-std=c++17", "-O0", "-fPIC", "-shared", "-w", f"-I{sources}", f"-I{jax.ffi.include_dir()}"]

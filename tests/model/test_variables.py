@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_networks import random_variables
+from small_networks import images_of, random_variables
 
+from qpsnn_jax import init_variables
 from qpsnn_jax.export.agreement import Side, compare_networks
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.nir.writer import nir_graph
+from qpsnn_jax.kernels.native import library
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, Flatten, Input, Quantizer
@@ -88,3 +90,13 @@ def test_networks_are_compared_where_their_neurons_have_the_same_names():
     assert found[0].spikes == {"lif": 0, "more": 0}
     assert found[1].spikes["lif"] == pytest.approx(np.mean(spikes[0] != spikes[1]))
     assert found[1].spikes["lif"] > 0
+
+
+def test_variables_are_those_of_the_module_and_need_no_library(monkeypatch):
+    """They are declared without running the network, so that a first start does not wait for kernels here."""
+    graph, key = network(), jax.random.key(1)
+    expected = dict(jax.jit(SpikingNetwork(graph).init)(key, images_of(graph, 1)))
+    monkeypatch.setattr(library, "load", None)
+    found = init_variables(graph, key)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), found, expected)

@@ -1,6 +1,7 @@
 // Sums of rows of vectors over the entries of a list, which stay in registers.
 #pragma once
 
+#include "geometry.h"
 #include "vectors.h"
 
 namespace qpsnn {

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "geometry.h"
 #include "parallel.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -14,35 +15,56 @@ namespace qpsnn {
 
 namespace ffi = xla::ffi;
 using Floats = ffi::Buffer<ffi::F32>;
-using FloatResult = ffi::ResultBuffer<ffi::F32>;
 using Integers = ffi::Span<const int64_t>;
 
-inline Pool pool_of(ffi::ThreadPool& threads) {
-  const int count = static_cast<int>(std::max<int64_t>(1, threads.num_threads()));
-  return {count, [&threads](std::function<void()> task) { threads.Schedule(std::move(task)); }};
+// What XLA calls a handler with. All handlers take the same, since each list of types costs a second of compilation.
+struct Call {
+  mutable ffi::ThreadPool threads;
+  ffi::RemainingArgs operands;
+  ffi::RemainingRets results;
+  ffi::Dictionary attributes;
+
+  Pool pool() const {
+    const int count = static_cast<int>(std::max<int64_t>(1, threads.num_threads()));
+    return {count, [this](std::function<void()> task) { threads.Schedule(std::move(task)); }};
+  }
+  Floats operand(size_t i) const { return operands.get<Floats>(i).value(); }
+  Floats result(size_t i) const { return *results.get<Floats>(i).value(); }
+  template <class T>
+  T attribute(const char* name) const {
+    return attributes.get<T>(name).value();
+  }
+};
+
+// The convolution of a call, by its attributes, between `maps` and `sums`; `kernel` is the attribute with its size.
+inline Conv conv_of(const Call& call, const Floats& maps, const Floats& sums, const char* kernel) {
+  const auto x = maps.dimensions(), y = sums.dimensions();
+  const auto hw = call.attribute<Integers>(kernel), strides = call.attribute<Integers>("strides"),
+             padding = call.attribute<Integers>("padding");
+  return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], hw[0], hw[1], strides[0], strides[1], padding[0], padding[1]};
 }
 
 // A handler of what `run` computes. Its exceptions, which would end the process, become errors of XLA.
-template <auto Run, class Signature = decltype(Run)>
-struct Guarded;
-
-template <auto Run, class... Operands>
-struct Guarded<Run, void (*)(Operands...)> {
-  static ffi::Error call(Operands... operands) {
-    try {
-      Run(std::move(operands)...);
-    } catch (const std::bad_alloc&) {
-      return {ffi::ErrorCode::kResourceExhausted, "out of memory in a native kernel of qpsnn_jax"};
-    } catch (const std::exception& error) {
-      return ffi::Error::Internal(std::string("a native kernel of qpsnn_jax failed: ") + error.what());
-    } catch (...) {
-      return ffi::Error::Internal("a native kernel of qpsnn_jax failed");
-    }
-    return ffi::Error::Success();
+template <void (*run)(const Call&)>
+ffi::Error guarded(ffi::ThreadPool threads, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                   ffi::Dictionary attributes) {
+  try {
+    run(Call{threads, operands, results, attributes});
+  } catch (const std::bad_alloc&) {
+    return {ffi::ErrorCode::kResourceExhausted, "out of memory in a native kernel of qpsnn_jax"};
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("a native kernel of qpsnn_jax failed: ") + error.what());
+  } catch (...) {
+    return ffi::Error::Internal("a native kernel of qpsnn_jax failed");
   }
-};
+  return ffi::Error::Success();
+}
+
+inline auto binding() {
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs();
+}
 
 }  // namespace qpsnn
 
 // The only way to define a handler here.
-#define QPSNN_HANDLER(name, run, binding) XLA_FFI_DEFINE_HANDLER_SYMBOL(name, qpsnn::Guarded<run>::call, binding)
+#define QPSNN_HANDLER(name, run) XLA_FFI_DEFINE_HANDLER_SYMBOL(name, qpsnn::guarded<run>, qpsnn::binding())

@@ -117,7 +117,7 @@ def _compile(directory: Path, command: list[str], key: str) -> Path:
 
 
 def _units() -> tuple[str, str]:
-    """Two sources that take about as long to compile: the largest file, and one that includes all others."""
+    """Two sources that take about as long to compile: the file that takes longest, and one that includes the others."""
     apart = _SOURCES / "convolution.cc"
     others = sorted(path for path in _SOURCES.glob("*.cc") if path != apart)
     return f'#include "{apart.name}"\n', "".join(f'#include "{path.name}"\n' for path in others)

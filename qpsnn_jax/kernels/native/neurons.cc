@@ -13,11 +13,10 @@ struct Cell {
   bool inclusive, soft, detached;
   int64_t surrogate;
 
-  static Cell of(const ffi::Dictionary& attributes) {
-    const auto number = [&](const char* name) { return attributes.get<double>(name).value(); };
-    const auto flag = [&](const char* name) { return attributes.get<bool>(name).value(); };
-    return {number("tau"), number("threshold"), number("shape"), flag("inclusive"), flag("soft"), flag("detached"),
-            attributes.get<int64_t>("surrogate").value()};
+  static Cell of(const Call& call) {
+    return {call.attribute<double>("tau"),   call.attribute<double>("threshold"), call.attribute<double>("shape"),
+            call.attribute<bool>("inclusive"), call.attribute<bool>("soft"),      call.attribute<bool>("detached"),
+            call.attribute<int64_t>("surrogate")};
   }
 
   Neurons neurons(const Floats& array) const {
@@ -31,8 +30,11 @@ struct Cell {
 // A scalar stands for an array that is not there.
 static const float* data_of(const Floats& array) { return array.dimensions().size() ? array.typed_data() : nullptr; }
 
-static Currents currents_of(Floats x, Floats factor, Floats offset, Floats residual, Floats initial) {
-  return {x.typed_data(), factor.typed_data(), offset.typed_data(), data_of(residual), data_of(initial)};
+// Those of x, factor, offset, residual and initial, the operands from `first` on.
+static Currents currents_of(const Call& call, size_t first) {
+  const auto operand = [&](size_t i) { return call.operand(first + i); };
+  return {operand(0).typed_data(), operand(1).typed_data(), operand(2).typed_data(), data_of(operand(3)),
+          data_of(operand(4))};
 }
 
 // `run` with std::true_type if there is a residual.
@@ -45,24 +47,22 @@ static void with_residual(const Currents& currents, const Run& run) {
 }
 
 template <bool Membranes>
-static void LIF(ffi::ThreadPool threads, Floats x, Floats factor, Floats offset, Floats residual, Floats initial,
-                FloatResult result, ffi::Dictionary cell) {
-  const Currents currents = currents_of(x, factor, offset, residual, initial);
+static void LIF(const Call& call) {
+  const Currents currents = currents_of(call, 0);
   with_residual(currents, [&](auto added) {
-    lif<Membranes, added>(pool_of(threads), Cell::of(cell).neurons(x), currents, result->typed_data());
+    lif<Membranes, added>(call.pool(), Cell::of(call).neurons(call.operand(0)), currents, call.result(0).typed_data());
   });
 }
 
-static void LIFGrad(ffi::ThreadPool threads, Floats cotangent, Floats x, Floats factor, Floats offset,
-                    Floats residual, Floats initial, FloatResult by_currents, FloatResult by_factor,
-                    FloatResult by_offset, ffi::Dictionary attributes) {
-  const Cell cell = Cell::of(attributes);
-  const Currents currents = currents_of(x, factor, offset, residual, initial);
+static void LIFGrad(const Call& call) {
+  const Cell cell = Cell::of(call);
+  const Currents currents = currents_of(call, 1);
   const float shape = static_cast<float>(cell.shape);
   const auto run = [&](auto slope) {
     with_residual(currents, [&](auto added) {
-      lif_grad<added>(pool_of(threads), cell.neurons(x), slope, cell.detached, currents, cotangent.typed_data(),
-                      by_currents->typed_data(), by_factor->typed_data(), by_offset->typed_data());
+      lif_grad<added>(call.pool(), cell.neurons(call.operand(1)), slope, cell.detached, currents,
+                      call.operand(0).typed_data(), call.result(0).typed_data(), call.result(1).typed_data(),
+                      call.result(2).typed_data());
     });
   };
   switch (cell.surrogate) {
@@ -74,24 +74,8 @@ static void LIFGrad(ffi::ThreadPool threads, Floats cotangent, Floats x, Floats 
   throw std::invalid_argument("the surrogate is unknown");
 }
 
-// x, factor, offset, residual, initial.
-template <class Bind>
-static auto with_currents(Bind&& bind) {
-  auto two = std::move(bind).template Arg<Floats>().template Arg<Floats>();
-  return std::move(two).template Arg<Floats>().template Arg<Floats>().template Arg<Floats>();
-}
-
-static auto forward() {
-  return with_currents(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()).Ret<Floats>().Attrs();
-}
-
-static auto backward() {
-  auto operands = with_currents(ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Floats>());
-  return std::move(operands).Ret<Floats>().Ret<Floats>().Ret<Floats>().Attrs();
-}
-
 }  // namespace qpsnn
 
-QPSNN_HANDLER(lif_spikes, qpsnn::LIF<false>, qpsnn::forward());
-QPSNN_HANDLER(lif_membranes, qpsnn::LIF<true>, qpsnn::forward());
-QPSNN_HANDLER(lif_grad, qpsnn::LIFGrad, qpsnn::backward());
+QPSNN_HANDLER(lif_spikes, qpsnn::LIF<false>);
+QPSNN_HANDLER(lif_membranes, qpsnn::LIF<true>);
+QPSNN_HANDLER(lif_grad, qpsnn::LIFGrad);

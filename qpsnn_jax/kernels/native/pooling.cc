@@ -5,19 +5,14 @@
 
 namespace qpsnn {
 
-static void MaxPoolGrad(ffi::ThreadPool threads, Floats maps, Floats cotangent, FloatResult result,
-                        Integers window) {
+static void MaxPoolGrad(const Call& call) {
+  const Floats maps = call.operand(0), cotangent = call.operand(1);
   const auto x = maps.dimensions(), y = cotangent.dimensions();
+  const auto window = call.attribute<Integers>("window");
   const Tiles tiles{x[0], x[1], x[2], x[3], y[1], y[2], window[0], window[1]};
-  max_pool_grad(pool_of(threads), tiles, maps.typed_data(), cotangent.typed_data(), result->typed_data());
+  max_pool_grad(call.pool(), tiles, maps.typed_data(), cotangent.typed_data(), call.result(0).typed_data());
 }
 
 }  // namespace qpsnn
 
-QPSNN_HANDLER(max_pool_grad, qpsnn::MaxPoolGrad,
-              qpsnn::ffi::Ffi::Bind()
-                  .Ctx<qpsnn::ffi::ThreadPool>()
-                  .Arg<qpsnn::Floats>()
-                  .Arg<qpsnn::Floats>()
-                  .Ret<qpsnn::Floats>()
-                  .Attr<qpsnn::Integers>("window"));
+QPSNN_HANDLER(max_pool_grad, qpsnn::MaxPoolGrad);
