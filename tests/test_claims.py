@@ -17,7 +17,7 @@ from scipy import stats
 from small_networks import images_of, random_variables
 
 from experiments.claims import __main__ as runner
-from experiments.claims import tables, verdicts
+from experiments.claims import sections, tables, verdicts
 from experiments.claims.criteria import bn_scale, firing_rate
 from experiments.claims.data import held_out
 from experiments.claims.kinds import do
@@ -460,6 +460,22 @@ def test_a_verdict_says_where_arms_were_trained_on_different_processors():
         found["processor"] = "one"
         words = verdicts.verdict(claim, results)[1]
         assert words == "**held**" + (", on different processors" if number < len(results) - 1 else "")
+
+
+def test_the_tables_of_criteria_and_of_table_2():
+    """An arm without runs, with one and with two; stages that an arm has not are empty; pairs are of one seed."""
+    found = of_arms("criterion", svs_50=[44, 46], random_50=[43], scratch_50=[45])
+    for one in found:
+        one["held_out_accuracy"] = {"pruned": 0.1, "recalibrated": 0.3, "finetuned": 0.4 + 0.1 * one["seed"]}
+    found[-1]["held_out_accuracy"] = {"quantized": 0.425}
+    rows = sections.criterion_table(found).splitlines()
+    assert "| svs-50 | 2 | 10.0 | 30.0 | 45.0 | 45.00 ± 1.00 | +1.00 |" in rows
+    assert "| random-50 | 1 | 10.0 | 30.0 | 40.0 | 43.00 ± – | – |" in rows
+    assert "| scratch-50 | 1 | – | – | 42.5 | 45.00 ± – | +2.00 |" in rows
+    assert "| sca-50 | 0 | – | – | – | not yet run | – |" in rows
+    rows = sections.table2(of_arms("table2", none_sca_4=[40, 41], mean_svs_4=[44, 46])).splitlines()
+    assert "| mean-svs-4 | 2 | 45.00 ± 1.00 | +4.50 ± 6.35 |" in rows
+    assert "| none-svs-4 | 0 | not yet run | – |" in rows
 
 
 def of_headline(*runs: tuple[float, int]) -> list[dict]:

@@ -156,9 +156,9 @@ def _row(arm: str, results: Sequence[Mapping[str, Any]], reference: Mapping[int,
     return (
         arm,
         str(len(results)),
-        _mean(list(accuracy.values())),
+        mean_and_error(list(accuracy.values())),
         *shown,
-        _mean(held_out) if held_out else "–",
+        mean_and_error(held_out) if held_out else "–",
         f"{max(files):,} bytes" if files else "–",
         f"{np.mean([r['sops'] for r in results]) / 1e6:.3f} M",
         f"{np.mean([r['energy_mj'] for r in results]) * 1000:.3f} µJ",
@@ -175,7 +175,8 @@ def accuracies(results: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     return {r["seed"]: 100 * r["test_accuracy"] if t else _held_out(r) for r, t in zip(results, tested, strict=True)}
 
 
-def _mean(values: Sequence[float]) -> str:
+def mean_and_error(values: Sequence[float]) -> str:
+    """The mean and its standard error, as text."""
     return f"{np.mean(values):.2f} ± {_text(standard_error(values))}"
 
 

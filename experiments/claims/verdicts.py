@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import levels
+from experiments.claims import sections
 from experiments.claims.plan import HEADLINE_SEEDS, SEEDS, plan
 from experiments.claims.tables import Difference, accuracies, contrast, markdown, of_arm, read_results
 
@@ -132,32 +132,11 @@ def page(
         headline=_headline(results),
         networks=len(scores),
         stability=stability(scores),
-        scores=_score_table(scores),
-        levels=_level_table(used, results),
+        scores=sections.score_table(scores),
+        criteria=sections.criterion_table(results),
+        table2=sections.table2(results),
+        levels=sections.level_table(used, results),
     )
-
-
-def _score_table(scores: Sequence[Mapping[str, Any]]) -> str:
-    head = ("cosine, least", "cosine", "permuted", "Spearman", "Jaccard", "permuted", "same as exact")
-    keys = ("cosine_least", "cosine", "cosine_permuted", "spearman", "jaccard", "jaccard_permuted", "jaccard_exact")
-    rows = [("criterion", *head), ("---",) * (1 + len(head))]
-    for name in scores[0]["measures"] if scores else ():
-        values = [np.mean([found["measures"][name][key] for found in scores]) for key in keys]
-        rows.append((name, *(f"{value:.3f}" for value in values)))
-    return markdown(rows)
-
-
-def _level_table(used: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> str:
-    """By arm of ``gamma``: means over its layers and networks, beside its accuracy."""
-    head = ("arm", "networks", "levels used", "saturated", "SNR, dB", "rescaled, dB", "accuracy, %")
-    rows = [head, ("---",) * len(head)]
-    for arm in dict.fromkeys(unit.arm for unit in plan() if unit.question == "gamma"):
-        found = [levels.means(one["layers"]) for one in used if one["name"].startswith(f"gamma.{arm}.")]
-        if found:
-            correct = list(accuracies(of_arm(results, "gamma", arm)).values())
-            shown = f"{np.mean(correct):.2f}" if correct else "–"
-            rows.append((arm, str(len(found)), *levels.cells(np.mean(found, 0).tolist()), shown))
-    return markdown(rows)
 
 
 def _table(claims: Sequence[Claim], results: Sequence[Mapping[str, Any]]) -> str:
@@ -218,6 +197,21 @@ All arms with their accuracies, files and operations: `python -m experiments.cla
 ## The paper
 
 {paper}
+
+## Every criterion (`criterion`)
+
+Means over three seeds, in percent: of 1,000 held-out images right after pruning, after recalibration of batch-norm, and
+after fine-tuning; of the 10,000 test images at the end, with the standard error. The difference from random channels is
+paired by seed, with its 95 % confidence interval; those of SVS were planned as tests, whose verdicts are above.
+
+{criteria}
+
+## Table 2 (`table2`)
+
+Half of the weights removed; test accuracies with standard errors, and the paired difference from neither, with its 95 %
+confidence interval. Only that of both together was planned as a test.
+
+{table2}
 
 ## Stability of the scores (Fig. 3, Eq. 15)
 
