@@ -38,6 +38,7 @@ from .model.operations import sops_reducers as sops_reducers
 from .model.precision import with_edge_bits as with_edge_bits
 from .model.precision import with_float_weights as with_float_weights
 from .model.precision import with_layer_bits as with_layer_bits
+from .model.precision import with_quantizer as with_quantizer
 from .model.residual import with_residual_scale as with_residual_scale
 from .model.settings import NetworkSettings as NetworkSettings
 from .model.sparsity import connection_sparsity as connection_sparsity

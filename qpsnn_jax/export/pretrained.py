@@ -74,7 +74,7 @@ def packed_path(name: str) -> Path:
     if name not in names():
         close = closest(str(name))
         hint = f"did you mean {close}?" if close else f"there are {', '.join(names())}."
-        also = "" if Path(name).suffix != ".qpsnn" else " (load_packed and unfold read a packed file)"
+        also = "" if Path(str(name)).suffix != ".qpsnn" else " (load_packed and unfold read a packed file)"
         raise ValueError(f"there is no pretrained network {str(name)!r}{also}; {hint}")
     return FOLDER / f"{name}.qpsnn"
 

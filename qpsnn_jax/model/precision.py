@@ -1,11 +1,14 @@
 """Bits by layer: the graph with other quantizers, or with none."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
+
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.nodes import Quantizer, Weighted
+from qpsnn_jax.model.nodes import Neuron, Quantizer, Weighted
+from qpsnn_jax.model.variables import check_variables, leaves_of
 
 
 def with_edge_bits(graph: Graph, bits: int) -> Graph:
@@ -35,6 +38,57 @@ def with_edge_bits(graph: Graph, bits: int) -> Graph:
     return Graph(tuple(nodes), graph.timesteps)
 
 
+def with_quantizer(
+    graph: Graph, variables: Mapping[str, Any], quantizer: Quantizer, *, layers: Iterable[str] | None = None
+) -> tuple[Graph, dict[str, Any]]:
+    """A network with quantized weights that starts from one in full precision, to be fine-tuned.
+
+    Args:
+        graph, variables: the network, such as one that was trained or imported in full precision.
+        quantizer: of the layers, such as ``Quantizer(2)``.
+        layers: their names; None: as in the paper, all after the first neurons but the readout.
+
+    Returns:
+        ``(graph, variables)``: the weights are the same, and the scale of each of these layers starts anew, by a
+        ``gain`` of 1 or the first value of a learned ``gamma``. Layers that were quantized stay so, unless named.
+
+    Raises:
+        ValueError: ``quantizer`` is none, ``layers`` name one that has no weights, or the variables are not those of
+            the graph.
+    """
+    check_variables(graph, variables, others=True)
+    if not isinstance(quantizer, Quantizer):
+        raise ValueError(f"quantizer must be a Quantizer, such as Quantizer(2), got {quantizer!r}.")
+    if isinstance(layers, str):
+        raise ValueError(f"layers must be a list of names, got {layers!r}; use [{layers!r}].")
+    nodes, changed = dict(graph.by_name), {"scales": {}} | dict(variables)
+    for name in _hidden_layers(graph) if layers is None else layers:
+        if not isinstance(nodes.get(name), Weighted):
+            known = ", ".join(node.name for node in graph.nodes if isinstance(node, Weighted))
+            raise ValueError(f"layers name {name!r}, which is not a layer with weights; there are {known}.")
+        before, nodes[name] = nodes[name].quantizer, replace(nodes[name], quantizer=quantizer)
+        own = leaves_of(variables, name)
+        if before is not None:
+            del own[before.scale_leaf]
+        table = nodes[name].leaves(graph.inputs_of(graph.by_name[name]))
+        own |= {leaf: of.start(jax.random.key(0), own) for leaf, of in table.items() if leaf not in own}
+        for collection in changed:
+            arrays = {leaf: own[leaf] for leaf, of in table.items() if of.collection == collection}
+            changed[collection] = changed[collection] | {name: arrays}
+            if not arrays:
+                del changed[collection][name]
+    return Graph(tuple(nodes.values()), graph.timesteps), changed
+
+
+def _hidden_layers(graph: Graph) -> list[str]:
+    """The layers in full precision that have neurons before them, without the readout."""
+    after: dict[str, bool] = {}
+    for node in graph.nodes:
+        after[node.name] = isinstance(node, Neuron) or any(after[name] for name in node.inputs)
+    layers = (node for node in graph.nodes if isinstance(node, Weighted) and node.quantizer is None)
+    return [node.name for node in layers if node.name != graph.output.name and any(after[name] for name in node.inputs)]
+
+
 def with_layer_bits(graph: Graph, bits: Mapping[str, int]) -> Graph:
     """The graph with other bits in some of its quantized layers; they are no longer ternary.
 
@@ -43,8 +97,10 @@ def with_layer_bits(graph: Graph, bits: Mapping[str, int]) -> Graph:
         bits: by the name of the layer, each from 1 to 8.
 
     Raises:
-        ValueError: a name is not that of a quantized layer, or bits are not from 1 to 8.
+        ValueError: ``bits`` are no mapping, a name is not that of a quantized layer, or bits are not from 1 to 8.
     """
+    if not isinstance(bits, Mapping):
+        raise ValueError(f"bits must be a mapping from names of layers, such as {{'conv': 4}}, got {bits!r}.")
     nodes = dict(graph.by_name)
     for name, number in bits.items():
         node = nodes.get(name)

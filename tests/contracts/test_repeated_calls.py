@@ -120,6 +120,7 @@ def calls(folder: Path) -> dict[str, Callable]:
         "with_residual_scale": lambda: qp.with_residual_scale(residual_graph(), 0.25),
         "with_edge_bits": lambda: qp.with_edge_bits(GRAPH, 8),
         "with_float_weights": lambda: qp.with_float_weights(GRAPH, variables),
+        "with_quantizer": lambda: qp.with_quantizer(GRAPH, variables, qp.Quantizer(4, "learned"), layers=["conv"]),
         "with_layer_bits": lambda: qp.with_layer_bits(GRAPH, {"conv": 4}),
         "with_masks": lambda: qp.with_masks(GRAPH, variables, {"conv": np.ones((3, 3, 4, 4))}),
         "write_nir": lambda: qp.write_nir(folder / "b.nir", document),

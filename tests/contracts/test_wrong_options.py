@@ -55,6 +55,23 @@ WRONG = {
         "the variables are not those of the graph: ",
     ),
     "folded in place of integers": (lambda: qp.c_source(residual_graph(), "net"), "network must be an IntegerNetwork,"),
+    "a number in place of a quantizer": (
+        lambda: qp.with_quantizer(residual_graph(), random_variables(residual_graph()), 2),
+        "quantizer must be a Quantizer, such as Quantizer(2), got 2.",
+    ),
+    "a layer without weights": (
+        lambda: qp.with_quantizer(residual_graph(), random_variables(residual_graph()), qp.Quantizer(2), layers=["lf"]),
+        "layers name 'lf', which is not a layer with weights; there are ",
+    ),
+    "a layer in place of a list": (
+        lambda: qp.with_quantizer(residual_graph(), random_variables(residual_graph()), qp.Quantizer(2), layers="fc"),
+        "layers must be a list of names, got 'fc'; use ['fc'].",
+    ),
+    "one number of bits for all layers": (
+        lambda: qp.with_layer_bits(residual_graph(), 4),
+        "bits must be a mapping from names of layers, such as {'conv': 4}, got 4.",
+    ),
+    "a pretrained network by number": (lambda: qp.pretrained(3), "there is no pretrained network '3'; there are "),
     "bool currents": (
         lambda: qp.early_exit(INTEGERS > 3, 1),
         "early_exit takes floating or integer currents, got bool.",

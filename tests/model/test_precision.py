@@ -19,11 +19,13 @@ from qpsnn_jax import (
     cross_entropy,
     with_edge_bits,
     with_layer_bits,
+    with_quantizer,
 )
 from qpsnn_jax.data import Arrays, DataSet
 from qpsnn_jax.model.nodes import LIF, Conv, Dense, GlobalAveragePool, Input
 from qpsnn_jax.model.precision import quantized_layers
 from qpsnn_jax.model.settings import build
+from qpsnn_jax.model.zoo import resnet20, sew_resnet18, spikingformer, vgg16
 from qpsnn_jax.runs.loading import for_network
 
 GRAPH = Graph(
@@ -143,3 +145,33 @@ def test_wrong_budgets_and_losses_raise():
         allocate_bits(GRAPH, {"fc": {1: 1.0}}, bytes=1000)
     with pytest.raises(ValueError, match="bits in the losses of 'conv' must be an integer from 1 to 8, got 9"):
         allocate_bits(GRAPH, {"conv": {9: 1.0}}, bytes=1000)
+
+
+@pytest.mark.parametrize("network", [resnet20, vgg16, sew_resnet18, spikingformer])
+def test_a_quantizer_goes_where_the_zoo_has_it(network):
+    plain, expected = (network(bits=bits, width=1 / 4) for bits in (None, 2))
+    variables = random_variables(plain)
+    graph, quantized = with_quantizer(plain, variables, Quantizer(2))
+    assert graph == expected
+    assert quantized["params"] == variables["params"]
+    assert jax.tree.structure(quantized) == jax.tree.structure(random_variables(expected))
+    assert {float(gain) for leaves in quantized["scales"].values() for gain in leaves["gain"]} == {1.0}
+
+
+def test_a_quantizer_of_named_layers_starts_from_their_weights():
+    """The learned γ from its first value; a layer's other quantizer is replaced, with its array."""
+    variables = random_variables(GRAPH)
+    learned = Quantizer(4, "learned", "channel")
+    graph, quantized = with_quantizer(GRAPH, variables, learned, layers=["stem", "ternary"])
+    assert quantized_layers(graph) == {"stem": learned, "conv": GRAPH.by_name["conv"].quantizer, "ternary": learned}
+    for name in ("stem", "ternary"):
+        kernel = variables["params"][name]["kernel"]
+        assert quantized["params"][name]["kernel"] is kernel
+        np.testing.assert_array_equal(quantized["params"][name]["gamma"], learned.gamma_of(kernel).ravel())
+    assert quantized["params"]["conv"] == variables["params"]["conv"]
+    assert "ternary" not in {name for name, leaves in quantized["scales"].items() if leaves}
+    images = images_of(GRAPH)
+    assert np.isfinite(SpikingNetwork(graph).apply(quantized, images).currents).all()
+    back, _ = with_quantizer(graph, quantized, Quantizer(levels=3), layers=["ternary"])
+    assert back.by_name["ternary"] == GRAPH.by_name["ternary"]
+    assert with_quantizer(GRAPH, variables, learned)[0] == GRAPH  # both hidden layers have theirs
