@@ -463,18 +463,21 @@ def test_a_verdict_says_where_arms_were_trained_on_different_processors():
 
 
 def test_the_tables_of_criteria_and_of_table_2():
-    """An arm without runs, with one and with two; stages that an arm has not are empty; pairs are of one seed."""
-    found = of_arms("criterion", svs_50=[44, 46], random_50=[43], scratch_50=[45])
+    """A stage that an arm has not is empty; a difference needs all seeds of both arms, of one processor."""
+    found = of_arms("criterion", svs_50=[44, 46, 48], random_50=[43, 45, 44], scratch_50=[45, 45])
     for one in found:
         one["held_out_accuracy"] = {"pruned": 0.1, "recalibrated": 0.3, "finetuned": 0.4 + 0.1 * one["seed"]}
-    found[-1]["held_out_accuracy"] = {"quantized": 0.425}
+        if one["arm"] == "scratch-50":
+            one["held_out_accuracy"] = {"quantized": 0.425}
     rows = sections.criterion_table(found).splitlines()
-    assert "| svs-50 | 2 | 10.0 | 30.0 | 45.0 | 45.00 ± 1.00 | +1.00 |" in rows
-    assert "| random-50 | 1 | 10.0 | 30.0 | 40.0 | 43.00 ± – | – |" in rows
-    assert "| scratch-50 | 1 | – | – | 42.5 | 45.00 ± – | +2.00 |" in rows
+    assert "| svs-50 | 3 | 10.0 | 30.0 | 50.0 | 46.00 ± 1.15 | +2.00 ± 4.30 |" in rows
+    assert "| random-50 | 3 | 10.0 | 30.0 | 50.0 | 44.00 ± 0.58 | – |" in rows
+    assert "| scratch-50 | 2 | – | – | 42.5 | 45.00 ± 0.00 | – |" in rows
     assert "| sca-50 | 0 | – | – | – | not yet run | – |" in rows
-    rows = sections.table2(of_arms("table2", none_sca_4=[40, 41], mean_svs_4=[44, 46])).splitlines()
-    assert "| mean-svs-4 | 2 | 45.00 ± 1.00 | +4.50 ± 6.35 |" in rows
+    found[0]["processor"] = "another"
+    assert "| svs-50 | 3 | 10.0 | 30.0 | 50.0 | 46.00 ± 1.15 | – |" in sections.criterion_table(found).splitlines()
+    rows = sections.table2(of_arms("table2", none_sca_4=[40, 41, 42], mean_svs_4=[44, 46, 45])).splitlines()
+    assert "| mean-svs-4 | 3 | 45.00 ± 0.58 | +4.00 ± 2.48 |" in rows
     assert "| none-svs-4 | 0 | not yet run | – |" in rows
 
 

@@ -6,37 +6,36 @@ from typing import Any
 import numpy as np
 
 from experiments import levels
-from experiments.claims.plan import plan
-from experiments.claims.tables import accuracies, difference, markdown, mean_and_error, of_arm
-
-_STAGES = ("pruned", "recalibrated", "finetuned")
+from experiments.claims.plan import SEEDS, plan
+from experiments.claims.tables import accuracies, difference, markdown, mean_and_error, of_arm, reference_of
 
 
 def criterion_table(results: Sequence[Mapping[str, Any]]) -> str:
     """By criterion and share removed: accuracy after each stage, and the difference from random channels."""
-    head = ("arm", "seeds", "pruned", "recalibrated", "fine-tuned", "test", "less random")
+    head = ("arm", "seeds", "pruned", "recalibrated", "last epoch", "test", "minus random (95 %)")
     rows = [head, ("---",) * len(head)]
     for arm in _arms("criterion"):
         found = of_arm(results, "criterion", arm)
-        held_out = [
-            [100 * r["held_out_accuracy"][stage] for r in found if stage in r["held_out_accuracy"]] for stage in _STAGES
-        ]
-        shown = [f"{np.mean(values):.1f}" if values else "–" for values in held_out]
-        # From scratch there is one stage, whose last epoch stands beside that of fine-tuning.
-        if found and not held_out[-1]:
-            shown[-1] = f"{np.mean([100 * list(r['held_out_accuracy'].values())[-1] for r in found]):.1f}"
-        rows.append((arm, str(len(found)), *shown, *_compared(results, "criterion", arm, f"random-{arm[-2:]}")))
+        stages = [*_before_training(found), [list(r["held_out_accuracy"].values())[-1] for r in found]]
+        shown = (f"{100 * np.mean(values):.1f}" if values else "–" for values in stages)
+        rows.append((arm, str(len(found)), *shown, *_compared(results, "criterion", arm, "random")))
     return markdown(rows)
 
 
 def table2(results: Sequence[Mapping[str, Any]]) -> str:
     """By γ, criterion and bits: the test accuracy, and the difference from no scale with SCA."""
-    head = ("arm", "seeds", "test", "less none-sca")
+    head = ("arm", "seeds", "test", "minus none-sca (95 %)")
     rows = [head, ("---",) * len(head)]
     for arm in _arms("table2"):
         seeds = str(len(of_arm(results, "table2", arm)))
-        rows.append((arm, seeds, *_compared(results, "table2", arm, f"none-sca-{arm[-1]}")))
+        rows.append((arm, seeds, *_compared(results, "table2", arm, "none-sca")))
     return markdown(rows)
+
+
+def _before_training(found: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Held-out accuracies right after pruning, and after recalibration; none of a network from scratch."""
+    held_out = [result["held_out_accuracy"] for result in found]
+    return [[one[stage] for one in held_out if stage in one] for stage in ("pruned", "recalibrated")]
 
 
 def _arms(question: str) -> list[str]:
@@ -45,14 +44,21 @@ def _arms(question: str) -> list[str]:
 
 
 def _compared(results: Sequence[Mapping[str, Any]], question: str, arm: str, reference: str) -> tuple[str, str]:
-    """The test accuracy of an arm with its standard error, and its paired difference from another."""
-    own, other = (accuracies(of_arm(results, question, one)) for one in (arm, reference))
-    if not own:
+    """The test accuracy of an arm with its standard error, and its paired difference, if of all seeds.
+
+    Not of arms that were trained on different processors: their dense networks differ too.
+    """
+    other = reference_of(arm, reference, _arms(question))
+    assert other is not None
+    runs = [of_arm(results, question, one) for one in (arm, other)]
+    if not runs[0]:
         return "not yet run", "–"
-    if arm == reference or not own.keys() & other.keys():
-        return mean_and_error(list(own.values())), "–"
-    found = difference(own, other)
-    return mean_and_error(list(own.values())), f"{found.mean:+.2f}" + f" ± {found.half_width:.2f}" * (found.pairs > 1)
+    own = mean_and_error(list(accuracies(runs[0]).values()))
+    processors = {one.get("processor") for of_one in runs for one in of_one}
+    if arm == other or len(processors) > 1 or any(len(of_one) < len(SEEDS) for of_one in runs):
+        return own, "–"
+    found = difference(*map(accuracies, runs))
+    return own, f"{found.mean:+.2f} ± {found.half_width:.2f}"
 
 
 def score_table(scores: Sequence[Mapping[str, Any]]) -> str:

@@ -200,16 +200,20 @@ All arms with their accuracies, files and operations: `python -m experiments.cla
 
 ## Every criterion (`criterion`)
 
-Means over three seeds, in percent: of 1,000 held-out images right after pruning, after recalibration of batch-norm, and
-after fine-tuning; of the 10,000 test images at the end, with the standard error. The difference from random channels is
-paired by seed, with its 95 % confidence interval; those of SVS were planned as tests, whose verdicts are above.
+Accuracies in percent, means over the seeds: of 1,000 held-out images right after pruning, after recalibration of
+batch-norm, and at the last epoch, which is of fine-tuning, or for `scratch` of training from random weights; then of
+the 10,000 test images at the last epoch, with the standard error. The difference from `random` is paired by seed, and
+shown where all three seeds of both were trained on the same processor. Those of SVS were planned as tests, whose
+verdicts are above.
 
 {criteria}
 
 ## Table 2 (`table2`)
 
-Half of the weights removed; test accuracies with standard errors, and the paired difference from neither, with its 95 %
-confidence interval. Only that of both together was planned as a test.
+Half of the weights removed, with γ = mean |W| or none, by SVS or SCA, at 2, 4 and 8 bits: test accuracy with its
+standard error, and the paired difference from no γ with SCA. Only that of both together was planned as a test; of
+twenty such intervals, one excludes 0 by chance. `mean-svs-2` and `mean-sca-2` are the networks `svs-50` and `sca-50` of
+the table above.
 
 {table2}
 

@@ -1,5 +1,8 @@
 r"""Ranks of many small integer matrices at once, by exact elimination over prime fields.
 
+On a CPU with a C++ compiler one matrix after another, over three primes of 13 bits, or fewer where the rank is certain
+(``kernels/native/ranks.h``); elsewhere in JAX, all at once, as follows.
+
 The rank over GF(p) is never above the rank over the rationals, and below it only where p divides all of the matrix's
 non-zero minors of the highest order. Two primes are tried and the higher rank is taken: a minor that behaves like a
 random number is divisible by both with a probability of 2e-10, one below p by neither. All sums are of integers
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.kernels.native.call import native_call
 from qpsnn_jax.runtime.checks import integer
 from qpsnn_jax.runtime.sharding import with_auto_axes
 
@@ -53,9 +57,12 @@ class _Pivot(NamedTuple):
 def matrix_ranks(matrices: Array, *, largest: int) -> Array:
     """Rank of every integer matrix ``n m`` of an array ``… n m``.
 
-    Each step of the elimination takes the next row. The columns are mixed by a random matrix first, so that a row that
-    is not zero has its pivot in the next column or, seldom, in the one after it. A column that is passed over is not
-    used again, so if two of n rows pass over one, the rank is too low: in each of the fields, for n ≤ m, with a
+    In C++ the rank is too low only if each of three primes, 8179, 8171 and 8167, divides all non-zero minors of the
+    highest order, with a probability of 2e-12 for a minor that is a random number.
+
+    In JAX each step of the elimination takes the next row. The columns are mixed by a random matrix first, so that a
+    row that is not zero has its pivot in the next column or, seldom, in the one after it. A column that is passed over
+    is not used again, so if two of n rows pass over one, the rank is too low: in each of the fields, for n ≤ m, with a
     probability of n(n+1)/2 / 2049² at most, and of about n(n+1)/2 / p² where rows have many non-zero numbers.
 
     Args:
@@ -63,8 +70,8 @@ def matrix_ranks(matrices: Array, *, largest: int) -> Array:
         largest: bound on their magnitude, below 2^24.
 
     Returns:
-        int32, shape ``…``. Never too high; too low, for n = 32, with a probability below 1e-9 for a matrix of random
-        numbers, and of 2e-8 for the worst whose minors no prime divides.
+        int32, shape ``…``. Never too high; too low in JAX, for n = 32, with a probability below 1e-9 for a matrix of
+        random numbers, and of 2e-8 for the worst whose minors no prime divides.
 
     Raises:
         ValueError: ``matrices`` has fewer than two axes, or ``largest`` is out of its range.
@@ -81,12 +88,20 @@ def _matrix_ranks(matrices: Array, largest: int) -> Array:
     k = math.prod(lead)
     if not k * n * m:
         return jnp.zeros(lead, jnp.int32)
+    numbers = matrices.reshape(k, n, m).astype(jnp.float32)
+    (ranks,) = native_call("matrix_ranks", _by_elimination, numbers, results=((k,),), largest=largest)
+    return ranks.astype(jnp.int32).reshape(lead)
+
+
+def _by_elimination(matrices: Array, largest: int) -> Array:
+    """Ranks of ``k n m``, as floats."""
+    k, n, m = matrices.shape
     numbers = _NUMBERS if jax.default_backend() == "cpu" else _NUMBERS_ELSEWHERE
     lanes = min(k, max(1, numbers // (n * m)))
     # The matrices are the innermost axis, the shorter side comes first; padded to full chunks by matrices of zeros.
     order = (1, 2, 0) if n <= m else (2, 1, 0)
     n, m = sorted((n, m))
-    padded = jnp.pad(matrices.reshape(k, *matrices.shape[-2:]).transpose(order), ((0, 0), (0, 0), (0, -k % lanes)))
+    padded = jnp.pad(matrices.transpose(order), ((0, 0), (0, 0), (0, -k % lanes)))
     chunks = jnp.moveaxis(padded.reshape(n, m, -1, lanes), 2, 0)
     mixing = np.random.default_rng(0).integers(-_MIX, _MIX + 1, (len(_PRIMES), m, n + 1))
     inverses = np.stack([_inverses(prime) for prime in _PRIMES])
@@ -95,7 +110,7 @@ def _matrix_ranks(matrices: Array, largest: int) -> Array:
     def ranks(chunk: Array) -> Array:
         return jnp.max(jax.lax.map(lambda field: _rank_in_field(chunk, largest, *field), fields), axis=0)
 
-    return jax.lax.map(ranks, chunks).reshape(-1)[:k].reshape(lead)
+    return jax.lax.map(ranks, chunks).reshape(-1)[:k].astype(jnp.float32)
 
 
 def _rank_in_field(matrices: Array, largest: int, field: _Field, mixing: Array) -> Array:

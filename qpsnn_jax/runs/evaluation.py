@@ -85,7 +85,7 @@ def evaluate_early_exit(
         ValueError: a network of fewer than two classes.
     """
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options(precision))
     def leave(images: Array) -> EarlyExit:
         output: Any = SpikingNetwork(graph, precision).apply(variables, normalizer(data)(images))
         return early_exit(output.currents, threshold)

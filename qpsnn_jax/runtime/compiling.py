@@ -17,7 +17,7 @@ def fast_compile_jit(function: Callable[..., Any], **options: Any) -> Any:
 def low_memory_jit(
     function: Callable[..., Any], *, compiler_options: Mapping[str, Any] | None = None, **options: Any
 ) -> Any:
-    """``jax.jit(function, compiler_options, **options)``, scheduled on a CPU for little memory.
+    """``jax.jit(function, compiler_options=…, **options)``, scheduled on a CPU for little memory.
 
     On a CPU, XLA's default schedule computes every value as early as possible, so a value that only the end of the
     backward pass needs is in memory from the forward pass on. The results are the same, bit for bit. A step of a few

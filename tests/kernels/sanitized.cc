@@ -12,6 +12,7 @@
 #include "moments.h"
 #include "neurons.h"
 #include "pooling.h"
+#include "ranks.h"
 
 using namespace qpsnn;
 
@@ -130,6 +131,18 @@ static int run_over_channels(const Pool& pool, int64_t batch, int64_t steps, int
   return wrong;
 }
 
+// Ranks of matrices whose rows come twice, against half as many; for reads and writes, their values are tested from Python.
+static int check_ranks(const Pool& pool, int64_t count, int64_t rows, int64_t columns) {
+  auto matrices = numbers(count * 2 * rows * columns, 0.5);
+  std::vector<float> half(count * rows * columns), ranks(count, NAN), of_half(count, NAN);
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t k = 0; k < rows * columns; ++k)
+      half[i * rows * columns + k] = matrices[(2 * i + 1) * rows * columns + k] = matrices[2 * i * rows * columns + k];
+  matrix_ranks(pool, count, 2 * rows, columns, matrices.data(), ranks.data());
+  matrix_ranks(pool, count, rows, columns, half.data(), of_half.data());
+  return ranks != of_half;
+}
+
 // What one item throws reaches the caller once all threads have left the loop, and no further items are begun.
 static int fails(const Pool& pool, int64_t failing) {
   constexpr int64_t kItems = 1000000;
@@ -230,6 +243,9 @@ int main() {
   wrong += run_over_channels(pool, 0, 2, 2, 2, 129);
   wrong += run_over_channels(pool, 2, 2, 2, 2, 0);
   wrong += run_over_channels(pool, 2, 40, 20, 20, 5);
+  for (int64_t side : {1, 4, 9, 20})
+    for (int64_t columns : {1, 8, 33, 50}) wrong += check_ranks(pool, 70, side, columns);
+  wrong += check_ranks(pool, 0, 4, 4);
 #ifndef __SANITIZE_THREAD__
   wrong += check(pool, {9, 16, 15, 130, 0, 0, 100, 3, 3, 1, 1, 1, 1}, 0.5, true);
 #endif

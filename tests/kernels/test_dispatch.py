@@ -82,12 +82,22 @@ def test_processes_trace_the_same_program(monkeypatch, precision):
 
 
 @pytest.mark.parametrize(
-    ("library_there", "precision", "level"), [(True, "auto", 1), (True, "exact", 0), (False, "auto", 0)]
+    ("compiler", "precision", "devices", "flags", "options"),
+    [
+        (True, "auto", 1, "", {"xla_backend_optimization_level": 1}),
+        (True, "auto", 1, "--xla_backend_optimization_level=3", {}),
+        (True, "exact", 1, "", {}),
+        (True, "auto", 8, "", {}),
+        (False, "auto", 1, "", {}),
+    ],
 )
-def test_only_what_is_around_native_kernels_is_optimized_less(monkeypatch, library_there, precision, level):
-    monkeypatch.setattr(library, "load", lambda: object() if library_there else None)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert dispatch.compiler_options(precision).get("xla_backend_optimization_level", 0) == level
+def test_only_what_is_around_native_kernels_is_optimized_less(
+    monkeypatch, compiler, precision, devices, flags, options
+):
+    monkeypatch.setattr(library, "load", lambda: object() if compiler else None)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert dispatch.compiler_options(precision) == options
 
 
 def test_calls_outside_jit_compile_once(monkeypatch, compilations):

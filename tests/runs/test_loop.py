@@ -26,7 +26,7 @@ from qpsnn_jax.model.nodes import Dense, Flatten
 from qpsnn_jax.model.settings import NetworkSettings
 from qpsnn_jax.model.zoo import resnet20
 from qpsnn_jax.numerics.normalization import normalize
-from qpsnn_jax.runs import loop, metrics, programs
+from qpsnn_jax.runs import evaluation, loop, metrics, programs
 from qpsnn_jax.runs.config import Config, build_graph
 from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runs.hooks import Hooks, show_progress
@@ -481,6 +481,15 @@ def test_a_killed_run_ends_with_the_same_bits(small_config, small_run, small_rep
 def test_memory_counts_for_large_networks_alone():
     assert programs._jit(resnet20(bits=2, width=1 / 8), 32) is jax.jit
     assert programs._jit(resnet20(bits=2), 8) is low_memory_jit
+
+
+@pytest.mark.parametrize("module", [programs, evaluation])
+def test_the_compilers_options_reach_the_step_and_the_evaluation(plan, tmp_path, monkeypatch, module):
+    monkeypatch.setattr(programs, "_jitted_steps", programs._jitted_steps.__wrapped__)
+    monkeypatch.setattr(loop, "activity_step", evaluation.activity_step.__wrapped__)
+    monkeypatch.setattr(module, "compiler_options", lambda precision: {f"qpsnn_{precision}": 1})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="qpsnn_auto"):
+        fitted(plan, tmp_path)
 
 
 def test_the_precision_reaches_the_step(plan, tmp_path, monkeypatch):

@@ -6,13 +6,13 @@ namespace qpsnn {
 
 static void Sums(const Call& call) {
   const Floats maps = call.operand(0), kernel = call.operand(1), sums = call.result(0);
-  const Conv conv = conv_of(call, maps, sums, "kernel");
+  const Conv conv = conv_of(call, maps, sums);
   conv_sums(call.pool(), conv, maps.typed_data(), kernel.typed_data(), sums.typed_data());
 }
 
 static void InputGrad(const Call& call) {
   const Floats cotangent = call.operand(0), kernel = call.operand(1), grad = call.result(0);
-  const Conv conv = conv_of(call, grad, cotangent, "kernel");
+  const Conv conv = conv_of(call, grad, cotangent);
   conv_input_grad(call.pool(), conv, cotangent.typed_data(), kernel.typed_data(), grad.typed_data());
 }
 

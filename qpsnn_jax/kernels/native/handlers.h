@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <exception>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -28,18 +29,25 @@ struct Call {
     const int count = static_cast<int>(std::max<int64_t>(1, threads.num_threads()));
     return {count, [this](std::function<void()> task) { threads.Schedule(std::move(task)); }};
   }
-  Floats operand(size_t i) const { return operands.get<Floats>(i).value(); }
-  Floats result(size_t i) const { return *results.get<Floats>(i).value(); }
+  Floats operand(size_t i) const { return found(operands.get<Floats>(i)); }
+  Floats result(size_t i) const { return *found(results.get<Floats>(i)); }
   template <class T>
   T attribute(const char* name) const {
-    return attributes.get<T>(name).value();
+    return found(attributes.get<T>(name));
+  }
+
+ private:
+  template <class T>
+  static T found(const ffi::ErrorOr<T>& decoded) {
+    if (!decoded.has_value()) throw std::invalid_argument(decoded.error().message());
+    return decoded.value();
   }
 };
 
-// The convolution of a call, by its attributes, between `maps` and `sums`; `kernel` is the attribute with its size.
-inline Conv conv_of(const Call& call, const Floats& maps, const Floats& sums, const char* kernel) {
+// The convolution of a call, by its attributes, between `maps` and `sums`.
+inline Conv conv_of(const Call& call, const Floats& maps, const Floats& sums) {
   const auto x = maps.dimensions(), y = sums.dimensions();
-  const auto hw = call.attribute<Integers>(kernel), strides = call.attribute<Integers>("strides"),
+  const auto hw = call.attribute<Integers>("kernel"), strides = call.attribute<Integers>("strides"),
              padding = call.attribute<Integers>("padding");
   return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], hw[0], hw[1], strides[0], strides[1], padding[0], padding[1]};
 }

@@ -7,7 +7,7 @@ namespace qpsnn {
 
 static void KernelGrad(const Call& call) {
   const Floats maps = call.operand(0), cotangent = call.operand(1), grad = call.result(0);
-  const Conv conv = conv_of(call, maps, cotangent, "kernel");
+  const Conv conv = conv_of(call, maps, cotangent);
   kernel_grad(call.pool(), conv, maps.typed_data(), cotangent.typed_data(), grad.typed_data());
 }
 

@@ -1,7 +1,9 @@
 // A loop shared between the threads of a pool.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -27,10 +29,10 @@ inline void pause() {
 #endif
 }
 
-// The threads that share a loop. To sleep and be woken takes longer than most items, so the caller first waits awake.
+// The threads that share a loop.
 class Crew {
  public:
-  // Whether another thread may begin, which then must leave.
+  // Counts a thread in, unless closed; one that is counted must leave.
   bool enter() {
     int seen = state_.load();
     do {
@@ -48,13 +50,15 @@ class Crew {
   // No thread begins from now on; waits for those that have.
   void close() {
     if (state_.fetch_or(kClosed) == 0) return;
-    for (int i = 0; i < kPauses && state_.load() != kClosed; ++i) pause();
+    // To sleep and be woken takes longer than most items, so it first waits awake.
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+    while (state_.load() != kClosed && std::chrono::steady_clock::now() < until) pause();
     std::unique_lock<std::mutex> lock(mutex_);
     ended_.wait(lock, [&] { return state_.load() == kClosed; });
   }
 
  private:
-  static constexpr int kClosed = 1 << 30, kPauses = 2000;
+  static constexpr int kClosed = 1 << 30;
   std::atomic<int> state_{0};  // the number of threads inside, and kClosed
   std::mutex mutex_;
   std::condition_variable ended_;
@@ -69,36 +73,41 @@ inline size_t thread_number() {
 
 // work(item, worker) for items 0 to n - 1; workers are numbered below pool.threads and no two run as the same at once.
 // The caller works as well and waits only for those that have begun, so that a pool that is busy delays nothing.
+// The items are in parts, of which each thread begins with one by its number, then helps with the others: so a thread
+// meets the same images in one loop after another, and finds them in its cache.
 // The first exception of any thread leaves the items that have not begun undone, and is thrown to the caller.
 template <class Work>
 void parallel_for(const Pool& pool, int64_t n, const Work& work) {
-  struct alignas(64) Part {
+  struct alignas(64) Items {
     std::atomic<int64_t> next;
     int64_t end;
   };
   struct Shared {
-    std::vector<Part> parts;
+    std::vector<Items> parts;
     Crew crew;
     std::mutex mutex;
     std::exception_ptr failure;
 
-    Shared(int64_t items, int64_t threads) : parts(threads) {
-      for (int64_t i = 0; i < threads; ++i) parts[i].next = items * i / threads, parts[i].end = items * (i + 1) / threads;
+    Shared(int64_t items, int64_t number) : parts(number) {
+      for (int64_t i = 0; i < number; ++i) parts[i].next = items * i / number, parts[i].end = items * (i + 1) / number;
     }
 
     void fail() {
-      for (Part& part : parts) part.next = part.end;
+      for (Items& part : parts) part.next = part.end;
       std::lock_guard<std::mutex> lock(mutex);
       if (!failure) failure = std::current_exception();
     }
   };
-  auto shared = std::make_shared<Shared>(n, pool.threads);
+  auto shared = std::make_shared<Shared>(n, std::clamp<int64_t>(n, 1, pool.threads));
   auto take = [&work](Shared& from, int worker) {
     try {
       const size_t first = thread_number() % from.parts.size();
       for (size_t i = 0; i < from.parts.size(); ++i) {
-        Part& part = from.parts[(first + i) % from.parts.size()];
-        for (int64_t item; (item = part.next.fetch_add(1)) < part.end;) work(item, worker);
+        Items& part = from.parts[(first + i) % from.parts.size()];
+        while (part.next.load(std::memory_order_relaxed) < part.end) {
+          const int64_t item = part.next.fetch_add(1);
+          if (item < part.end) work(item, worker);
+        }
       }
     } catch (...) {
       from.fail();
