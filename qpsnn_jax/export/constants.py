@@ -103,10 +103,19 @@ class _Scaled(NamedTuple):
         """
         one = np.ldexp(1.0, shift)
         bias = np.rint((self.layer.bias / self.unit - self.pads.sum((0, 1))) * one)
-        level = self.theta / self.unit * one
-        threshold = np.floor(level) + 1 if self.layer.strict else np.ceil(level)
-        taken = np.zeros_like(level) if self.cell.reset == "hard" else np.rint(level)
-        residual = np.rint(one / self.unit) if self.layer.residual else np.zeros_like(self.unit)
+        level, strict = self.theta / self.unit * one, self.layer.strict
+        threshold, taken = np.floor(level) + 1 if strict else np.ceil(level), np.rint(level)
+        residual = np.zeros_like(level)
+        if self.layer.residual:
+            # Synapses often add up to 0, and then residual spikes alone meet a θ of 1 or 2 exactly. So where there is
+            # no bias either, they are rounded together, to the side on which sums without a residual stay exact.
+            meet = (self.layer.bias == 0) & (self.theta == np.rint(self.theta))
+            spike = np.floor(one / self.unit) if strict else np.ceil(one / self.unit)
+            residual = np.where(meet, spike, np.rint(one / self.unit))
+            threshold = np.where(meet, self.theta * spike + strict, threshold)
+            taken = np.where(meet, self.theta * spike, taken)
+        if self.cell.reset == "hard":
+            taken = np.zeros_like(level)
         return tuple(_capped(array) for array in (bias, threshold, taken, residual, np.rint(self.pads * one)))
 
     def beyond(self, ends: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

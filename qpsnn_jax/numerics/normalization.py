@@ -46,4 +46,6 @@ def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int)
     center, spread = (np.asarray(values, np.float64) for values in (mean, std))
     fit = center.shape == spread.shape == (channels,)
     if not fit or not np.isfinite([center, spread]).all() or spread.min() <= 0:
-        raise ValueError(f"mean and std need {channels} finite numbers, std positive, got mean={mean} and std={std}.")
+        raise ValueError(
+            f"mean and std need {channels} finite numbers in a sequence, std positive, got mean={mean} and std={std}."
+        )

@@ -60,6 +60,8 @@ def mask_by(
     """
     if (sparsity is None) == (n_of_m is None):
         raise ValueError("mask_by takes either a sparsity or n_of_m.")
+    if not callable(criterion):
+        raise ValueError(f"criterion must be a function, such as weight_magnitude, got {criterion!r}.")
     if isinstance(layers, str):
         raise ValueError(f"layers must be a list of names, got {layers!r}.")
     n_of_m = None if n_of_m is None else _two_integers(n_of_m)

@@ -32,8 +32,8 @@ def select(
         ``{group: kept channel numbers}`` for :func:`qpsnn_jax.prune`, without the groups that have no label.
 
     Raises:
-        ValueError: a label that no group has, a ratio outside [0, 1), a ratio that empties a group, missing or
-            non-finite scores, or ``multiple_of`` is not an integer, 1 or more.
+        ValueError: a label that no group has, layers of several labels in one group, a ratio outside [0, 1), a ratio
+            that empties a group, missing or non-finite scores, or ``multiple_of`` is not an integer, 1 or more.
 
     References:
         QP-SNN (ICLR 2025), Algorithm 1, with the counts that reproduce its sizes.
@@ -61,9 +61,16 @@ def checked_ratios(graph: Graph, ratios: Mapping[str, float] | float) -> dict[st
     """The ratio of every label of a graph; see :func:`select`.
 
     Raises:
-        ValueError: a label that no group has, a network without labels, or a ratio that is no number from 0 to 1.
+        ValueError: a label that no group has, a network without labels, layers of several labels in one group, or a
+            ratio that is no number from 0 to 1.
     """
-    labels = {group.label for group in channel_groups(graph).values() if group.label is not None}
+    groups = channel_groups(graph).values()
+    for group in groups:
+        named = {name: label for name in group.members if (label := getattr(graph.by_name[name], "label", None))}
+        if len(set(named.values())) > 1:
+            of = ", ".join(f"{name} has {label!r}" for name, label in named.items())
+            raise ValueError(f"layers whose channels are removed together need one label: {of}.")
+    labels = {group.label for group in groups if group.label is not None}
     number = None if isinstance(ratios, Mapping) else finite("ratios", ratios, 0, 1)
     if number and not labels:
         raise ValueError("ratios remove channels of layers with a label, and no layer of this network has one.")

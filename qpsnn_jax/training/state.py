@@ -86,15 +86,26 @@ def init_state(
         The :class:`TrainState` at step 0.
 
     Raises:
-        ValueError: ``key`` is not a random key.
+        ValueError: ``key`` is not a random key, or ``tx`` no optimizer.
     """
     check_key(key)
+    check_optimizer(tx)
     key = jnp.copy(key if is_key(key) else jax.random.wrap_key_data(key))
     averaged = ("params", "batch_stats")  # a network without batch-norm may have none
     averages = {name: variables[name] for name in averaged if name in variables} if ema else None
     opt_state, averages = _unshared((tx.init(variables["params"]), averages), variables)
     price = jnp.zeros((), jnp.float32) if priced else None
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, averages, key, price)
+
+
+def check_optimizer(tx: Any) -> None:
+    """Check that ``tx`` is an optimizer.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise ValueError(f"tx must be an Optax optimizer, such as optax.adam(1e-3), got a {type(tx).__name__}.")
 
 
 def _unshared(tree: Any, given: Any) -> Any:

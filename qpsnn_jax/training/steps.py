@@ -17,7 +17,7 @@ from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.ranges import passes
 from qpsnn_jax.training.distillation import Distillation, membranes_of
 from qpsnn_jax.training.dual import OperationsTarget, next_price
-from qpsnn_jax.training.state import TrainState
+from qpsnn_jax.training.state import TrainState, check_optimizer
 from qpsnn_jax.training.trees import Variables, all_finite_in, any_change, select, updated_ema
 
 Metrics = dict[str, Array]
@@ -63,12 +63,16 @@ def make_train_step(
         ``step(state, images, labels) -> (state, metrics)`` with the scalars ``loss`` and ``accuracy`` of the batch, and
         ``penalty`` and ``distillation`` if there are any, with a target also the ``price``; the loss does not include
         them. The loss is NaN where a label is not the number of a class. The step raises ``ValueError`` while it is
-        traced where the batch is empty, the labels or losses are not one for each image, or the state has no price for
-        a target.
+        traced where the batch is empty, the labels or losses are not one for each image, ``state`` is none or has no
+        price for a target, or the teacher's variables are missing.
 
     Raises:
-        ValueError: ``ema_decay``, the target or the distillation is out of range or does not fit the graph.
+        ValueError: ``graph`` or ``tx`` is none, or ``ema_decay``, the target or the distillation is out of range or
+            does not fit the graph.
     """
+    if not isinstance(graph, Graph):
+        raise ValueError(f"graph must be a Graph, got a {type(graph).__name__}.")
+    check_optimizer(tx)
     if not callable(loss):
         raise ValueError(f"loss must be a function of currents and labels, got {loss!r}.")
     if not passes(ema_decay, lambda x: 0 <= x < 1):
@@ -82,6 +86,12 @@ def make_train_step(
     update = optax.with_extra_args_support(tx).update
 
     def step(state: TrainState, images: Array, labels: Array, teacher: Any = None) -> tuple[TrainState, Metrics]:
+        if not isinstance(state, TrainState):
+            raise ValueError(f"a step needs the state of init_state(variables, tx, key), got a {type(state).__name__}.")
+        if distillation is not None and teacher is None:
+            raise ValueError(
+                "a step with distillation needs the teacher's variables: step(state, images, labels, teacher)."
+            )
         images, labels = jnp.asarray(images), jnp.asarray(labels)
         _check(state, images, labels, target)
         images = prepare(jax.random.fold_in(state.key, state.step), images)
@@ -177,14 +187,17 @@ def make_eval_step(
 
     Returns:
         ``step(variables, images, labels, weights=None) -> (sums, captured)`` with the sums ``loss``, ``correct`` and
-        ``count`` over the examples, weighted by ``weights`` (1 for an example, 0 for padding; None for no padding).
+        ``count`` over the examples, weighted by ``weights`` (1 for an example, 0 for padding; None for no padding). It
+        raises ``ValueError`` while it is traced where ``weights`` or losses are not one for each label.
     """
 
     def step(
         variables: Variables, images: Array, labels: Array, weights: Array | None = None
     ) -> tuple[Metrics, dict[str, Any]]:
         labels = jnp.asarray(labels)
-        weights = jnp.ones(labels.shape, jnp.float32) if weights is None else weights
+        weights = jnp.ones(labels.shape, jnp.float32) if weights is None else jnp.asarray(weights)
+        if weights.shape != labels.shape:
+            raise ValueError(f"weights need one number for each label, {labels.shape}, got the shape {weights.shape}.")
         output: Any = SpikingNetwork(graph, precision).apply(variables, prepare(images), capture=capture)
         currents, captured = output.currents, output.captured
         losses = _losses(loss, currents, labels)

@@ -10,10 +10,26 @@ import pytest
 from small_networks import images_of, random_variables, residual_graph
 
 import qpsnn_jax as qp
+from qpsnn_jax.model import nodes
 
 WEIGHTS = jnp.ones((3, 3, 4, 1))
 CURRENTS = jnp.ones((1, 2, 4))
 INTEGERS = jnp.array([[[5, 1], [9, 1]]], jnp.int32)
+
+
+TWO_LABELS = qp.Graph(
+    (
+        nodes.Input("image", (4, 4, 1)),
+        nodes.Conv("first", "image", 4, label="a"),
+        nodes.LIF("lif", "first"),
+        nodes.Conv("second", "lif", 4, label="b"),
+        nodes.Add("add", "second", "lif"),
+        nodes.LIF("spikes", "add"),
+        nodes.GlobalAveragePool("pool", "spikes"),
+        nodes.Dense("fc", "pool", 2),
+    ),
+    2,
+)
 
 
 def step_with(**options):
@@ -72,6 +88,44 @@ WRONG = {
         "bits must be a mapping from names of layers, such as {'conv': 4}, got 4.",
     ),
     "a pretrained network by number": (lambda: qp.pretrained(3), "there is no pretrained network '3'; there are "),
+    "a module in place of a graph": (
+        lambda: qp.make_train_step(qp.SpikingNetwork(residual_graph()), qp.optimizer("adam", 0.1)),
+        "graph must be a Graph, got a SpikingNetwork.",
+    ),
+    "a number in place of an optimizer": (
+        lambda: qp.make_train_step(residual_graph(), 0.1),
+        "tx must be an Optax optimizer, such as optax.adam(1e-3), got a float.",
+    ),
+    "variables and optimizer in the wrong order": (
+        lambda: qp.init_state(qp.optimizer("adam", 0.1), random_variables(residual_graph()), jax.random.key(0)),
+        "tx must be an Optax optimizer, such as optax.adam(1e-3), got a dict.",
+    ),
+    "variables in place of a state": (
+        lambda: step_with()(random_variables(residual_graph()), images_of(residual_graph()), np.zeros(2, int)),
+        "a step needs the state of init_state(variables, tx, key), got a dict.",
+    ),
+    "a step with distillation without its teacher": (
+        lambda: step_with(distillation=qp.Distillation(residual_graph()))(
+            qp.init_state(random_variables(residual_graph()), qp.optimizer("adam", 0.1), jax.random.key(0)),
+            images_of(residual_graph()),
+            np.zeros(2, int),
+        ),
+        "a step with distillation needs the teacher's variables: ",
+    ),
+    "one weight for all examples": (
+        lambda: qp.make_eval_step(residual_graph())(
+            random_variables(residual_graph()), images_of(residual_graph()), np.zeros(2, int), np.ones(1, np.float32)
+        ),
+        "weights need one number for each label, (2,), got the shape (1,).",
+    ),
+    "a criterion by name": (
+        lambda: qp.mask_by("magnitude", residual_graph(), random_variables(residual_graph()), sparsity=0.5),
+        "criterion must be a function, such as weight_magnitude, got 'magnitude'.",
+    ),
+    "layers of two labels that are removed together": (
+        lambda: qp.select(TWO_LABELS, {}, 0.5),
+        "layers whose channels are removed together need one label: first has 'a', second has 'b'.",
+    ),
     "bool currents": (
         lambda: qp.early_exit(INTEGERS > 3, 1),
         "early_exit takes floating or integer currents, got bool.",

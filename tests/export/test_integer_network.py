@@ -20,9 +20,11 @@ from qpsnn_jax.export.folded_layers import Image, Neurons, Rates, Readout, Resid
 from qpsnn_jax.export.folding import fold
 from qpsnn_jax.export.integer_network import IntegerNetwork, currents
 from qpsnn_jax.model.graph import Graph
-from qpsnn_jax.model.nodes import LIF, Dense, Flatten, Input
+from qpsnn_jax.model.network import SpikingNetwork
+from qpsnn_jax.model.nodes import LIF, Add, Conv, Dense, Flatten, GlobalAveragePool, Input, Quantizer
 from qpsnn_jax.model.zoo.blocks import conv_bn
 from qpsnn_jax.numerics.early_exit import early_exit
+from qpsnn_jax.numerics.normalization import normalize
 
 
 def test_needs_no_jax():
@@ -109,6 +111,40 @@ def test_leak_threshold_and_reset_by_hand():
     exactly = IntegerNetwork.of(_tiny(threshold=90.0, timesteps=2)), IntegerNetwork.of(_tiny(90.0, 2, strict=True))
     spikes = [network(np.full((1, 1, 1, 1), 60, np.uint8), ["lif"])[1]["lif"].ravel().tolist() for network in exactly]
     assert spikes == [[0, 1], [0, 0]]
+
+
+def residual_network(**options) -> Graph:
+    """Without batch-norm, so that no neuron has a bias."""
+    nodes = (
+        Input("image", (8, 8, 1)),
+        Conv("stem", "image", 8),
+        LIF("first", "stem"),
+        Conv("conv", "first", 8, quantizer=Quantizer(2)),
+        Add("add", "conv", "first"),
+        LIF("second", "add", **options),
+        GlobalAveragePool("pool", "second"),
+        Dense("fc", "pool", 3),
+    )
+    return Graph(nodes, 1 if options.get("tau") != 1.0 else 2)
+
+
+@pytest.mark.parametrize("fire", [">=", ">"])
+@pytest.mark.parametrize("reset", ["hard", "soft", "delayed"])
+@pytest.mark.parametrize("options", [{}, {"threshold": 2.0, "tau": 1.0}])
+def test_residual_spikes_meet_the_threshold_exactly(fire, reset, options):
+    """Where the synapses add up to 0; by two residual spikes with a θ of 2. Membranes in float32 are rounded too."""
+    graph = residual_network(fire=fire, reset=reset, **options)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 1), np.uint8)
+    ties = 0
+    for seed in range(4):
+        variables = random_variables(graph, seed)
+        network = IntegerNetwork.of(fold(graph, variables, (0.5,), (0.25,)))
+        found = compare(graph, variables, network, pixels, (0.5,), (0.25,), precision="exact")
+        assert found.spikes["second"] < (2e-4 if options else 1e-9)
+        images = normalize(pixels, (0.5,), (0.25,))
+        trace = SpikingNetwork(graph, "exact").apply(variables, images, capture=["second"]).captured["second"]
+        ties += int((trace.membranes == options.get("threshold", 1.0)).sum())
+    assert ties > 100
 
 
 def test_fraction_makes_the_shift_exact():
