@@ -63,14 +63,15 @@ def with_quantizer(
         raise ValueError(f"layers must be a list of names, got {layers!r}; use [{layers!r}].")
     nodes, changed = dict(graph.by_name), {"scales": {}} | dict(variables)
     for name in _hidden_layers(graph) if layers is None else layers:
-        if not isinstance(nodes.get(name), Weighted):
+        node = graph.by_name.get(name)
+        if not isinstance(node, Weighted):
             known = ", ".join(node.name for node in graph.nodes if isinstance(node, Weighted))
             raise ValueError(f"layers name {name!r}, which is not a layer with weights; there are {known}.")
-        before, nodes[name] = nodes[name].quantizer, replace(nodes[name], quantizer=quantizer)
         own = leaves_of(variables, name)
-        if before is not None:
-            del own[before.scale_leaf]
-        table = nodes[name].leaves(graph.inputs_of(graph.by_name[name]))
+        if node.quantizer is not None:
+            del own[node.quantizer.scale_leaf]
+        nodes[name] = replace(node, quantizer=quantizer)
+        table = nodes[name].leaves(graph.inputs_of(node))
         own |= {leaf: of.start(jax.random.key(0), own) for leaf, of in table.items() if leaf not in own}
         for collection in changed:
             arrays = {leaf: own[leaf] for leaf, of in table.items() if of.collection == collection}
