@@ -108,7 +108,8 @@ class _Scaled(NamedTuple):
         residual = np.zeros_like(level)
         if self.layer.residual:
             # Synapses often add up to 0, and then residual spikes alone meet a θ of 1 or 2 exactly. So where there is
-            # no bias either, they are rounded together, to the side on which sums without a residual stay exact.
+            # no bias either, θ is rounded as the spikes that meet it, up, or down if they must exceed it; with a θ of 1
+            # sums without a residual spike stay exact too.
             meet = (self.layer.bias == 0) & (self.theta == np.rint(self.theta))
             spike = np.floor(one / self.unit) if strict else np.ceil(one / self.unit)
             residual = np.where(meet, spike, np.rint(one / self.unit))
