@@ -75,9 +75,8 @@ def with_quantizer(
         own |= {leaf: of.start(jax.random.key(0), own) for leaf, of in table.items() if leaf not in own}
         for collection in changed:
             arrays = {leaf: own[leaf] for leaf, of in table.items() if of.collection == collection}
-            changed[collection] = changed[collection] | {name: arrays}
-            if not arrays:
-                del changed[collection][name]
+            others = {other: held for other, held in changed[collection].items() if other != name}
+            changed[collection] = others | ({name: arrays} if arrays else {})
     return Graph(tuple(nodes.values()), graph.timesteps), changed
 
 

@@ -175,8 +175,8 @@ def _jitted_steps(
         **({"gather": partial(jax.lax.with_sharding_constraint, shardings=whole)} if sharded else {}),
     )
     results = jax.tree.unflatten(tree, shardings), whole
-    jit = partial(_jit(graph, training.batch_size // mesh.size), donate_argnums=0, out_shardings=results)
-    jit = partial(jit, compiler_options=compiler_options(precision))
+    options = {"donate_argnums": 0, "out_shardings": results, "compiler_options": compiler_options(precision)}
+    jit = partial(_jit(graph, training.batch_size // mesh.size), **options)
     return jit(made), jit(scan_steps(made))
 
 
