@@ -9,14 +9,28 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from qpsnn_jax.kernels.algorithm import ConvSpec
+
+
+class Convolution(NamedTuple):
+    """Maps ``b [t] h w i`` and a kernel ``h w i o``, whose sums are to be."""
+
+    maps: Array
+    kernel: Array
+    spec: ConvSpec
+
 
 class Affine(NamedTuple):
-    """``x · factor + offset + residual``: x and residual ``… c``, factor and offset ``c``, all of one dtype."""
+    """``x · factor + offset + residual``: x and residual ``… c``, factor and offset ``c``, all of one dtype.
+
+    ``convolution`` is that of which x are the sums, if its one reader may compute it in x's place.
+    """
 
     x: Array
     factor: Array
     offset: Array
     residual: Array | None = None
+    convolution: Convolution | None = None
 
     @classmethod
     def of(cls, x: "Array | Affine") -> "Affine":
@@ -29,13 +43,18 @@ class Affine(NamedTuple):
 
     def scaled(self, factor: Array, offset: Array) -> "Affine":
         """Itself times ``factor`` plus ``offset``, both ``c``; for one without a residual."""
-        return Affine(self.x, self.factor * factor, self.offset * factor + offset)
+        return self._replace(factor=self.factor * factor, offset=self.offset * factor + offset)
 
     def compute(self) -> Array:
         """The array ``… c``."""
         shape = (1,) * (self.x.ndim - 1) + (-1,)
         y = self.x * self.factor.reshape(shape) + self.offset.reshape(shape)
         return y if self.residual is None else y + self.residual
+
+
+def without_convolution(x: Array | Affine) -> Array | Affine:
+    """The same, whose x is computed once for all of its readers."""
+    return x._replace(convolution=None) if isinstance(x, Affine) else x
 
 
 def computed(x: Array | Affine) -> Array:

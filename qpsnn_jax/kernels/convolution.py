@@ -1,14 +1,26 @@
 """Convolutions of maps, and of spikes with the integers of quantized weights."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.experimental import checkify
 
+from qpsnn_jax.kernels import skipping
 from qpsnn_jax.kernels.accelerators import BITS
+from qpsnn_jax.kernels.affine import Convolution
 from qpsnn_jax.kernels.algorithm import ConvSpec
 from qpsnn_jax.kernels.bilinear import BILINEAR, convolution
-from qpsnn_jax.kernels.dispatch import CONVOLUTION, Plan, Precision, check_precision, compute, make_plan, plan_of
+from qpsnn_jax.kernels.dispatch import (
+    CONVOLUTION,
+    Plan,
+    Precision,
+    check_precision,
+    compute,
+    make_plan,
+    plan_of,
+    runs_natively,
+)
 from qpsnn_jax.kernels.geometry import Pair, checked_pair
 from qpsnn_jax.kernels.native.call import shardings_are_types
 from qpsnn_jax.runtime.checks import integer
@@ -137,6 +149,36 @@ def conv_spikes(
     if odd or algorithm is not None:
         return compute(spikes, integers, spec, make_plan(spec, (spikes, integers), precision, algorithm))
     return compute(spikes, integers, spec, _plan(spec, precision, exact=spec.bits <= BITS))
+
+
+def shared_convolution(
+    maps: Array,
+    kernel: Array,
+    *,
+    bits: int = 8,
+    strides: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    groups: int = 1,
+    dilation: Pair = (1, 1),
+    precision: Precision = "auto",
+    odd: bool = False,
+) -> Convolution | None:
+    """The convolution whose sums neurons may compute themselves, in one native call, if there is a kernel for it.
+
+    Args:
+        maps: ``b [t] h w i``.
+        kernel, strides, padding, groups, dilation: as in :func:`convolve`.
+        bits, precision, odd: as in :func:`conv_spikes`, if the weights are integers.
+    """
+    # Outside of jit nothing removes the sums that are not used.
+    traced = any(isinstance(x, jax.core.Tracer) for x in (maps, kernel))
+    native = runs_natively(precision) and not shardings_are_types(maps, kernel) and kernel.size > 0
+    if not (traced and native and maps.dtype == kernel.dtype == jnp.float32):
+        return None
+    one = jax.ShapeDtypeStruct(maps.shape[-4:], maps.dtype)  # without steps
+    spec = ConvSpec.of(one, kernel, bits, strides, padding, groups, dilation)
+    sums = make_plan(spec, (maps, kernel), precision, None).on_cpu if odd else skipping.SUMS
+    return Convolution(maps, kernel, spec) if spec.standard and sums is skipping.SUMS else None
 
 
 def _plan(spec: ConvSpec, precision: Precision, *, exact: bool) -> Plan:

@@ -89,10 +89,10 @@ def compiler_options(precision: Precision) -> dict[str, Any]:
     quarters of the time, takes as long, and has the same results. A level in ``XLA_FLAGS`` stays.
     """
     chosen = _LEVEL in os.environ.get("XLA_FLAGS", "")
-    return {_LEVEL: 1} if not chosen and _native(precision) else {}
+    return {_LEVEL: 1} if not chosen and runs_natively(precision) else {}
 
 
-def _native(precision: Precision) -> bool:
+def runs_natively(precision: Precision) -> bool:
     """Whether products of float32 arrays are computed in C++: on a CPU that is the only device, with a compiler."""
     return _alone() and precision != "exact" and jax.default_backend() == "cpu" and library.load() is not None
 
@@ -107,7 +107,7 @@ def make_plan(spec: ConvSpec, operands: tuple[Array, Array], precision: Precisio
     # Several processes must trace the same program, even if their processors differ.
     flags = NO_FLAGS if precision == "exact" or jax.process_count() > 1 else cpu_flags()
     alone = _alone() and all(x.dtype == jnp.float32 for x in operands)
-    if alone and _native(precision):
+    if alone and runs_natively(precision):
         flags |= NATIVE
     if precision == "fast":
         flags |= FAST

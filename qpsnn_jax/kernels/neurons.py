@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from qpsnn_jax.kernels import plain, skipping
 from qpsnn_jax.kernels.affine import Affine, computed
+from qpsnn_jax.kernels.algorithm import ConvSpec
+from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.kernels.native.call import native_call
 from qpsnn_jax.kernels.saved import when_needed
 from qpsnn_jax.numerics import neurons
@@ -48,7 +51,7 @@ class _Given(NamedTuple):
 
     @property
     def operands(self) -> tuple[Array, ...]:
-        """Those of a native call."""
+        """Those of a native call; the first is x."""
         return (*(x for x in self.currents if x is not None), self.initial)
 
 
@@ -67,8 +70,9 @@ def lif_trace(
 
     On a CPU with a C++ compiler float32 neurons with one of the package's four surrogates and a hard or soft reset go
     through all steps in one native call, forward and backward, which computes the currents too; membranes are written
-    where they are used, and computed again for the gradient. Gradients are rounded otherwise than those of
-    :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
+    where they are used, and computed again for the gradient. Where nothing is differentiated, the sums of a convolution
+    that only these neurons read are computed in that call as well, and not written. Gradients are rounded otherwise than
+    those of :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
 
     Raises:
         ValueError: as :func:`qpsnn_jax.lif_trace`.
@@ -83,34 +87,62 @@ def lif_trace(
     cell = _Cell(tau, threshold, fire == ">=", reset == "soft", detach_reset, number, shape)
     affine, nothing = currents if isinstance(currents, Affine) else Affine.of(currents), jnp.zeros((), x.dtype)
     affine = affine._replace(residual=nothing) if affine.residual is None else affine
-    trace: Any = _lif(_Given(affine, nothing if initial is None else initial.astype(x.dtype)), cell)
+    found = affine.convolution
+    arrays, spec = ((found.maps, found.kernel), found.spec) if found is not None else ((), None)
+    given = _Given(affine._replace(convolution=None), nothing if initial is None else initial.astype(x.dtype))
+    trace: Any = _lif(given, arrays, cell, spec)
     return neurons.after_last(trace, initial, threshold, reset=reset, detach_reset=detach_reset), trace
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _lif(given: _Given, cell: _Cell) -> LIFTrace:
-    return _trace(given, cell, in_place=0)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _lif(given: _Given, convolution: tuple[Array, ...], cell: _Cell, spec: ConvSpec | None) -> LIFTrace:
+    """The trace; ``convolution`` are the maps and the kernel of which x are the sums, if ``spec`` is one."""
+    trace = _trace(given, cell)
+    return trace if spec is None else trace._replace(spikes=_spikes_of_sums(convolution, given.operands, cell, spec))
 
 
-def _trace(given: _Given, cell: _Cell, in_place: int | None) -> LIFTrace:
+def _trace(given: _Given, cell: _Cell) -> LIFTrace:
     # Of the two calls, one whose result nobody uses is removed from the program.
-    call = partial(native_call, results=(given.currents.x.shape,), in_place=in_place, **cell._asdict())
+    call = partial(native_call, results=(given.currents.x.shape,), **cell._asdict())
     (spikes,), (membranes,) = (
         call(name, plain, *given.operands) for name, plain in (("lif_spikes", _spikes), ("lif_membranes", _membranes))
     )
     return LIFTrace(spikes, membranes)
 
 
-def _forward(given: Any, cell: _Cell) -> tuple[LIFTrace, _Given]:
+@partial(jax.jit, static_argnames=("cell", "spec"))
+def _spikes_of_sums(
+    convolution: tuple[Array, ...], operands: tuple[Array, ...], cell: _Cell, spec: ConvSpec
+) -> Array:
+    """On a CPU by one native call for the convolution and the neurons; elsewhere from x, whose sums may be computed otherwise."""
+    shape = operands[0].shape
+
+    def together(convolution: tuple[Array, ...], operands: tuple[Array, ...]) -> Array:
+        (maps, kernel), given = convolution, operands[1:]
+        attributes = {**skipping.window(spec), **cell._asdict(), "steps": shape[1], "repeated": maps.ndim == 4}
+        maps = maps.reshape(-1, *maps.shape[-3:])
+        (spikes,) = native_call("conv_lif_spikes", _convolved, maps, kernel, *given, results=(shape,), **attributes)
+        return spikes
+
+    def apart(convolution: tuple[Array, ...], operands: tuple[Array, ...]) -> Array:
+        del convolution
+        (spikes,) = native_call("lif_spikes", _spikes, *operands, results=(shape,), **cell._asdict())
+        return spikes
+
+    return jax.lax.platform_dependent(convolution, operands, cpu=together, default=apart)
+
+
+def _forward(given: Any, convolution: Any, cell: _Cell, spec: ConvSpec | None) -> tuple[LIFTrace, _Given]:
+    del convolution, spec  # the backward pass reads x
     given = jax.tree.map(lambda x: x.value, given, is_leaf=lambda x: hasattr(x, "perturbed"))
-    # Not in place, for the backward pass reads the currents.
-    return _trace(given, cell, None), given
+    return _trace(given, cell), given
 
 
-def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]:
+def _backward(cell: _Cell, spec: ConvSpec | None, given: _Given, cotangents: LIFTrace) -> tuple[_Given, None]:
+    del spec
     spikes, of_membranes = (None if isinstance(each, SymbolicZero) else each for each in cotangents)
     given, (spikes, of_membranes) = when_needed(given, (spikes, of_membranes))
-    (x, factor, _, residual), initial = given
+    (x, factor, _, residual, _), initial = given
     operands = jnp.zeros_like(x) if spikes is None else spikes, *given.operands
     if of_membranes is None:
         shapes = x.shape, x.shape[-1:], x.shape[-1:]
@@ -120,7 +152,7 @@ def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]
     by_x = by_currents * factor.reshape((1,) * (x.ndim - 1) + (-1,))
     by_residual = by_currents if residual is not None and residual.ndim else jnp.zeros((), x.dtype)
     by_initial = cell.tau * jnp.sum(by_currents[:, :1], 1) if initial.ndim else jnp.zeros_like(initial)
-    return (_Given(Affine(by_x, by_factor, by_offset, by_residual), by_initial),)
+    return _Given(Affine(by_x, by_factor, by_offset, by_residual), by_initial), None
 
 
 _lif.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -130,6 +162,22 @@ def _plain(*operands: Array, **cell: Any) -> LIFTrace:
     *currents, initial = operands
     given = Affine(*currents).compute()
     return neurons.lif_trace(given, initial=initial if initial.ndim else None, **_Cell(**cell).options)[1]
+
+
+def _convolved(
+    maps: Array,
+    weights: Array,
+    *operands: Array,
+    kernel: Pair,
+    strides: Pair,
+    padding: Pair,
+    steps: int,
+    repeated: bool,
+    **cell: Any,
+) -> Array:
+    sums = plain.convolution(maps, weights, Geometry((maps.shape[1], maps.shape[2]), kernel, strides, padding))
+    sums = sums.reshape(-1, 1 if repeated else steps, *sums.shape[1:])
+    return _spikes(jnp.broadcast_to(sums, (len(sums), steps, *sums.shape[2:])), *operands, **cell)
 
 
 def _spikes(*operands: Array, **cell: Any) -> Array:

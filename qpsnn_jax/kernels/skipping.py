@@ -26,26 +26,27 @@ from qpsnn_jax.kernels.native.call import native_call
 def sums(x: Array, kernel: Array, spec: ConvSpec) -> Array:
     """The convolution, ``b h w o``."""
     shape = x.shape[0], *spec.geometry.output_hw, kernel.shape[3]
-    (found,) = native_call("conv_sums", _sums, *_floats(x, kernel), results=(shape,), **_window(spec))
+    (found,) = native_call("conv_sums", _sums, *_floats(x, kernel), results=(shape,), **window(spec))
     return found
 
 
 def input_grad(cotangent: Array, kernel: Array, spec: ConvSpec) -> Array:
     """Gradient w.r.t. the maps, ``b h w i``."""
     shape = cotangent.shape[0], *spec.geometry.input_hw, kernel.shape[2]
-    window: dict[str, Any] = _window(spec) | {"input_hw": spec.geometry.input_hw}
-    (found,) = native_call("conv_input_grad", _input_grad, *_floats(cotangent, kernel), results=(shape,), **window)
+    options: dict[str, Any] = window(spec) | {"input_hw": spec.geometry.input_hw}
+    (found,) = native_call("conv_input_grad", _input_grad, *_floats(cotangent, kernel), results=(shape,), **options)
     return found
 
 
 def kernel_grad(x: Array, cotangent: Array, spec: ConvSpec) -> Array:
     """Gradient w.r.t. the kernel, ``h w i o``."""
     shape = *spec.geometry.kernel, x.shape[3], cotangent.shape[3]
-    (found,) = native_call("conv_kernel_grad", _kernel_grad, *_floats(x, cotangent), results=(shape,), **_window(spec))
+    (found,) = native_call("conv_kernel_grad", _kernel_grad, *_floats(x, cotangent), results=(shape,), **window(spec))
     return found
 
 
-def _window(spec: ConvSpec) -> dict[str, Any]:
+def window(spec: ConvSpec) -> dict[str, Any]:
+    """The attributes of a convolution in native calls."""
     return {name: getattr(spec.geometry, name) for name in ("kernel", "strides", "padding")}
 
 

@@ -7,6 +7,7 @@ time step, ``(h, w, c)`` or ``(features,)``.
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,11 @@ class Graph:
             except ValueError as error:
                 raise ValueError(f"node {node.name!r}: {error}") from None
         return values
+
+    @cached_property
+    def readers(self) -> Counter[str]:
+        """How many nodes read the output of each node; one that reads it twice counts twice."""
+        return Counter(name for node in self.nodes for name in node.inputs)
 
     @cached_property
     def by_name(self) -> dict[str, Node]:

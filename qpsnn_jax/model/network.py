@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.kernels.affine import Affine, computed
+from qpsnn_jax.kernels.affine import Affine, computed, without_convolution
 from qpsnn_jax.kernels.dispatch import Precision, check_precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes.base import Context, Leaf, Leaves, Node, Result
@@ -96,8 +96,11 @@ class SpikingNetwork(nn.Module):
         after: dict[str, Any] = {}
         for node in graph.nodes:
             before = None if state is None else state.get(node.name)
-            result = self._run(node, [values[name] for name in node.inputs] or [images], train, before)
-            values[node.name] = result.output
+            arrays = [values[name] for name in node.inputs] or [images]
+            if node.name in reducers:  # spikes and membranes, or sums and what their reader makes of them
+                arrays = [without_convolution(x) for x in arrays]
+            result = self._run(node, arrays, train, before)
+            values[node.name] = without_convolution(result.output) if node.name in reducers else result.output
             if result.state is not None:
                 after[node.name] = result.state
             if node.name in reducers:
@@ -175,7 +178,9 @@ def run_graph_node(
         given = tuple(value._replace(timed=True) for value in given)
     # Kernels that compute an affine function of float32 themselves; otherwise every node computes its own output.
     lazy = node.uses_affine and precision != "exact" and all(_dtype(x) == jnp.float32 for x in arrays)
-    return node.run(leaves, arrays, Context(given, graph.timesteps, train, precision, state, lazy))
+    result = node.run(leaves, arrays, Context(given, graph.timesteps, train, precision, state, lazy))
+    alone = graph.readers[node.name] == 1
+    return result if alone else result._replace(output=without_convolution(result.output))
 
 
 def fresh_leaves(key: Array, leaves: Mapping[str, Leaf]) -> Leaves:

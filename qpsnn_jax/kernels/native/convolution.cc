@@ -1,6 +1,6 @@
-// The handlers of sums and their gradient by the maps: maps b h w i, kernels h w i o, cotangents b h w o.
-#include "correlate.h"
-#include "handlers.h"
+// The handlers of sums, their gradient by the maps, and neurons of sums: maps b h w i, kernels h w i o, cotangents b h w o.
+#include "conv_neurons.h"
+#include "layers.h"
 
 namespace qpsnn {
 
@@ -16,7 +16,19 @@ static void InputGrad(const Call& call) {
   conv_input_grad(call.pool(), conv, cotangent.typed_data(), kernel.typed_data(), grad.typed_data());
 }
 
+// Maps of all steps b·t h w i, or b h w i if they are the same at all; the result is spikes b t h w o.
+static void ConvSpikes(const Call& call) {
+  const Floats maps = call.operand(0), kernel = call.operand(1), spikes = call.result(0);
+  Currents currents = currents_of(call, 1);
+  currents.x = nullptr;
+  with_residual(currents, [&](auto added) {
+    conv_lif<added>(call.pool(), conv_of(call, maps, spikes), Cell::of(call).neurons(spikes), maps.typed_data(),
+                    kernel.typed_data(), currents, spikes.typed_data());
+  });
+}
+
 }  // namespace qpsnn
 
 QPSNN_HANDLER(conv_sums, qpsnn::Sums);
 QPSNN_HANDLER(conv_input_grad, qpsnn::InputGrad);
+QPSNN_HANDLER(conv_lif_spikes, qpsnn::ConvSpikes);

@@ -104,57 +104,97 @@ Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64
   return found;
 }
 
-// All images; `weight(r, s, c, o)` reads the weights. With `signs` the order of a sum may depend on how many images there are, as
-// only that of gradients may.
+// The weights of all inputs, by block of inputs, then of outputs.
+using BlockWeights = std::vector<std::vector<Weights>>;
+
+// `weight(r, s, c, o)` reads the weights. With `signs` the order of a sum may depend on how many images there are, as only that of
+// gradients may.
 template <class Weight>
-void correlate(const Pool& pool, const Windows& at, int64_t images, const float* in, bool signs, const Weight& weight, float* out) {
-  if (at.rows <= 0 || at.columns <= 0 || at.inputs == 0 || at.outputs == 0 || images == 0) return;
+BlockWeights block_weights(const Pool& pool, const Windows& at, int64_t images, bool signs, const Weight& weight) {
   const int64_t wide = kBlockVectors * kLanes, columns = ceil_div(at.outputs, wide);
-  std::vector<std::vector<Weights>> blocks(ceil_div(at.inputs, kBlockInputs), std::vector<Weights>(columns));
+  BlockWeights blocks(ceil_div(at.inputs, kBlockInputs), std::vector<Weights>(columns));
   const bool many = images * at.rows * at.columns >= kMany;
   parallel_for(pool, blocks.size() * columns, [&](int64_t item, int) {
     const int64_t first = item / columns * kBlockInputs, count = std::min(kBlockInputs, at.inputs - first);
     const int64_t o = item % columns * wide, outputs = std::min(wide, at.outputs - o);
     blocks[item / columns][item % columns] = packed(at, first, count, o, outputs, many, signs, weight);
   });
+  return blocks;
+}
+
+// Rows [begin, end) of the sums of some examples, `first` and those after it.
+struct Band {
+  int64_t first, examples, begin, end;
+};
+
+// All sums of `examples`, of `each` images one. Those of a band are written to to(band, worker), where its first example begins;
+// done(band, worker) follows.
+template <class To, class Done>
+void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, int64_t examples, int64_t each, const float* in,
+               const To& to, const Done& done) {
+  const int64_t images = examples * each;
   // Parts whatever the number of threads, so that all skip zeros in the same places.
   const int64_t bands = std::clamp<int64_t>(ceil_div(kParts, images), 1, at.rows);
   const bool small = bands == 1 && at.rows * at.columns <= kSmall && at.h * at.w <= 4 * kSmall;
   // Groups of up to kMostPositions images, as many for each thread.
   const int64_t threads = std::max(1, pool.threads), rounds = ceil_div(ceil_div(images, kMostPositions), threads);
-  const int64_t groups = small ? std::min(images, rounds * threads) : images;
+  const int64_t groups = small ? std::min(examples, rounds * threads) : examples;
   std::vector<std::unique_ptr<Correlator>> workers(pool.threads);
   parallel_for(pool, groups * bands, [&](int64_t item, int worker) {
     if (!workers[worker]) workers[worker] = std::make_unique<Correlator>(at);
-    const int64_t group = item / bands, band = item % bands;
-    const int64_t image = images * group / groups, some = images * (group + 1) / groups - image;
-    for (size_t block = 0; block < blocks.size(); ++block) {
-      const int64_t first = block * kBlockInputs, count = std::min(kBlockInputs, at.inputs - first);
-      const Part part{in + image * at.in_size(), blocks[block], first, count, out + image * at.out_size()};
-      if (small)
-        workers[worker]->images(part, some);
-      else
-        workers[worker]->rows(part, at.rows * band / bands, at.rows * (band + 1) / bands);
-    }
+    const int64_t group = item / bands, part = item % bands, first = examples * group / groups;
+    const Band band{first, examples * (group + 1) / groups - first, at.rows * part / bands, at.rows * (part + 1) / bands};
+    float* out = to(band, worker);
+    const int64_t images = band.examples * each, some = small ? images : 1;
+    for (int64_t image = 0; image < images; image += some)
+      for (size_t block = 0; block < blocks.size(); ++block) {
+        const int64_t input = block * kBlockInputs, count = std::min(kBlockInputs, at.inputs - input);
+        const Part part{in + (first * each + image) * at.in_size(), blocks[block], input, count, out + image * at.out_size()};
+        small ? workers[worker]->images(part, some) : workers[worker]->rows(part, band.begin, band.end);
+      }
+    done(band, worker);
   });
 }
 
-inline void conv_sums(const Pool& pool, const Conv& conv, const float* maps, const float* kernel, float* sums) {
-  const Windows at{conv.h,  conv.w,  conv.channels, conv.oh, conv.ow, conv.outputs, conv.kh,
-                   conv.kw, conv.sy, conv.sx,       conv.py, conv.px, conv.oh,      conv.ow};
-  if (conv.channels == 0) std::fill_n(sums, conv.images * conv.oh * conv.ow * conv.outputs, 0.0f);
-  correlate(pool, at, conv.images, maps, false,
-            [&](int64_t r, int64_t s, int64_t c, int64_t o) {
-              return kernel[((r * conv.kw + s) * conv.channels + c) * conv.outputs + o];
-            },
-            sums);
-  // Skipped products of weights that are not finite would not show.
+// All images.
+template <class Weight>
+void correlate(const Pool& pool, const Windows& at, int64_t images, const float* in, bool signs, const Weight& weight, float* out) {
+  if (at.rows <= 0 || at.columns <= 0 || at.inputs == 0 || at.outputs == 0 || images == 0) return;
+  correlate(pool, at, block_weights(pool, at, images, signs, weight), images, 1, in,
+            [&](const Band& band, int) { return out + band.first * at.out_size(); }, [](const Band&, int) {});
+}
+
+inline Windows windows_of(const Conv& conv) {
+  return {conv.h,  conv.w,  conv.channels, conv.oh, conv.ow, conv.outputs, conv.kh,
+          conv.kw, conv.sy, conv.sx,       conv.py, conv.px, conv.oh,      conv.ow};
+}
+
+// The weights of a convolution, read from its kernel.
+inline auto weights_of(const Conv& conv, const float* kernel) {
+  return [&conv, kernel](int64_t r, int64_t s, int64_t c, int64_t o) {
+    return kernel[((r * conv.kw + s) * conv.channels + c) * conv.outputs + o];
+  };
+}
+
+// What to add to the sums of every output, since skipped products of weights that are not finite would not show; mostly nothing.
+inline std::vector<float> not_finite(const Conv& conv, const float* kernel) {
   std::vector<float> skipped(conv.outputs);
   for (int64_t i = 0; i < conv.kh * conv.kw * conv.channels; ++i)
     for (int64_t o = 0; o < conv.outputs; ++o) skipped[o] += 0 * kernel[i * conv.outputs + o];
-  if (std::all_of(skipped.begin(), skipped.end(), [](float x) { return x == 0; })) return;
-  for (int64_t i = 0; i < conv.images * conv.oh * conv.ow; ++i)
-    for (int64_t o = 0; o < conv.outputs; ++o) sums[i * conv.outputs + o] += skipped[o];
+  if (std::all_of(skipped.begin(), skipped.end(), [](float x) { return x == 0; })) skipped.clear();
+  return skipped;
+}
+
+inline void add_everywhere(const std::vector<float>& skipped, int64_t positions, float* sums) {
+  if (skipped.empty()) return;
+  for (int64_t i = 0; i < positions; ++i)
+    for (size_t o = 0; o < skipped.size(); ++o) sums[i * skipped.size() + o] += skipped[o];
+}
+
+inline void conv_sums(const Pool& pool, const Conv& conv, const float* maps, const float* kernel, float* sums) {
+  if (conv.channels == 0) std::fill_n(sums, conv.images * conv.oh * conv.ow * conv.outputs, 0.0f);
+  correlate(pool, windows_of(conv), conv.images, maps, false, weights_of(conv, kernel), sums);
+  add_everywhere(not_finite(conv, kernel), conv.images * conv.oh * conv.ow, sums);
 }
 
 // Positions of one phase of the stride are sums over windows of the cotangent, at stride 1.

@@ -46,10 +46,10 @@ struct Call {
 
 // The convolution of a call, by its attributes, between `maps` and `sums`.
 inline Conv conv_of(const Call& call, const Floats& maps, const Floats& sums) {
-  const auto x = maps.dimensions(), y = sums.dimensions();
+  const auto x = maps.dimensions(), y = sums.dimensions().last(3);
   const auto hw = call.attribute<Integers>("kernel"), strides = call.attribute<Integers>("strides"),
              padding = call.attribute<Integers>("padding");
-  return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], hw[0], hw[1], strides[0], strides[1], padding[0], padding[1]};
+  return {x[0], x[1], x[2], x[3], y[0], y[1], y[2], hw[0], hw[1], strides[0], strides[1], padding[0], padding[1]};
 }
 
 // A handler of what `run` computes. Its exceptions, which would end the process, become errors of XLA.

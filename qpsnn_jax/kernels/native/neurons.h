@@ -75,10 +75,10 @@ struct Piece {
   float tau, threshold;
   bool inclusive, soft;
 
-  // The currents of some neurons at `place`, those from i on of the piece.
+  // The currents of some neurons, those from i on of the piece, that is at `from` in x and at `place` in the residual.
   template <bool Residual, class Some>
-  Vector current(int64_t place, int64_t i, Some some) const {
-    const Vector y = some.load(x + place + i) * load(factor + i) + load(offset + i);
+  Vector current(int64_t from, int64_t place, int64_t i, Some some) const {
+    const Vector y = some.load(x + from + i) * load(factor + i) + load(offset + i);
     return Residual ? y + some.load(residual + place + i) : y;
   }
 
@@ -115,7 +115,25 @@ class Layer {
   const AlignedFloats factor_, offset_;
 };
 
-// Spikes or membranes before the reset, which may be written over x.
+// A place in memory at the first step, and how many numbers later that of the next step is.
+struct Steps {
+  int64_t first, stride;
+  int64_t at(int64_t t) const { return first + t * stride; }
+};
+
+// All steps of `count` neurons: their spikes, or membranes before the reset. `left` are their potentials, updated.
+template <bool Membranes, bool Residual>
+void run_steps(const Piece& piece, int64_t steps, int64_t count, float* left, const Steps& x, const Steps& places, float* to) {
+  for (int64_t t = 0; t < steps; ++t) {
+    const int64_t from = x.at(t), place = places.at(t);
+    each_vector(count, [=](int64_t i, auto some) {
+      const auto [charged, spike] = piece.step(left + i, piece.current<Residual>(from, place, i, some));
+      some.store(to + place + i, Membranes ? charged : spike);
+    });
+  }
+}
+
+// Spikes or membranes before the reset.
 template <bool Membranes, bool Residual>
 void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result) {
   const Layer layer(n, from, 1024);
@@ -124,16 +142,10 @@ void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result
       pool, [](int) {},
       [&](int64_t example, int64_t start, int64_t count, int worker) {
         potentials[worker].resize(layer.pieces.length);
-        float *left = potentials[worker].data(), *to = result;
+        float* left = potentials[worker].data();
         layer.start(left, example * n.size + start, count);
-        const Piece piece = layer.piece();
-        for (int64_t t = 0; t < n.steps; ++t) {
-          const int64_t place = (example * n.steps + t) * n.size + start;
-          each_vector(count, [=](int64_t i, auto some) {
-            const auto [charged, spike] = piece.step(left + i, piece.current<Residual>(place, i, some));
-            some.store(to + place + i, Membranes ? charged : spike);
-          });
-        }
+        const Steps places{example * n.steps * n.size + start, n.size};
+        run_steps<Membranes, Residual>(layer.piece(), n.steps, count, left, places, places, result);
       },
       [](int64_t, int) {});
 }
@@ -160,7 +172,7 @@ void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, co
           float* membranes = later + (1 + t) * length;
           const int64_t place = (example * n.steps + t) * n.size + start;
           each_vector(count, [=](int64_t i, auto some) {
-            store(membranes + i, piece.step(left + i, piece.current<Residual>(place, i, some)).first);
+            store(membranes + i, piece.step(left + i, piece.current<Residual>(place, place, i, some)).first);
           });
         }
         for (int64_t t = n.steps - 1; t >= 0; --t) {

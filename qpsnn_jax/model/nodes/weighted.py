@@ -5,15 +5,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.nn.initializers import Initializer, lecun_normal, ones, variance_scaling, zeros
 
-from qpsnn_jax.kernels.affine import Affine, computed
-from qpsnn_jax.kernels.convolution import conv_spikes, convolve
+from qpsnn_jax.kernels.affine import Affine, Convolution, computed
+from qpsnn_jax.kernels.convolution import conv_spikes, convolve, shared_convolution
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.kernels.products import einsum_spikes
 from qpsnn_jax.model.nodes.base import (
@@ -83,12 +83,18 @@ class Weighted(Unary):
         return leaves
 
     def apply_linear(
-        self, linear: Callable[[Array, Array], Array], leaves: Leaves, x: Array, context: Context
+        self,
+        linear: Callable[[Array, Array], Array],
+        leaves: Leaves,
+        x: Array,
+        context: Context,
+        shared: Callable[[Array, Array], Convolution | None] = lambda x, kernel: None,
     ) -> Array | Affine:
         """``linear(x, kernel)`` on ``b [t] …`` with time folded into the batch, then scale and bias.
 
         A quantized layer multiplies by odd integers and scales the sums, so that on spikes the sums are exactly those
         of an integer device. Weights are quantized in their own dtype; everything after has the dtype of x.
+        ``shared(x, kernel)`` is the convolution that whatever reads the sums may compute itself.
         """
         timed = context.inputs[0].timed
         if x.dtype == jnp.float16 and self.quantizer is not None:
@@ -96,14 +102,17 @@ class Weighted(Unary):
             y = self.apply_linear(linear, leaves, x.astype(jnp.float32), context._replace(affine=False))
             return computed(y).astype(x.dtype)
         kernel, scale = self._factors(leaves)
-        y = linear(x.reshape(-1, *x.shape[2:]) if timed else x, kernel.astype(x.dtype))
+        kernel = kernel.astype(x.dtype)
+        convolution = shared(x, kernel) if context.affine and not context.train else None
+        y = linear(x.reshape(-1, *x.shape[2:]) if timed else x, kernel)
         y = y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
         scale = None if scale is None else scale.astype(x.dtype).ravel()
         bias = leaves["bias"].astype(x.dtype) if self.bias else None
-        if context.affine and (scale is not None or bias is not None):
-            shape = (self.features,)
-            factor = jnp.ones(shape, x.dtype) if scale is None else jnp.broadcast_to(scale, shape)
-            return Affine(y, factor, jnp.zeros(shape, x.dtype) if bias is None else bias)
+        if context.affine and not scale is bias is convolution is None:
+            affine, shape = Affine.of(y), (self.features,)
+            factor = affine.factor if scale is None else jnp.broadcast_to(scale, shape)
+            offset = affine.offset if bias is None else bias
+            return affine._replace(factor=factor, offset=offset, convolution=convolution)
         over_channels = (1,) * (y.ndim - 1) + (-1,)
         y = y if scale is None else y * scale.reshape(over_channels)
         return y if bias is None else y + bias.reshape(over_channels)
@@ -230,13 +239,14 @@ class Conv(Weighted):
     def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
         """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
         x, (given,) = computed(inputs[0]), context.inputs
-        sums: Callable[..., Array] = partial(convolve, spikes=given.spiking)
+        options: dict[str, Any] = {"strides": self.strides, "padding": self.padding, "groups": self.groups}
+        options |= {"dilation": self.dilation, "precision": context.precision}
+        linear, shared = partial(convolve, spikes=given.spiking, **options), partial(shared_convolution, **options)
         if (quantizer := self.quantizer) is not None and given.spiking:
             # The fast algorithms of a CPU take odd integers; those of three levels are even, and masked ones zero.
-            sums = partial(conv_spikes, bits=quantizer.bits, odd=quantizer.levels is None and not self.masked)
-        options = {"strides": self.strides, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
-        linear = partial(sums, precision=context.precision, **options)
-        return Result(self.apply_linear(linear, leaves, x, context))
+            options |= {"bits": quantizer.bits, "odd": quantizer.levels is None and not self.masked}
+            linear, shared = partial(conv_spikes, **options), partial(shared_convolution, **options)
+        return Result(self.apply_linear(linear, leaves, x, context, shared))
 
     def synapses(self, inputs: Values, mask: np.ndarray | None = None) -> np.ndarray:
         """For every position of the input, a group's features times the (output position, tap) pairs that read it."""
