@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.experimental import checkify
 
 from qpsnn_jax.kernels import skipping
@@ -171,7 +172,7 @@ def shared_convolution(
         bits, precision, odd: as in :func:`conv_spikes`, if the weights are integers.
     """
     # Outside of jit nothing removes the sums that are not used.
-    traced = any(isinstance(x, jax.core.Tracer) for x in (maps, kernel))
+    traced = any(isinstance(x, Tracer) for x in (maps, kernel))
     native = runs_natively(precision) and not shardings_are_types(maps, kernel) and kernel.size > 0
     if not (traced and native and maps.dtype == kernel.dtype == jnp.float32):
         return None

@@ -44,15 +44,16 @@ class _Cell(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """The arrays of a layer: its currents, and U[0] ``b …``. A scalar of 0 stands for no residual, or for U[0] = 0."""
+    """The arrays of a layer: ``x · factor + offset + residual`` are its currents, and U[0] is ``initial`` ``b …``.
 
-    currents: Affine
+    A scalar of 0 stands for no residual, or for U[0] = 0.
+    """
+
+    x: Array
+    factor: Array
+    offset: Array
+    residual: Array
     initial: Array
-
-    @property
-    def operands(self) -> tuple[Array, ...]:
-        """Those of a native call; the first is x."""
-        return (*(x for x in self.currents if x is not None), self.initial)
 
 
 def lif_trace(
@@ -70,9 +71,9 @@ def lif_trace(
 
     On a CPU with a C++ compiler float32 neurons with one of the package's four surrogates and a hard or soft reset go
     through all steps in one native call, forward and backward, which computes the currents too; membranes are written
-    where they are used, and computed again for the gradient. Where nothing is differentiated, the sums of a convolution
-    that only these neurons read are computed in that call as well, and not written. Gradients are rounded otherwise than
-    those of :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
+    where they are used, and computed again for the gradient. Where nothing is differentiated, that call computes the
+    sums of a convolution too, if only these neurons read them. Gradients are rounded otherwise than those of
+    :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
 
     Raises:
         ValueError: as :func:`qpsnn_jax.lif_trace`.
@@ -86,11 +87,12 @@ def lif_trace(
     number = _NATIVE_SURROGATES.index(surrogate)
     cell = _Cell(tau, threshold, fire == ">=", reset == "soft", detach_reset, number, shape)
     affine, nothing = currents if isinstance(currents, Affine) else Affine.of(currents), jnp.zeros((), x.dtype)
-    affine = affine._replace(residual=nothing) if affine.residual is None else affine
+    residual = nothing if affine.residual is None else affine.residual
+    start = nothing if initial is None else initial.astype(x.dtype)
     found = affine.convolution
-    arrays, spec = ((found.maps, found.kernel), found.spec) if found is not None else ((), None)
-    given = _Given(affine._replace(convolution=None), nothing if initial is None else initial.astype(x.dtype))
-    trace: Any = _lif(given, arrays, cell, spec)
+    convolution, spec = ((found.maps, found.kernel), found.spec) if found is not None else ((), None)
+    given = _Given(affine.x, affine.factor, affine.offset, residual, start)
+    trace: Any = _lif(given, convolution, cell, spec)
     return neurons.after_last(trace, initial, threshold, reset=reset, detach_reset=detach_reset), trace
 
 
@@ -98,38 +100,36 @@ def lif_trace(
 def _lif(given: _Given, convolution: tuple[Array, ...], cell: _Cell, spec: ConvSpec | None) -> LIFTrace:
     """The trace; ``convolution`` are the maps and the kernel of which x are the sums, if ``spec`` is one."""
     trace = _trace(given, cell)
-    return trace if spec is None else trace._replace(spikes=_spikes_of_sums(convolution, given.operands, cell, spec))
+    return trace if spec is None else trace._replace(spikes=_spikes_of_sums(convolution, given, cell, spec))
 
 
 def _trace(given: _Given, cell: _Cell) -> LIFTrace:
     # Of the two calls, one whose result nobody uses is removed from the program.
-    call = partial(native_call, results=(given.currents.x.shape,), **cell._asdict())
+    call = partial(native_call, results=(given.x.shape,), **cell._asdict())
     (spikes,), (membranes,) = (
-        call(name, plain, *given.operands) for name, plain in (("lif_spikes", _spikes), ("lif_membranes", _membranes))
+        call(name, plain, *given) for name, plain in (("lif_spikes", _spikes), ("lif_membranes", _membranes))
     )
     return LIFTrace(spikes, membranes)
 
 
 @partial(jax.jit, static_argnames=("cell", "spec"))
-def _spikes_of_sums(
-    convolution: tuple[Array, ...], operands: tuple[Array, ...], cell: _Cell, spec: ConvSpec
-) -> Array:
-    """On a CPU by one native call for the convolution and the neurons; elsewhere from x, whose sums may be computed otherwise."""
-    shape = operands[0].shape
+def _spikes_of_sums(convolution: tuple[Array, ...], given: _Given, cell: _Cell, spec: ConvSpec) -> Array:
+    """On a CPU by one native call for the convolution and the neurons, elsewhere from x, the sums of that platform."""
+    shape = given.x.shape
 
-    def together(convolution: tuple[Array, ...], operands: tuple[Array, ...]) -> Array:
-        (maps, kernel), given = convolution, operands[1:]
+    def together(convolution: tuple[Array, ...], given: _Given) -> Array:
+        (maps, kernel), (_, *others) = convolution, given
         attributes = {**skipping.window(spec), **cell._asdict(), "steps": shape[1], "repeated": maps.ndim == 4}
         maps = maps.reshape(-1, *maps.shape[-3:])
-        (spikes,) = native_call("conv_lif_spikes", _convolved, maps, kernel, *given, results=(shape,), **attributes)
+        (spikes,) = native_call("conv_lif_spikes", _convolved, maps, kernel, *others, results=(shape,), **attributes)
         return spikes
 
-    def apart(convolution: tuple[Array, ...], operands: tuple[Array, ...]) -> Array:
+    def apart(convolution: tuple[Array, ...], given: _Given) -> Array:
         del convolution
-        (spikes,) = native_call("lif_spikes", _spikes, *operands, results=(shape,), **cell._asdict())
+        (spikes,) = native_call("lif_spikes", _spikes, *given, results=(shape,), **cell._asdict())
         return spikes
 
-    return jax.lax.platform_dependent(convolution, operands, cpu=together, default=apart)
+    return jax.lax.platform_dependent(convolution, given, cpu=together, default=apart)
 
 
 def _forward(given: Any, convolution: Any, cell: _Cell, spec: ConvSpec | None) -> tuple[LIFTrace, _Given]:
@@ -142,25 +142,24 @@ def _backward(cell: _Cell, spec: ConvSpec | None, given: _Given, cotangents: LIF
     del spec
     spikes, of_membranes = (None if isinstance(each, SymbolicZero) else each for each in cotangents)
     given, (spikes, of_membranes) = when_needed(given, (spikes, of_membranes))
-    (x, factor, _, residual, _), initial = given
-    operands = jnp.zeros_like(x) if spikes is None else spikes, *given.operands
+    x, operands = given.x, (jnp.zeros_like(given.x) if spikes is None else spikes, *given)
     if of_membranes is None:
         shapes = x.shape, x.shape[-1:], x.shape[-1:]
         by_currents, by_factor, by_offset = native_call("lif_grad", _grad, *operands, results=shapes, **cell._asdict())
     else:
         by_currents, by_factor, by_offset = _grad(*operands, of_membranes=of_membranes, **cell._asdict())
-    by_x = by_currents * factor.reshape((1,) * (x.ndim - 1) + (-1,))
-    by_residual = by_currents if residual is not None and residual.ndim else jnp.zeros((), x.dtype)
-    by_initial = cell.tau * jnp.sum(by_currents[:, :1], 1) if initial.ndim else jnp.zeros_like(initial)
-    return _Given(Affine(by_x, by_factor, by_offset, by_residual), by_initial), None
+    by_x = by_currents * given.factor.reshape((1,) * (x.ndim - 1) + (-1,))
+    by_residual = by_currents if given.residual.ndim else jnp.zeros((), x.dtype)
+    by_initial = cell.tau * jnp.sum(by_currents[:, :1], 1) if given.initial.ndim else jnp.zeros_like(given.initial)
+    return _Given(by_x, by_factor, by_offset, by_residual, by_initial), None
 
 
 _lif.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _plain(*operands: Array, **cell: Any) -> LIFTrace:
-    *currents, initial = operands
-    given = Affine(*currents).compute()
+    x, factor, offset, residual, initial = operands
+    given = Affine(x, factor, offset, residual).compute()
     return neurons.lif_trace(given, initial=initial if initial.ndim else None, **_Cell(**cell).options)[1]
 
 
@@ -177,7 +176,7 @@ def _convolved(
 ) -> Array:
     sums = plain.convolution(maps, weights, Geometry((maps.shape[1], maps.shape[2]), kernel, strides, padding))
     sums = sums.reshape(-1, 1 if repeated else steps, *sums.shape[1:])
-    return _spikes(jnp.broadcast_to(sums, (len(sums), steps, *sums.shape[2:])), *operands, **cell)
+    return _spikes(jnp.broadcast_to(sums, (sums.shape[0], steps, *sums.shape[2:])), *operands, **cell)
 
 
 def _spikes(*operands: Array, **cell: Any) -> Array:
