@@ -3,17 +3,19 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 #include "bytes.h"
+#include "fours.h"
 #include "lists.h"
 #include "windows.h"
 
 namespace qpsnn {
 
-constexpr int kFour = 4, kEntries = 16;  // inputs of a table, and their sums
+constexpr int kEntries = 16;  // sums of the four inputs of a table
 
 #if defined(QPSNN_LOOKUP)
 
@@ -58,20 +60,20 @@ inline Tables tables_of(int64_t taps, int64_t count, const float* weights, int64
 class Lookup {
  public:
   explicit Lookup(const Windows& windows)
-      : at_(windows), width_(at_.columns - 1 + ceil_div(at_.kw, at_.sx)), down_(std::min(at_.kh, at_.sy)),
-        right_(std::min(at_.kw, at_.sx)) {}
+      : at_(windows), down_(std::min(at_.kh, at_.sy)), right_(std::min(at_.kw, at_.sx)) {
+    width_ = at_.columns - 1 + ceil_div(at_.kw, at_.sx);
+    width_ -= shared(at_.sx, at_.px, width_ - at_.px - at_.w, at_.kw);
+  }
 
   // Rows [begin, end) of the sums of some images, if all inputs are 0 and 1 and this is the fastest way; returns whether.
   bool add(const Part& part, int64_t images, int64_t begin, int64_t end) {
     for (const Weights& weights : part.weights)
       if (weights.tables.most == 0) return false;
     groups_ = ceil_div(part.count, kFour);
-    // Of stride 1, the zeros below a map are those above the next one.
     height_ = end - begin - 1 + ceil_div(at_.kh, at_.sy);
-    const int64_t above = std::max<int64_t>(0, at_.py - begin), below = height_ + begin - at_.py - at_.h;
-    const int64_t shared = at_.sy == 1 ? std::clamp<int64_t>(below, 0, std::min(above, at_.kh - 1)) : 0;
-    pitch_ = height_ - shared;
-    size_ = (images * pitch_ + shared) * width_;
+    const int64_t common = shared(at_.sy, at_.py - begin, height_ + begin - at_.py - at_.h, at_.kh);
+    pitch_ = height_ - common;
+    size_ = (images * pitch_ + common) * width_;
     const int64_t positions = ((images - 1) * pitch_ + end - begin) * width_;
     const double each = cycles(part, positions, images * (end - begin) * at_.columns);
     const auto is_faster_than = [&](const auto& cycles_of) {
@@ -81,7 +83,7 @@ class Lookup {
     };
     if (!is_faster_than([&](const Weights& weights) { return dense_cycles(at_, part.count, weights); })) return false;
     int64_t found = 0;
-    resize();
+    resize({images, begin, end, groups_});
     for (int64_t k = 0; k < images; ++k) {
       const int64_t some = pack(part, k, begin);
       if (some < 0) return false;
@@ -106,6 +108,11 @@ class Lookup {
  private:
   static constexpr int64_t kPositions = 4 * kLanes, kMostVectors = 4;
 
+  // How many zeros behind a map, or a row, are also those before the next one, where the stride is 1.
+  static int64_t shared(int64_t stride, int64_t before, int64_t behind, int64_t taps) {
+    return stride == 1 ? std::clamp<int64_t>(behind, 0, std::clamp<int64_t>(before, 0, taps - 1)) : 0;
+  }
+
   // Of one of `sums` positions, as list_cycles() counts, where `positions` are looked up.
   double cycles(const Part& part, int64_t positions, double sums) const {
     double found = 1000 / sums + 4.0 * groups_ * down_ * right_;
@@ -120,11 +127,19 @@ class Lookup {
   static int64_t chunk(const Weights& weights) { return INT8_MAX / (kFour * weights.tables.most); }
 
   // For the maps of the inputs that the sums read, four inputs as the bits of a byte, with zeros around them: by phase of the
-  // strides, of those that a tap reads, and four inputs.
-  void resize() {
-    taps_.clear();
+  // strides, of those that a tap reads, and four inputs. Maps of the same `layout` are written over, and the zeros stay.
+  void resize(const std::array<int64_t, 4>& layout) {
+    if (layout == layout_) return;
+    layout_ = layout;
+    places_.clear();
     for (int64_t r = 0; r < at_.kh; ++r)
-      for (int64_t s = 0; s < at_.kw; ++s) taps_.push_back(place(r, at_.sy, right_, width_) + place(s, at_.sx, 1, 1));
+      for (int64_t s = 0; s < at_.kw; ++s)
+        for (int64_t group = 0; group < groups_; ++group)
+          places_.push_back(place(r, at_.sy, right_, width_) + place(s, at_.sx, 1, 1) + group * size_);
+    left_ = std::max<int64_t>(0, -at_.px), columns_ = std::max<int64_t>(0, std::min(at_.w, width_ * at_.sx - at_.px) - left_);
+    phases_.clear();
+    for (int64_t x = 0; x < std::min(at_.sx, columns_); ++x)
+      if ((left_ + x + at_.px) % at_.sx < right_) phases_.push_back({x, place(left_ + x + at_.px, at_.sx, 1, 1)});
     // The last vector of positions, at the last tap, reads beyond the last map.
     maps_.assign(down_ * right_ * groups_ * size_ + at_.kw + kMostVectors * kPositions, 0);
   }
@@ -137,34 +152,22 @@ class Lookup {
   // Fills in the map of image `k` for the sums from row `begin` on; returns how many inputs are 1, or -1 if others are not 0.
   int64_t pack(const Part& part, int64_t k, int64_t begin) {
     const int64_t top = begin * at_.sy - at_.py;
-    const int64_t left = std::max<int64_t>(0, -at_.px), right = std::min(at_.w, width_ * at_.sx - at_.px);
-    columns_.clear();
-    for (int64_t x = left; x < right; ++x)
-      columns_.push_back((x + at_.px) % at_.sx < right_ ? place(x + at_.px, at_.sx, 1, 1) : -1);
+    // The inputs of a row follow each other if they are whole fours.
+    const bool together = part.count == at_.inputs && part.count % kFour == 0;
+    fours_.resize(columns_ * groups_ + kPackedFours);
     int64_t found = 0;
     for (int64_t y = std::max<int64_t>(0, top); y < std::min(at_.h, top + height_ * at_.sy); ++y) {
       if ((y - top) % at_.sy >= down_) continue;
-      const float* row = part.in + k * at_.in_size() + y * at_.w * at_.inputs + part.first;
+      const float* row = part.in + k * at_.in_size() + (y * at_.w + left_) * at_.inputs + part.first;
+      bool binary = true;
+      if (together) binary = pack_fours(row, columns_ * part.count, fours_.data());
+      for (int64_t x = 0; x < columns_ && binary && !together; ++x)
+        binary = pack_fours(row + x * at_.inputs, part.count, &fours_[x * groups_]);
+      if (!binary) return -1;
+      found += count_bits(fours_.data(), columns_ * groups_);
       uint8_t* to = &maps_[k * pitch_ * width_ + place(y - top, at_.sy, right_, width_)];
-      for (int64_t x = left; x < right; ++x) {
-        if (columns_[x - left] < 0) continue;
-        const int some = pack_pixel(row + x * at_.inputs, part.count, to + columns_[x - left]);
-        if (some < 0) return -1;
-        found += some;
-      }
-    }
-    return found;
-  }
-
-  int pack_pixel(const float* from, int64_t count, uint8_t* to) const {
-    int found = 0;
-    for (int64_t c = 0; c < count; c += kLanes) {
-      const Vector some = load_some(from + c, count - c);
-      const int set = set_lanes(some);
-      if (set != one_lanes(some)) return -1;
-      for (int64_t k = 0; k < kLanes && k < count - c; k += kFour)
-        to[(c + k) / kFour * size_] = static_cast<uint8_t>(set >> k & 15);
-      found += __builtin_popcount(set);
+      for (const auto& [x, start] : phases_)
+        transpose_bytes(&fours_[x * groups_], at_.sx * groups_, ceil_div(columns_ - x, at_.sx), groups_, to + start, size_);
     }
     return found;
   }
@@ -172,7 +175,7 @@ class Lookup {
   // Fills sums_ for `vectors` vectors of positions from `first` on.
   void look_up(const Weights& weights, int64_t outputs, int64_t first, int64_t vectors) {
     row_ = vectors * kPositions;
-    sums_.resize(ceil_div(outputs, kLanes) * kLanes * row_);
+    sums_.resize(ceil_div(outputs, kLanes) * kLanes * row_ + kEight);  // the last positions are read with those behind them
     with_constant<kMostVectors>(vectors, [&](auto constant) {
       for (int64_t o = 0; o < outputs; o += 2) look_up_pair<constant>(weights, o, first, &sums_[o * row_]);
     });
@@ -181,72 +184,78 @@ class Lookup {
   // Two outputs.
   template <int V>
   void look_up_pair(const Weights& weights, int64_t o, int64_t first, int16_t* to) {
-    const int64_t most = chunk(weights);
-    const int8_t* table = &weights.tables.sums[o * taps_.size() * groups_ * kEntries];
-    Bytes sums[2][V] = {};
-    Shorts whole[2][V][2] = {};
-    int64_t left = most;
-    for (const int64_t tap : taps_) {
-      const uint8_t* from = &maps_[tap + first];
-      for (int64_t group = 0; group < groups_; ++group, from += size_, table += 2 * kEntries) {
-        const Bytes one = table_at(table), two = table_at(table + kEntries);
+    const int64_t count = places_.size(), most = chunk(weights);
+    const int8_t* tables = &weights.tables.sums[o * count * kEntries];
+    for (int64_t begin = 0; begin < count; begin += most) {
+      Bytes sums[2][V] = {};
+      for (int64_t i = begin; i < std::min(count, begin + most); ++i) {
+        const uint8_t* from = &maps_[places_[i] + first];
+        const Bytes one = table_at(tables + 2 * i * kEntries), two = table_at(tables + (2 * i + 1) * kEntries);
         for (int v = 0; v < V; ++v) {
           Bytes fours;
           std::memcpy(&fours, from + v * kPositions, sizeof fours);
           sums[0][v] += looked_up(one, fours);
           sums[1][v] += looked_up(two, fours);
         }
-        if (--left == 0) widen(sums, whole), left = most;
       }
+      for (int v = 0; v < 2 * V; ++v) widen(sums[v / V][v % V], begin > 0, to + v * kPositions);
     }
-    widen(sums, whole);
-    std::memcpy(to, whole, sizeof whole);
   }
 
   static Bytes table_at(const int8_t* from) {
     return repeated(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
 
-  // Adds sums of bytes to those of 16 bits, and makes them 0.
-  template <int V>
-  static void widen(Bytes (&sums)[2][V], Shorts (&whole)[2][V][2]) {
-    for (int pair = 0; pair < 2; ++pair)
-      for (int v = 0; v < V; ++v) {
-        whole[pair][v][0] += lower(sums[pair][v]);
-        whole[pair][v][1] += upper(sums[pair][v]);
-        sums[pair][v] = Bytes{};
-      }
+  // Writes sums of bytes in 16 bits, or adds them to those that are there.
+  static void widen(Bytes sums, bool add, int16_t* to) {
+    write_shorts(lower(sums), add, to);
+    write_shorts(upper(sums), add, to + kPositions / 2);
   }
 
-  // Transposes sums_, 8 positions and kLanes outputs at a time, and writes those positions that are sums.
+  static void write_shorts(Shorts sums, bool add, int16_t* to) {
+    Shorts before;
+    std::memcpy(&before, to, sizeof before);
+    sums = add ? sums + before : sums;
+    std::memcpy(to, &sums, sizeof sums);
+  }
+
+  // Writes those of `count` positions from `first` on that are sums, row by row.
   void write(int64_t first, int64_t count, std::pair<int64_t, int64_t> rows, int64_t outputs, bool add, float* out) const {
-    out += first / width_ / pitch_ * at_.out_size();
-    int64_t i = rows.first + first / width_ % pitch_, j = first % width_;
-    for (int64_t p = 0; p < count; p += kEight) {
-      float* to[kEight];
-      for (int64_t k = 0; k < kEight; ++k) {
-        to[k] = p + k < count && i < rows.second && j < at_.columns ? at_.place(out, i, j) : nullptr;
-        if (++j == width_) ++i, j = 0;
-        if (i == rows.first + pitch_) i = rows.first, out += at_.out_size();
+    const int64_t most = std::min(outputs, kBlockVectors * kLanes);
+    for (int64_t p = 0; p < count;) {
+      const int64_t position = first + p, line = position / width_, j = position % width_, i = line % pitch_;
+      const int64_t run = std::min(count - p, width_ - j), sums = std::min(run, at_.columns - j);
+      if (i < rows.second - rows.first && sums > 0) {
+        float* to = at_.place(out + line / pitch_ * at_.out_size(), rows.first + i, j);
+        add ? write_run<true>(p, sums, most, to) : write_run<false>(p, sums, most, to);
       }
-      for (int64_t o = 0; o < outputs && o < kBlockVectors * kLanes; o += kLanes) {
-        Eights sums[kEight];
-        transpose(&sums_[o * row_ + p], row_, sums);
-        for (int64_t k = 0; k < kEight; ++k) {
-          if (!to[k]) continue;
-          Vector sum = floats(sums[k]);
-          if (add) sum += load_some(to[k] + o, outputs - o);
-          store_some(to[k] + o, sum, outputs - o);
-        }
-      }
+      p += run;
     }
   }
 
+  // Transposes `count` positions of a row from p on, 8 of them and kLanes outputs at a time.
+  template <bool Add>
+  void write_run(int64_t p, int64_t count, int64_t outputs, float* to) const {
+    const int64_t step = at_.step_x * at_.outputs;
+    for (const int64_t end = p + count; p < end; p += kEight, to += kEight * step)
+      for (int64_t o = 0; o < outputs; o += kLanes) {
+        Eights sums[kEight];
+        transpose(&sums_[o * row_ + p], row_, sums);
+        for (int64_t k = 0; k < kEight && k < end - p; ++k) {
+          Vector sum = floats(sums[k]);
+          if (Add) sum += load_some(to + k * step + o, outputs - o);
+          store_some(to + k * step + o, sum, outputs - o);
+        }
+      }
+  }
+
   const Windows at_;
-  const int64_t width_, down_, right_;
-  int64_t groups_ = 0, height_ = 0, pitch_ = 0, size_ = 0, row_ = 0;
-  std::vector<int64_t> taps_, columns_;
-  std::vector<uint8_t> maps_;
+  const int64_t down_, right_;
+  int64_t width_, left_ = 0, columns_ = 0, groups_ = 0, height_ = 0, pitch_ = 0, size_ = 0, row_ = 0;
+  std::array<int64_t, 4> layout_{};
+  std::vector<int64_t> places_;  // of the fours that a table takes, tap by tap, from that of a sum's position on
+  std::vector<std::pair<int64_t, int64_t>> phases_;  // columns of a row that follow each other in a map: the first, and where
+  std::vector<uint8_t> maps_, fours_;
   std::vector<int16_t, Aligned<int16_t>> sums_;
 };
 

@@ -1,0 +1,96 @@
+// Spikes of four neighbouring inputs as the bits of a byte.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "bytes.h"
+
+namespace qpsnn {
+
+constexpr int kFour = 4;
+
+#if defined(QPSNN_LOOKUP)
+
+constexpr int64_t kPackedFours = 32;  // pack_fours() writes so many at a time
+
+// The bits of 8 fours in 32 bits each, the even ones first. `others` gets bits where a number is not 0 or 1.
+inline __m256i bits_of_eight(const float* from, __m256i& others) {
+  __m256i words[4];
+  for (int k = 0; k < 4; ++k) {
+    const __m256 x = _mm256_loadu_ps(from + 8 * k);
+    others = _mm256_or_si256(others, _mm256_castps_si256(x - x * x));
+    words[k] = _mm256_castps_si256(x);
+  }
+  // Saturated, the bits of 1 are those of an odd number.
+  const __m256i pairs = _mm256_packs_epi32(words[0], words[1]), others_of = _mm256_packs_epi32(words[2], words[3]);
+  const __m256i bytes = _mm256_and_si256(_mm256_packs_epi16(pairs, others_of), _mm256_set1_epi8(1));
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi32(0x08040201)), _mm256_set1_epi16(1));
+}
+
+// The fours of 128 numbers.
+inline void pack_128(const float* from, uint8_t* to, __m256i& others) {
+  __m256i eights[4];
+  for (int k = 0; k < 4; ++k) eights[k] = bits_of_eight(from + 32 * k, others);
+  const __m256i first = _mm256_packs_epi32(eights[0], eights[1]), last = _mm256_packs_epi32(eights[2], eights[3]);
+  const __m256i all = _mm256_packus_epi16(first, last);  // the even ones, then the odd ones
+  const __m128i even = _mm256_castsi256_si128(all), odd = _mm256_extracti128_si256(all, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi8(even, odd));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16), _mm_unpackhi_epi8(even, odd));
+}
+
+// The fours of `count` numbers, and then up to kPackedFours - 1 bytes; returns whether all numbers are 0 or 1.
+inline bool pack_fours(const float* from, int64_t count, uint8_t* to) {
+  constexpr int64_t kAtOnce = kFour * kPackedFours;
+  __m256i others = _mm256_setzero_si256();
+  for (; count >= kAtOnce; count -= kAtOnce, from += kAtOnce, to += kPackedFours) pack_128(from, to, others);
+  if (count > 0) {
+    float rest[kAtOnce] = {};
+    std::copy_n(from, count, rest);
+    pack_128(rest, to, others);
+  }
+  return _mm256_testz_si256(others, others);
+}
+
+// to[j * row + i] = from[i * step + j] for `count` i and `width` j.
+inline void transpose_bytes(const uint8_t* from, int64_t step, int64_t count, int64_t width, uint8_t* to, int64_t row) {
+  constexpr int64_t kDown = 8, kAcross = 4;
+  const __m128i by_column = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const auto four = [&](const uint8_t* x) {
+    int32_t rows[4];
+    for (int k = 0; k < 4; ++k) std::memcpy(&rows[k], x + k * step, sizeof rows[k]);
+    return _mm_shuffle_epi8(_mm_setr_epi32(rows[0], rows[1], rows[2], rows[3]), by_column);
+  };
+  int64_t done = 0;
+  for (; done + kAcross <= width; done += kAcross, from += kAcross, to += kAcross * row) {
+    int64_t i = 0;
+    for (; i + kDown <= count; i += kDown) {
+      const __m128i upper = four(from + i * step), lower = four(from + (i + 4) * step);
+      const __m128i first = _mm_unpacklo_epi32(upper, lower), last = _mm_unpackhi_epi32(upper, lower);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to + i), first);
+      _mm_storeh_pd(reinterpret_cast<double*>(to + row + i), _mm_castsi128_pd(first));
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 2 * row + i), last);
+      _mm_storeh_pd(reinterpret_cast<double*>(to + 3 * row + i), _mm_castsi128_pd(last));
+    }
+    for (; i < count; ++i)
+      for (int64_t j = 0; j < kAcross; ++j) to[j * row + i] = from[i * step + j];
+  }
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < width - done; ++j) to[j * row + i] = from[i * step + j];
+}
+
+inline int64_t count_bits(const uint8_t* fours, int64_t count) {
+  int64_t found = 0, i = 0;
+  for (; i + 8 <= count; i += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, fours + i, sizeof eight);
+    found += __builtin_popcountll(eight);
+  }
+  for (; i < count; ++i) found += __builtin_popcount(fours[i]);
+  return found;
+}
+
+#endif
+
+}  // namespace qpsnn
