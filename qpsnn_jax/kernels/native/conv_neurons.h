@@ -19,6 +19,7 @@ void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const float*
   std::vector<AlignedFloats> sums(pool.threads), potentials(pool.threads);
   const auto to = [&](const Band& band, int worker) {
     sums[worker].resize(band.examples * each * n.size);
+    if (conv.channels == 0) std::fill(sums[worker].begin(), sums[worker].end(), 0.0f);
     return sums[worker].data();
   };
   correlate(pool, at, blocks, n.batch, each, maps, to, [&](const Band& band, int worker) {

@@ -68,10 +68,8 @@ inline void transpose_bytes(const uint8_t* from, int64_t step, int64_t count, in
     for (; i + kDown <= count; i += kDown) {
       const __m128i upper = four(from + i * step), lower = four(from + (i + 4) * step);
       const __m128i first = _mm_unpacklo_epi32(upper, lower), last = _mm_unpackhi_epi32(upper, lower);
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(to + i), first);
-      _mm_storeh_pd(reinterpret_cast<double*>(to + row + i), _mm_castsi128_pd(first));
-      _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 2 * row + i), last);
-      _mm_storeh_pd(reinterpret_cast<double*>(to + 3 * row + i), _mm_castsi128_pd(last));
+      const __m128i columns[kAcross] = {first, _mm_unpackhi_epi64(first, first), last, _mm_unpackhi_epi64(last, last)};
+      for (int64_t j = 0; j < kAcross; ++j) _mm_storel_epi64(reinterpret_cast<__m128i*>(to + j * row + i), columns[j]);
     }
     for (; i < count; ++i)
       for (int64_t j = 0; j < kAcross; ++j) to[j * row + i] = from[i * step + j];

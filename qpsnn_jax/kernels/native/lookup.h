@@ -19,6 +19,33 @@ constexpr int kEntries = 16;  // sums of the four inputs of a table
 
 #if defined(QPSNN_LOOKUP)
 
+// The ends of Tables, for weights r s c o.
+inline std::vector<int64_t> ends_of(int64_t taps, int64_t count, const float* weights, int64_t stride) {
+  std::vector<int64_t> ends;
+  const int64_t groups = ceil_div(count, kFour);
+  // By output, the least and the largest sums so far, and those of one table.
+  AlignedFloats low(stride), high(stride), least(stride), most(stride);
+  for (int64_t tap = 0; tap < taps; ++tap)
+    for (int64_t group = 0; group < groups; ++group) {
+      Whole fits = ~Whole{};
+      for (int64_t o = 0; o < stride; o += kLanes) {
+        Vector negative = {}, positive = {};
+        for (int64_t c = group * kFour; c < std::min(count, group * kFour + kFour); ++c) {
+          const Vector w = load(weights + (tap * count + c) * stride + o), above = w > 0 ? w : all(0);
+          positive += above, negative += w - above;
+        }
+        store(&least[o], negative), store(&most[o], positive);
+        fits &= load(&low[o]) + negative >= all(INT8_MIN) & load(&high[o]) + positive <= all(INT8_MAX);
+      }
+      bool all_fit = true;
+      for (int lane = 0; lane < kLanes; ++lane) all_fit &= fits[lane] != 0;
+      if (!all_fit) ends.push_back(tap * groups + group);
+      for (int64_t o = 0; o < stride; ++o) low[o] = all_fit * low[o] + least[o], high[o] = all_fit * high[o] + most[o];
+    }
+  ends.push_back(taps * groups);
+  return ends;
+}
+
 // The tables of weights r s c o, `stride` floats apart for every r s c; none if some are not integers of few bits.
 inline Tables tables_of(int64_t taps, int64_t count, const float* weights, int64_t stride) {
   constexpr float kMost = 31;  // four of them fit into a byte
@@ -37,7 +64,6 @@ inline Tables tables_of(int64_t taps, int64_t count, const float* weights, int64
   }
   const int64_t groups = ceil_div(count, kFour);
   if (largest == 0 || largest * taps * count > INT16_MAX) return found;
-  found.most = static_cast<int>(largest);
   found.sums.resize(stride * taps * groups * kEntries);
   const __m128i bits[kFour] = {_mm_set1_epi16(-256), _mm_set1_epi32(-65536), _mm_set1_epi64x(-(int64_t{1} << 32)),
                                _mm_set_epi64x(-1, 0)};  // bytes whose number has the bit
@@ -53,6 +79,7 @@ inline Tables tables_of(int64_t taps, int64_t count, const float* weights, int64
         const int64_t place = ((o / 2 * taps + tap) * groups + group) * 2 + o % 2;
         _mm_storeu_si128(reinterpret_cast<__m128i*>(&found.sums[place * kEntries]), sums);
       }
+  found.ends = ends_of(taps, count, weights, stride);
   return found;
 }
 
@@ -68,7 +95,7 @@ class Lookup {
   // Rows [begin, end) of the sums of some images, if all inputs are 0 and 1 and this is the fastest way; returns whether.
   bool add(const Part& part, int64_t images, int64_t begin, int64_t end) {
     for (const Weights& weights : part.weights)
-      if (weights.tables.most == 0) return false;
+      if (weights.tables.sums.empty()) return false;
     groups_ = ceil_div(part.count, kFour);
     height_ = end - begin - 1 + ceil_div(at_.kh, at_.sy);
     const int64_t common = shared(at_.sy, at_.py - begin, height_ + begin - at_.py - at_.h, at_.kh);
@@ -117,14 +144,12 @@ class Lookup {
   double cycles(const Part& part, int64_t positions, double sums) const {
     double found = 1000 / sums + 4.0 * groups_ * down_ * right_;
     for (const Weights& weights : part.weights) {
-      const double each = 0.4 + 2.5 / chunk(weights), lookups = static_cast<double>(at_.kh * at_.kw * groups_);
+      const double lookups = static_cast<double>(at_.kh * at_.kw * groups_);
+      const double each = 0.4 + 2.5 * weights.tables.ends.size() / lookups;
       found += weights.stride * (lookups * each * ceil_div(positions, kPositions) / sums + 0.5);
     }
     return found;
   }
-
-  // Sums of as many tables fit into a byte.
-  static int64_t chunk(const Weights& weights) { return INT8_MAX / (kFour * weights.tables.most); }
 
   // For the maps of the inputs that the sums read, four inputs as the bits of a byte, with zeros around them: by phase of the
   // strides, of those that a tap reads, and four inputs. Maps of the same `layout` are written over, and the zeros stay.
@@ -184,22 +209,28 @@ class Lookup {
   // Two outputs.
   template <int V>
   void look_up_pair(const Weights& weights, int64_t o, int64_t first, int16_t* to) {
-    const int64_t count = places_.size(), most = chunk(weights);
-    const int8_t* tables = &weights.tables.sums[o * count * kEntries];
-    for (int64_t begin = 0; begin < count; begin += most) {
+    const int8_t* tables = &weights.tables.sums[o * places_.size() * kEntries];
+    int64_t begin = 0;
+    for (const int64_t end : weights.tables.ends) {
       Bytes sums[2][V] = {};
-      for (int64_t i = begin; i < std::min(count, begin + most); ++i) {
+      for (int64_t i = begin; i < end; ++i) {
         const uint8_t* from = &maps_[places_[i] + first];
         const Bytes one = table_at(tables + 2 * i * kEntries), two = table_at(tables + (2 * i + 1) * kEntries);
         for (int v = 0; v < V; ++v) {
-          Bytes fours;
-          std::memcpy(&fours, from + v * kPositions, sizeof fours);
+          const Bytes fours = places_at(from + v * kPositions);
           sums[0][v] += looked_up(one, fours);
           sums[1][v] += looked_up(two, fours);
         }
       }
       for (int v = 0; v < 2 * V; ++v) widen(sums[v / V][v % V], begin > 0, to + v * kPositions);
+      begin = end;
     }
+  }
+
+  static Bytes places_at(const uint8_t* from) {
+    Vector fours;
+    std::memcpy(&fours, from, sizeof fours);
+    return reinterpret_cast<Bytes>(held(fours));
   }
 
   static Bytes table_at(const int8_t* from) {

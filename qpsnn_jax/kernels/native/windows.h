@@ -30,11 +30,11 @@ struct Windows {
 
 constexpr int64_t kBlockInputs = 128, kBlockVectors = kRegisters * 3 / 4;
 
-// All sums of four neighbouring weights that are integers of at most `most`, which is 0 for others: pairs of outputs, r s, four
-// inputs, the two outputs, the 16 sums.
+// All sums of four neighbouring weights that are small integers, none of others: pairs of outputs, r s, four inputs, the two
+// outputs, the 16 sums. The sums of the tables from one of the `ends`, or the first table, up to the next fit into bytes.
 struct Tables {
-  int most = 0;
   std::vector<int8_t> sums;
+  std::vector<int64_t> ends;
 };
 
 // Weights that are sums of one or two sizes with signs, and the signs of five inputs, by vector of outputs, r s, five inputs, size and
