@@ -13,6 +13,7 @@
 #include "lookup.h"
 #include "parallel.h"
 #include "signed.h"
+#include "tables.h"
 
 namespace qpsnn {
 
@@ -85,9 +86,9 @@ inline void turn(const Windows& at, int64_t count, Weights& weights) {
 
 // The weights of some inputs and outputs, with tables if they are looked up so `often` that it is worth filling them; with
 // signs if gradients have these.
-template <class Weight>
+template <class Copy>
 Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64_t outputs, bool often, bool signs,
-               const Weight& weight) {
+               const Copy& weights) {
   const int64_t vectors = ceil_div(outputs, kLanes), stride = (vectors > 8 ? kBlockVectors : vectors) * kLanes;
   Weights found{AlignedFloats(at.kh * at.kw * count * stride), {}, stride, {}, {}};
   found.gradient = signs;
@@ -95,29 +96,29 @@ Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64
   for (int64_t r = 0; r < at.kh; ++r)
     for (int64_t s = 0; s < at.kw; ++s)
       for (int64_t c = 0; c < count; ++c, to += stride)
-        for (int64_t k = 0; k < outputs; ++k) to[k] = weight(r, s, first + c, o + k);
-  found.integers = std::all_of(found.values.begin(), found.values.end(),
-                               [](float x) { return std::abs(x) <= 255 && x == std::trunc(x); });
+        weights(r, s, first + c, o, outputs, to);
+  const float largest = largest_integer(found.values.size(), found.values.data());
+  found.integers = largest <= 255;
   if (are_scattered(at, stride / kLanes)) turn(at, count, found);
   if (often && signs) found.signs = signed_weights(at.kh * at.kw, count, outputs, found.values.data(), stride);
-  if (often) found.tables = tables_of(at.kh * at.kw, count, found.values.data(), stride);
+  if (often) found.tables = tables_of(at.kh * at.kw, count, found.values.data(), stride, largest);
   return found;
 }
 
 // The weights of all inputs, by block of inputs, then of outputs.
 using BlockWeights = std::vector<std::vector<Weights>>;
 
-// `weight(r, s, c, o)` reads the weights. With `signs` the order of a sum may depend on how many images there are, as only that of
-// gradients may.
-template <class Weight>
-BlockWeights block_weights(const Pool& pool, const Windows& at, int64_t images, bool signs, const Weight& weight) {
+// `weights(r, s, c, o, count, to)` copies those of outputs [o, o + count). With `signs` the order of a sum may depend on how many
+// images there are, as only that of gradients may.
+template <class Copy>
+BlockWeights block_weights(const Pool& pool, const Windows& at, int64_t images, bool signs, const Copy& weights) {
   const int64_t wide = kBlockVectors * kLanes, columns = ceil_div(at.outputs, wide);
   BlockWeights blocks(ceil_div(at.inputs, kBlockInputs), std::vector<Weights>(columns));
   const bool many = images * at.rows * at.columns >= kMany;
   parallel_for(pool, blocks.size() * columns, [&](int64_t item, int) {
     const int64_t first = item / columns * kBlockInputs, count = std::min(kBlockInputs, at.inputs - first);
     const int64_t o = item % columns * wide, outputs = std::min(wide, at.outputs - o);
-    blocks[item / columns][item % columns] = packed(at, first, count, o, outputs, many, signs, weight);
+    blocks[item / columns][item % columns] = packed(at, first, count, o, outputs, many, signs, weights);
   });
   return blocks;
 }
@@ -157,10 +158,10 @@ void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, 
 }
 
 // All images.
-template <class Weight>
-void correlate(const Pool& pool, const Windows& at, int64_t images, const float* in, bool signs, const Weight& weight, float* out) {
+template <class Copy>
+void correlate(const Pool& pool, const Windows& at, int64_t images, const float* in, bool signs, const Copy& weights, float* out) {
   if (at.rows <= 0 || at.columns <= 0 || at.inputs == 0 || at.outputs == 0 || images == 0) return;
-  correlate(pool, at, block_weights(pool, at, images, signs, weight), images, 1, in,
+  correlate(pool, at, block_weights(pool, at, images, signs, weights), images, 1, in,
             [&](const Band& band, int) { return out + band.first * at.out_size(); }, [](const Band&, int) {});
 }
 
@@ -169,10 +170,10 @@ inline Windows windows_of(const Conv& conv) {
           conv.kw, conv.sy, conv.sx,       conv.py, conv.px, conv.oh,      conv.ow};
 }
 
-// The weights of a convolution, read from its kernel.
+// Copies the weights of a convolution from its kernel.
 inline auto weights_of(const Conv& conv, const float* kernel) {
-  return [&conv, kernel](int64_t r, int64_t s, int64_t c, int64_t o) {
-    return kernel[((r * conv.kw + s) * conv.channels + c) * conv.outputs + o];
+  return [&conv, kernel](int64_t r, int64_t s, int64_t c, int64_t o, int64_t count, float* to) {
+    std::copy_n(kernel + ((r * conv.kw + s) * conv.channels + c) * conv.outputs + o, count, to);
   };
 }
 
@@ -213,8 +214,9 @@ inline void conv_input_grad(const Pool& pool, const Conv& conv, const float* cot
                        y.count - 1 - (y0 + conv.py) / conv.sy, x.count - 1 - (x0 + conv.px) / conv.sx,
                        conv.h, conv.w, y0, x0, conv.sy, conv.sx};
       correlate(pool, at, conv.images, cotangent, true,
-                [&](int64_t r, int64_t s, int64_t o, int64_t c) {
-                  return kernel[((y.tap_of(r) * conv.kw + x.tap_of(s)) * conv.channels + c) * conv.outputs + o];
+                [&](int64_t r, int64_t s, int64_t o, int64_t c, int64_t count, float* to) {
+                  const float* from = kernel + ((y.tap_of(r) * conv.kw + x.tap_of(s)) * conv.channels + c) * conv.outputs + o;
+                  for (int64_t k = 0; k < count; ++k) to[k] = from[k * conv.outputs];
                 },
                 grad);
     }

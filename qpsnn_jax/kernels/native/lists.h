@@ -36,12 +36,7 @@ inline double dense_cycles(const Windows& at, int64_t count, const Weights& weig
 // The work on one image after another, for one block of inputs and all blocks of outputs.
 class Lists {
  public:
-  explicit Lists(const Windows& windows) : at_(windows) {
-    places_.resize(at_.h * at_.w * std::min(at_.inputs, kBlockInputs) + kPackedMore);
-    values_.resize(places_.size());
-    offsets_.resize(places_.size());
-    starts_.resize(at_.h * (at_.w + 1));
-  }
+  explicit Lists(const Windows& windows) : at_(windows) {}
 
   // Rows [begin, end) of the sums of one image, if that is faster than by blocks; returns whether it is.
   bool add(const Part& part, int64_t begin, int64_t end) {
@@ -94,6 +89,12 @@ class Lists {
 
   // Lists the inputs of rows [top, bottom) that are not 0, at x * count + c; returns how many there are.
   int64_t list(const float* in, int64_t count, int64_t top, int64_t bottom) {
+    if (starts_.empty()) {
+      places_.resize(at_.h * at_.w * std::min(at_.inputs, kBlockInputs) + kPackedMore);
+      values_.resize(places_.size());
+      offsets_.resize(places_.size());
+      starts_.resize(at_.h * (at_.w + 1));
+    }
     int64_t found = 0;
     for (int64_t y = top; y < bottom; ++y) {
       int64_t* start = &starts_[y * (at_.w + 1)];

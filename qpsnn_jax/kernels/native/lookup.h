@@ -11,77 +11,12 @@
 #include "bytes.h"
 #include "fours.h"
 #include "lists.h"
+#include "tables.h"
 #include "windows.h"
 
 namespace qpsnn {
 
-constexpr int kEntries = 16;  // sums of the four inputs of a table
-
 #if defined(QPSNN_LOOKUP)
-
-// The ends of Tables, for weights r s c o.
-inline std::vector<int64_t> ends_of(int64_t taps, int64_t count, const float* weights, int64_t stride) {
-  std::vector<int64_t> ends;
-  const int64_t groups = ceil_div(count, kFour);
-  // By output, the least and the largest sums so far, and those of one table.
-  AlignedFloats low(stride), high(stride), least(stride), most(stride);
-  for (int64_t tap = 0; tap < taps; ++tap)
-    for (int64_t group = 0; group < groups; ++group) {
-      Whole fits = ~Whole{};
-      for (int64_t o = 0; o < stride; o += kLanes) {
-        Vector negative = {}, positive = {};
-        for (int64_t c = group * kFour; c < std::min(count, group * kFour + kFour); ++c) {
-          const Vector w = load(weights + (tap * count + c) * stride + o), above = w > 0 ? w : all(0);
-          positive += above, negative += w - above;
-        }
-        store(&least[o], negative), store(&most[o], positive);
-        fits &= load(&low[o]) + negative >= all(INT8_MIN) & load(&high[o]) + positive <= all(INT8_MAX);
-      }
-      bool all_fit = true;
-      for (int lane = 0; lane < kLanes; ++lane) all_fit &= fits[lane] != 0;
-      if (!all_fit) ends.push_back(tap * groups + group);
-      for (int64_t o = 0; o < stride; ++o) low[o] = all_fit * low[o] + least[o], high[o] = all_fit * high[o] + most[o];
-    }
-  ends.push_back(taps * groups);
-  return ends;
-}
-
-// The tables of weights r s c o, `stride` floats apart for every r s c; none if some are not integers of few bits.
-inline Tables tables_of(int64_t taps, int64_t count, const float* weights, int64_t stride) {
-  constexpr float kMost = 31;  // four of them fit into a byte
-  Vector most = {};
-  Whole whole = ~Whole{};
-  for (int64_t i = 0; i < taps * count * stride; i += kLanes) {
-    const Vector w = load(weights + i), size = w < 0 ? -w : w, capped = size <= kMost ? size : all(0);
-    whole &= __builtin_convertvector(__builtin_convertvector(capped, Whole), Vector) == size;  // false for NaN
-    most = size > most ? size : most;
-  }
-  Tables found;
-  float largest = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!whole[lane]) return found;
-    largest = std::max(largest, most[lane]);
-  }
-  const int64_t groups = ceil_div(count, kFour);
-  if (largest == 0 || largest * taps * count > INT16_MAX) return found;
-  found.sums.resize(stride * taps * groups * kEntries);
-  const __m128i bits[kFour] = {_mm_set1_epi16(-256), _mm_set1_epi32(-65536), _mm_set1_epi64x(-(int64_t{1} << 32)),
-                               _mm_set_epi64x(-1, 0)};  // bytes whose number has the bit
-  for (int64_t tap = 0; tap < taps; ++tap)
-    for (int64_t group = 0; group < groups; ++group)
-      for (int64_t o = 0; o < stride; ++o) {
-        __m128i sums = _mm_setzero_si128();
-        for (int64_t c = group * kFour; c < std::min(count, group * kFour + kFour); ++c) {
-          const __m128i w = _mm_set1_epi8(static_cast<char>(weights[(tap * count + c) * stride + o]));
-          sums = _mm_add_epi8(sums, _mm_and_si128(w, bits[c % kFour]));
-        }
-        // By pairs of outputs.
-        const int64_t place = ((o / 2 * taps + tap) * groups + group) * 2 + o % 2;
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(&found.sums[place * kEntries]), sums);
-      }
-  found.ends = ends_of(taps, count, weights, stride);
-  return found;
-}
 
 // The work on some images at once, for one block of inputs and all blocks of outputs.
 class Lookup {
@@ -291,8 +226,6 @@ class Lookup {
 };
 
 #else
-
-inline Tables tables_of(int64_t, int64_t, const float*, int64_t) { return {}; }
 
 class Lookup {
  public:
