@@ -151,7 +151,7 @@ class Blocks {
 
   const Windows at_;
   int64_t left_, width_;
-  std::vector<float> padded_, copies_;
+  AlignedFloats padded_, copies_;
 };
 
 }  // namespace qpsnn

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+#include "memory.h"
 #include "parallel.h"
 #include "vectors.h"
 

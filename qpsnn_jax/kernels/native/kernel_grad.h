@@ -10,6 +10,7 @@
 
 #include "add_rows.h"
 #include "geometry.h"
+#include "memory.h"
 #include "parallel.h"
 #include "spike_bits.h"
 #include "vectors.h"
@@ -205,9 +206,9 @@ class KernelGrad {
   int64_t top_, left_, rows_, columns_, pitch_, band_, bands_, group_, capacity_, size_ = 0;
   bool spikes_ = true;
   AlignedFloats slab_;
-  std::vector<int32_t> order_, places_, pixels_;  // of pixels; of `order_`; the lists
+  AlignedVector<int32_t> order_, places_, pixels_;  // of pixels; of `order_`; the lists
   std::vector<int64_t> starts_;
-  std::vector<float> values_;
+  AlignedFloats values_;
   std::vector<int32_t*> next_, bounds_;
   SpikeBits bits_;
 };

@@ -186,9 +186,9 @@ class Lists {
 
   const Windows at_;
   bool skipped_ = true;
-  std::vector<int32_t> places_, offsets_;
+  AlignedVector<int32_t> places_, offsets_;
   std::vector<int64_t> starts_;
-  std::vector<float> values_;
+  AlignedFloats values_;
   AlignedFloats row_;
 };
 

@@ -221,8 +221,8 @@ class Lookup {
   std::array<int64_t, 4> layout_{};
   std::vector<int64_t> places_;  // of the fours that a table takes, tap by tap, from that of a sum's position on
   std::vector<std::pair<int64_t, int64_t>> phases_;  // columns of a row that follow each other in a map: the first, and where
-  std::vector<uint8_t> maps_, fours_;
-  std::vector<int16_t, Aligned<int16_t>> sums_;
+  AlignedVector<uint8_t> maps_, fours_;
+  AlignedVector<int16_t> sums_;
 };
 
 #else

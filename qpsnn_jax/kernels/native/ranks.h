@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "memory.h"
 #include "parallel.h"
 #include "vectors.h"
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "memory.h"
 #include "pack.h"
 #include "vectors.h"
 
@@ -75,7 +76,7 @@ class SpikeBits {
  private:
   const int64_t channels_;
   int64_t pixels_ = 0;
-  std::vector<uint8_t> bytes_;
+  AlignedVector<uint8_t> bytes_;
 };
 
 #else

@@ -3,9 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
-#include <new>
 #include <type_traits>
-#include <vector>
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -95,33 +93,6 @@ inline int one_lanes(Vector x) {
 }
 #endif
 #endif
-
-// Floats whose first is at the start of a line of the cache.
-template <class T>
-struct Aligned {
-  using value_type = T;
-  Aligned() = default;
-  template <class U>
-  Aligned(const Aligned<U>&) {}
-  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
-  void deallocate(T* x, size_t) { ::operator delete(x, std::align_val_t(64)); }
-  bool operator==(const Aligned&) const { return true; }
-  bool operator!=(const Aligned&) const { return false; }
-};
-using AlignedFloats = std::vector<float, Aligned<float>>;
-
-// The same, with no values yet.
-class UnsetFloats {
- public:
-  explicit UnsetFloats(int64_t count) : data_(Aligned<float>().allocate(count)) {}
-  ~UnsetFloats() { Aligned<float>().deallocate(data_, 0); }
-  UnsetFloats(const UnsetFloats&) = delete;
-  UnsetFloats& operator=(const UnsetFloats&) = delete;
-  float* data() const { return data_; }
-
- private:
-  float* const data_;
-};
 
 // run(std::integral_constant<int, n>()) for n from 1 to Most; larger ones count as Most.
 template <int Most, class Run>

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "memory.h"
 #include "scatter.h"
 #include "vectors.h"
 
@@ -33,7 +34,7 @@ constexpr int64_t kBlockInputs = 128, kBlockVectors = kRegisters * 3 / 4;
 // All sums of four neighbouring weights that are small integers, none of others: pairs of outputs, r s, four inputs, the two
 // outputs, the 16 sums. The sums of the tables from one of the `ends`, or the first table, up to the next fit into bytes.
 struct Tables {
-  std::vector<int8_t> sums;
+  AlignedVector<int8_t> sums;
   std::vector<int64_t> ends;
 };
 
@@ -41,7 +42,7 @@ struct Tables {
 // output: the number of the sum of five with such signs, the first of them +, and in the highest bit whether the first is -.
 struct SignedWeights {
   std::vector<float> sizes;
-  std::vector<int8_t> signs;
+  AlignedVector<int8_t> signs;
 };
 
 // Weights r s c o of a block of inputs and one of outputs, o filled up with zeros to whole vectors. `turned` are the same as

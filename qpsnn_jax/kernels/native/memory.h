@@ -1,0 +1,91 @@
+// Working memory of kernels, at the start of lines of the cache. Threads keep blocks of it for the next call, since new pages
+// take longer to get than most are worked on.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <vector>
+
+namespace qpsnn {
+
+// The blocks that a thread keeps, by size: a few of each power of two from 32 kB to 1 MB.
+class KeptMemory {
+ public:
+  static KeptMemory& of_this_thread() {
+    static thread_local KeptMemory mine;
+    return mine;
+  }
+
+  ~KeptMemory() {
+    for (Kept& kept : kept_)
+      while (kept.count) release(kept.blocks[--kept.count]);
+  }
+
+  void* take(size_t size) {
+    const int power = power_of(size);
+    if (power < 0) return fresh(size);
+    Kept& kept = kept_[power];
+    return kept.count ? kept.blocks[--kept.count] : fresh(kLeast << power);
+  }
+
+  void give_back(void* block, size_t size) {
+    const int power = power_of(size);
+    if (power < 0 || kept_[power].count == kept_[power].blocks.size()) return release(block);
+    kept_[power].blocks[kept_[power].count++] = block;
+  }
+
+ private:
+  static constexpr size_t kLeast = 32 << 10;
+  static constexpr int kPowers = 6;
+  struct Kept {
+    std::array<void*, 4> blocks;
+    size_t count = 0;
+  };
+
+  // The number of the smallest power that holds `size`, -1 for sizes that are not kept.
+  static int power_of(size_t size) {
+    if (size <= kLeast / 2) return -1;
+    for (int power = 0; power < kPowers; ++power)
+      if (size <= kLeast << power) return power;
+    return -1;
+  }
+
+  static void* fresh(size_t size) { return ::operator new(size, kLine); }
+  static void release(void* block) { ::operator delete(block, kLine); }
+
+  static constexpr std::align_val_t kLine{64};
+  std::array<Kept, kPowers> kept_;
+};
+
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(KeptMemory::of_this_thread().take(n * sizeof(T))); }
+  void deallocate(T* x, size_t n) { KeptMemory::of_this_thread().give_back(x, n * sizeof(T)); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+template <class T>
+using AlignedVector = std::vector<T, Aligned<T>>;
+using AlignedFloats = AlignedVector<float>;
+
+// The same, with no values yet.
+class UnsetFloats {
+ public:
+  explicit UnsetFloats(int64_t count) : count_(count), data_(Aligned<float>().allocate(count)) {}
+  ~UnsetFloats() { Aligned<float>().deallocate(data_, count_); }
+  UnsetFloats(const UnsetFloats&) = delete;
+  UnsetFloats& operator=(const UnsetFloats&) = delete;
+  float* data() const { return data_; }
+
+ private:
+  const int64_t count_;
+  float* const data_;
+};
+
+}  // namespace qpsnn
