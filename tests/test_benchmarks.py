@@ -10,7 +10,7 @@ import optax
 import pytest
 from small_networks import images_of, random_variables, residual_graph, shallow_graph
 
-from experiments.benchmarks import edge, events, gpu, isa, memory, networks, speed, svs
+from experiments.benchmarks import curves, edge, events, gpu, isa, memory, networks, speed, svs
 from qpsnn_jax import init_state, make_train_step
 from qpsnn_jax.kernels import dispatch, int8
 from qpsnn_jax.model.nodes import LIF, Quantizer
@@ -94,6 +94,22 @@ def test_plain_xla_is_without_the_fast_algorithms(monkeypatch):
             run = jax.jit(lambda tree, images: speed.SpikingNetwork(case.graph).apply(tree, images))
             texts.append(run.lower(case.variables, case.images).as_text())
     assert ["xi8>" in text for text in texts] == [True, False]
+
+
+def test_curves_vary_one_thing_at_a_time(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(speed.NETWORKS, "resnet20", lambda bits, width: residual_graph())
+    monkeypatch.setattr(curves, "POINTS", {"rate": (-1.0, 1.0), "batch": (1, 3)})
+    file = tmp_path / "curves.json"
+    options = ["--sides", "qpsnn_jax", "plain XLA", "--batch", "2", "--repeats", "1", "--json", str(file)]
+    assert curves.main(options) == 0
+    low, high, *batches = json.loads(file.read_text())
+    assert low["rate"] < batches[0]["rate"] < high["rate"]
+    assert [point["value"] for point in batches] == [1, 3]
+    for point in (low, high):
+        assert all(seconds > 0 for sides in point["seconds"].values() for seconds in sides.values())
+    printed = capsys.readouterr().out
+    for text in (f"| {low['rate']:.3f} |", "| batch | firing rate |", "inference, plain XLA", " times)"):
+        assert text in printed
 
 
 def test_any_network_is_computed_in_torch(monkeypatch):

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,12 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def make_case(name: str, batch: int, width: float) -> Case:
-    """A network of the paper on random images."""
+def make_case(name: str, batch: int, width: float, timesteps: int | None = None, drive: float = 0.0) -> Case:
+    """A network of the paper on random images, with its own T if None; ``drive`` as of ``with_statistics``."""
     graph = NETWORKS[name](bits=2, width=width)
+    graph = graph if timesteps is None else replace(graph, timesteps=timesteps)
     draw = np.random.default_rng(0)
     images = draw.normal(size=(batch, *graph.input.shape)).astype(np.float32)
-    return Case(graph, with_statistics(graph), images, draw.integers(0, 10, batch).astype(np.int32))
+    return Case(graph, with_statistics(graph, drive), images, draw.integers(0, 10, batch).astype(np.int32))
 
 
 def table(title: str, rows: list[Row], case: Case, work: str) -> str:
@@ -121,8 +123,9 @@ def plain_convolution(
 @contextmanager
 def plain() -> Iterator[None]:
     """Within it every product of a network that is traced is a float32 convolution."""
-    names = ("conv_spikes", "convolve")
-    with mock.patch.multiple("qpsnn_jax.model.nodes.weighted", **dict.fromkeys(names, plain_convolution)):
+    functions: dict[str, Any] = {"conv_spikes": plain_convolution, "convolve": plain_convolution}
+    functions["shared_convolution"] = lambda *arrays, **options: None
+    with mock.patch.multiple("qpsnn_jax.model.nodes.conv", **functions):
         yield
 
 
