@@ -66,7 +66,8 @@ def measure(over: str, sides: list[str], width: float, batch: int, repeats: int)
     """The points along one of :data:`POINTS`, the others as given."""
     for value in POINTS[over]:
         options: dict[str, Any] = {"width": width, "batch": batch, "timesteps": 2, "drive": 0.0}
-        case = make_case("resnet20", **options | {"drive" if over == "rate" else over: value})
+        options["drive" if over == "rate" else over] = value
+        case = make_case("resnet20", **options)
         seconds = {
             work: {
                 row.side: float(np.median(row.seconds)) / len(case.labels)
@@ -80,7 +81,8 @@ def measure(over: str, sides: list[str], width: float, batch: int, repeats: int)
 def firing_rate(case: Case) -> float:
     """The mean of the spikes of all neurons, images and steps."""
     counts = {name: lambda trace: (trace.spikes.sum(), trace.spikes.size) for name in case.graph.neurons}
-    run = jax.jit(lambda tree, images: SpikingNetwork(case.graph).apply(tree, images, capture=counts).captured)
+    network: Any = SpikingNetwork(case.graph)
+    run = jax.jit(lambda tree, images: network.apply(tree, images, capture=counts).captured)
     fired, places = np.sum([jax.device_get(each) for each in run(case.variables, case.images).values()], 0)
     return float(fired / places)
 

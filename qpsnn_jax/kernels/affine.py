@@ -4,16 +4,21 @@ Convolutions, batch normalization and residual sums end in these. Neurons read t
 same pass over memory; whatever else reads them, computes them first.
 """
 
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from qpsnn_jax.kernels.algorithm import ConvSpec
 
 
-class Convolution(NamedTuple):
-    """Maps ``b [t] h w i`` and a kernel ``h w i o``, whose sums are to be."""
+@partial(jax.tree_util.register_dataclass, data_fields=("maps", "kernel"), meta_fields=("spec",))
+@dataclass(frozen=True)
+class Convolution:
+    """Maps ``b [t] h w i`` and a kernel ``h w i o``, whose sums are still to be computed."""
 
     maps: Array
     kernel: Array
@@ -23,7 +28,8 @@ class Convolution(NamedTuple):
 class Affine(NamedTuple):
     """``x · factor + offset + residual``: x and residual ``… c``, factor and offset ``c``, all of one dtype.
 
-    ``convolution`` is that of which x are the sums, if its one reader may compute it in x's place.
+    ``convolution`` is that of which x are the sums, if its one reader may compute it in x's place; with another x it
+    is None.
     """
 
     x: Array

@@ -171,7 +171,7 @@ def shared_convolution(
         kernel, strides, padding, groups, dilation: as in :func:`convolve`.
         bits, precision, odd: as in :func:`conv_spikes`, if the weights are integers.
     """
-    # Outside of jit nothing removes the sums that are not used.
+    # Where nothing is traced, sums that are not used would be computed too.
     traced = any(isinstance(x, Tracer) for x in (maps, kernel))
     native = runs_natively(precision) and not shardings_are_types(maps, kernel) and kernel.size > 0
     if not (traced and native and maps.dtype == kernel.dtype == jnp.float32):

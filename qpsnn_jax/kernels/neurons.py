@@ -10,8 +10,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from qpsnn_jax.kernels import plain, skipping
-from qpsnn_jax.kernels.affine import Affine, computed
-from qpsnn_jax.kernels.algorithm import ConvSpec
+from qpsnn_jax.kernels.affine import Affine, Convolution, computed
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.kernels.native.call import native_call
 from qpsnn_jax.kernels.saved import when_needed
@@ -41,6 +40,10 @@ class _Cell(NamedTuple):
         fire, reset = ">=" if self.inclusive else ">", "soft" if self.soft else "hard"
         numbers = {"tau": self.tau, "threshold": self.threshold}
         return {**numbers, "surrogate": surrogate, "fire": fire, "reset": reset, "detach_reset": self.detached}
+
+
+_WithLast = tuple[LIFTrace, Array]
+"""A trace and U[T] ``b …``."""
 
 
 class _Given(NamedTuple):
@@ -89,18 +92,27 @@ def lif_trace(
     affine, nothing = currents if isinstance(currents, Affine) else Affine.of(currents), jnp.zeros((), x.dtype)
     residual = nothing if affine.residual is None else affine.residual
     start = nothing if initial is None else initial.astype(x.dtype)
-    found = affine.convolution
-    convolution, spec = ((found.maps, found.kernel), found.spec) if found is not None else ((), None)
     given = _Given(affine.x, affine.factor, affine.offset, residual, start)
-    trace: Any = _lif(given, convolution, cell, spec)
-    return neurons.after_last(trace, initial, threshold, reset=reset, detach_reset=detach_reset), trace
+    trace, last = (
+        _lif_with_last(given, cell) if affine.convolution is None else _lif_of_sums(given, affine.convolution, cell)
+    )
+    return last, trace
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _lif(given: _Given, convolution: tuple[Array, ...], cell: _Cell, spec: ConvSpec | None) -> LIFTrace:
-    """The trace; ``convolution`` are the maps and the kernel of which x are the sums, if ``spec`` is one."""
-    trace = _trace(given, cell)
-    return trace if spec is None else trace._replace(spikes=_spikes_of_sums(convolution, given, cell, spec))
+def _lif_with_last(given: _Given, cell: _Cell) -> _WithLast:
+    trace: Any = _lif(given, cell)
+    return trace, _last(trace, given, cell)
+
+
+def _last(trace: LIFTrace, given: _Given, cell: _Cell) -> Array:
+    initial = given.initial if given.initial.ndim else None
+    options = {name: cell.options[name] for name in ("reset", "detach_reset")}
+    return neurons.after_last(trace, initial, cell.threshold, **options)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _lif(given: _Given, cell: _Cell) -> LIFTrace:
+    return _trace(given, cell)
 
 
 def _trace(given: _Given, cell: _Cell) -> LIFTrace:
@@ -112,34 +124,12 @@ def _trace(given: _Given, cell: _Cell) -> LIFTrace:
     return LIFTrace(spikes, membranes)
 
 
-@partial(jax.jit, static_argnames=("cell", "spec"))
-def _spikes_of_sums(convolution: tuple[Array, ...], given: _Given, cell: _Cell, spec: ConvSpec) -> Array:
-    """On a CPU by one native call for the convolution and the neurons, elsewhere from x, the sums of that platform."""
-    shape = given.x.shape
-
-    def together(convolution: tuple[Array, ...], given: _Given) -> Array:
-        (maps, kernel), (_, *others) = convolution, given
-        attributes = {**skipping.window(spec), **cell._asdict(), "steps": shape[1], "repeated": maps.ndim == 4}
-        maps = maps.reshape(-1, *maps.shape[-3:])
-        (spikes,) = native_call("conv_lif_spikes", _convolved, maps, kernel, *others, results=(shape,), **attributes)
-        return spikes
-
-    def apart(convolution: tuple[Array, ...], given: _Given) -> Array:
-        del convolution
-        (spikes,) = native_call("lif_spikes", _spikes, *given, results=(shape,), **cell._asdict())
-        return spikes
-
-    return jax.lax.platform_dependent(convolution, given, cpu=together, default=apart)
-
-
-def _forward(given: Any, convolution: Any, cell: _Cell, spec: ConvSpec | None) -> tuple[LIFTrace, _Given]:
-    del convolution, spec  # the backward pass reads x
-    given = jax.tree.map(lambda x: x.value, given, is_leaf=lambda x: hasattr(x, "perturbed"))
+def _forward(given: Any, cell: _Cell) -> tuple[LIFTrace, _Given]:
+    given = _values(given)
     return _trace(given, cell), given
 
 
-def _backward(cell: _Cell, spec: ConvSpec | None, given: _Given, cotangents: LIFTrace) -> tuple[_Given, None]:
-    del spec
+def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]:
     spikes, of_membranes = (None if isinstance(each, SymbolicZero) else each for each in cotangents)
     given, (spikes, of_membranes) = when_needed(given, (spikes, of_membranes))
     x, operands = given.x, (jnp.zeros_like(given.x) if spikes is None else spikes, *given)
@@ -151,10 +141,64 @@ def _backward(cell: _Cell, spec: ConvSpec | None, given: _Given, cotangents: LIF
     by_x = by_currents * given.factor.reshape((1,) * (x.ndim - 1) + (-1,))
     by_residual = by_currents if given.residual.ndim else jnp.zeros((), x.dtype)
     by_initial = cell.tau * jnp.sum(by_currents[:, :1], 1) if given.initial.ndim else jnp.zeros_like(given.initial)
-    return _Given(by_x, by_factor, by_offset, by_residual, by_initial), None
+    return (_Given(by_x, by_factor, by_offset, by_residual, by_initial),)
 
 
 _lif.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _lif_of_sums(given: _Given, convolution: Convolution, cell: _Cell) -> _WithLast:
+    """:func:`_lif_with_last` for an x that are the sums of a convolution, which is computed in the same native call."""
+    spikes, last = _convolved(given, convolution, cell)
+    return LIFTrace(spikes, _trace(given, cell).membranes), last
+
+
+def _sums_forward(given: Any, convolution: Any, cell: _Cell) -> tuple[_WithLast, _Given]:
+    del convolution  # derivatives are those by x
+    given = _values(given)
+    return _lif_with_last(given, cell), given
+
+
+def _sums_backward(cell: _Cell, given: _Given, cotangents: _WithLast) -> tuple[_Given, None]:
+    found = dict(enumerate(jax.tree.leaves(cotangents)))
+    found = {i: each for i, each in found.items() if not isinstance(each, SymbolicZero)}
+
+    def results(given: _Given) -> dict[int, Array]:
+        leaves = jax.tree.leaves(_lif_with_last(given, cell))
+        return {i: leaves[i] for i in found}
+
+    (by_given,) = jax.vjp(results, given)[1](found)
+    return by_given, None
+
+
+_lif_of_sums.defvjp(_sums_forward, _sums_backward, symbolic_zeros=True)
+
+
+@partial(jax.jit, static_argnames="cell")
+def _convolved(given: _Given, convolution: Convolution, cell: _Cell) -> tuple[Array, Array]:
+    """Spikes and U[T]: on a CPU by one native call, elsewhere from x, the sums of that platform."""
+    shape = given.x.shape
+
+    def together(given: _Given, convolution: Convolution) -> tuple[Array, Array]:
+        maps, options = convolution.maps, {**skipping.window(convolution.spec), **cell._asdict()}
+        options |= {"steps": shape[1], "repeated": maps.ndim == 4}
+        operands = maps.reshape(-1, *maps.shape[-3:]), convolution.kernel, *given[1:]
+        results = shape, (shape[0], *shape[2:])
+        spikes, last = native_call("conv_lif_spikes", _plain_convolved, *operands, results=results, **options)
+        return spikes, last
+
+    def apart(given: _Given, convolution: Convolution) -> tuple[Array, Array]:
+        del convolution
+        trace = _trace(given, cell)
+        return trace.spikes, _last(trace, given, cell)
+
+    return jax.lax.platform_dependent(given, convolution, cpu=together, default=apart)
+
+
+def _values(primals: Any) -> Any:
+    """The arrays of a rule with symbolic zeros."""
+    return jax.tree.map(lambda x: x.value, primals, is_leaf=lambda x: hasattr(x, "perturbed"))
 
 
 def _plain(*operands: Array, **cell: Any) -> LIFTrace:
@@ -163,7 +207,7 @@ def _plain(*operands: Array, **cell: Any) -> LIFTrace:
     return neurons.lif_trace(given, initial=initial if initial.ndim else None, **_Cell(**cell).options)[1]
 
 
-def _convolved(
+def _plain_convolved(
     maps: Array,
     weights: Array,
     *operands: Array,
@@ -173,10 +217,12 @@ def _convolved(
     steps: int,
     repeated: bool,
     **cell: Any,
-) -> Array:
+) -> tuple[Array, Array]:
     sums = plain.convolution(maps, weights, Geometry((maps.shape[1], maps.shape[2]), kernel, strides, padding))
     sums = sums.reshape(-1, 1 if repeated else steps, *sums.shape[1:])
-    return _spikes(jnp.broadcast_to(sums, (sums.shape[0], steps, *sums.shape[2:])), *operands, **cell)
+    given = _Given(jnp.broadcast_to(sums, (sums.shape[0], steps, *sums.shape[2:])), *operands)
+    trace = _plain(*given, **cell)
+    return trace.spikes, _last(trace, given, _Cell(**cell))
 
 
 def _spikes(*operands: Array, **cell: Any) -> Array:

@@ -7,9 +7,9 @@ AVX-512, sums of spikes with integers up to 31 are looked up, four inputs at a t
 the rate. Maps are computed in the way that is the fastest for them, by estimate. Sums of spikes and integers are exact.
 These need the library of :mod:`qpsnn_jax.kernels.native`.
 
-Measured on one core of a Zen 5 with AVX-512, 64 maps of 8×8, 64 channels, 3×3 taps, at firing rates of 0.05, 0.1, 0.2
-and 1: sums with 2-bit integers in 0.35, 0.48, 0.41 and 0.40 ms, with other weights in 0.34, 0.46, 0.66 and 1.2 ms, the
-kernel gradient in 0.22, 0.37, 0.61 and 2.1 ms.
+Measured at an earlier commit on one core of a Zen 5 with AVX-512, 64 maps of 8×8, 64 channels, 3×3 taps, at firing
+rates of 0.05, 0.1, 0.2 and 1: sums with 2-bit integers in 0.35, 0.48, 0.41 and 0.40 ms, with other weights in 0.34,
+0.46, 0.66 and 1.2 ms, the kernel gradient in 0.22, 0.37, 0.61 and 2.1 ms.
 """
 
 from typing import Any

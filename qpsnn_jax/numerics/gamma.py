@@ -72,6 +72,8 @@ def wide_gamma(
 ) -> Array:
     """:func:`gamma_of` in float32 at least."""
     weights, axes = widened(weights), _reduced_axes(weights, granularity)
+    if weights.size == 0:
+        raise ValueError(f"weights must have numbers, of which γ is taken, got the shape {weights.shape}.")
     top_level(bits, weights, levels)
     if not callable(gamma) and gamma not in GAMMAS:
         raise ValueError(f"gamma must be {', '.join(GAMMAS)}, a function or an array, got {gamma!r}.")

@@ -56,6 +56,7 @@ def svs_scores(spikes: Array, *, epsilon: ArrayLike | None = None, threshold: Th
     References:
         QP-SNN (ICLR 2025), Eq. 11-13.
     """
+    spikes = jnp.asarray(spikes)
     found = jnp.mean(_ranks(spikes, epsilon, threshold).astype(jnp.float32), axis=0)
     return found + jnp.sum(0 * spikes.astype(jnp.float32), axis=(0, 1, 2, 3))  # a rank, an integer, cannot be NaN
 
@@ -72,7 +73,7 @@ def svs_ranks(spikes: Array, *, epsilon: ArrayLike | None = None, threshold: Thr
     Raises:
         ValueError: ``spikes`` is not five-dimensional, ``threshold`` is unknown, or is ``exact`` with an ε.
     """
-    return _ranks(spikes, epsilon, threshold)
+    return _ranks(jnp.asarray(spikes), epsilon, threshold)
 
 
 def spike_counts(spikes: Array) -> Array:

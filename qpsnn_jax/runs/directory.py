@@ -228,10 +228,12 @@ def save_network(
 
     Raises:
         ValueError: a node holds a function that cannot be imported by name, such as a lambda, or the variables are not
-            the graph's, naming the first that is not.
+            the graph's, naming the first that is not, or ``path`` is a file.
         OSError: the directory cannot be written.
     """
     check_variables(graph, variables)
+    if Path(path).is_file():
+        raise ValueError(f"save_network writes a directory, and {path} is a file; give another path.")
     checkpoint.save(Path(path), 0, graph, variables, {**(notes or {}), "variables": True})
 
 

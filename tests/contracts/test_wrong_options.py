@@ -41,6 +41,14 @@ WRONG = {
         lambda: qp.quantize(WEIGHTS, 2, gain=jnp.ones(7)),
         "gain of shape (7,) does not broadcast against weights of shape (3, 3, 4, 1).",
     ),
+    "no weights": (
+        lambda: qp.quantize(jnp.ones((3, 0)), 2),
+        "weights must have numbers, of which γ is taken, got the shape (3, 0).",
+    ),
+    "a file to save a network in": (
+        lambda: qp.save_network(__file__, residual_graph(), random_variables(residual_graph())),
+        f"save_network writes a directory, and {__file__} is a file; give another path.",
+    ),
     "a gamma of another shape": (
         lambda: qp.quantize(WEIGHTS, 2, gamma=jnp.ones((2, 1, 1, 1, 1))),
         "gamma of shape (2, 1, 1, 1, 1) does not broadcast against weights of shape (3, 3, 4, 1).",

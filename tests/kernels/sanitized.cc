@@ -131,17 +131,18 @@ static int run_over_channels(const Pool& pool, int64_t batch, int64_t steps, int
   return wrong;
 }
 
-// Neurons of sums in one pass against both in two, for maps of every step or of all.
-static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int64_t steps) {
+// Neurons of sums in one pass against both in two, for maps of every step or of all; with `spikes` the maps are 0 and 1.
+static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int64_t steps, bool spikes) {
   Conv c = with_output(given);
   c.images = batch * steps;
   const int64_t size = c.oh * c.ow * c.outputs;
-  auto maps = numbers(c.images * c.h * c.w * c.channels, 0.3);
-  for (float& x : maps) x = x != 0;
+  auto maps = numbers(c.images * c.h * c.w * c.channels, spikes ? 0.3 : 1);
+  if (spikes)
+    for (float& x : maps) x = x != 0;
   const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1), residual = numbers(c.images * size, 0.5);
   const auto factor = numbers(c.outputs, 1), offset = numbers(c.outputs, 1), initial = numbers(batch * size, 0.5);
   const Neurons n{batch, steps, size, c.outputs, 0.5f, 1.0f, true, false};
-  std::vector<float> sums(c.images * size, NAN), apart(c.images * size), together(c.images * size, NAN);
+  std::vector<float> sums(c.images * size, NAN), apart(c.images * size), together(c.images * size, NAN), last(batch * size, NAN);
   int wrong = 0;
   for (const int64_t each : {steps, int64_t{1}}) {
     c.images = batch * each;
@@ -150,10 +151,17 @@ static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int
       const std::vector<float> one(sums.begin() + b * size, sums.begin() + (b + 1) * size);
       for (int64_t t = 0; t < steps; ++t) std::copy_n(one.data(), size, &sums[(b * steps + t) * size]);
     }
-    lif<false, true>(pool, n, {sums.data(), factor.data(), offset.data(), residual.data(), initial.data()}, apart.data());
+    const Currents currents{sums.data(), factor.data(), offset.data(), residual.data(), initial.data()};
+    lif<false, true>(pool, n, currents, apart.data());
     conv_lif<true>(pool, c, n, maps.data(), kernel.data(),
-                   {nullptr, factor.data(), offset.data(), residual.data(), initial.data()}, together.data());
+                   {nullptr, factor.data(), offset.data(), residual.data(), initial.data()}, together.data(), last.data());
     wrong += std::memcmp(apart.data(), together.data(), apart.size() * sizeof(float)) != 0;
+    lif<true, true>(pool, n, currents, apart.data());
+    for (int64_t b = 0; b < batch; ++b)
+      for (int64_t i = 0; i < size; ++i) {
+        const float charged = apart[((b + 1) * steps - 1) * size + i];
+        wrong += last[b * size + i] != (charged >= 1 ? 0 : charged);
+      }
   }
   return wrong;
 }
@@ -253,10 +261,14 @@ int main() {
     wrong += check(pool, {1, 1, 1200, 4, 0, 0, 8, 1, 130, 1, 1, 0, 0}, density, true);
     wrong += check(pool, {2000, 4, 4, 4, 0, 0, 8, 1, 1, 7, 9, 0, 0}, density, true);
     // Rows and bands of one example, groups of examples, no inputs, strides, and several blocks.
-    wrong += check_neurons(pool, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2);
-    wrong += check_neurons(pool, {0, 9, 8, 17, 0, 0, 20, 3, 3, 2, 2, 1, 1}, 21, 3);
-    wrong += check_neurons(pool, {0, 5, 4, 131, 0, 0, 130, 3, 2, 1, 1, 1, 0}, 8, 2);
-    wrong += check_neurons(pool, {0, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, 2, 2);
+    wrong += check_neurons(pool, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true);
+    wrong += check_neurons(pool, {0, 9, 8, 17, 0, 0, 20, 3, 3, 2, 2, 1, 1}, 21, 3, true);
+    wrong += check_neurons(pool, {0, 5, 4, 131, 0, 0, 130, 3, 2, 1, 1, 1, 0}, 8, 2, true);
+    wrong += check_neurons(pool, {0, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, 2, 2, true);
+    // More images of one example than a group has.
+    wrong += check_neurons(pool, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 2, 8, false);
+    wrong += check_neurons(pool, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 5, 4, false);
+    wrong += check_neurons(pool, {0, 5, 4, 9, 0, 0, 3, 3, 3, 1, 1, 1, 1}, 8, 10, true);
     // Weights of four levels, so that sums with signs are looked up.
     wrong += check(pool, {16, 9, 8, 17, 0, 0, 6, 3, 3, 1, 1, 1, 1}, density, false, true);
     wrong += check(pool, {9, 13, 7, 131, 0, 0, 37, 2, 3, 1, 1, 4, 5}, density, false, true);

@@ -111,14 +111,51 @@ def test_sums_that_others_read_are_computed_once():
     assert calls(currents(branched), *given) == (2, 1, 1)
 
 
-def test_who_goes_on_from_a_state_computes_sums_once():
+def test_a_state_takes_no_further_sums(apart):
     graph = replace(GRAPHS["shallow"], timesteps=1)
     variables, images = random_variables(graph), images_of(graph)
 
-    def step(variables, images, state):
+    def step(variables, images, state=None):
         return SpikingNetwork(graph).apply(variables, images, state=state)[::2]
 
-    assert calls(step, variables, images, initial_state(graph, len(images)))[:2] == (0, 3)
+    rest = initial_state(graph, len(images))
+    assert calls(step, variables, images) == calls(step, variables, images, rest) == (3, 0, 0)
+    found, wanted = rest, rest
+    for _ in range(3):
+        (first, found), (second, wanted) = (
+            jax.jit(step)(variables, images, found),
+            apart(step, variables, images, wanted),
+        )
+        np.testing.assert_array_equal(first, second)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+    def loss(variables, images, state):
+        currents, after = step(variables, images, state)
+        return currents.sum() + sum(jnp.sum(x**2) for x in after.values())
+
+    grad = jax.grad(loss, (0, 2))
+    pairs = zip(
+        jax.tree.leaves(jax.jit(grad)(variables, images, found)),
+        jax.tree.leaves(apart(grad, variables, images, found)),
+        strict=True,
+    )
+    for by_shared, by_apart in pairs:
+        np.testing.assert_array_equal(by_shared, by_apart)
+
+
+@pytest.mark.parametrize(("timesteps", "batch"), [(4, 8), (8, 2), (10, 3)])
+def test_more_steps_than_images_are_worked_on_at_once(timesteps, batch, apart):
+    layers = (
+        Input("image", (8, 8, 2), frames=True),
+        Conv("conv0", "image", 16),
+        LIF("lif0", "conv0"),
+        Conv("conv1", "lif0", 16),
+        LIF("lif1", "conv1"),
+        Flatten("flatten", "lif1"),
+    )
+    graph = Graph(layers, timesteps)
+    given = random_variables(graph), images_of(graph, batch)
+    np.testing.assert_array_equal(jax.jit(currents(graph))(*given), apart(currents(graph), *given))
 
 
 def test_training_and_eager_calls_compute_as_before(apart):

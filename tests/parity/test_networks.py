@@ -10,7 +10,7 @@ import pytest
 from qpsnn_jax.export.torch_import import import_torch
 from qpsnn_jax.kernels.convolution import convolve
 from qpsnn_jax.model.network import SpikingNetwork
-from qpsnn_jax.model.nodes import Quantizer, weighted
+from qpsnn_jax.model.nodes import Quantizer, conv
 from qpsnn_jax.numerics.losses import cross_entropy
 
 RECORDED = {"resnet20": {"bits": 2, "timesteps": 2}, "vgg16": {"bits": 4, "timesteps": 4}}
@@ -54,7 +54,7 @@ def released_arithmetic(monkeypatch):
     monkeypatch.setattr(Quantizer, "integer_weights", noisy)
     # Such weights are not integers any more, so they are summed as they are.
     as_they_are = lambda x, kernel, *, bits, odd, precision, **options: convolve(x, kernel, **options)  # noqa: E731
-    monkeypatch.setattr(weighted, "conv_spikes", as_they_are)
+    monkeypatch.setattr(conv, "conv_spikes", as_they_are)
 
 
 def test_currents_in_evaluation(recording):

@@ -16,14 +16,14 @@ static void InputGrad(const Call& call) {
   conv_input_grad(call.pool(), conv, cotangent.typed_data(), kernel.typed_data(), grad.typed_data());
 }
 
-// Maps of all steps b·t h w i, or b h w i if they are the same at all; the result is spikes b t h w o.
+// Maps b·t h w i of all steps, or b h w i that are the same at every step. The results are spikes b t h w o, and potentials b h w o.
 static void ConvSpikes(const Call& call) {
   const Floats maps = call.operand(0), kernel = call.operand(1), spikes = call.result(0);
   Currents currents = currents_of(call, 1);
   currents.x = nullptr;
   with_residual(currents, [&](auto added) {
     conv_lif<added>(call.pool(), conv_of(call, maps, spikes), Cell::of(call).neurons(spikes), maps.typed_data(),
-                    kernel.typed_data(), currents, spikes.typed_data());
+                    kernel.typed_data(), currents, spikes.typed_data(), call.result(1).typed_data());
   });
 }
 

@@ -36,12 +36,18 @@ class Correlator {
     others_.clear();
     for (int64_t image = 0; image < images; ++image)
       if (!lists_.add(at(part, image), 0, at_.rows)) others_.push_back(image);
-    if (others_.size() >= kFew && !are_signed(part)) return blocks_.images(part, others_);
-    for (int64_t image : others_) dense_rows(at(part, image), 0, at_.rows);
+    const int64_t count = others_.size();
+    const bool together = count >= kFew && !are_signed(part);
+    for (int64_t begin = 0; begin < count; begin += kMostPositions) {
+      some_.assign(others_.begin() + begin, others_.begin() + std::min<int64_t>(count, begin + kMostPositions));
+      if (together) blocks_.images(part, some_);
+      for (int64_t image : some_)
+        if (!together) dense_rows(at(part, image), 0, at_.rows);
+    }
   }
 
  private:
-  static constexpr size_t kFew = 3;  // images that fill too few registers
+  static constexpr int64_t kFew = 3;  // images that fill too few registers
 
   // Only if all parts before were looked up, whose sums are exact then: else the bits would depend on which images go
   // together.
@@ -69,7 +75,7 @@ class Correlator {
   Lists lists_;
   SignedSums signed_;
   Blocks blocks_;
-  std::vector<int64_t> others_;
+  std::vector<int64_t> others_, some_;
   bool looked_up_ = false;
 };
 
@@ -128,7 +134,7 @@ struct Band {
   int64_t first, examples, begin, end;
 };
 
-// All sums of `examples`, of `each` images one. Those of a band are written to to(band, worker), where its first example begins;
+// All sums of `examples`, each of `each` images. Those of a band are written to to(band, worker), where its first example begins;
 // done(band, worker) follows.
 template <class To, class Done>
 void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, int64_t examples, int64_t each, const float* in,

@@ -15,17 +15,18 @@ constexpr int kFour = 4;
 
 constexpr int64_t kPackedFours = 32;  // pack_fours() writes so many at a time
 
-// The bits of 8 fours in 32 bits each, the even ones first. `others` gets bits where a number is not 0 or 1.
+// The bits of 8 fours in 32 bits each, the even ones first. `others` gets bits where a number is not 0 or 1: as integers, since
+// threads may take the smallest floats for 0.
 inline __m256i bits_of_eight(const float* from, __m256i& others) {
-  __m256i words[4];
+  const __m256i one = _mm256_set1_epi32(0x3f800000);
+  __m256i ones[4];
   for (int k = 0; k < 4; ++k) {
-    const __m256 x = _mm256_loadu_ps(from + 8 * k);
-    others = _mm256_or_si256(others, _mm256_castps_si256(x - x * x));
-    words[k] = _mm256_castps_si256(x);
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 8 * k));
+    ones[k] = _mm256_cmpeq_epi32(bits, one);
+    others = _mm256_or_si256(others, _mm256_andnot_si256(ones[k], bits));
   }
-  // Saturated, the bits of 1 are those of an odd number.
-  const __m256i pairs = _mm256_packs_epi32(words[0], words[1]), others_of = _mm256_packs_epi32(words[2], words[3]);
-  const __m256i bytes = _mm256_and_si256(_mm256_packs_epi16(pairs, others_of), _mm256_set1_epi8(1));
+  const __m256i first = _mm256_packs_epi32(ones[0], ones[1]), last = _mm256_packs_epi32(ones[2], ones[3]);
+  const __m256i bytes = _mm256_and_si256(_mm256_packs_epi16(first, last), _mm256_set1_epi8(1));
   return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi32(0x08040201)), _mm256_set1_epi16(1));
 }
 

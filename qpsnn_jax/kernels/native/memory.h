@@ -44,8 +44,11 @@ class KeptMemory {
     size_t count = 0;
   };
 
-  // The number of the smallest power that holds `size`, -1 for sizes that are not kept.
+  // The number of the smallest power that holds `size`, -1 for sizes that are not kept, as all where their use is watched.
   static int power_of(size_t size) {
+#if defined(__SANITIZE_ADDRESS__)
+    return -1;
+#endif
     if (size <= kLeast / 2) return -1;
     for (int power = 0; power < kPowers; ++power)
       if (size <= kLeast << power) return power;

@@ -14,7 +14,7 @@ from jax import Array
 from jax.nn.initializers import zeros
 
 from qpsnn_jax.kernels import neurons as native_neurons
-from qpsnn_jax.kernels.affine import Affine, computed, without_convolution
+from qpsnn_jax.kernels.affine import Affine, computed
 from qpsnn_jax.model.nodes.base import (
     Activity,
     Context,
@@ -168,9 +168,7 @@ class LIF(Neuron):
         # A subclass may trace otherwise.
         if not constant or context.precision == "exact" or type(self).trace is not _LIF_TRACE:
             return super().run(leaves, [computed(x) for x in inputs], context)
-        # Whoever gives a state reads the next one, which is computed from the sums.
-        currents = inputs[0] if context.state is None else without_convolution(inputs[0])
-        state, trace = native_neurons.lif_trace(currents, context.state, **self._cell(leaves))
+        state, trace = native_neurons.lif_trace(inputs[0], context.state, **self._cell(leaves))
         return Result(trace.spikes, trace, state=state)
 
     def _cell(self, leaves: Leaves, axes: int = 2) -> dict[str, Any]:
