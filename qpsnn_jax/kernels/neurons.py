@@ -93,9 +93,9 @@ def lif_trace(
     residual = nothing if affine.residual is None else affine.residual
     start = nothing if initial is None else initial.astype(x.dtype)
     given = _Given(affine.x, affine.factor, affine.offset, residual, start)
-    trace, last = (
-        _lif_with_last(given, cell) if affine.convolution is None else _lif_of_sums(given, affine.convolution, cell)
-    )
+    shared = affine.convolution
+    found: Any = _lif_with_last(given, cell) if shared is None else _lif_of_sums(given, shared, cell)
+    trace, last = found
     return last, trace
 
 
