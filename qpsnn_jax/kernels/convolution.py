@@ -126,7 +126,7 @@ def conv_spikes(
         odd: whether the integers are as quantization to b bits makes them; masked ones and those of three levels are
             not. On a CPU others are computed as by :func:`convolve`.
         checked: raise if the spikes are not 0 and 1; under ``jit`` this needs
-        :func:`jax.experimental.checkify.checkify`.
+            :func:`jax.experimental.checkify.checkify`.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``spikes``.

@@ -231,6 +231,9 @@ def check_images(graph: Graph, images: Array) -> Array:
 def _reducers(graph: Graph, capture: Capture) -> dict[str, Reducer]:
     if isinstance(capture, str):
         raise ValueError(f"capture must be a list of names, or functions by name, got {capture!r}; use [{capture!r}].")
+    functions = capture.values() if isinstance(capture, Mapping) else ()
+    if not isinstance(capture, Iterable) or not all(map(callable, functions)):
+        raise ValueError(f"capture must be a list of names, or functions by name, got {capture!r}.")
     reducers = dict(capture) if isinstance(capture, Mapping) else {name: lambda x: x for name in capture}
     if unknown := [name for name in reducers if name not in graph.by_name]:
         raise ValueError(f"capture names {unknown[0]!r}, which is not a node of the graph.")

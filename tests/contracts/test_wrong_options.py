@@ -41,6 +41,10 @@ WRONG = {
         lambda: qp.quantize(WEIGHTS, 2, gain=jnp.ones(7)),
         "gain of shape (7,) does not broadcast against weights of shape (3, 3, 4, 1).",
     ),
+    "a number in place of a function that captures": (
+        lambda: qp.SpikingNetwork(TWO_LABELS).init(jax.random.key(0), jnp.ones((1, 4, 4, 1)), capture={"lif": 3}),
+        "capture must be a list of names, or functions by name, got {'lif': 3}.",
+    ),
     "no weights": (
         lambda: qp.quantize(jnp.ones((3, 0)), 2),
         "weights must have numbers, of which γ is taken, got the shape (3, 0).",
