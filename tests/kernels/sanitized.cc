@@ -214,6 +214,7 @@ static int fails_to_schedule() {
 int main() {
   std::vector<std::thread> threads;
   const Pool pool{4, [&](std::function<void()> task) { threads.emplace_back(std::move(task)); }};
+  const Pool one{1, [](std::function<void()>) {}};
   int wrong = 0;
 #ifdef __SANITIZE_THREAD__  // What threads share does not depend on the number of outputs, and watching them is slow.
   const std::vector<int64_t> wide{150}, narrow{1, 20};
@@ -260,15 +261,19 @@ int main() {
     wrong += check(pool, {2, 40, 50, 17, 0, 0, 18, 2, 1, 3, 2, 0, 1}, density, true);
     wrong += check(pool, {1, 1, 1200, 4, 0, 0, 8, 1, 130, 1, 1, 0, 0}, density, true);
     wrong += check(pool, {2000, 4, 4, 4, 0, 0, 8, 1, 1, 7, 9, 0, 0}, density, true);
-    // Rows and bands of one example, groups of examples, no inputs, strides, and several blocks.
-    wrong += check_neurons(pool, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true);
-    wrong += check_neurons(pool, {0, 9, 8, 17, 0, 0, 20, 3, 3, 2, 2, 1, 1}, 21, 3, true);
-    wrong += check_neurons(pool, {0, 5, 4, 131, 0, 0, 130, 3, 2, 1, 1, 1, 0}, 8, 2, true);
-    wrong += check_neurons(pool, {0, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, 2, 2, true);
-    // More images of one example than a group has.
-    wrong += check_neurons(pool, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 2, 8, false);
-    wrong += check_neurons(pool, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 5, 4, false);
-    wrong += check_neurons(pool, {0, 5, 4, 9, 0, 0, 3, 3, 3, 1, 1, 1, 1}, 8, 10, true);
+    // Rows and bands of an example, groups of them, no inputs, strides, several blocks; more images of an example than a group
+    // has. Of few examples for the threads, convolutions and neurons run one after the other.
+    for (const Pool& some : {one, pool}) {
+      wrong += check_neurons(some, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true);
+      wrong += check_neurons(some, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 5, 2, true);
+      wrong += check_neurons(some, {0, 9, 8, 17, 0, 0, 20, 3, 3, 2, 2, 1, 1}, 21, 3, true);
+      wrong += check_neurons(some, {0, 5, 4, 131, 0, 0, 130, 3, 2, 1, 1, 1, 0}, 8, 2, true);
+      wrong += check_neurons(some, {0, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, 4, 2, true);
+      wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 4, 8, false);
+      wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 5, 4, false);
+      wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 17, 9, false);
+      wrong += check_neurons(some, {0, 5, 4, 9, 0, 0, 3, 3, 3, 1, 1, 1, 1}, 8, 10, true);
+    }
     // Weights of four levels, so that sums with signs are looked up.
     wrong += check(pool, {16, 9, 8, 17, 0, 0, 6, 3, 3, 1, 1, 1, 1}, density, false, true);
     wrong += check(pool, {9, 13, 7, 131, 0, 0, 37, 2, 3, 1, 1, 4, 5}, density, false, true);
@@ -293,7 +298,7 @@ int main() {
 #ifndef __SANITIZE_THREAD__
   wrong += check(pool, {9, 16, 15, 130, 0, 0, 100, 3, 3, 1, 1, 1, 1}, 0.5, true);
 #endif
-  const Pool one{1, [](std::function<void()>) {}}, three{3, pool.schedule};
+  const Pool three{3, pool.schedule};
   wrong += differences({one, three, pool}, {36, 4, 3, 9, 0, 0, 12, 3, 3, 1, 1, 1, 1});
   wrong += differences({one, three, pool}, {20, 7, 9, 17, 0, 0, 5, 3, 3, 2, 2, 1, 1});
   wrong += differences({one, three, pool}, {6, 20, 20, 4, 0, 0, 70, 3, 3, 1, 1, 1, 1});

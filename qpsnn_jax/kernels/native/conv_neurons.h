@@ -14,6 +14,14 @@ void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const float*
   if (n.batch * n.size == 0) return;
   const Windows at = windows_of(conv);
   const int64_t each = conv.images / n.batch, row = conv.ow * conv.outputs;
+  // Few examples leave threads idle, to which the maps of their steps are work enough.
+  if (each > 1 && n.batch < 4 * pool.threads) {
+    AlignedFloats sums(conv.images * n.size);
+    conv_sums(pool, conv, maps, kernel, sums.data());
+    Currents computed = currents;
+    computed.x = sums.data();
+    return lif<false, Residual>(pool, n, computed, spikes, last);
+  }
   const Layer layer(n, currents, 1024);
   const BlockWeights blocks = block_weights(pool, at, conv.images, false, weights_of(conv, kernel));
   const std::vector<float> skipped = not_finite(conv, kernel);

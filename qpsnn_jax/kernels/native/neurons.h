@@ -133,9 +133,9 @@ void run_steps(const Piece& piece, int64_t steps, int64_t count, float* left, co
   }
 }
 
-// Spikes or membranes before the reset.
+// Spikes or membranes before the reset, and if it is given `last`, the potentials after the last step.
 template <bool Membranes, bool Residual>
-void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result) {
+void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result, float* last = nullptr) {
   const Layer layer(n, from, 1024);
   std::vector<AlignedFloats> potentials(pool.threads);
   layer.pieces.each(
@@ -146,6 +146,7 @@ void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result
         layer.start(left, example * n.size + start, count);
         const Steps places{example * n.steps * n.size + start, n.size};
         run_steps<Membranes, Residual>(layer.piece(), n.steps, count, left, places, places, result);
+        if (last) std::copy_n(left, count, last + example * n.size + start);
       },
       [](int64_t, int) {});
 }
