@@ -36,18 +36,19 @@ class Correlator {
     others_.clear();
     for (int64_t image = 0; image < images; ++image)
       if (!lists_.add(at(part, image), 0, at_.rows)) others_.push_back(image);
-    const int64_t count = others_.size();
-    const bool together = count >= kFew && !are_signed(part);
-    for (int64_t begin = 0; begin < count; begin += kMostPositions) {
-      some_.assign(others_.begin() + begin, others_.begin() + std::min<int64_t>(count, begin + kMostPositions));
-      if (together) blocks_.images(part, some_);
-      for (int64_t image : some_)
-        if (!together) dense_rows(at(part, image), 0, at_.rows);
+    if (others_.size() < kFew || are_signed(part)) {
+      for (int64_t image : others_) dense_rows(at(part, image), 0, at_.rows);
+      return;
+    }
+    for (auto from = others_.begin(); from != others_.end();) {
+      const auto to = from + std::min<int64_t>(kMostPositions, others_.end() - from);
+      blocks_.images(part, {from, to});
+      from = to;
     }
   }
 
  private:
-  static constexpr int64_t kFew = 3;  // images that fill too few registers
+  static constexpr size_t kFew = 3;  // images that fill too few registers
 
   // Only if all parts before were looked up, whose sums are exact then: else the bits would depend on which images go
   // together.
@@ -75,7 +76,7 @@ class Correlator {
   Lists lists_;
   SignedSums signed_;
   Blocks blocks_;
-  std::vector<int64_t> others_, some_;
+  std::vector<int64_t> others_;
   bool looked_up_ = false;
 };
 

@@ -1,7 +1,7 @@
 """Convolutions, whose weights may be quantized."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -96,11 +96,12 @@ class Conv(Weighted):
         x, (given,) = computed(inputs[0]), context.inputs
         options: dict[str, Any] = {"strides": self.strides, "padding": self.padding, "groups": self.groups}
         options |= {"dilation": self.dilation, "precision": context.precision}
-        linear, shared = partial(convolve, spikes=given.spiking, **options), partial(shared_convolution, **options)
+        sums: Callable[..., Array] = partial(convolve, spikes=given.spiking)
         if (quantizer := self.quantizer) is not None and given.spiking:
             # The fast algorithms of a CPU take odd integers; those of three levels are even, and masked ones zero.
-            options |= {"bits": quantizer.bits, "odd": quantizer.levels is None and not self.masked}
-            linear, shared = partial(conv_spikes, **options), partial(shared_convolution, **options)
+            sums, odd = conv_spikes, quantizer.levels is None and not self.masked
+            options |= {"bits": quantizer.bits, "odd": odd}
+        linear, shared = partial(sums, **options), partial(shared_convolution, **options)
         return Result(self.apply_linear(linear, leaves, x, context, shared))
 
     def synapses(self, inputs: Values, mask: np.ndarray | None = None) -> np.ndarray:

@@ -102,7 +102,7 @@ class Weighted(Unary):
         y = y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
         scale = None if scale is None else scale.astype(x.dtype).ravel()
         bias = leaves["bias"].astype(x.dtype) if self.bias else None
-        if context.affine and not scale is bias is convolution is None:
+        if context.affine and any(each is not None for each in (scale, bias, convolution)):
             affine, shape = Affine.of(y), (self.features,)
             factor = affine.factor if scale is None else jnp.broadcast_to(scale, shape)
             offset = affine.offset if bias is None else bias
