@@ -17,7 +17,7 @@ from scipy import stats
 from small_networks import images_of, random_variables
 
 from experiments.claims import __main__ as runner
-from experiments.claims import sections, tables, verdicts
+from experiments.claims import kinds, sections, tables, verdicts
 from experiments.claims.criteria import bn_scale, firing_rate
 from experiments.claims.data import held_out
 from experiments.claims.kinds import do
@@ -35,6 +35,7 @@ from qpsnn_jax import (
     Training,
     load_network,
     load_packed,
+    pretrained,
     score,
 )
 from qpsnn_jax.data import load
@@ -111,6 +112,17 @@ def test_every_unit_has_one_small_result(done):
     assert widths == {"dense": 6, "svs": 3, "scratch": 3, "longer": 3, "float": 6, "later": 3, "mixed": 3}
     # Its only quantized layer gets as many bytes as it had.
     assert bits["mixed"].bits <= 2
+
+
+def test_from_scratch_with_the_widths_of_a_released_network(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(kinds, "pretrained", lambda name: asked.append(name) or pretrained("digits-43kb"))
+    released = unit("released", "released", epochs=0)
+    assert runner.work([released], tmp_path / "runs", tmp_path / "results", None, None) == 0
+    assert asked == ["cifar10-98kb"]
+    (graph, fresh), (wide, trained) = load_network(tmp_path / "runs" / released.name), pretrained("digits-43kb")
+    assert graph == dataclasses.replace(wide, timesteps=1)
+    assert not np.array_equal(fresh["params"]["fc"]["kernel"], trained["params"]["fc"]["kernel"])
 
 
 def test_a_network_is_trained_on_with_more_time_steps(done):

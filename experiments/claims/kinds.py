@@ -8,7 +8,8 @@ import jax
 
 from experiments.claims.results import is_done, result_of, write_result
 from experiments.claims.units import Unit
-from qpsnn_jax import allocate_bits, bit_sensitivity, cost, load_network, prune, with_layer_bits
+from qpsnn_jax import allocate_bits, bit_sensitivity, cost, load_network, pretrained, prune, with_layer_bits
+from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.runs import stages
 from qpsnn_jax.runs.config import build_graph, finetuning_parts
 from qpsnn_jax.runs.directory import open_run, read_stage
@@ -89,9 +90,19 @@ def _quantize(unit: Unit, run: Run, runs: Path) -> str:
 
 def _scratch(unit: Unit, run: Run, runs: Path) -> str:
     """Fresh weights of the pruned widths of the base, trained for as many epochs as training and fine-tuning."""
+    return _train_anew(unit, run, lambda: load_network(_base(unit, runs) / "pruned"))
+
+
+def _released(unit: Unit, run: Run, runs: Path) -> str:
+    """As :func:`_scratch`, with the widths of the released network of 98 kB."""
+    del runs
+    return _train_anew(unit, run, lambda: pretrained("cifar10-98kb"))
+
+
+def _train_anew(unit: Unit, run: Run, network: Callable[[], tuple[Graph, Variables]]) -> str:
     if not read_stage(run.directory, "quantized"):
-        pruned, _ = load_network(_base(unit, runs) / "pruned")
-        graph = at_timesteps(pruned, run.graph.timesteps)
+        graph, _ = network()
+        graph = at_timesteps(graph, run.graph.timesteps)
         variables = init_variables(graph, jax.random.key(run.settings.seed + 2))
         epochs = unit.config.train.epochs + unit.config.finetune.epochs
         recalibrated = unit.config.finetune.recalibrate_images
@@ -135,6 +146,7 @@ KINDS: Mapping[str, Callable[[Unit, Run, Path], str]] = {
     "continue": _continue,
     "quantize": _quantize,
     "scratch": _scratch,
+    "released": _released,
     "mixed": _mixed,
     "run": _run,
 }

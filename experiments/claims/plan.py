@@ -101,8 +101,11 @@ def headline() -> Iterator[Unit]:
     for unit in longer:
         yield replace(_longer("98kB-longest", _reordered(unit), "continue", LONGEST), base=unit)
     for unit in pruned:
-        yield Unit("headline", f"{unit.arm}-scratch", LONG.name, unit.config, "scratch", unit)
-    yield from (_longer("98kB-longer-scratch", unit, "scratch", LONGER) for unit in largest)
+        if unit not in largest:
+            yield replace(unit, arm=f"{unit.arm}-scratch", kind="scratch", base=unit)
+    for unit in largest:  # the released network has their widths
+        yield replace(unit, arm="98kB-scratch", kind="released", base=None)
+        yield replace(_longer("98kB-longer-scratch", unit, "released", LONGER), base=None)
 
 
 def gamma() -> Iterator[Unit]:

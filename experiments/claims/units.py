@@ -20,7 +20,8 @@ class Unit:
         recipe: names the numbers of images and epochs.
         config: all settings; its data are those of :func:`experiments.claims.data.held_out`.
         kind: of :data:`KINDS`.
-        base: the unit whose trained network this one starts from; for ``scratch``, whose pruned widths it has.
+        base: the unit whose trained network this one starts from; for ``scratch``, whose pruned widths it has. None
+            for ``released``, which has those of the released network of 98 kB.
         test: the data set whose test images are read once, when the unit is finished; None for a unit that serves a
             choice, which has its held-out images alone. If it is the data set of the config itself, none are held out,
             and every epoch is measured on the test images, as in ``qpsnn run``.
@@ -53,7 +54,8 @@ def steps_of(unit: Unit) -> dict[int, int]:
     assert examples is not None, f"{unit.name} must say how many images it trains on"
     train, finetune = unit.config.train, unit.config.finetune
     whole = dataclasses.replace(train, epochs=train.epochs + finetune.epochs)
-    training = {"train": train, "scratch": whole, "mixed": whole, "run": whole}.get(unit.kind, finetune)
+    kinds = {"train": train, **dict.fromkeys(("scratch", "released", "mixed", "run"), whole)}
+    training = kinds.get(unit.kind, finetune)
     epochs = Counter(training.schedule or (own,) * training.epochs)
     return {timesteps: number * (examples // training.batch_size) for timesteps, number in epochs.items()}
 
