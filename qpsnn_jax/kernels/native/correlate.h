@@ -17,7 +17,7 @@
 
 namespace qpsnn {
 
-constexpr int64_t kParts = 16;
+constexpr int64_t kParts = 16, kTogether = 8;
 // Positions of maps so small that zeros around them are worth avoiding, and of all images, so many that tables are worth
 // filling.
 constexpr int64_t kSmall = 256, kMany = 1024;
@@ -40,11 +40,9 @@ class Correlator {
       for (int64_t image : others_) dense_rows(at(part, image), 0, at_.rows);
       return;
     }
-    for (auto from = others_.begin(); from != others_.end();) {
-      const auto to = from + std::min<int64_t>(kMostPositions, others_.end() - from);
-      blocks_.images(part, {from, to});
-      from = to;
-    }
+    const int64_t count = others_.size(), parts = ceil_div(count, kMostPositions);
+    for (int64_t i = 0; i < parts; ++i)
+      blocks_.images(part, {others_.begin() + count * i / parts, others_.begin() + count * (i + 1) / parts});
   }
 
  private:
@@ -144,8 +142,8 @@ void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, 
   // Parts whatever the number of threads, so that all skip zeros in the same places.
   const int64_t bands = std::clamp<int64_t>(ceil_div(kParts, images), 1, at.rows);
   const bool small = bands == 1 && at.rows * at.columns <= kSmall && at.h * at.w <= 4 * kSmall;
-  // Groups of up to kMostPositions images, as many for each thread.
-  const int64_t threads = std::max(1, pool.threads), rounds = ceil_div(ceil_div(images, kMostPositions), threads);
+  // Groups of up to kTogether images, as many for each thread.
+  const int64_t threads = std::max(1, pool.threads), rounds = ceil_div(ceil_div(images, kTogether), threads);
   const int64_t groups = small ? std::min(examples, rounds * threads) : examples;
   std::vector<std::unique_ptr<Correlator>> workers(pool.threads);
   parallel_for(pool, groups * bands, [&](int64_t item, int worker) {

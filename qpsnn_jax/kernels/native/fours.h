@@ -33,7 +33,10 @@ inline __m256i bits_of_eight(const float* from, __m256i& others) {
 // The fours of 128 numbers.
 inline void pack_128(const float* from, uint8_t* to, __m256i& others) {
   __m256i eights[4];
-  for (int k = 0; k < 4; ++k) eights[k] = bits_of_eight(from + 32 * k, others);
+  for (int k = 0; k < 4; ++k) {
+    eights[k] = bits_of_eight(from + 32 * k, others);
+    others = reinterpret_cast<__m256i>(held(reinterpret_cast<__m256>(others)));
+  }
   const __m256i first = _mm256_packs_epi32(eights[0], eights[1]), last = _mm256_packs_epi32(eights[2], eights[3]);
   const __m256i all = _mm256_packus_epi16(first, last);  // the even ones, then the odd ones
   const __m128i even = _mm256_castsi256_si128(all), odd = _mm256_extracti128_si256(all, 1);
@@ -54,29 +57,38 @@ inline bool pack_fours(const float* from, int64_t count, uint8_t* to) {
   return _mm256_testz_si256(others, others);
 }
 
-// to[j * row + i] = from[i * step + j] for `count` i and `width` j.
-inline void transpose_bytes(const uint8_t* from, int64_t step, int64_t count, int64_t width, uint8_t* to, int64_t row) {
+// Rows of bytes, those of 2^Shift images in turns: `step` apart in an image, images `image_step` apart.
+template <int Shift>
+struct Interleaved {
+  const uint8_t* from;
+  int64_t step, image_step;
+  const uint8_t* row(int64_t i) const { return from + (i >> Shift) * step + (i & ((1 << Shift) - 1)) * image_step; }
+};
+
+// to[j * row + i] = from.row(i)[j] for `count` i and `width` j.
+template <class Rows>
+void transpose_bytes(const Rows& from, int64_t count, int64_t width, uint8_t* to, int64_t row) {
   constexpr int64_t kDown = 8, kAcross = 4;
   const __m128i by_column = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const auto four = [&](const uint8_t* x) {
+  const auto four = [&](int64_t i, int64_t j) {
     int32_t rows[4];
-    for (int k = 0; k < 4; ++k) std::memcpy(&rows[k], x + k * step, sizeof rows[k]);
+    for (int k = 0; k < 4; ++k) std::memcpy(&rows[k], from.row(i + k) + j, sizeof rows[k]);
     return _mm_shuffle_epi8(_mm_setr_epi32(rows[0], rows[1], rows[2], rows[3]), by_column);
   };
   int64_t done = 0;
-  for (; done + kAcross <= width; done += kAcross, from += kAcross, to += kAcross * row) {
+  for (; done + kAcross <= width; done += kAcross, to += kAcross * row) {
     int64_t i = 0;
     for (; i + kDown <= count; i += kDown) {
-      const __m128i upper = four(from + i * step), lower = four(from + (i + 4) * step);
+      const __m128i upper = four(i, done), lower = four(i + 4, done);
       const __m128i first = _mm_unpacklo_epi32(upper, lower), last = _mm_unpackhi_epi32(upper, lower);
       const __m128i columns[kAcross] = {first, _mm_unpackhi_epi64(first, first), last, _mm_unpackhi_epi64(last, last)};
       for (int64_t j = 0; j < kAcross; ++j) _mm_storel_epi64(reinterpret_cast<__m128i*>(to + j * row + i), columns[j]);
     }
     for (; i < count; ++i)
-      for (int64_t j = 0; j < kAcross; ++j) to[j * row + i] = from[i * step + j];
+      for (int64_t j = 0; j < kAcross; ++j) to[j * row + i] = from.row(i)[done + j];
   }
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t j = 0; j < width - done; ++j) to[j * row + i] = from[i * step + j];
+    for (int64_t j = 0; j < width - done; ++j) to[j * row + i] = from.row(i)[done + j];
 }
 
 inline int64_t count_bits(const uint8_t* fours, int64_t count) {

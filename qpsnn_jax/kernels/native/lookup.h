@@ -18,7 +18,8 @@ namespace qpsnn {
 
 #if defined(QPSNN_LOOKUP)
 
-// The work on some images at once, for one block of inputs and all blocks of outputs.
+// The work on some images at once, for one block of inputs and all blocks of outputs. The positions of their sums, with the zeros
+// around maps, are numbered by group of 2^shift_ images, row, column and image of the group; vectors of these are looked up.
 class Lookup {
  public:
   explicit Lookup(const Windows& windows)
@@ -33,11 +34,12 @@ class Lookup {
       if (weights.tables.sums.empty()) return false;
     groups_ = ceil_div(part.count, kFour);
     height_ = end - begin - 1 + ceil_div(at_.kh, at_.sy);
+    images_ = images, rows_ = end - begin;
     const int64_t common = shared(at_.sy, at_.py - begin, height_ + begin - at_.py - at_.h, at_.kh);
     pitch_ = height_ - common;
-    size_ = (images * pitch_ + common) * width_;
-    const int64_t positions = ((images - 1) * pitch_ + end - begin) * width_;
-    const double each = cycles(part, positions, images * (end - begin) * at_.columns);
+    const int64_t vectors = arrange();
+    size_ = (ceil_div(images, together()) * pitch_ + common) * line();
+    const double each = cycles(part, vectors, images * rows_ * at_.columns);
     const auto is_faster_than = [&](const auto& cycles_of) {
       double others = 0;
       for (const Weights& weights : part.weights) others += cycles_of(weights);
@@ -46,7 +48,7 @@ class Lookup {
     if (!is_faster_than([&](const Weights& weights) { return dense_cycles(at_, part.count, weights); })) return false;
     int64_t found = 0;
     resize({images, begin, end, groups_});
-    for (int64_t k = 0; k < images; ++k) {
+    for (int64_t k = 0; k < images; k += together()) {
       const int64_t some = pack(part, k, begin);
       if (some < 0) return false;
       found += some;
@@ -57,11 +59,10 @@ class Lookup {
     if (!is_faster_than([&](const Weights& weights) { return list_cycles(at_, part.count, weights, rate, 0.5); })) return false;
     for (size_t block = 0; block < part.weights.size(); ++block) {
       const int64_t offset = block * kBlockVectors * kLanes;
-      for (int64_t first = 0; first < positions; first += kMostVectors * kPositions) {
-        const int64_t vectors = std::min(kMostVectors, ceil_div(positions - first, kPositions));
-        look_up(part.weights[block], std::min(part.weights[block].stride, at_.outputs - offset), first, vectors);
-        write(first, std::min(positions - first, vectors * kPositions), {begin, end}, at_.outputs - offset, part.first > 0,
-              part.out + offset);
+      for (int64_t first = 0; first < vectors; first += kMostVectors) {
+        const int64_t some = std::min(kMostVectors, vectors - first);
+        look_up(part.weights[block], std::min(part.weights[block].stride, at_.outputs - offset), &starts_[first], some);
+        write(&starts_[first], some, begin, at_.outputs - offset, part.first > 0, part.out + offset);
       }
     }
     return true;
@@ -69,19 +70,35 @@ class Lookup {
 
  private:
   static constexpr int64_t kPositions = 4 * kLanes, kMostVectors = 4;
+  static constexpr int kMostShift = 3;  // 8 images
 
   // How many zeros behind a map, or a row, are also those before the next one, where the stride is 1.
   static int64_t shared(int64_t stride, int64_t before, int64_t behind, int64_t taps) {
     return stride == 1 ? std::clamp<int64_t>(behind, 0, std::clamp<int64_t>(before, 0, taps - 1)) : 0;
   }
 
-  // Of one of `sums` positions, as list_cycles() counts, where `positions` are looked up.
-  double cycles(const Part& part, int64_t positions, double sums) const {
+  int64_t together() const { return int64_t{1} << shift_; }
+  int64_t line() const { return width_ << shift_; }  // positions of a row with its zeros
+
+  // Chooses how many images are a group, and whether vectors begin with each row, which leaves out the zeros between rows, or
+  // follow each other. Returns the number of vectors.
+  int64_t arrange() {
+    shift_ = 0, by_row_ = false;
+    int64_t fewest = ceil_div(((images_ - 1) * pitch_ + rows_) * width_, kPositions);
+    for (int shift = 0; shift <= kMostShift; ++shift) {
+      const int64_t vectors = ceil_div(images_, int64_t{1} << shift) * rows_ * ceil_div(at_.columns << shift, kPositions);
+      if (vectors < fewest) fewest = vectors, shift_ = shift, by_row_ = true;
+    }
+    return fewest;
+  }
+
+  // Of one of `sums` positions, as list_cycles() counts, where `vectors` of them are looked up.
+  double cycles(const Part& part, int64_t vectors, double sums) const {
     double found = 1000 / sums + 4.0 * groups_ * down_ * right_;
     for (const Weights& weights : part.weights) {
       const double lookups = static_cast<double>(at_.kh * at_.kw * groups_);
       const double each = 0.4 + 2.5 * weights.tables.ends.size() / lookups;
-      found += weights.stride * (lookups * each * ceil_div(positions, kPositions) / sums + 0.5);
+      found += weights.stride * (lookups * each * vectors / sums + 0.5);
     }
     return found;
   }
@@ -95,13 +112,23 @@ class Lookup {
     for (int64_t r = 0; r < at_.kh; ++r)
       for (int64_t s = 0; s < at_.kw; ++s)
         for (int64_t group = 0; group < groups_; ++group)
-          places_.push_back(place(r, at_.sy, right_, width_) + place(s, at_.sx, 1, 1) + group * size_);
+          places_.push_back(place(r, at_.sy, right_, line()) + place(s, at_.sx, 1, together()) + group * size_);
     left_ = std::max<int64_t>(0, -at_.px), columns_ = std::max<int64_t>(0, std::min(at_.w, width_ * at_.sx - at_.px) - left_);
     phases_.clear();
     for (int64_t x = 0; x < std::min(at_.sx, columns_); ++x)
-      if ((left_ + x + at_.px) % at_.sx < right_) phases_.push_back({x, place(left_ + x + at_.px, at_.sx, 1, 1)});
+      if ((left_ + x + at_.px) % at_.sx < right_) phases_.push_back({x, place(left_ + x + at_.px, at_.sx, 1, together())});
+    for (int64_t k = 0; k < kEight; ++k)
+      eights_[k] = (k >> shift_) * at_.step_x * at_.outputs + (k & (together() - 1)) * at_.out_size();
+    starts_.clear();
+    const auto add_starts = [&](int64_t first, int64_t count) {
+      for (int64_t done = 0; done < count; done += kPositions)
+        starts_.push_back({first + done, std::min(kPositions, count - done)});
+    };
+    if (!by_row_) add_starts(0, ((images_ - 1) * pitch_ + rows_) * width_);
+    for (int64_t k = 0; by_row_ && k < ceil_div(images_, together()); ++k)
+      for (int64_t i = 0; i < rows_; ++i) add_starts((k * pitch_ + i) * line(), at_.columns << shift_);
     // The last vector of positions, at the last tap, reads beyond the last map.
-    maps_.assign(down_ * right_ * groups_ * size_ + at_.kw + kMostVectors * kPositions, 0);
+    maps_.assign(down_ * right_ * groups_ * size_ + at_.kw * together() + kPositions, 0);
   }
 
   // Where the byte of a pixel is, by its row or column beyond the padding.
@@ -109,50 +136,66 @@ class Lookup {
     return k % stride * maps * groups_ * size_ + k / stride * step;
   }
 
-  // Fills in the map of image `k` for the sums from row `begin` on; returns how many inputs are 1, or -1 if others are not 0.
+  // Fills in the maps of a group of images, from image `k` on, for the sums from row `begin` on; returns how many inputs are 1, or
+  // -1 if others are not 0.
   int64_t pack(const Part& part, int64_t k, int64_t begin) {
-    const int64_t top = begin * at_.sy - at_.py;
-    // The inputs of a row follow each other if they are whole fours.
-    const bool together = part.count == at_.inputs && part.count % kFour == 0;
-    fours_.resize(columns_ * groups_ + kPackedFours);
+    const int64_t top = begin * at_.sy - at_.py, images = std::min(images_ - k, together());
+    const int64_t pixels = columns_ * groups_, step = pixels + kPackedFours;
+    fours_.resize(together() * step);
     int64_t found = 0;
     for (int64_t y = std::max<int64_t>(0, top); y < std::min(at_.h, top + height_ * at_.sy); ++y) {
       if ((y - top) % at_.sy >= down_) continue;
-      const float* row = part.in + k * at_.in_size() + (y * at_.w + left_) * at_.inputs + part.first;
-      bool binary = true;
-      if (together) binary = pack_fours(row, columns_ * part.count, fours_.data());
-      for (int64_t x = 0; x < columns_ && binary && !together; ++x)
-        binary = pack_fours(row + x * at_.inputs, part.count, &fours_[x * groups_]);
-      if (!binary) return -1;
-      found += count_bits(fours_.data(), columns_ * groups_);
-      uint8_t* to = &maps_[k * pitch_ * width_ + place(y - top, at_.sy, right_, width_)];
+      for (int64_t image = 0; image < images; ++image) {
+        uint8_t* to = &fours_[image * step];
+        if (!pack_row(part, part.in + (k + image) * at_.in_size() + (y * at_.w + left_) * at_.inputs + part.first, to)) return -1;
+        found += count_bits(to, pixels);
+      }
+      uint8_t* to = &maps_[(k >> shift_) * pitch_ * line() + place(y - top, at_.sy, right_, line())];
       for (const auto& [x, start] : phases_)
-        transpose_bytes(&fours_[x * groups_], at_.sx * groups_, ceil_div(columns_ - x, at_.sx), groups_, to + start, size_);
+        with_constant<kMostShift + 1>(shift_ + 1, [&, x = x, start = start](auto above) {
+          const Interleaved<above - 1> from{&fours_[x * groups_], at_.sx * groups_, step};
+          transpose_bytes(from, ceil_div(columns_ - x, at_.sx) << shift_, groups_, to + start, size_);
+        });
     }
     return found;
   }
 
-  // Fills sums_ for `vectors` vectors of positions from `first` on.
-  void look_up(const Weights& weights, int64_t outputs, int64_t first, int64_t vectors) {
+  bool pack_row(const Part& part, const float* row, uint8_t* to) const {
+    // The inputs of a row follow each other if they are whole fours.
+    if (part.count == at_.inputs && part.count % kFour == 0) return pack_fours(row, columns_ * part.count, to);
+    for (int64_t x = 0; x < columns_; ++x)
+      if (!pack_fours(row + x * at_.inputs, part.count, to + x * groups_)) return false;
+    return true;
+  }
+
+  // Some positions that follow each other.
+  struct Start {
+    int64_t first, count;
+  };
+
+  // Fills sums_ for some vectors of positions.
+  void look_up(const Weights& weights, int64_t outputs, const Start* starts, int64_t vectors) {
     row_ = vectors * kPositions;
     sums_.resize(ceil_div(outputs, kLanes) * kLanes * row_ + kEight);  // the last positions are read with those behind them
     with_constant<kMostVectors>(vectors, [&](auto constant) {
-      for (int64_t o = 0; o < outputs; o += 2) look_up_pair<constant>(weights, o, first, &sums_[o * row_]);
+      for (int64_t o = 0; o < outputs; o += 2) look_up_pair<constant>(weights, o, starts, &sums_[o * row_]);
     });
   }
 
   // Two outputs.
   template <int V>
-  void look_up_pair(const Weights& weights, int64_t o, int64_t first, int16_t* to) {
+  void look_up_pair(const Weights& weights, int64_t o, const Start* starts, int16_t* to) {
     const int8_t* tables = &weights.tables.sums[o * places_.size() * kEntries];
+    const uint8_t* maps[V];
+    for (int v = 0; v < V; ++v) maps[v] = maps_.data() + starts[v].first;
     int64_t begin = 0;
     for (const int64_t end : weights.tables.ends) {
       Bytes sums[2][V] = {};
       for (int64_t i = begin; i < end; ++i) {
-        const uint8_t* from = &maps_[places_[i] + first];
+        const int64_t place = places_[i];
         const Bytes one = table_at(tables + 2 * i * kEntries), two = table_at(tables + (2 * i + 1) * kEntries);
         for (int v = 0; v < V; ++v) {
-          const Bytes fours = places_at(from + v * kPositions);
+          const Bytes fours = places_at(maps[v] + place);
           sums[0][v] += looked_up(one, fours);
           sums[1][v] += looked_up(two, fours);
         }
@@ -185,42 +228,59 @@ class Lookup {
     std::memcpy(to, &sums, sizeof sums);
   }
 
-  // Writes those of `count` positions from `first` on that are sums, row by row.
-  void write(int64_t first, int64_t count, std::pair<int64_t, int64_t> rows, int64_t outputs, bool add, float* out) const {
-    const int64_t most = std::min(outputs, kBlockVectors * kLanes);
-    for (int64_t p = 0; p < count;) {
-      const int64_t position = first + p, line = position / width_, j = position % width_, i = line % pitch_;
-      const int64_t run = std::min(count - p, width_ - j), sums = std::min(run, at_.columns - j);
-      if (i < rows.second - rows.first && sums > 0) {
-        float* to = at_.place(out + line / pitch_ * at_.out_size(), rows.first + i, j);
-        add ? write_run<true>(p, sums, most, to) : write_run<false>(p, sums, most, to);
+  // Writes those of some vectors that are sums, row by row; `top` is the first row.
+  void write(const Start* starts, int64_t vectors, int64_t top, int64_t outputs, bool add, float* out) const {
+    const int64_t most = std::min(outputs, kBlockVectors * kLanes), sums = at_.columns << shift_;
+    for (int64_t v = 0; v < vectors;) {
+      const int64_t first = starts[v].first - v * kPositions;
+      int64_t p = v * kPositions, end = p;
+      // Vectors that follow each other are one.
+      for (; v < vectors && starts[v].first == first + end; ++v) end += starts[v].count;
+      while (p < end) {
+        const int64_t row = (first + p) / line(), i = row % pitch_, j = (first + p) % line();
+        const int64_t run = std::min(end - p, line() - j), count = std::min(run, sums - j), image = row / pitch_ << shift_;
+        if (i < rows_ && count > 0) {
+          const int64_t images = std::min(images_ - image, together());
+          float* to = at_.place(out + image * at_.out_size(), top + i, j >> shift_);
+          add ? write_run<true>(p, count, most, images, to) : write_run<false>(p, count, most, images, to);
+        }
+        p += run;
       }
-      p += run;
     }
   }
 
-  // Transposes `count` positions of a row from p on, 8 of them and kLanes outputs at a time.
+  // Transposes `count` positions of a row from p on, 8 of them and kLanes outputs at a time, for so many `images` of the group.
   template <bool Add>
-  void write_run(int64_t p, int64_t count, int64_t outputs, float* to) const {
-    const int64_t step = at_.step_x * at_.outputs;
-    for (const int64_t end = p + count; p < end; p += kEight, to += kEight * step)
+  void write_run(int64_t p, int64_t count, int64_t outputs, int64_t images, float* to) const {
+    const int64_t step = (kEight >> shift_) * at_.step_x * at_.outputs, mask = together() - 1;
+    for (; count > 0; p += kEight, count -= kEight, to += step)
       for (int64_t o = 0; o < outputs; o += kLanes) {
         Eights sums[kEight];
         transpose(&sums_[o * row_ + p], row_, sums);
-        for (int64_t k = 0; k < kEight && k < end - p; ++k) {
+        const auto put = [&](int64_t k) {
+          float* place = to + eights_[k] + o;
           Vector sum = floats(sums[k]);
-          if (Add) sum += load_some(to + k * step + o, outputs - o);
-          store_some(to + k * step + o, sum, outputs - o);
-        }
+          if (Add) sum += load_some(place, outputs - o);
+          store_some(place, sum, outputs - o);
+        };
+        if (count >= kEight && images > mask)
+          for (int64_t k = 0; k < kEight; ++k) put(k);
+        else
+          for (int64_t k = 0; k < std::min<int64_t>(kEight, count); ++k)
+            if ((k & mask) < images) put(k);
       }
   }
 
   const Windows at_;
   const int64_t down_, right_;
-  int64_t width_, left_ = 0, columns_ = 0, groups_ = 0, height_ = 0, pitch_ = 0, size_ = 0, row_ = 0;
+  int64_t width_, left_ = 0, columns_ = 0, groups_ = 0, height_ = 0, pitch_ = 0, size_ = 0, row_ = 0, images_ = 0, rows_ = 0;
+  int shift_ = 0;
+  bool by_row_ = false;
   std::array<int64_t, 4> layout_{};
   std::vector<int64_t> places_;  // of the fours that a table takes, tap by tap, from that of a sum's position on
   std::vector<std::pair<int64_t, int64_t>> phases_;  // columns of a row that follow each other in a map: the first, and where
+  std::vector<Start> starts_;  // of the vectors
+  std::array<int64_t, kEight> eights_{};  // where the sums of 8 positions are, from those of the first one on
   AlignedVector<uint8_t> maps_, fours_;
   AlignedVector<int16_t> sums_;
 };
