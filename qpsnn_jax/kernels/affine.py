@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from qpsnn_jax.kernels.algorithm import ConvSpec
+from qpsnn_jax.kernels.packed import Spikes
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("maps", "kernel"), meta_fields=("spec",))
@@ -20,7 +21,7 @@ from qpsnn_jax.kernels.algorithm import ConvSpec
 class Convolution:
     """Maps ``b [t] h w i`` and a kernel ``h w i o``, whose sums are still to be computed."""
 
-    maps: Array
+    maps: Array | Spikes
     kernel: Array
     spec: ConvSpec
 
@@ -35,11 +36,11 @@ class Affine(NamedTuple):
     x: Array
     factor: Array
     offset: Array
-    residual: Array | None = None
+    residual: Array | Spikes | None = None
     convolution: Convolution | None = None
 
     @classmethod
-    def of(cls, x: "Array | Affine") -> "Affine":
+    def of(cls, x: "Array | Spikes | Affine") -> "Affine":
         """The same numbers, as an affine function without a residual."""
         if isinstance(x, Affine) and x.residual is None:
             return x
@@ -55,14 +56,20 @@ class Affine(NamedTuple):
         """The array ``… c``."""
         shape = (1,) * (self.x.ndim - 1) + (-1,)
         y = self.x * self.factor.reshape(shape) + self.offset.reshape(shape)
-        return y if self.residual is None else y + self.residual
+        return y if self.residual is None else y + computed(self.residual)
 
 
-def without_convolution(x: Array | Affine) -> Array | Affine:
+Numbers = Array | Spikes | Affine
+"""What a node may get from another: an array, or what stands for one."""
+
+
+def without_convolution(x: Numbers) -> Numbers:
     """The same, whose x is computed once for all of its readers."""
     return x._replace(convolution=None) if isinstance(x, Affine) else x
 
 
-def computed(x: Array | Affine) -> Array:
-    """An array: ``x`` itself, or the numbers of an affine function."""
+def computed(x: Numbers) -> Array:
+    """An array: ``x`` itself, spikes as numbers, or the numbers of an affine function."""
+    if isinstance(x, Spikes):
+        return x.array
     return x.compute() if isinstance(x, Affine) else x

@@ -9,7 +9,7 @@ from jax.experimental import checkify
 
 from qpsnn_jax.kernels import skipping
 from qpsnn_jax.kernels.accelerators import BITS
-from qpsnn_jax.kernels.affine import Convolution
+from qpsnn_jax.kernels.affine import Convolution, computed
 from qpsnn_jax.kernels.algorithm import ConvSpec
 from qpsnn_jax.kernels.bilinear import BILINEAR, convolution
 from qpsnn_jax.kernels.dispatch import (
@@ -24,6 +24,7 @@ from qpsnn_jax.kernels.dispatch import (
 )
 from qpsnn_jax.kernels.geometry import Pair, checked_pair
 from qpsnn_jax.kernels.native.call import shardings_are_types
+from qpsnn_jax.kernels.packed import Spikes
 from qpsnn_jax.runtime.checks import integer
 
 _MOST_BITS = 24  # larger integers are not exact in float32
@@ -153,7 +154,7 @@ def conv_spikes(
 
 
 def shared_convolution(
-    maps: Array,
+    maps: Array | Spikes,
     kernel: Array,
     *,
     bits: int = 8,
@@ -172,13 +173,14 @@ def shared_convolution(
         bits, precision, odd: as in :func:`conv_spikes`, if the weights are integers.
     """
     # Where nothing is traced, sums that are not used would be computed too.
-    traced = any(isinstance(x, Tracer) for x in (maps, kernel))
-    native = runs_natively(precision) and not shardings_are_types(maps, kernel) and kernel.size > 0
-    if not (traced and native and maps.dtype == kernel.dtype == jnp.float32):
+    numbers = computed(maps)
+    traced = any(isinstance(x, Tracer) for x in (numbers, kernel))
+    native = runs_natively(precision) and not shardings_are_types(numbers, kernel) and kernel.size > 0
+    if not (traced and native and numbers.dtype == kernel.dtype == jnp.float32):
         return None
-    one = jax.ShapeDtypeStruct(maps.shape[-4:], maps.dtype)  # without steps
+    one = jax.ShapeDtypeStruct(numbers.shape[-4:], numbers.dtype)  # without steps
     spec = ConvSpec.of(one, kernel, bits, strides, padding, groups, dilation)
-    sums = make_plan(spec, (maps, kernel), precision, None).on_cpu if odd else skipping.SUMS
+    sums = make_plan(spec, (numbers, kernel), precision, None).on_cpu if odd else skipping.SUMS
     return Convolution(maps, kernel, spec) if spec.standard and sums is skipping.SUMS else None
 
 

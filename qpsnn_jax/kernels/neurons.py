@@ -10,9 +10,10 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from qpsnn_jax.kernels import plain, skipping
-from qpsnn_jax.kernels.affine import Affine, Convolution, computed
+from qpsnn_jax.kernels.affine import Affine, Convolution, Numbers, computed
 from qpsnn_jax.kernels.geometry import Geometry, Pair
-from qpsnn_jax.kernels.native.call import native_call
+from qpsnn_jax.kernels.native.call import native_call, packing_call
+from qpsnn_jax.kernels.packed import Spikes, bits_shape
 from qpsnn_jax.kernels.saved import when_needed
 from qpsnn_jax.numerics import neurons
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset
@@ -44,6 +45,8 @@ class _Cell(NamedTuple):
 
 _WithLast = tuple[LIFTrace, Array]
 """A trace and U[T] ``b …``."""
+_WithBits = tuple[LIFTrace, Array, Array]
+"""A trace, U[T] ``b …`` and the bits of the spikes."""
 
 
 class _Given(NamedTuple):
@@ -60,7 +63,7 @@ class _Given(NamedTuple):
 
 
 def lif_trace(
-    currents: Array | Affine,
+    currents: Numbers,
     initial: Array | None = None,
     *,
     tau: float,
@@ -69,34 +72,42 @@ def lif_trace(
     fire: Fire,
     reset: Reset,
     detach_reset: bool,
-) -> tuple[Array, LIFTrace]:
+) -> tuple[Array, LIFTrace, Array | Spikes]:
     """:func:`qpsnn_jax.lif_trace` for τ and θ that are numbers, of currents that may still have to be computed.
 
     On a CPU with a C++ compiler float32 neurons with one of the package's four surrogates and a hard or soft reset go
     through all steps in one native call, forward and backward, which computes the currents too; membranes are written
     where they are used, and computed again for the gradient. Where nothing is differentiated, that call computes the
-    sums of a convolution too, if only these neurons read them. Gradients are rounded otherwise than those of
-    :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
+    sums of a convolution too, if only these neurons read them, and spikes are bits between such calls. Gradients are
+    rounded otherwise than those of :func:`qpsnn_jax.lif_trace`; derivatives of the second order are the same.
+
+    Returns:
+        U[T], the trace, and its spikes, with their bits where there are any.
 
     Raises:
         ValueError: as :func:`qpsnn_jax.lif_trace`.
     """
+    currents = currents.array if isinstance(currents, Spikes) else currents
     x = currents.x if isinstance(currents, Affine) else currents
     if x.dtype != jnp.float32 or surrogate not in _NATIVE_SURROGATES or x.ndim < 3 or reset == "delayed":
         options: dict[str, Any] = {"fire": fire, "reset": reset, "detach_reset": detach_reset}
         constants = {"tau": tau, "threshold": threshold, "surrogate": surrogate}
-        return neurons.lif_trace(computed(currents), initial=initial, **constants, **options)
+        last, trace = neurons.lif_trace(computed(currents), initial=initial, **constants, **options)
+        return last, trace, trace.spikes
     (shape,) = cast(FunctionType, surrogate).__defaults__ or (0.0,)
     number = _NATIVE_SURROGATES.index(surrogate)
     cell = _Cell(tau, threshold, fire == ">=", reset == "soft", detach_reset, number, shape)
     affine, nothing = currents if isinstance(currents, Affine) else Affine.of(currents), jnp.zeros((), x.dtype)
-    residual = nothing if affine.residual is None else affine.residual
+    residual = nothing if affine.residual is None else computed(affine.residual)
     start = nothing if initial is None else initial.astype(x.dtype)
     given = _Given(affine.x, affine.factor, affine.offset, residual, start)
-    shared = affine.convolution
-    found: Any = _lif_with_last(given, cell) if shared is None else _lif_of_sums(given, shared, cell)
-    trace, last = found
-    return last, trace
+    if affine.convolution is None:
+        trace, last = _lif_with_last(given, cell)
+        return last, trace, trace.spikes
+    residual_bits = affine.residual.bits if isinstance(affine.residual, Spikes) else None
+    found: Any = _lif_of_sums(given, affine.convolution, residual_bits, cell)
+    trace, last, bits = found
+    return last, trace, Spikes(trace.spikes, bits)
 
 
 def _lif_with_last(given: _Given, cell: _Cell) -> _WithLast:
@@ -147,21 +158,21 @@ def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]
 _lif.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _lif_of_sums(given: _Given, convolution: Convolution, cell: _Cell) -> _WithLast:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _lif_of_sums(given: _Given, convolution: Convolution, residual_bits: Array | None, cell: _Cell) -> _WithBits:
     """:func:`_lif_with_last` for an x that are the sums of a convolution, which is computed in the same native call."""
-    spikes, last = _convolved(given, convolution, cell)
-    return LIFTrace(spikes, _trace(given, cell).membranes), last
+    (spikes, bits), last = _convolved(given, convolution, residual_bits, cell)
+    return LIFTrace(spikes, _trace(given, cell).membranes), last, bits
 
 
-def _sums_forward(given: Any, convolution: Any, cell: _Cell) -> tuple[_WithLast, _Given]:
-    del convolution  # derivatives are those by x
+def _sums_forward(given: Any, convolution: Any, residual_bits: Any, cell: _Cell) -> tuple[_WithBits, _Given]:
+    del convolution, residual_bits  # derivatives are those by x and the residual
     given = _values(given)
-    return _lif_with_last(given, cell), given
+    return (*_lif_with_last(given, cell), _no_bits(given)), given
 
 
-def _sums_backward(cell: _Cell, given: _Given, cotangents: _WithLast) -> tuple[_Given, None]:
-    found = dict(enumerate(jax.tree.leaves(cotangents)))
+def _sums_backward(cell: _Cell, given: _Given, cotangents: _WithBits) -> tuple[_Given, None, None]:
+    found = dict(enumerate(jax.tree.leaves(cotangents[:-1])))
     found = {i: each for i, each in found.items() if not isinstance(each, SymbolicZero)}
 
     def results(given: _Given) -> dict[int, Array]:
@@ -169,31 +180,48 @@ def _sums_backward(cell: _Cell, given: _Given, cotangents: _WithLast) -> tuple[_
         return {i: leaves[i] for i in found}
 
     (by_given,) = jax.vjp(results, given)[1](found)
-    return by_given, None
+    return by_given, None, None
 
 
 _lif_of_sums.defvjp(_sums_forward, _sums_backward, symbolic_zeros=True)
 
 
+def _no_bits(given: _Given) -> Array:
+    return jnp.zeros(bits_shape(given.x.shape), jnp.uint8)
+
+
 @partial(jax.jit, static_argnames="cell")
-def _convolved(given: _Given, convolution: Convolution, cell: _Cell) -> tuple[Array, Array]:
+def _convolved(
+    given: _Given, convolution: Convolution, residual_bits: Array | None, cell: _Cell
+) -> tuple[Spikes, Array]:
     """Spikes and U[T]: on a CPU by one native call, elsewhere from x, the sums of that platform."""
     shape = given.x.shape
 
-    def together(given: _Given, convolution: Convolution) -> tuple[Array, Array]:
-        maps, options = convolution.maps, {**skipping.window(convolution.spec), **cell._asdict()}
-        options |= {"steps": shape[1], "repeated": maps.ndim == 4}
-        operands = maps.reshape(-1, *maps.shape[-3:]), convolution.kernel, *given[1:]
+    def together(given: _Given, convolution: Convolution, residual_bits: Array | None) -> tuple[Spikes, Array]:
+        maps, geometry = convolution.maps, convolution.spec.geometry
+        numbers = computed(maps)
+        options = {**skipping.window(convolution.spec), "input_hw": geometry.input_hw, **cell._asdict()}
+        options |= {"steps": shape[1], "repeated": numbers.ndim == 4}
+        numbers = numbers.reshape(-1, *numbers.shape[-3:])
+        _, factor, offset, residual, initial = given
+        operands = (
+            maps._replace(array=numbers) if isinstance(maps, Spikes) else numbers,
+            convolution.kernel,
+            factor,
+            offset,
+            residual if residual_bits is None else Spikes(residual, residual_bits),
+            initial,
+        )
         results = shape, (shape[0], *shape[2:])
-        spikes, last = native_call("conv_lif_spikes", _plain_convolved, *operands, results=results, **options)
+        spikes, last = packing_call("conv_lif_spikes", _plain_convolved, *operands, results=results, **options)
         return spikes, last
 
-    def apart(given: _Given, convolution: Convolution) -> tuple[Array, Array]:
-        del convolution
+    def apart(given: _Given, convolution: Convolution, residual_bits: Array | None) -> tuple[Spikes, Array]:
+        del convolution, residual_bits
         trace = _trace(given, cell)
-        return trace.spikes, _last(trace, given, cell)
+        return Spikes(trace.spikes, _no_bits(given)), _last(trace, given, cell)
 
-    return jax.lax.platform_dependent(given, convolution, cpu=together, default=apart)
+    return jax.lax.platform_dependent(given, convolution, residual_bits, cpu=together, default=apart)
 
 
 def _values(primals: Any) -> Any:
@@ -214,11 +242,12 @@ def _plain_convolved(
     kernel: Pair,
     strides: Pair,
     padding: Pair,
+    input_hw: Pair,
     steps: int,
     repeated: bool,
     **cell: Any,
 ) -> tuple[Array, Array]:
-    sums = plain.convolution(maps, weights, Geometry((maps.shape[1], maps.shape[2]), kernel, strides, padding))
+    sums = plain.convolution(maps, weights, Geometry(input_hw, kernel, strides, padding))
     sums = sums.reshape(-1, 1 if repeated else steps, *sums.shape[1:])
     given = _Given(jnp.broadcast_to(sums, (sums.shape[0], steps, *sums.shape[2:])), *operands)
     trace = _plain(*given, **cell)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from qpsnn_jax.kernels.affine import Affine, computed, without_convolution
+from qpsnn_jax.kernels.affine import Affine, Numbers, computed, without_convolution
 from qpsnn_jax.kernels.dispatch import Precision, check_precision
 from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.nodes.base import Context, Leaf, Leaves, Node, Result
@@ -91,7 +91,7 @@ class SpikingNetwork(nn.Module):
         reducers = _reducers(graph, capture)
         if state is not None:
             check_state(graph, state, len(images), images.dtype)
-        values: dict[str, Array | Affine] = {}
+        values: dict[str, Numbers] = {}
         captured: dict[str, Any] = {}
         after: dict[str, Any] = {}
         for node in graph.nodes:
@@ -112,7 +112,7 @@ class SpikingNetwork(nn.Module):
             currents = _repeat(currents, graph.timesteps)
         return Output(currents, captured, after)
 
-    def _run(self, node: Node, arrays: list[Array | Affine], train: bool, state: Any) -> Result:
+    def _run(self, node: Node, arrays: list[Numbers], train: bool, state: Any) -> Result:
         """Run a node and store its updated leaves."""
         leaves, variables = _declare(self, node)
         result = run_graph_node(self.graph, node, leaves, arrays, self.precision, train=train, state=state)
@@ -154,7 +154,7 @@ def run_graph_node(
     graph: Graph,
     node: Node,
     leaves: Leaves,
-    arrays: list[Array | Affine],
+    arrays: list[Numbers],
     precision: Precision,
     *,
     train: bool = False,
@@ -199,8 +199,8 @@ def _repeat(x: Any, timesteps: int) -> Any:
     return jnp.broadcast_to(jnp.expand_dims(x, 1), (x.shape[0], timesteps, *x.shape[1:]))
 
 
-def _dtype(x: Array | Affine) -> jnp.dtype:
-    return (x.x if isinstance(x, Affine) else x).dtype
+def _dtype(x: Numbers) -> jnp.dtype:
+    return (x.x if isinstance(x, Affine) else computed(x)).dtype
 
 
 def check_images(graph: Graph, images: Array) -> Array:

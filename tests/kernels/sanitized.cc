@@ -58,7 +58,7 @@ static int check(const Pool& pool, const Conv& given, double density, bool spike
   auto cotangent = numbers(c.images * c.oh * c.ow * c.outputs, density);
   for (float& y : cotangent) y = spikes ? y != 0 : y;
   std::vector<float> sums(cotangent.size(), NAN), by_input(maps.size(), NAN), by_kernel(kernel.size(), NAN);
-  conv_sums(pool, c, maps.data(), kernel.data(), sums.data());
+  conv_sums(pool, c, {maps.data()}, kernel.data(), sums.data());
   conv_input_grad(pool, c, cotangent.data(), kernel.data(), by_input.data());
   kernel_grad(pool, c, maps.data(), cotangent.data(), by_kernel.data());
   products(c, [&](int64_t x, int64_t k, int64_t y) {
@@ -88,7 +88,7 @@ static int differences(const std::vector<Pool>& pools, const Conv& given) {
   for (const Pool& pool : pools) {
     std::vector<float> sums(cotangent.size()), by_input(maps.size()), by_kernel(kernel.size()), by_channel(4 * c.channels);
     std::vector<float> by_currents = by_spikes;  // in place
-    conv_sums(pool, c, maps.data(), kernel.data(), sums.data());
+    conv_sums(pool, c, {maps.data()}, kernel.data(), sums.data());
     conv_input_grad(pool, c, cotangent.data(), kernel.data(), by_input.data());
     kernel_grad(pool, c, maps.data(), cotangent.data(), by_kernel.data());
     float* of_channels = by_channel.data();
@@ -131,37 +131,88 @@ static int run_over_channels(const Pool& pool, int64_t batch, int64_t steps, int
   return wrong;
 }
 
-// Neurons of sums in one pass against both in two, for maps of every step or of all; with `spikes` the maps are 0 and 1.
-static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int64_t steps, bool spikes) {
+// Images of numbers as packed spikes, those that are not 1 or NaN as 0, and what they hold then.
+struct Packed {
+  Packed(int64_t images, int64_t pixels, int64_t channels)
+      : data(PackedSpikes::size(images, pixels, channels), 0xff), spikes(data.data(), images, pixels, channels),
+        images(images), pixels(pixels), channels(channels) {
+    spikes.clear();
+  }
+  void write(const std::vector<float>& from) {
+    for (int64_t i = 0; i < images; ++i)
+      for (int64_t k = 0; k < pixels; ++k) spikes.write(i, k, 1, from.data() + (i * pixels + k) * channels);
+  }
+  std::vector<float> read() const {
+    std::vector<float> found(images * pixels * channels, -1);
+    for (int64_t i = 0; i < images; ++i) spikes.read(i, 0, pixels, found.data() + i * pixels * channels);
+    return found;
+  }
+  std::vector<uint8_t> data;
+  const PackedSpikes spikes;
+  const int64_t images, pixels, channels;
+};
+
+// Spikes of which a share is NaN.
+static std::vector<float> spikes_and(int64_t count, double nans) {
+  auto found = numbers(count, 0.5);
+  const auto chosen = numbers(count, nans);
+  for (int64_t i = 0; i < count; ++i) found[i] = chosen[i] != 0 ? NAN : found[i] != 0;
+  return found;
+}
+
+static int check_packing(int64_t images, int64_t pixels, int64_t channels) {
+  int wrong = 0;
+  for (double nans : {0.0, 0.01}) {
+    const auto given = spikes_and(images * pixels * channels, nans);
+    Packed packed(images, pixels, channels);
+    packed.write(given);
+    const auto found = packed.read();
+    for (size_t i = 0; i < given.size(); ++i) wrong += !(found[i] == given[i] || (std::isnan(found[i]) && std::isnan(given[i])));
+  }
+  return wrong;
+}
+
+// Neurons of sums in one pass against both in two, for maps of every step or of all; with `spikes` the maps are 0 and 1, of
+// which a share is NaN, and both they and the residual are packed too.
+static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int64_t steps, bool spikes, double nans = 0) {
   Conv c = with_output(given);
   c.images = batch * steps;
-  const int64_t size = c.oh * c.ow * c.outputs;
-  auto maps = numbers(c.images * c.h * c.w * c.channels, spikes ? 0.3 : 1);
-  if (spikes)
-    for (float& x : maps) x = x != 0;
-  const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1), residual = numbers(c.images * size, 0.5);
+  const int64_t pixels = c.oh * c.ow, size = pixels * c.outputs;
+  auto maps = numbers(c.images * c.h * c.w * c.channels, 1), residual = numbers(c.images * size, 0.5);
+  if (spikes) maps = spikes_and(maps.size(), nans), residual = spikes_and(residual.size(), nans);
+  const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1);
   const auto factor = numbers(c.outputs, 1), offset = numbers(c.outputs, 1), initial = numbers(batch * size, 0.5);
   const Neurons n{batch, steps, size, c.outputs, 0.5f, 1.0f, true, false};
-  std::vector<float> sums(c.images * size, NAN), apart(c.images * size), together(c.images * size, NAN), last(batch * size, NAN);
+  std::vector<float> sums(c.images * size, NAN), apart(c.images * size), last(batch * size, NAN);
   int wrong = 0;
   for (const int64_t each : {steps, int64_t{1}}) {
     c.images = batch * each;
-    conv_sums(pool, c, maps.data(), kernel.data(), sums.data());
+    conv_sums(pool, c, {maps.data()}, kernel.data(), sums.data());
     for (int64_t b = batch - 1; b >= 0 && each < steps; --b) {  // the same at every step
       const std::vector<float> one(sums.begin() + b * size, sums.begin() + (b + 1) * size);
       for (int64_t t = 0; t < steps; ++t) std::copy_n(one.data(), size, &sums[(b * steps + t) * size]);
     }
     const Currents currents{sums.data(), factor.data(), offset.data(), residual.data(), initial.data()};
     lif<false, true>(pool, n, currents, apart.data());
-    conv_lif<true>(pool, c, n, maps.data(), kernel.data(),
-                   {nullptr, factor.data(), offset.data(), residual.data(), initial.data()}, together.data(), last.data());
-    wrong += std::memcmp(apart.data(), together.data(), apart.size() * sizeof(float)) != 0;
+    const Currents others{nullptr, factor.data(), offset.data(), residual.data(), initial.data()};
+    Packed together(batch * steps, pixels, c.outputs);
+    conv_lif<true>(pool, c, n, {maps.data()}, kernel.data(), others, nullptr, together.spikes, last.data());
+    const auto found = together.read();
+    for (size_t i = 0; i < apart.size(); ++i) wrong += !(found[i] == apart[i] || (std::isnan(found[i]) && std::isnan(apart[i])));
     lif<true, true>(pool, n, currents, apart.data());
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t i = 0; i < size; ++i) {
-        const float charged = apart[((b + 1) * steps - 1) * size + i];
-        wrong += last[b * size + i] != (charged >= 1 ? 0 : charged);
+        const float charged = apart[((b + 1) * steps - 1) * size + i], left = last[b * size + i];
+        wrong += !(left == (charged >= 1 ? 0 : charged) || (std::isnan(left) && std::isnan(charged)));
       }
+    if (!spikes) continue;
+    Packed packed_maps(c.images, c.h * c.w, c.channels), packed_residual(batch * steps, pixels, c.outputs);
+    Packed again(batch * steps, pixels, c.outputs);
+    packed_maps.write(maps), packed_residual.write(residual);
+    const Maps of_spikes{nullptr, &packed_maps.spikes};
+    conv_lif<true>(pool, c, n, of_spikes, kernel.data(), {nullptr, factor.data(), offset.data(), nullptr, initial.data()},
+                   &packed_residual.spikes, again.spikes, last.data());
+    wrong += again.data != together.data;
   }
   return wrong;
 }
@@ -273,6 +324,9 @@ int main() {
       wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 5, 4, false);
       wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 17, 9, false);
       wrong += check_neurons(some, {0, 5, 4, 9, 0, 0, 3, 3, 3, 1, 1, 1, 1}, 8, 10, true);
+      wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 24, 3, 3, 1, 1, 1, 1}, 33, 2, true, 0.0005);
+      wrong += check_neurons(some, {0, 16, 15, 12, 0, 0, 8, 3, 3, 2, 1, 1, 1}, 17, 3, true, 0.0005);
+      wrong += check_neurons(some, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true, 0.0005);
     }
     // Weights of four levels, so that sums with signs are looked up.
     wrong += check(pool, {16, 9, 8, 17, 0, 0, 6, 3, 3, 1, 1, 1, 1}, density, false, true);
@@ -295,6 +349,8 @@ int main() {
   for (int64_t side : {1, 4, 9, 20})
     for (int64_t columns : {1, 8, 33, 50}) wrong += check_ranks(pool, 70, side, columns);
   wrong += check_ranks(pool, 0, 4, 4);
+  for (int64_t channels : {1, 7, 8, 16, 33, 40}) wrong += check_packing(3, 10, channels) + check_packing(2, 1, channels);
+  wrong += check_packing(0, 4, 8) + check_packing(2, 3, 0);
 #ifndef __SANITIZE_THREAD__
   wrong += check(pool, {9, 16, 15, 130, 0, 0, 100, 3, 3, 1, 1, 1, 1}, 0.5, true);
 #endif

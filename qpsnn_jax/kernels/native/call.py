@@ -13,6 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from qpsnn_jax.kernels.native import library
+from qpsnn_jax.kernels.packed import Spikes, bits_shape
 
 _call_p = Primitive("native_call")
 _call_p.multiple_results = True
@@ -21,7 +22,7 @@ _call_p.multiple_results = True
 def native_call(
     name: str,
     plain: Callable[..., Any],
-    *operands: Array,
+    *operands: Array | Spikes,
     results: tuple[tuple[int, ...], ...],
     in_place: int | None = None,
     **attributes: Any,
@@ -36,7 +37,7 @@ def native_call(
         name: a handler of XLA's foreign function interface, in a ``.cc`` file of this folder. Its arguments are
             ``operands`` in their order, row-major, its results those of ``plain``, its attributes ``attributes``.
         plain: a function of a module, from arrays to an array or a tuple of arrays.
-        operands: floating arrays.
+        operands: floating arrays, or spikes, of which the C++ function gets the bits.
         results: the shapes of the results, which are float32. They are given because tracing ``plain`` for them takes
             about as long as all else that is traced of a network.
         in_place: the operand over which the C++ function writes its one result. XLA copies it first where it is used
@@ -47,10 +48,34 @@ def native_call(
     Returns:
         The results of ``plain``, in a tuple also if it is one array.
     """
-    definition: dict[str, Any] = {"plain": plain, "attributes": tuple(sorted(attributes.items()))}
-    if shardings_are_types(*operands) or any(x.dtype != np.float32 for x in operands):
-        return tuple(by_jax(*operands, **definition))
-    return _call(*operands, name=name, results=results, in_place=in_place, **definition)
+    return _bind(name, plain, operands, attributes, results=results, in_place=in_place)
+
+
+def packing_call(
+    name: str,
+    plain: Callable[..., Any],
+    *operands: Array | Spikes,
+    results: tuple[tuple[int, ...], ...],
+    **attributes: Any,
+) -> tuple[Spikes, *tuple[Array, ...]]:
+    """:func:`native_call` whose first result are spikes, ``b t h w c``: the C++ function returns their bits."""
+    spikes, *others, bits = _bind(name, plain, operands, attributes, results=results, in_place=None, packs=True)
+    return Spikes(spikes, bits), *others
+
+
+def _bind(
+    name: str,
+    plain: Callable[..., Any],
+    operands: tuple[Array | Spikes, ...],
+    attributes: dict[str, Any],
+    **options: Any,
+) -> tuple[Array, ...]:
+    packed = tuple(i for i, x in enumerate(operands) if isinstance(x, Spikes))
+    arrays = [x.array if isinstance(x, Spikes) else x for x in operands]
+    options |= {"plain": plain, "attributes": tuple(sorted(attributes.items()))}
+    if shardings_are_types(*arrays) or any(x.dtype != np.float32 for x in arrays):
+        return tuple(by_jax(*arrays, **options))
+    return _call(*arrays, *(x.bits for x in operands if isinstance(x, Spikes)), name=name, packed=packed, **options)
 
 
 def shardings_are_types(*operands: Array) -> bool:
@@ -60,22 +85,34 @@ def shardings_are_types(*operands: Array) -> bool:
 
 
 # Compiled once for each kernel and shapes, also if it is called outside of jit.
-@partial(jax.jit, static_argnames=("name", "plain", "results", "in_place", "attributes"))
+@partial(jax.jit, static_argnames=("name", "plain", "results", "in_place", "attributes", "packed", "packs"))
 def _call(*operands: Array, **options: Any) -> tuple[Array, ...]:
     return tuple(_call_p.bind(*operands, **options))
 
 
 def by_jax(
-    *operands: Array, plain: Callable[..., Any], attributes: tuple[tuple[str, Any], ...], **options: Any
+    *operands: Array,
+    plain: Callable[..., Any],
+    attributes: tuple[tuple[str, Any], ...],
+    results: tuple[tuple[int, ...], ...],
+    packed: tuple[int, ...] = (),
+    packs: bool = False,
+    **options: Any,
 ) -> list:
-    """The results of ``plain``, which a call stands for."""
+    """The results of ``plain``, which a call stands for. Bits are not read, and those of the result are zeros."""
     del options  # of the native call
-    return jax.tree.leaves(plain(*operands, **dict(attributes)))
+    found = jax.tree.leaves(plain(*operands[: len(operands) - len(packed)], **dict(attributes)))
+    return [*found, *_bits(results, packs, jnp.zeros)]
 
 
-def _shapes(*operands: Any, results: tuple[tuple[int, ...], ...], **options: Any) -> list[ShapedArray]:
+def _bits(results: tuple[tuple[int, ...], ...], packs: bool, made: Callable[..., Any]) -> list:
+    return [made(bits_shape(results[0]), np.dtype(np.uint8))] if packs else []
+
+
+def _shapes(*operands: Any, results: tuple[tuple[int, ...], ...], packs: bool = False, **options: Any) -> list:
     del operands, options
-    return [ShapedArray(shape, np.dtype(np.float32)) for shape in results]
+    arrays = [ShapedArray(shape, np.dtype(np.float32)) for shape in results]
+    return [*arrays, *_bits(results, packs, ShapedArray)]
 
 
 def _derivative(operands: Any, tangents: Any, **options: Any) -> Any:
@@ -109,16 +146,42 @@ def devices_of(context: Any) -> int:
     return spread.num_devices if hasattr(spread, "num_devices") else spread.mesh.size
 
 
-def _lower(context: Any, *operands: Any, name: str, in_place: int | None, **definition: Any) -> Any:
+def _lower(
+    context: Any,
+    *operands: Any,
+    name: str,
+    in_place: int | None,
+    packed: tuple[int, ...],
+    packs: bool = False,
+    **definition: Any,
+) -> Any:
     """On a CPU: the call of the library."""
     if not calls_are_possible(context):
-        return _lower_plain(context, *operands, **definition)
-    target = f"qpsnn_jax.{name}"
-    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library.load(), name)), platform="cpu")
+        return _lower_plain(context, *operands, packed=packed, packs=packs, **definition)
     attributes = definition["attributes"]
     given = {key: np.asarray(value, np.int64) if isinstance(value, tuple) else value for key, value in attributes}
+    # Bits take the place of spikes.
+    arrays = len(operands) - len(packed)
+    order = [arrays + packed.index(i) if i in packed else i for i in range(arrays)]
+    inputs, outputs = [context.avals_in[i] for i in order], context.avals_out
+    if packs:
+        outputs = [outputs[-1], *outputs[1:-1]]
+    own = context.replace(avals_in=inputs, avals_out=outputs)
     aliases = {} if in_place is None else {in_place: 0}
-    return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands, **given)
+    found = _library_call(own, name, [operands[i] for i in order], given, aliases)
+    if not packs:
+        return found
+    bits, *others = found
+    unpacking = context.replace(avals_in=outputs[:1], avals_out=context.avals_out[:1])
+    (spikes,) = _library_call(unpacking, "unpack_spikes", [bits], {}, {})
+    return [spikes, *others, bits]
+
+
+def _library_call(context: Any, name: str, operands: list, attributes: dict[str, Any], aliases: dict[int, int]) -> Any:
+    target = f"qpsnn_jax.{name}"
+    jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library.load(), name)), platform="cpu")
+    lowering = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)
+    return lowering(context, *operands, **attributes)
 
 
 _lower_plain = mlir.lower_fun(by_jax)

@@ -1,4 +1,4 @@
-// Convolutions whose sums only neurons read: those of an example stay in the cache.
+// Convolutions whose sums only neurons read: those of an example stay in the cache, and spikes are bits.
 #pragma once
 
 #include "correlate.h"
@@ -6,29 +6,71 @@
 
 namespace qpsnn {
 
-// The spikes of lif() for the sums of maps b [t] h w i, in the place of currents.x, which is not read, and the potentials after the
-// last step, b size. Maps without steps are the same at every step.
+// The steps of neurons whose spikes are packed, and so may be the residual.
 template <bool Residual>
-void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const float* maps, const float* kernel,
-              const Currents& currents, float* spikes, float* last) {
+class PackingNeurons {
+ public:
+  // What a piece has of all steps stays in the cache.
+  PackingNeurons(const Pool& pool, const Neurons& n, const Currents& from, const PackedSpikes* residual, const PackedSpikes& spikes,
+                 float* last)
+      : layer_(n, from, std::clamp<int64_t>(16384 / std::max<int64_t>(1, n.steps), 64, 1024)), n_(n), residual_(residual), spikes_(spikes), last_(last), scratch_(pool.threads) {}
+
+  const Pieces& pieces() const { return layer_.pieces; }
+
+  // Those [start, start + count) of an example, whole pixels, whose sums are at the places `x` of `sums`.
+  void run(int64_t example, int64_t start, int64_t count, const float* sums, const Steps& x, int worker) {
+    const int64_t length = pieces().length, pixel = start / n_.channels, pixels = count / n_.channels, image = example * n_.steps;
+    scratch_[worker].resize((1 + 2 * n_.steps) * length);
+    float *left = scratch_[worker].data(), *found = left + length, *residual = found + n_.steps * length;
+    layer_.start(left, example * n_.size + start, count);
+    Piece piece = layer_.piece();
+    piece.x = sums;
+    Steps places{image * n_.size + start, n_.size};
+    if (residual_) {
+      for (int64_t t = 0; t < n_.steps; ++t) residual_->read(image + t, pixel, pixels, residual + t * length);
+      piece.residual = residual, places = {0, length};
+    }
+    run_steps<false, Residual>(piece, n_.steps, count, left, x, places, {0, length}, found);
+    for (int64_t t = 0; t < n_.steps; ++t) spikes_.write(image + t, pixel, pixels, found + t * length);
+    std::copy_n(left, count, last_ + example * n_.size + start);
+  }
+
+ private:
+  const Layer layer_;
+  const Neurons n_;
+  const PackedSpikes *residual_, spikes_;
+  float* last_;
+  std::vector<AlignedFloats> scratch_;
+};
+
+// The spikes of lif() for the sums of maps b [t] h w i, in the place of currents.x, which is not read, and the potentials after the
+// last step, b size. Maps without steps are the same at every step. The residual is `packed` if that is given.
+template <bool Residual>
+void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const Maps& maps, const float* kernel, const Currents& currents,
+              const PackedSpikes* packed, const PackedSpikes& spikes, float* last) {
+  spikes.clear();
   if (n.batch * n.size == 0) return;
   const Windows at = windows_of(conv);
   const int64_t each = conv.images / n.batch, row = conv.ow * conv.outputs;
+  PackingNeurons<Residual> neurons(pool, n, currents, packed, spikes, last);
+  const auto steps_of = [&](int64_t first) { return Steps{first, each > 1 ? n.size : 0}; };
   // Few examples leave threads idle, to which the maps of their steps are work enough.
   if (each > 1 && n.batch < 4 * pool.threads) {
     AlignedFloats sums(conv.images * n.size);
     conv_sums(pool, conv, maps, kernel, sums.data());
-    Currents computed = currents;
-    computed.x = sums.data();
-    return lif<false, Residual>(pool, n, computed, spikes, last);
+    return neurons.pieces().each(
+        pool, [](int) {},
+        [&](int64_t example, int64_t start, int64_t count, int worker) {
+          neurons.run(example, start, count, sums.data(), steps_of(example * each * n.size + start), worker);
+        },
+        [](int64_t, int) {});
   }
-  const Layer layer(n, currents, 1024);
   const BlockWeights blocks = block_weights(pool, at, conv.images, false, weights_of(conv, kernel));
   const std::vector<float> skipped = not_finite(conv, kernel);
   // Each worker has the sums of its examples; of few examples, that all workers share, there is one array of sums.
   const bool common = conv.images < kParts;
   AlignedFloats all(common ? conv.images * n.size : 0);
-  std::vector<AlignedFloats> own(pool.threads), potentials(pool.threads);
+  std::vector<AlignedFloats> own(pool.threads);
   const auto sums_of = [&](const Band& band, int worker) {
     return common ? &all[band.first * each * n.size] : own[worker].data();
   };
@@ -37,23 +79,16 @@ void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const float*
     return sums_of(band, worker);
   };
   correlate(pool, at, blocks, n.batch, each, maps, to, [&](const Band& band, int worker) {
-    potentials[worker].resize(layer.pieces.length);
-    float *sums = sums_of(band, worker), *left = potentials[worker].data();
-    const int64_t first = band.begin * row, behind = band.end * row;
+    float* sums = sums_of(band, worker);
+    const int64_t first = band.begin * row, behind = band.end * row, length = neurons.pieces().length;
     for (int64_t image = 0; image < band.examples * each; ++image) {
       if (conv.channels == 0) std::fill_n(sums + image * n.size + first, behind - first, 0.0f);
       add_everywhere(skipped, (band.end - band.begin) * conv.ow, sums + image * n.size + first);
     }
-    Piece piece = layer.piece();
-    piece.x = sums;
     for (int64_t example = 0; example < band.examples; ++example)
-      for (int64_t start = first; start < behind; start += layer.pieces.length) {
-        const int64_t count = std::min(layer.pieces.length, behind - start), whole = band.first + example;
-        layer.start(left, whole * n.size + start, count);
-        run_steps<false, Residual>(piece, n.steps, count, left, {example * each * n.size + start, each > 1 ? n.size : 0},
-                                   {whole * n.steps * n.size + start, n.size}, spikes);
-        std::copy_n(left, count, last + whole * n.size + start);
-      }
+      for (int64_t start = first; start < behind; start += length)
+        neurons.run(band.first + example, start, std::min(length, behind - start), sums, steps_of(example * each * n.size + start),
+                    worker);
   });
 }
 

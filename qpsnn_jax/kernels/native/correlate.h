@@ -27,12 +27,15 @@ class Correlator {
  public:
   explicit Correlator(const Windows& at) : at_(at), lookup_(at), lists_(at), signed_(at), blocks_(at) {}
 
-  void rows(const Part& part, int64_t begin, int64_t end) {
-    if (!look_up(part, 1, begin, end) && !lists_.add(part, begin, end)) dense_rows(part, begin, end);
+  void rows(Part part, int64_t begin, int64_t end) {
+    if (look_up(part, 1, begin, end)) return;
+    if (part.spikes) unpack(part, 1, at_.rows_read(begin, end));
+    if (!lists_.add(part, begin, end)) dense_rows(part, begin, end);
   }
 
-  void images(const Part& part, int64_t images) {
+  void images(Part part, int64_t images) {
     if (look_up(part, images, 0, at_.rows)) return;
+    if (part.spikes) unpack(part, images, {0, at_.h});
     others_.clear();
     for (int64_t image = 0; image < images; ++image)
       if (!lists_.add(at(part, image), 0, at_.rows)) others_.push_back(image);
@@ -51,8 +54,24 @@ class Correlator {
   // Only if all parts before were looked up, whose sums are exact then: else the bits would depend on which images go
   // together.
   bool look_up(const Part& part, int64_t images, int64_t begin, int64_t end) {
-    looked_up_ = (part.first == 0 || looked_up_) && lookup_.add(part, images, begin, end);
+    looked_up_ = (part.first == 0 || looked_up_) && !any_nan(part, images) && lookup_.add(part, images, begin, end);
     return looked_up_;
+  }
+
+  static bool any_nan(const Part& part, int64_t images) {
+    bool found = false;
+    for (int64_t k = 0; part.spikes && k < images; ++k) found |= part.spikes->any_nan(part.image + k);
+    return found;
+  }
+
+  // Numbers in the place of packed spikes, of some rows.
+  void unpack(Part& part, int64_t images, std::pair<int64_t, int64_t> rows) {
+    floats_.resize(images * at_.in_size());
+    for (int64_t k = 0; k < images; ++k) {
+      const int64_t pixel = rows.first * at_.w;
+      part.spikes->read(part.image + k, pixel, (rows.second - rows.first) * at_.w, &floats_[k * at_.in_size() + pixel * at_.inputs]);
+    }
+    part.in = floats_.data(), part.spikes = nullptr;
   }
 
   void dense_rows(const Part& part, int64_t begin, int64_t end) {
@@ -66,7 +85,8 @@ class Correlator {
   }
 
   Part at(const Part& part, int64_t image) const {
-    return {part.in + image * at_.in_size(), part.weights, part.first, part.count, part.out + image * at_.out_size()};
+    const int64_t from = image * at_.in_size(), to = image * at_.out_size();
+    return {part.in + from, nullptr, 0, part.weights, part.first, part.count, part.out + to};
   }
 
   const Windows at_;
@@ -74,39 +94,34 @@ class Correlator {
   Lists lists_;
   SignedSums signed_;
   Blocks blocks_;
+  AlignedFloats floats_;
   std::vector<int64_t> others_;
   bool looked_up_ = false;
 };
 
-// Fills `turned`.
-inline void turn(const Windows& at, int64_t count, Weights& weights) {
-  const int64_t stride = weights.stride;
-  weights.turned.resize(weights.values.size());
-  for (int64_t r = 0; r < at.kh; ++r)
-    for (int64_t s = 0; s < at.kw; ++s)
-      for (int64_t c = 0; c < count; ++c)
-        std::copy_n(&weights.values[((r * at.kw + s) * count + c) * stride], stride,
-                    &weights.turned[((r * count + c) * at.kw + at.kw - 1 - s) * stride]);
-}
-
-// The weights of some inputs and outputs, with tables if they are looked up so `often` that it is worth filling them; with
-// signs if gradients have these.
+// The weights of some inputs and outputs, with tables if sums are looked up so `often` that it is worth filling them; with signs
+// if gradients have these.
 template <class Copy>
 Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64_t outputs, bool often, bool signs,
                const Copy& weights) {
   const int64_t vectors = ceil_div(outputs, kLanes), stride = (vectors > 8 ? kBlockVectors : vectors) * kLanes;
-  Weights found{AlignedFloats(at.kh * at.kw * count * stride), {}, stride, {}, {}};
-  found.gradient = signs;
-  float* to = found.values.data();
-  for (int64_t r = 0; r < at.kh; ++r)
-    for (int64_t s = 0; s < at.kw; ++s)
-      for (int64_t c = 0; c < count; ++c, to += stride)
-        weights(r, s, first + c, o, outputs, to);
-  const float largest = largest_integer(found.values.size(), found.values.data());
-  found.integers = largest <= 255;
-  if (are_scattered(at, stride / kLanes)) turn(at, count, found);
-  if (often && signs) found.signs = signed_weights(at.kh * at.kw, count, outputs, found.values.data(), stride);
-  if (often) found.tables = tables_of(at.kh * at.kw, count, found.values.data(), stride, largest);
+  const int64_t kh = at.kh, kw = at.kw, size = kh * kw * count * stride;
+  const LazyFloats values([=](AlignedFloats& to) {
+    to.resize(size);
+    for (int64_t i = 0; i < kh * kw * count; ++i) weights(i / count / kw, i / count % kw, first + i % count, o, outputs, &to[i * stride]);
+  });
+  const LazyFloats turned([=](AlignedFloats& to) {
+    to.resize(size);
+    for (int64_t i = 0; i < kh * count * kw; ++i) {
+      const int64_t r = i / kw / count, c = i / kw % count, s = kw - 1 - i % kw;
+      std::copy_n(values.data() + ((r * kw + s) * count + c) * stride, stride, &to[i * stride]);
+    }
+  });
+  Weights found{size, stride, values, turned, are_scattered(at, stride / kLanes), signs};
+  const auto row = [&](int64_t tap, int64_t c, float* to) { weights(tap / kw, tap % kw, first + c, o, outputs, to); };
+  found.integers = look_over(kh * kw, count, stride, row, often && !signs ? &found.tables : nullptr) <= 255;
+  if (often && signs) found.signs = signed_weights(kh * kw, count, outputs, values.data(), stride);
+  if (found.tables.sums.empty()) values.data();  // now, by all threads, since they will be used
   return found;
 }
 
@@ -118,7 +133,8 @@ using BlockWeights = std::vector<std::vector<Weights>>;
 template <class Copy>
 BlockWeights block_weights(const Pool& pool, const Windows& at, int64_t images, bool signs, const Copy& weights) {
   const int64_t wide = kBlockVectors * kLanes, columns = ceil_div(at.outputs, wide);
-  BlockWeights blocks(ceil_div(at.inputs, kBlockInputs), std::vector<Weights>(columns));
+  BlockWeights blocks(ceil_div(at.inputs, kBlockInputs));
+  for (auto& block : blocks) block.resize(columns);
   const bool many = images * at.rows * at.columns >= kMany;
   parallel_for(pool, blocks.size() * columns, [&](int64_t item, int) {
     const int64_t first = item / columns * kBlockInputs, count = std::min(kBlockInputs, at.inputs - first);
@@ -136,7 +152,7 @@ struct Band {
 // All sums of `examples`, each of `each` images. Those of a band are written to to(band, worker), where its first example begins;
 // done(band, worker) follows.
 template <class To, class Done>
-void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, int64_t examples, int64_t each, const float* in,
+void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, int64_t examples, int64_t each, const Maps& in,
                const To& to, const Done& done) {
   const int64_t images = examples * each;
   // Parts whatever the number of threads, so that all skip zeros in the same places.
@@ -155,7 +171,9 @@ void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, 
     for (int64_t image = 0; image < images; image += some)
       for (size_t block = 0; block < blocks.size(); ++block) {
         const int64_t input = block * kBlockInputs, count = std::min(kBlockInputs, at.inputs - input);
-        const Part part{in + (first * each + image) * at.in_size(), blocks[block], input, count, out + image * at.out_size()};
+        const int64_t place = first * each + image;
+        const float* from = in.spikes ? nullptr : in.floats + place * at.in_size();
+        const Part part{from, in.spikes, place, blocks[block], input, count, out + image * at.out_size()};
         small ? workers[worker]->images(part, some) : workers[worker]->rows(part, band.begin, band.end);
       }
     done(band, worker);
@@ -164,7 +182,7 @@ void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, 
 
 // All images.
 template <class Copy>
-void correlate(const Pool& pool, const Windows& at, int64_t images, const float* in, bool signs, const Copy& weights, float* out) {
+void correlate(const Pool& pool, const Windows& at, int64_t images, const Maps& in, bool signs, const Copy& weights, float* out) {
   if (at.rows <= 0 || at.columns <= 0 || at.inputs == 0 || at.outputs == 0 || images == 0) return;
   correlate(pool, at, block_weights(pool, at, images, signs, weights), images, 1, in,
             [&](const Band& band, int) { return out + band.first * at.out_size(); }, [](const Band&, int) {});
@@ -197,7 +215,7 @@ inline void add_everywhere(const std::vector<float>& skipped, int64_t positions,
     for (size_t o = 0; o < skipped.size(); ++o) sums[i * skipped.size() + o] += skipped[o];
 }
 
-inline void conv_sums(const Pool& pool, const Conv& conv, const float* maps, const float* kernel, float* sums) {
+inline void conv_sums(const Pool& pool, const Conv& conv, const Maps& maps, const float* kernel, float* sums) {
   if (conv.channels == 0) std::fill_n(sums, conv.images * conv.oh * conv.ow * conv.outputs, 0.0f);
   correlate(pool, windows_of(conv), conv.images, maps, false, weights_of(conv, kernel), sums);
   add_everywhere(not_finite(conv, kernel), conv.images * conv.oh * conv.ow, sums);
@@ -218,7 +236,7 @@ inline void conv_input_grad(const Pool& pool, const Conv& conv, const float* cot
                        conv.channels, y.count, x.count, 1, 1,
                        y.count - 1 - (y0 + conv.py) / conv.sy, x.count - 1 - (x0 + conv.px) / conv.sx,
                        conv.h, conv.w, y0, x0, conv.sy, conv.sx};
-      correlate(pool, at, conv.images, cotangent, true,
+      correlate(pool, at, conv.images, {cotangent}, true,
                 [&](int64_t r, int64_t s, int64_t o, int64_t c, int64_t count, float* to) {
                   const float* from = kernel + ((y.tap_of(r) * conv.kw + x.tap_of(s)) * conv.channels + c) * conv.outputs + o;
                   for (int64_t k = 0; k < count; ++k) to[k] = from[k * conv.outputs];

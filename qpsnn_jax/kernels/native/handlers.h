@@ -31,12 +31,18 @@ struct Call {
   }
   Floats operand(size_t i) const { return found(operands.get<Floats>(i)); }
   Floats result(size_t i) const { return *found(results.get<Floats>(i)); }
+  // Packed spikes, null where the operand is of numbers.
+  uint8_t* packed_operand(size_t i) const { return bytes_of(found(operands.get<ffi::AnyBuffer>(i))); }
+  uint8_t* packed_result(size_t i) const { return bytes_of(*found(results.get<ffi::AnyBuffer>(i))); }
   template <class T>
   T attribute(const char* name) const {
     return found(attributes.get<T>(name));
   }
 
  private:
+  static uint8_t* bytes_of(const ffi::AnyBuffer& array) {
+    return array.element_type() == ffi::U8 ? static_cast<uint8_t*>(array.untyped_data()) : nullptr;
+  }
   template <class T>
   static T found(const ffi::ErrorOr<T>& decoded) {
     if (!decoded.has_value()) throw std::invalid_argument(decoded.error().message());

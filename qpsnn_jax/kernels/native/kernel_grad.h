@@ -231,7 +231,7 @@ inline void kernel_grad(const Pool& pool, const Conv& conv, const float* maps, c
     return *workers[worker];
   };
   const int64_t blocks = channels.number * outputs.number, length = worker_of(0).size(), all = blocks * length;
-  const UnsetFloats owner(images.number * all);
+  const Unset<float> owner(images.number * all);
   float* sums = owner.data();
   parallel_for(pool, images.number * blocks, [&](int64_t item, int worker) {
     const int64_t block = item % blocks;

@@ -23,8 +23,10 @@ struct Cell {
   Neurons neurons(const Floats& array) const {
     const auto shape = array.dimensions();
     const int64_t rows = shape[0] * shape[1], size = rows ? static_cast<int64_t>(array.element_count()) / rows : 0;
-    return {shape[0], shape[1], size, shape.back(), static_cast<float>(tau), static_cast<float>(threshold), inclusive,
-            soft};
+    return neurons(shape[0], shape[1], size, shape.back());
+  }
+  Neurons neurons(int64_t batch, int64_t steps, int64_t size, int64_t channels) const {
+    return {batch, steps, size, channels, static_cast<float>(tau), static_cast<float>(threshold), inclusive, soft};
   }
 };
 

@@ -19,7 +19,7 @@ constexpr int64_t kNear = (kLanes == 16 ? 48 : 1 << 20) << 10;
 // these takes `each` beside its sums.
 inline double list_cycles(const Windows& at, int64_t count, const Weights& weights, double rate, double each) {
   const double taps = static_cast<double>(at.kh * at.kw * count);
-  const double vector = weights.values.size() <= kNear ? 0.6 : 1.2;
+  const double vector = weights.size <= kNear ? 0.6 : 1.2;
   return taps * rate * (vector * (weights.stride / kLanes) + each) + 20.0 * at.kh;
 }
 
@@ -45,7 +45,7 @@ class Lists {
     const float* in = part.in + part.first;
     const auto [top, bottom] = at_.rows_read(begin, end);
     const int64_t total = (bottom - top) * at_.w * count;
-    const bool scattered = !blocks[0].turned.empty();
+    const bool scattered = blocks[0].scattered;
     const auto is_faster = [&, total](int64_t found, double each) {
       const double rate = total ? static_cast<double>(found) / total : 0;
       return list_cycles(at_, count, blocks[0], rate, each) < dense_cycles(at_, count, blocks[0]);
@@ -120,7 +120,7 @@ class Lists {
       for (int64_t r = std::max<int64_t>(0, at_.py - i); r < std::min(at_.kh, at_.h + at_.py - i); ++r) {
         const Scattered given{&starts_[(i + r - at_.py) * (at_.w + 1)], offsets_.data(), values_.data(), at_.w,
                               count * at_.kw * stride};
-        run(given, &weights.turned[r * count * at_.kw * stride], row_.data(), stride);
+        run(given, weights.turned.data() + r * count * at_.kw * stride, row_.data(), stride);
       }
       // Columns that no input reaches are 0.
       for (int64_t j = 0; j < at_.columns; ++j) {

@@ -11,6 +11,7 @@
 #include "bytes.h"
 #include "fours.h"
 #include "lists.h"
+#include "packed.h"
 #include "tables.h"
 #include "windows.h"
 
@@ -140,32 +141,41 @@ class Lookup {
   // -1 if others are not 0.
   int64_t pack(const Part& part, int64_t k, int64_t begin) {
     const int64_t top = begin * at_.sy - at_.py, images = std::min(images_ - k, together());
-    const int64_t pixels = columns_ * groups_, step = pixels + kPackedFours;
-    fours_.resize(together() * step);
+    const bool given = part.spikes != nullptr;
+    const int64_t pixel = given ? part.spikes->pixel_bytes() : ceil_div(part.count, kByte);
+    const int64_t step = given ? part.spikes->image_bytes() : columns_ * pixel;
     int64_t found = 0;
     for (int64_t y = std::max<int64_t>(0, top); y < std::min(at_.h, top + height_ * at_.sy); ++y) {
       if ((y - top) % at_.sy >= down_) continue;
-      for (int64_t image = 0; image < images; ++image) {
-        uint8_t* to = &fours_[image * step];
-        if (!pack_row(part, part.in + (k + image) * at_.in_size() + (y * at_.w + left_) * at_.inputs + part.first, to)) return -1;
-        found += count_bits(to, pixels);
-      }
+      const int64_t first = y * at_.w + left_;
+      const uint8_t* from = given ? part.spikes->bits(part.image + k) + first * pixel + part.first / kByte : packed_row(part, k, first, step);
+      if (!from) return -1;
+      for (int64_t image = 0; image < images; ++image) found += count_bits(from + image * step, columns_ * pixel);
       uint8_t* to = &maps_[(k >> shift_) * pitch_ * line() + place(y - top, at_.sy, right_, line())];
       for (const auto& [x, start] : phases_)
         with_constant<kMostShift + 1>(shift_ + 1, [&, x = x, start = start](auto above) {
-          const Interleaved<above - 1> from{&fours_[x * groups_], at_.sx * groups_, step};
-          transpose_bytes(from, ceil_div(columns_ - x, at_.sx) << shift_, groups_, to + start, size_);
+          const Interleaved<above - 1> rows{from + x * pixel, at_.sx * pixel, step};
+          divide_bytes(rows, ceil_div(columns_ - x, at_.sx) << shift_, groups_, to + start, size_);
         });
     }
     return found;
   }
 
-  bool pack_row(const Part& part, const float* row, uint8_t* to) const {
-    // The inputs of a row follow each other if they are whole fours.
-    if (part.count == at_.inputs && part.count % kFour == 0) return pack_fours(row, columns_ * part.count, to);
-    for (int64_t x = 0; x < columns_; ++x)
-      if (!pack_fours(row + x * at_.inputs, part.count, to + x * groups_)) return false;
-    return true;
+  // The bits of a row of a group of images, `step` bytes apart, from pixel `first` on; null if some numbers are not 0 or 1.
+  const uint8_t* packed_row(const Part& part, int64_t k, int64_t first, int64_t step) {
+    const int64_t images = std::min(images_ - k, together()), pixel = ceil_div(part.count, kByte);
+    bits_.resize(together() * step + kReadMore);
+    for (int64_t image = 0; image < images; ++image) {
+      const float* row = part.in + (k + image) * at_.in_size() + first * at_.inputs + part.first;
+      uint8_t* to = &bits_[image * step];
+      // The inputs of a row follow each other if they are whole bytes.
+      const bool together = part.count == at_.inputs && part.count % kByte == 0;
+      bool binary = !together || pack_bits(row, columns_ * part.count, to);
+      for (int64_t x = 0; x < columns_ && binary && !together; ++x)
+        binary = pack_bits(row + x * at_.inputs, part.count, to + x * pixel);
+      if (!binary) return nullptr;
+    }
+    return bits_.data();
   }
 
   // Some positions that follow each other.
@@ -185,7 +195,7 @@ class Lookup {
   // Two outputs.
   template <int V>
   void look_up_pair(const Weights& weights, int64_t o, const Start* starts, int16_t* to) {
-    const int8_t* tables = &weights.tables.sums[o * places_.size() * kEntries];
+    const int8_t* tables = weights.tables.sums.data() + o * places_.size() * kEntries;
     const uint8_t* maps[V];
     for (int v = 0; v < V; ++v) maps[v] = maps_.data() + starts[v].first;
     int64_t begin = 0;
@@ -281,7 +291,7 @@ class Lookup {
   std::vector<std::pair<int64_t, int64_t>> phases_;  // columns of a row that follow each other in a map: the first, and where
   std::vector<Start> starts_;  // of the vectors
   std::array<int64_t, kEight> eights_{};  // where the sums of 8 positions are, from those of the first one on
-  AlignedVector<uint8_t> maps_, fours_;
+  AlignedVector<uint8_t> maps_, bits_;
   AlignedVector<int16_t> sums_;
 };
 

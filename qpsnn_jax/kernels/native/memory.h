@@ -5,7 +5,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 namespace qpsnn {
@@ -77,18 +81,46 @@ template <class T>
 using AlignedVector = std::vector<T, Aligned<T>>;
 using AlignedFloats = AlignedVector<float>;
 
-// The same, with no values yet.
-class UnsetFloats {
+// Numbers with no values yet.
+template <class T>
+class Unset {
  public:
-  explicit UnsetFloats(int64_t count) : count_(count), data_(Aligned<float>().allocate(count)) {}
-  ~UnsetFloats() { Aligned<float>().deallocate(data_, count_); }
-  UnsetFloats(const UnsetFloats&) = delete;
-  UnsetFloats& operator=(const UnsetFloats&) = delete;
-  float* data() const { return data_; }
+  Unset() = default;
+  explicit Unset(int64_t count) : count_(count), data_(Aligned<T>().allocate(count)) {}
+  Unset(Unset&& other) noexcept { *this = std::move(other); }
+  Unset& operator=(Unset&& other) noexcept {
+    std::swap(count_, other.count_), std::swap(data_, other.data_);
+    return *this;
+  }
+  ~Unset() {
+    if (data_) Aligned<T>().deallocate(data_, count_);
+  }
+  bool empty() const { return count_ == 0; }
+  T* data() const { return data_; }
 
  private:
-  const int64_t count_;
-  float* const data_;
+  int64_t count_ = 0;
+  T* data_ = nullptr;
+};
+
+// Numbers that are filled in when they are first used, by whichever thread.
+class LazyFloats {
+ public:
+  using Fill = std::function<void(AlignedFloats&)>;
+  LazyFloats() = default;
+  explicit LazyFloats(Fill fill) : state_(std::make_shared<State>()) { state_->fill = std::move(fill); }
+  const float* data() const {
+    std::call_once(state_->once, [&] { state_->fill(state_->floats); });
+    return state_->floats.data();
+  }
+
+ private:
+  struct State {
+    std::once_flag once;
+    Fill fill;
+    AlignedFloats floats;
+  };
+  std::shared_ptr<State> state_;
 };
 
 }  // namespace qpsnn

@@ -123,19 +123,20 @@ struct Steps {
 
 // All steps of `count` neurons: their spikes, or membranes before the reset. `left` are their potentials, updated.
 template <bool Membranes, bool Residual>
-void run_steps(const Piece& piece, int64_t steps, int64_t count, float* left, const Steps& x, const Steps& places, float* to) {
+void run_steps(const Piece& piece, int64_t steps, int64_t count, float* left, const Steps& x, const Steps& residual,
+               const Steps& result, float* to) {
   for (int64_t t = 0; t < steps; ++t) {
-    const int64_t from = x.at(t), place = places.at(t);
+    const int64_t from = x.at(t), added = residual.at(t), place = result.at(t);
     each_vector(count, [=](int64_t i, auto some) {
-      const auto [charged, spike] = piece.step(left + i, piece.current<Residual>(from, place, i, some));
+      const auto [charged, spike] = piece.step(left + i, piece.current<Residual>(from, added, i, some));
       some.store(to + place + i, Membranes ? charged : spike);
     });
   }
 }
 
-// Spikes or membranes before the reset, and if it is given `last`, the potentials after the last step.
+// Spikes or membranes before the reset.
 template <bool Membranes, bool Residual>
-void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result, float* last = nullptr) {
+void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result) {
   const Layer layer(n, from, 1024);
   std::vector<AlignedFloats> potentials(pool.threads);
   layer.pieces.each(
@@ -145,8 +146,7 @@ void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result
         float* left = potentials[worker].data();
         layer.start(left, example * n.size + start, count);
         const Steps places{example * n.steps * n.size + start, n.size};
-        run_steps<Membranes, Residual>(layer.piece(), n.steps, count, left, places, places, result);
-        if (last) std::copy_n(left, count, last + example * n.size + start);
+        run_steps<Membranes, Residual>(layer.piece(), n.steps, count, left, places, places, places, result);
       },
       [](int64_t, int) {});
 }

@@ -30,32 +30,41 @@ inline float largest_integer(int64_t count, const float* numbers) {
 
 #if defined(QPSNN_LOOKUP)
 
-// The ends of Tables, for weights r s c o.
-inline std::vector<int64_t> ends_of(int64_t taps, int64_t count, const float* weights, int64_t stride) {
-  std::vector<int64_t> ends;
-  const int64_t groups = ceil_div(count, kFour);
-  // By output, the least and the largest sums so far, and those of one table.
-  AlignedFloats low(stride), high(stride), least(stride), most(stride);
-  for (int64_t tap = 0; tap < taps; ++tap)
-    for (int64_t group = 0; group < groups; ++group) {
-      Whole fits = ~Whole{};
-      for (int64_t o = 0; o < stride; o += kLanes) {
-        Vector negative = {}, positive = {};
-        for (int64_t c = group * kFour; c < std::min(count, group * kFour + kFour); ++c) {
-          const Vector w = load(weights + (tap * count + c) * stride + o), above = w > 0 ? w : all(0);
-          positive += above, negative += w - above;
-        }
-        store(&least[o], negative), store(&most[o], positive);
-        fits &= load(&low[o]) + negative >= all(INT8_MIN) & load(&high[o]) + positive <= all(INT8_MAX);
+// Finds the ends of Tables, from the weights of one table after another.
+class Ends {
+ public:
+  explicit Ends(int64_t stride) : stride_(stride), low_(stride), high_(stride), least_(stride), most_(stride) {}
+
+  // The weights of four inputs, `stride` floats apart, are those of table `place`.
+  void add(const float* weights, int64_t place) {
+    Whole fits = ~Whole{};
+    for (int64_t o = 0; o < stride_; o += kLanes) {
+      Vector negative = {}, positive = {};
+      for (int64_t c = 0; c < kFour; ++c) {
+        const Vector w = load(weights + c * stride_ + o), above = w > 0 ? w : all(0);
+        positive += above, negative += w - above;
       }
-      bool all_fit = true;
-      for (int lane = 0; lane < kLanes; ++lane) all_fit &= fits[lane] != 0;
-      if (!all_fit) ends.push_back(tap * groups + group);
-      for (int64_t o = 0; o < stride; ++o) low[o] = all_fit * low[o] + least[o], high[o] = all_fit * high[o] + most[o];
+      const Vector low = load(&low_[o]) + negative, high = load(&high_[o]) + positive;
+      store(&least_[o], negative), store(&most_[o], positive), store(&low_[o], low), store(&high_[o], high);
+      fits &= low >= all(INT8_MIN) & high <= all(INT8_MAX);
     }
-  ends.push_back(taps * groups);
-  return ends;
-}
+    for (int lane = 0; lane < kLanes; ++lane)
+      if (!fits[lane]) {
+        ends_.push_back(place), low_ = least_, high_ = most_;
+        break;
+      }
+  }
+
+  std::vector<int64_t> until(int64_t end) {
+    ends_.push_back(end);
+    return std::move(ends_);
+  }
+
+ private:
+  const int64_t stride_;
+  AlignedFloats low_, high_, least_, most_;  // by output: the sums since the last end, and those of one table
+  std::vector<int64_t> ends_;
+};
 
 // Eight numbers as bytes.
 inline __m128i bytes_of_eight(const float* from) {
@@ -64,12 +73,12 @@ inline __m128i bytes_of_eight(const float* from) {
   return _mm_packs_epi16(shorts, shorts);
 }
 
-// The tables of 8 outputs, from the weights of up to 4 inputs, `stride` floats apart; to(output) says where.
+// The tables of 8 outputs, from the weights of four inputs, `stride` floats apart; to(output) says where.
 template <class To>
-void fill_tables(const float* weights, int64_t inputs, int64_t stride, const To& to) {
+void fill_tables(const float* weights, int64_t stride, const To& to) {
   __m128i sums[kEntries] = {}, pairs[8], fours[8];
   for (int64_t c = 0; c < kFour; ++c) {
-    const __m128i w = c < inputs ? bytes_of_eight(weights + c * stride) : _mm_setzero_si128();
+    const __m128i w = bytes_of_eight(weights + c * stride);
     for (int64_t k = 0; k < 1 << c; ++k) sums[(1 << c) + k] = _mm_add_epi8(sums[k], w);
   }
   // Transposed: all outputs of a sum, then all sums of an output.
@@ -89,28 +98,45 @@ void fill_tables(const float* weights, int64_t inputs, int64_t stride, const To&
   }
 }
 
-// The tables of weights r s c o, `stride` floats apart for every r s c, that are integers up to `largest`; none if these are
-// not small.
-inline Tables tables_of(int64_t taps, int64_t count, const float* weights, int64_t stride, float largest) {
+// The largest magnitude of weights that are integers, infinity if some are not; row(tap, c, to) copies those of an input, `stride`
+// floats. Fills in `tables` if it is given and the weights are small.
+template <class Row>
+float look_over(int64_t taps, int64_t count, int64_t stride, const Row& row, Tables* tables) {
   constexpr float kMost = 31;  // four of them fit into a byte
-  Tables found;
-  if (largest == 0 || largest > kMost || largest * taps * count > INT16_MAX) return found;
   const int64_t groups = ceil_div(count, kFour);
-  found.sums.resize(stride * taps * groups * kEntries);
-  for (int64_t tap = 0; tap < taps; ++tap)
-    for (int64_t group = 0; group < groups; ++group)
-      for (int64_t o = 0; o < stride; o += 8)
-        fill_tables(weights + (tap * count + group * kFour) * stride + o, count - group * kFour, stride, [&](int64_t k) {
-          const int64_t output = o + k, place = ((output / 2 * taps + tap) * groups + group) * 2 + output % 2;
-          return &found.sums[place * kEntries];  // by pairs of outputs
-        });
-  found.ends = ends_of(taps, count, weights, stride);
-  return found;
+  AlignedFloats four(kFour * stride);
+  Unset<int8_t> sums(tables ? stride * taps * groups * kEntries : 0);
+  Ends ends(stride);
+  float largest = 0;
+  for (int64_t place = 0; place < taps * groups && largest < INFINITY; ++place) {
+    const int64_t tap = place / groups, c = place % groups * kFour;
+    for (int64_t k = 0; k < kFour; ++k)
+      c + k < count ? row(tap, c + k, &four[k * stride]) : void(std::fill_n(&four[k * stride], stride, 0.0f));
+    largest = std::max(largest, largest_integer(kFour * stride, four.data()));
+    if (largest > kMost || largest * taps * count > INT16_MAX) tables = nullptr;
+    if (!tables) continue;
+    for (int64_t o = 0; o < stride; o += 8)
+      fill_tables(&four[o], stride, [&](int64_t k) {  // by pairs of outputs
+        return sums.data() + (((o + k) / 2 * taps * groups + place) * 2 + k % 2) * kEntries;
+      });
+    ends.add(four.data(), place);
+  }
+  if (tables && largest > 0) *tables = {std::move(sums), ends.until(taps * groups)};
+  return largest;
 }
 
 #else
 
-inline Tables tables_of(int64_t, int64_t, const float*, int64_t, float) { return {}; }
+template <class Row>
+float look_over(int64_t taps, int64_t count, int64_t stride, const Row& row, Tables*) {
+  AlignedFloats weights(stride);
+  float largest = 0;
+  for (int64_t i = 0; i < taps * count && largest < INFINITY; ++i) {
+    row(i / count, i % count, weights.data());
+    largest = std::max(largest, largest_integer(stride, weights.data()));
+  }
+  return largest;
+}
 
 #endif
 

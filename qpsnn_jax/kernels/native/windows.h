@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "packed.h"
 #include "scatter.h"
 #include "vectors.h"
 
@@ -34,7 +35,7 @@ constexpr int64_t kBlockInputs = 128, kBlockVectors = kRegisters * 3 / 4;
 // All sums of four neighbouring weights that are small integers, none of others: pairs of outputs, r s, four inputs, the two
 // outputs, the 16 sums. The sums of the tables from one of the `ends`, or the first table, up to the next fit into bytes.
 struct Tables {
-  AlignedVector<int8_t> sums;
+  Unset<int8_t> sums;
   std::vector<int64_t> ends;
 };
 
@@ -46,14 +47,15 @@ struct SignedWeights {
 };
 
 // Weights r s c o of a block of inputs and one of outputs, o filled up with zeros to whole vectors. `turned` are the same as
-// r c s o, from the last s to the first, where they can be scattered.
+// r c s o, from the last s to the first, if they are `scattered`.
 struct Weights {
-  AlignedFloats values, turned;
-  int64_t stride;  // floats of one r s c
-  Tables tables;
-  SignedWeights signs;
-  bool integers = false;  // up to 255, whose sums are exact in any order where the inputs are 0 and 1
+  int64_t size = 0, stride = 0;  // floats of all, and of one r s c
+  LazyFloats values, turned;
+  bool scattered = false;
   bool gradient = false;  // whose sums may be in any order
+  bool integers = false;  // up to 255, whose sums are exact in any order where the inputs are 0 and 1
+  Tables tables = {};
+  SignedWeights signs = {};
 };
 
 // Whether the taps of an input along a row are few vectors.
@@ -62,9 +64,11 @@ inline bool are_scattered(const Windows& at, int64_t vectors) {
 }
 
 // What some images give to their sums: their inputs [first, first + count), by the weights of these for all outputs. Later
-// parts of the inputs are added to what earlier ones gave.
+// parts of the inputs are added to what earlier ones gave. The inputs are those of `spikes` from `image` on if these are given.
 struct Part {
   const float* in;
+  const PackedSpikes* spikes;
+  int64_t image;
   const std::vector<Weights>& weights;
   int64_t first, count;
   float* out;

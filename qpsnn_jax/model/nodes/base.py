@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.kernels.affine import Affine
+from qpsnn_jax.kernels.affine import Numbers
 from qpsnn_jax.kernels.dispatch import Precision
 
 Leaves = dict[str, Array]
@@ -87,7 +87,7 @@ class Context(NamedTuple):
 class Result(NamedTuple):
     """The result of a node: ``output`` ``b [t] …``, what ``capture`` receives if that is more, leaves and its state."""
 
-    output: Array | Affine
+    output: Numbers
     trace: Any = None
     updates: Mapping[str, Array] | None = None
     state: Any = None
@@ -142,7 +142,8 @@ class Node(ABC):
     ``fires`` means that its trace is a :class:`~qpsnn_jax.numerics.neurons.LIFTrace`, by which pruning scores its
     channels; ``counts_operations`` that its trace has ``operations`` (``b`` or ``b t``), which :meth:`measure` returns
     instead of rates. ``uses_affine`` means that :meth:`run` takes inputs, and with ``Context.affine`` may return an
-    output, that still have to be computed (:class:`~qpsnn_jax.kernels.affine.Affine`).
+    output, that still have to be computed (:class:`~qpsnn_jax.kernels.affine.Affine`), and takes spikes that have bits
+    too (:class:`~qpsnn_jax.kernels.packed.Spikes`).
     """
 
     name: str

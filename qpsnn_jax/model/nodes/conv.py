@@ -10,9 +10,10 @@ import numpy as np
 from jax import Array
 from jax.nn.initializers import variance_scaling
 
-from qpsnn_jax.kernels.affine import Affine, computed
+from qpsnn_jax.kernels.affine import Numbers, computed
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve, shared_convolution
 from qpsnn_jax.kernels.geometry import Geometry, Pair
+from qpsnn_jax.kernels.packed import Spikes
 from qpsnn_jax.model.nodes.base import Activity, Context, Count, Leaf, Leaves, Result, Value, Values
 from qpsnn_jax.model.nodes.checks import image_shape, integer_fields, output_hw, tuple_fields
 from qpsnn_jax.model.nodes.quantizer import Quantizer
@@ -91,7 +92,7 @@ class Conv(Weighted):
         groups = 1 if self.groups == 1 else self.groups * features // self.features
         return dataclasses.replace(self, features=features, groups=groups)
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Numbers], context: Context) -> Result:
         """The convolution, by a fast exact algorithm if the input is spikes and the weights are quantized."""
         x, (given,) = computed(inputs[0]), context.inputs
         options: dict[str, Any] = {"strides": self.strides, "padding": self.padding, "groups": self.groups}
@@ -101,7 +102,8 @@ class Conv(Weighted):
             # The fast algorithms of a CPU take odd integers; those of three levels are even, and masked ones zero.
             sums, odd = conv_spikes, quantizer.levels is None and not self.masked
             options |= {"bits": quantizer.bits, "odd": odd}
-        linear, shared = partial(sums, **options), partial(shared_convolution, **options)
+        maps = inputs[0] if isinstance(inputs[0], Spikes) else x
+        linear, shared = partial(sums, **options), partial(shared_convolution, maps, **options)
         return Result(self.apply_linear(linear, leaves, x, context, shared))
 
     def synapses(self, inputs: Values, mask: np.ndarray | None = None) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.nn.initializers import lecun_normal
 
-from qpsnn_jax.kernels.affine import Affine, computed
+from qpsnn_jax.kernels.affine import Numbers, computed
 from qpsnn_jax.kernels.products import einsum_spikes
 from qpsnn_jax.model.nodes.base import Context, Leaf, Leaves, Result, Value, Values
 from qpsnn_jax.model.nodes.quantizer import Quantizer
@@ -47,7 +47,7 @@ class Dense(Weighted):
         """``kernel`` i o, ``bias`` and ``gain``."""
         return self.weighted_leaves((inputs[0].shape[-1], self.features), lecun_normal())
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Numbers], context: Context) -> Result:
         """The product with the weights."""
         linear: Callable[[Array, Array], Array] = jnp.matmul
         if context.inputs[0].spiking:

@@ -14,7 +14,7 @@ from jax import Array
 from jax.nn.initializers import zeros
 
 from qpsnn_jax.kernels import neurons as native_neurons
-from qpsnn_jax.kernels.affine import Affine, computed
+from qpsnn_jax.kernels.affine import Numbers, computed
 from qpsnn_jax.model.nodes.base import (
     Activity,
     Context,
@@ -162,14 +162,14 @@ class LIF(Neuron):
         """:func:`qpsnn_jax.lif_trace` of the currents."""
         return lif_trace(currents, initial=state, **self._cell(leaves, currents.ndim))
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Numbers], context: Context) -> Result:
         """Its spikes; by a native kernel where there is one, if τ and θ are numbers and the precision is ``auto``."""
         constant = isinstance(self.tau, float) and isinstance(self.threshold, float)
         # A subclass may trace otherwise.
         if not constant or context.precision == "exact" or type(self).trace is not _LIF_TRACE:
             return super().run(leaves, [computed(x) for x in inputs], context)
-        state, trace = native_neurons.lif_trace(inputs[0], context.state, **self._cell(leaves))
-        return Result(trace.spikes, trace, state=state)
+        state, trace, spikes = native_neurons.lif_trace(inputs[0], context.state, **self._cell(leaves))
+        return Result(spikes, trace, state=state)
 
     def _cell(self, leaves: Leaves, axes: int = 2) -> dict[str, Any]:
         surrogate = SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate

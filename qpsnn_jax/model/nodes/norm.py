@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.nn.initializers import constant, ones, zeros
 
-from qpsnn_jax.kernels.affine import Affine, computed
+from qpsnn_jax.kernels.affine import Affine, Numbers, computed
 from qpsnn_jax.kernels.moments import channel_moments
 from qpsnn_jax.model.nodes.base import Context, Leaf, Leaves, Result, Unary, Value, Values
 from qpsnn_jax.model.nodes.checks import float_fields
@@ -45,7 +45,7 @@ class BatchNorm(Unary):
         stats = {"mean": Leaf(shape, zeros, axes, "batch_stats"), "var": Leaf(shape, ones, axes, "batch_stats")}
         return params | stats
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Numbers], context: Context) -> Result:
         """Normalized by the running moments; in training by those of the batch, which then update the running ones."""
         x = Affine.of(inputs[0]) if context.affine else computed(inputs[0])
         if not context.train:

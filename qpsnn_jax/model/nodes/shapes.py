@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from qpsnn_jax.kernels.affine import Affine, computed
+from qpsnn_jax.kernels.affine import Affine, Numbers, computed
+from qpsnn_jax.kernels.packed import Spikes
 from qpsnn_jax.model.nodes.base import Channels, Context, Leaves, Node, Result, Unary, Value, Values
 from qpsnn_jax.model.nodes.checks import image_shape, integer_fields, tuple_fields
 
@@ -135,11 +136,11 @@ class Add(Node):
             raise ValueError(f"adds {self.first!r} of shape {first.shape} to {self.second!r} of {second.shape}.")
         return Value(first.shape, first.timed or second.timed, spiking=False)
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array | Affine], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Numbers], context: Context) -> Result:
         """The sum."""
         first, second = inputs
         if context.affine:
             affine, other = (first, second) if isinstance(first, Affine) else (second, first)
             if isinstance(affine, Affine) and affine.residual is None:
-                return Result(affine._replace(residual=computed(other)))
+                return Result(affine._replace(residual=other if isinstance(other, Spikes) else computed(other)))
         return Result(computed(first) + computed(second))

@@ -82,13 +82,13 @@ class Weighted(Unary):
         leaves: Leaves,
         x: Array,
         context: Context,
-        shared: Callable[[Array, Array], Convolution | None] = lambda x, kernel: None,
+        shared: Callable[[Array], Convolution | None] = lambda kernel: None,
     ) -> Array | Affine:
         """``linear(x, kernel)`` on ``b [t] …`` with time folded into the batch, then scale and bias.
 
         A quantized layer multiplies by odd integers and scales the sums, so that on spikes the sums are exactly those
         of an integer device. Weights are quantized in their own dtype; everything after has the dtype of x.
-        ``shared(x, kernel)`` is the convolution that whatever reads the sums may compute itself.
+        ``shared(kernel)`` is the convolution that whatever reads the sums may compute itself.
         """
         timed = context.inputs[0].timed
         if x.dtype == jnp.float16 and self.quantizer is not None:
@@ -97,7 +97,7 @@ class Weighted(Unary):
             return computed(y).astype(x.dtype)
         kernel, scale = self._factors(leaves)
         kernel = kernel.astype(x.dtype)
-        convolution = shared(x, kernel) if context.affine and not context.train else None
+        convolution = shared(kernel) if context.affine and not context.train else None
         y = linear(x.reshape(-1, *x.shape[2:]) if timed else x, kernel)
         y = y.reshape(*x.shape[:2], *y.shape[1:]) if timed else y
         scale = None if scale is None else scale.astype(x.dtype).ravel()

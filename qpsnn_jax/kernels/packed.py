@@ -1,0 +1,21 @@
+"""Spikes between native calls: as bits, a 32nd of the memory, and as numbers for whatever else reads them."""
+
+from typing import NamedTuple
+
+from jax import Array
+
+
+class Spikes(NamedTuple):
+    """Spikes 0, 1 and NaN ``b t h w c``, and the same as ``bits`` for native calls, which hold nothing elsewhere.
+
+    A program has both; lowering removes the one that is not read.
+    """
+
+    array: Array
+    bits: Array
+
+
+def bits_shape(shape: tuple[int, ...]) -> tuple[int]:
+    """The shape of the ``bits``, bytes, for spikes of a shape; native/packed.h says what they are."""
+    batch, steps, h, w, channels = shape
+    return (batch * steps * (2 * h * w * -(-channels // 8) + 1) + 8,)
