@@ -13,6 +13,7 @@
 #include "neurons.h"
 #include "pooling.h"
 #include "ranks.h"
+#include "waiting.h"
 
 using namespace qpsnn;
 
@@ -265,7 +266,7 @@ static int fails_to_schedule() {
 int main() {
   std::vector<std::thread> threads;
   const Pool pool{4, [&](std::function<void()> task) { threads.emplace_back(std::move(task)); }};
-  const Pool one{1, [](std::function<void()>) {}};
+  const Pool one{1, [](std::function<void()>) {}}, waiting = with_waiting(pool);
   int wrong = 0;
 #ifdef __SANITIZE_THREAD__  // What threads share does not depend on the number of outputs, and watching them is slow.
   const std::vector<int64_t> wide{150}, narrow{1, 20};
@@ -355,10 +356,11 @@ int main() {
   wrong += check(pool, {9, 16, 15, 130, 0, 0, 100, 3, 3, 1, 1, 1, 1}, 0.5, true);
 #endif
   const Pool three{3, pool.schedule};
-  wrong += differences({one, three, pool}, {36, 4, 3, 9, 0, 0, 12, 3, 3, 1, 1, 1, 1});
-  wrong += differences({one, three, pool}, {20, 7, 9, 17, 0, 0, 5, 3, 3, 2, 2, 1, 1});
-  wrong += differences({one, three, pool}, {6, 20, 20, 4, 0, 0, 70, 3, 3, 1, 1, 1, 1});
-  for (int64_t failing : {0, 500, 999}) wrong += fails(pool, failing);
+  wrong += differences({one, three, pool, waiting}, {36, 4, 3, 9, 0, 0, 12, 3, 3, 1, 1, 1, 1});
+  wrong += differences({one, three, pool, waiting}, {20, 7, 9, 17, 0, 0, 5, 3, 3, 2, 2, 1, 1});
+  wrong += differences({one, three, pool, waiting}, {6, 20, 20, 4, 0, 0, 70, 3, 3, 1, 1, 1, 1});
+  for (int64_t failing : {0, 500, 999}) wrong += fails(pool, failing) + fails(waiting, failing);
+  for (int64_t i = 0; i < 200; ++i) wrong += run_over_channels(waiting, 2, 1, 3, 3, 1 + i % 3);  // one short loop after another
   wrong += fails_to_schedule();
   for (std::thread& thread : threads) thread.join();
   if (wrong) std::printf("%d numbers are wrong\n", wrong);

@@ -180,6 +180,45 @@ def test_weights_that_are_not_finite_show():
     assert np.isnan(np.asarray(shared)).any()
 
 
+def test_spikes_that_only_such_calls_read_are_never_numbers():
+    """Of five layers of spikes in two blocks, the strided shortcut and what follows the last one read numbers."""
+    graph = GRAPHS["quantized"]
+    given = random_variables(graph), images_of(graph)
+    text = jax.jit(currents(graph)).lower(*given).compile().as_text()
+    assert text.count('"qpsnn_jax.unpack_spikes"') == 2
+
+    def spikes(variables, images):
+        return SpikingNetwork(graph).apply(variables, images, capture=["lif1"]).captured["lif1"].spikes
+
+    assert set(np.unique(jax.jit(spikes)(*given))) == {0, 1}
+
+
+@pytest.mark.parametrize("channels", [3, 8, 13, 33])
+def test_nan_spikes_stay_where_they_are(channels, apart):
+    """Through convolutions and residual sums, of any number of channels."""
+    layers = (
+        Input("image", (9, 7, 2)),
+        Conv("conv0", "image", channels),
+        LIF("lif0", "conv0", threshold=0.1),
+        Conv("conv1", "lif0", channels, quantizer=Quantizer(2)),
+        nodes.Add("add1", "conv1", "lif0"),
+        LIF("lif1", "add1"),
+        Conv("conv2", "lif1", 5, quantizer=Quantizer(2)),
+        LIF("lif2", "conv2"),
+        Flatten("flatten", "lif2"),
+    )
+    graph = Graph(layers, timesteps=2)
+    variables, images = random_variables(graph), np.array(images_of(graph, 20))
+    images[3, 2, 1, 0] = images[11, 8, 6, 1] = np.nan
+    assert calls(currents(graph), variables, images) == (3, 0, 0)
+    found = np.asarray(jax.jit(currents(graph))(variables, images))
+    np.testing.assert_array_equal(found, apart(currents(graph), variables, images))
+    nan = np.isnan(found).any((1, 2))
+    assert nan[[3, 11]].all()
+    assert nan.sum() == 2
+    assert 0 < np.nanmean(found) < 1
+
+
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_exports_contain_no_call_and_any_batch(platform):
     graph = GRAPHS["quantized"]

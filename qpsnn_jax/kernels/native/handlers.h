@@ -10,6 +10,7 @@
 
 #include "geometry.h"
 #include "parallel.h"
+#include "waiting.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace qpsnn {
@@ -27,7 +28,7 @@ struct Call {
 
   Pool pool() const {
     const int count = static_cast<int>(std::max<int64_t>(1, threads.num_threads()));
-    return {count, [this](std::function<void()> task) { threads.Schedule(std::move(task)); }};
+    return with_waiting({count, [this](std::function<void()> task) { threads.Schedule(std::move(task)); }});
   }
   Floats operand(size_t i) const { return found(operands.get<Floats>(i)); }
   Floats result(size_t i) const { return *found(results.get<Floats>(i)); }
