@@ -24,7 +24,7 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a side took: seconds of each turn, and how far its first loss is from ours, relatively.
+    """What a side took: seconds of a run in each turn, and how far its first loss is from ours, relatively.
 
     ``first`` are the seconds from nothing to that loss, compilation included.
     """
@@ -37,6 +37,18 @@ class Row(NamedTuple):
 
 # From a case, what does the work once, waits for it, and returns the loss.
 Side = Callable[[Case], Callable[[], float]]
+
+
+_TURN_SECONDS = 0.2
+
+
+def _repeat(run: Callable[[], float]) -> tuple[float, int]:
+    """Once, or until a turn is over: the seconds and the number of runs."""
+    started, runs = time.perf_counter(), 0
+    while runs == 0 or time.perf_counter() - started < _TURN_SECONDS:
+        run()
+        runs += 1
+    return time.perf_counter() - started, runs
 
 
 def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
@@ -57,10 +69,9 @@ def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(repeats):
         for name, run in ready.items():
-            run()  # what the side before has left in caches and in the system's free memory is not timed
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
+            _repeat(run)  # not timed, until caches are filled and the threads of the side before sleep
+            took, runs = _repeat(run)
+            seconds[name].append(took / runs)
     ours = next(iter(losses.values()))
     for name, loss in losses.items():
         yield Row(name, seconds[name], abs(loss - ours) / abs(ours), first[name])

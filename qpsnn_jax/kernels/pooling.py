@@ -1,4 +1,4 @@
-"""Max-pools, in plain JAX, and with a native gradient where windows do not overlap."""
+"""Max-pools, in plain JAX, and natively where windows do not overlap: gradients, and spikes as bits."""
 
 from functools import partial
 from itertools import product
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from qpsnn_jax.kernels.geometry import Pair
-from qpsnn_jax.kernels.native.call import native_call
+from qpsnn_jax.kernels.native.call import native_call, packing_call
+from qpsnn_jax.kernels.packed import Spikes, bits_shape
 from qpsnn_jax.kernels.saved import Saved, restored, when_needed
 
 
@@ -51,8 +52,49 @@ def _backward(window: Pair, spikes: bool, saved: Array | Saved, cotangent: Array
     return (found.reshape(x.shape),)
 
 
+pool_tiles.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pool_bits(x: Array, bits: Array, window: Pair) -> Spikes:
+    (pooled,) = packing_call(
+        "max_pool_spikes",
+        _pool_spikes,
+        Spikes(x, bits),
+        results=(_pooled_shape(x, window),),
+        window=window,
+        shape=(x.shape[0] * x.shape[1], *x.shape[2:]),
+    )
+    return pooled
+
+
+def _bits_forward(x: Array, bits: Array, window: Pair) -> tuple[Spikes, Array | Saved]:
+    del bits  # where anything is differentiated, nothing reads them
+    pooled, saved = _forward(x, window, True)
+    return Spikes(pooled, jnp.zeros(bits_shape(pooled.shape), jnp.uint8)), saved
+
+
+def _bits_backward(window: Pair, saved: Array | Saved, cotangent: Spikes) -> tuple[Array, None]:
+    return *_backward(window, True, saved, cotangent.array), None
+
+
+_pool_bits.defvjp(_bits_forward, _bits_backward)
+
+
+def pool_packed(x: Spikes, window: Pair) -> Spikes:
+    """:func:`pool_tiles` of spikes ``b t h w c``; on a CPU their bits are merged, where nothing is differentiated."""
+    return _pool_bits(*x, window)
+
+
+def _pool_spikes(x: Array, *, window: Pair, shape: tuple[int, ...]) -> Array:
+    del shape  # of the native call, which gets the bits
+    return max_pool(x, window, window, (0, 0))
+
+
+def _pooled_shape(x: Array, window: Pair) -> tuple[int, ...]:
+    batch, steps, h, w, channels = x.shape
+    return batch, steps, h // window[0], w // window[1], channels
+
+
 def _grad(maps: Array, cotangent: Array, *, window: Pair) -> Array:
     return jax.vjp(lambda x: max_pool(x, window, window, (0, 0)), maps)[1](cotangent)[0]
-
-
-pool_tiles.defvjp(_forward, _backward)

@@ -20,7 +20,7 @@ def compiled(source: str, name: str, directory: Path) -> tuple[Path, subprocess.
     # The quickest to compile and run; threads are slow to watch where nothing is optimized.
     level = "-O1" if name == "thread" else "-Og"
     options = ["-std=c++17", level, "-g1", "-pthread", f"-fsanitize={name}", "-fno-sanitize-recover=all"]
-    options += [*library.target(), f"-I{SOURCES}"]
+    options += [*library.target(), f"-I{SOURCES}", f"-I{Path(__file__).parent}"]
     text = subprocess.run(
         [*command, *options, "-x", "c++", "-", "-o", str(program)], input=source, capture_output=True, text=True
     )

@@ -193,6 +193,34 @@ def test_spikes_that_only_such_calls_read_are_never_numbers():
     assert set(np.unique(jax.jit(spikes)(*given))) == {0, 1}
 
 
+@pytest.mark.parametrize(("size", "window"), [((12, 9), (2, 2)), ((9, 7), (3, 2)), ((4, 3), (4, 3))])
+def test_max_pools_of_spikes_are_an_or_of_bits(size, window, apart):
+    layers = (
+        Input("image", (*size, 2), frames=True),
+        Conv("conv0", "image", 11),
+        LIF("lif0", "conv0", threshold=0.1),
+        nodes.MaxPool("pool0", "lif0", window, window),
+        Conv("conv1", "pool0", 6, quantizer=Quantizer(2)),
+        LIF("lif1", "conv1"),
+        Flatten("flatten", "lif1"),
+    )
+    graph = Graph(layers, timesteps=3)
+    run, variables, images = currents(graph), random_variables(graph), np.array(images_of(graph, 9))
+    text = jax.jit(run).lower(variables, images).compile().as_text()
+    counts = {"max_pool_spikes": 1, "conv_lif_spikes": 2, "unpack_spikes": 1}
+    assert {name: text.count(f'"qpsnn_jax.{name}"') for name in counts} == counts
+    grad = jax.grad(lambda *given: jnp.vdot(run(*given), run(*given) + 1), (0, 1))
+    for found, wanted in zip(
+        jax.tree.leaves(jax.jit(grad)(variables, images)), jax.tree.leaves(apart(grad, variables, images)), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+    images[2, 1, 3, 1, 0] = np.nan
+    found = np.asarray(jax.jit(run)(variables, images))
+    np.testing.assert_array_equal(found, apart(run, variables, images))
+    assert np.isnan(found).any()
+    assert 0 < np.nanmean(found) < 1
+
+
 @pytest.mark.parametrize("channels", [3, 8, 13, 33])
 def test_nan_spikes_stay_where_they_are(channels, apart):
     """Through convolutions and residual sums, of any number of channels."""

@@ -57,6 +57,31 @@ inline Vector floats(const Eights& x) {
 
 #endif
 
+// Where a compiler keeps them in a register.
+inline Bytes bytes_at(const uint8_t* from) {
+  Vector bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return reinterpret_cast<Bytes>(held(bytes));
+}
+
+// 16 bytes, repeated.
+inline Bytes table_at(const int8_t* from) {
+  return repeated(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+inline void write_shorts(Shorts sums, bool add, int16_t* to) {
+  Shorts before;
+  std::memcpy(&before, to, sizeof before);
+  sums = add ? sums + before : sums;
+  std::memcpy(to, &sums, sizeof sums);
+}
+
+// Writes bytes as 16 bits, or adds them to those that are there.
+inline void widen(Bytes bytes, bool add, int16_t* to) {
+  write_shorts(lower(bytes), add, to);
+  write_shorts(upper(bytes), add, to + 2 * kLanes);
+}
+
 // to[k] is number k of kLanes rows of 16-bit integers, `row` apart.
 inline void transpose(const int16_t* from, int64_t row, Eights (&to)[kEight]) {
   for (int part = 0; part < kLanes / kEight; ++part, from += kEight * row) {

@@ -11,16 +11,18 @@ template <bool Residual>
 class PackingNeurons {
  public:
   // What a piece has of all steps stays in the cache.
-  PackingNeurons(const Pool& pool, const Neurons& n, const Currents& from, const PackedSpikes* residual, const PackedSpikes& spikes,
-                 float* last)
-      : layer_(n, from, std::clamp<int64_t>(16384 / std::max<int64_t>(1, n.steps), 64, 1024)), n_(n), residual_(residual), spikes_(spikes), last_(last), scratch_(pool.threads) {}
+  PackingNeurons(const Pool& pool, const Neurons& n, const Currents& from, const PackedSpikes* residual,
+                 const PackedSpikes& spikes, float* last)
+      : layer_(n, from, std::clamp<int64_t>(16384 / std::max<int64_t>(1, n.steps), 64, 1024)), n_(n), residual_(residual),
+        spikes_(spikes), last_(last), scratch_(pool.threads) {}
 
   const Pieces& pieces() const { return layer_.pieces; }
 
   // Those [start, start + count) of an example, whole pixels, whose sums are at the places `x` of `sums`.
   void run(int64_t example, int64_t start, int64_t count, const float* sums, const Steps& x, int worker) {
-    const int64_t length = pieces().length, pixel = start / n_.channels, pixels = count / n_.channels, image = example * n_.steps;
-    scratch_[worker].resize((1 + 2 * n_.steps) * length);
+    const int64_t length = pieces().length, image = example * n_.steps;
+    const int64_t pixel = start / n_.channels, pixels = count / n_.channels;
+    scratch_[worker].resize((1 + (residual_ ? 2 : 1) * n_.steps) * length);
     float *left = scratch_[worker].data(), *found = left + length, *residual = found + n_.steps * length;
     layer_.start(left, example * n_.size + start, count);
     Piece piece = layer_.piece();
@@ -43,28 +45,32 @@ class PackingNeurons {
   std::vector<AlignedFloats> scratch_;
 };
 
-// The spikes of lif() for the sums of maps b [t] h w i, in the place of currents.x, which is not read, and the potentials after the
-// last step, b size. Maps without steps are the same at every step. The residual is `packed` if that is given.
+// Sums first, then neurons.
 template <bool Residual>
-void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const Maps& maps, const float* kernel, const Currents& currents,
-              const PackedSpikes* packed, const PackedSpikes& spikes, float* last) {
+void conv_then_lif(const Pool& pool, const Conv& conv, const Neurons& n, const Maps& maps, const float* kernel,
+                   PackingNeurons<Residual>& neurons) {
+  AlignedFloats sums(conv.images * n.size);
+  conv_sums(pool, conv, maps, kernel, sums.data());
+  neurons.pieces().each(
+      pool, [](int) {},
+      [&](int64_t example, int64_t start, int64_t count, int worker) {
+        neurons.run(example, start, count, sums.data(), {example * n.steps * n.size + start, n.size}, worker);
+      },
+      [](int64_t, int) {});
+}
+
+// The spikes of lif() for the sums of maps b [t] h w i, in the place of currents.x, which is not read, and the potentials
+// after the last step, b size. Maps without steps are the same at every step. The residual is `packed` if that is given.
+template <bool Residual>
+void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const Maps& maps, const float* kernel,
+              const Currents& currents, const PackedSpikes* packed, const PackedSpikes& spikes, float* last) {
   spikes.clear();
   if (n.batch * n.size == 0) return;
   const Windows at = windows_of(conv);
   const int64_t each = conv.images / n.batch, row = conv.ow * conv.outputs;
   PackingNeurons<Residual> neurons(pool, n, currents, packed, spikes, last);
-  const auto steps_of = [&](int64_t first) { return Steps{first, each > 1 ? n.size : 0}; };
   // Few examples leave threads idle, to which the maps of their steps are work enough.
-  if (each > 1 && n.batch < 4 * pool.threads) {
-    AlignedFloats sums(conv.images * n.size);
-    conv_sums(pool, conv, maps, kernel, sums.data());
-    return neurons.pieces().each(
-        pool, [](int) {},
-        [&](int64_t example, int64_t start, int64_t count, int worker) {
-          neurons.run(example, start, count, sums.data(), steps_of(example * each * n.size + start), worker);
-        },
-        [](int64_t, int) {});
-  }
+  if (each > 1 && n.batch < 4 * pool.threads) return conv_then_lif(pool, conv, n, maps, kernel, neurons);
   const BlockWeights blocks = block_weights(pool, at, conv.images, false, weights_of(conv, kernel));
   const std::vector<float> skipped = not_finite(conv, kernel);
   // Each worker has the sums of its examples; of few examples, that all workers share, there is one array of sums.
@@ -86,9 +92,10 @@ void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const Maps& 
       add_everywhere(skipped, (band.end - band.begin) * conv.ow, sums + image * n.size + first);
     }
     for (int64_t example = 0; example < band.examples; ++example)
-      for (int64_t start = first; start < behind; start += length)
-        neurons.run(band.first + example, start, std::min(length, behind - start), sums, steps_of(example * each * n.size + start),
-                    worker);
+      for (int64_t start = first; start < behind; start += length) {
+        const Steps places{example * each * n.size + start, each > 1 ? n.size : 0};
+        neurons.run(band.first + example, start, std::min(length, behind - start), sums, places, worker);
+      }
   });
 }
 

@@ -16,8 +16,8 @@ static void InputGrad(const Call& call) {
   conv_input_grad(call.pool(), conv, cotangent.typed_data(), kernel.typed_data(), grad.typed_data());
 }
 
-// Maps b·t h w i of all steps, or b h w i that are the same at every step; these and the residual may be packed. The results are
-// packed spikes b t h w o, and potentials b h w o.
+// Maps b·t h w i of all steps, or b h w i that are the same at every step; these and the residual may be packed. The results
+// are packed spikes b t h w o, and potentials b h w o.
 static void ConvSpikes(const Call& call) {
   const Floats kernel = call.operand(1), last = call.result(1);
   const auto hw = call.attribute<Integers>("input_hw"), taps = call.attribute<Integers>("kernel"),
@@ -26,19 +26,19 @@ static void ConvSpikes(const Call& call) {
   const int64_t batch = shape[0], steps = call.attribute<int64_t>("steps"), images = batch * steps;
   const int64_t inputs = kernel.dimensions()[2], outputs = shape[3], pixels = shape[1] * shape[2];
   const int64_t given = call.attribute<bool>("repeated") ? batch : images;
-  const Conv conv{given, hw[0], hw[1], inputs, shape[1], shape[2], outputs, taps[0], taps[1], strides[0], strides[1], padding[0],
-                  padding[1]};
-  uint8_t *of_maps = call.packed_operand(0), *of_residual = call.packed_operand(4);
-  const PackedSpikes maps(of_maps, given, hw[0] * hw[1], inputs), residual(of_residual, images, pixels, outputs),
-      spikes(call.packed_result(0), images, pixels, outputs);
+  const Conv conv{given,   hw[0],   hw[1],      inputs,     shape[1],   shape[2],  outputs,
+                  taps[0], taps[1], strides[0], strides[1], padding[0], padding[1]};
+  const auto maps = call.packed_operand(0, given, hw[0] * hw[1], inputs);
+  const auto residual = call.packed_operand(4, images, pixels, outputs);
+  const PackedSpikes spikes = call.packed_result(0, images, pixels, outputs);
   const Neurons n = Cell::of(call).neurons(batch, steps, pixels * outputs, outputs);
   const Currents currents{nullptr, call.operand(2).typed_data(), call.operand(3).typed_data(),
-                          of_residual ? nullptr : data_of(call.operand(4)), data_of(call.operand(5))};
+                          residual ? nullptr : data_of(call.operand(4)), data_of(call.operand(5))};
   const auto run = [&](auto added) {
-    conv_lif<added>(call.pool(), conv, n, of_maps ? Maps{nullptr, &maps} : Maps{call.operand(0).typed_data()}, kernel.typed_data(),
-                    currents, of_residual ? &residual : nullptr, spikes, last.typed_data());
+    conv_lif<added>(call.pool(), conv, n, maps ? Maps{nullptr, &*maps} : Maps{call.operand(0).typed_data()},
+                    kernel.typed_data(), currents, residual ? &*residual : nullptr, spikes, last.typed_data());
   };
-  of_residual || currents.residual ? run(std::true_type()) : run(std::false_type());
+  residual || currents.residual ? run(std::true_type()) : run(std::false_type());
 }
 
 // Packed spikes as numbers, … h w c.
@@ -47,8 +47,10 @@ static void UnpackSpikes(const Call& call) {
   const auto shape = result.dimensions().last(3);
   const int64_t pixels = shape[0] * shape[1], size = pixels * shape[2];
   const int64_t images = size ? static_cast<int64_t>(result.element_count()) / size : 0;
-  const PackedSpikes spikes(call.packed_operand(0), images, pixels, shape[2]);
-  parallel_for(call.pool(), images, [&](int64_t image, int) { spikes.read(image, 0, pixels, result.typed_data() + image * size); });
+  if (images == 0) return;
+  const PackedSpikes spikes = call.packed_operand(0, images, pixels, shape[2]).value();
+  float* to = result.typed_data();
+  parallel_for(call.pool(), images, [&](int64_t image, int) { spikes.read(image, 0, pixels, to + image * size); });
 }
 
 }  // namespace qpsnn

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <memory>
 #include <utility>
@@ -66,12 +67,14 @@ class Correlator {
 
   // Numbers in the place of packed spikes, of some rows.
   void unpack(Part& part, int64_t images, std::pair<int64_t, int64_t> rows) {
-    floats_.resize(images * at_.in_size());
-    for (int64_t k = 0; k < images; ++k) {
-      const int64_t pixel = rows.first * at_.w;
-      part.spikes->read(part.image + k, pixel, (rows.second - rows.first) * at_.w, &floats_[k * at_.in_size() + pixel * at_.inputs]);
+    const std::array<int64_t, 4> place{part.image, images, rows.first, rows.second};
+    if (place != unpacked_) {
+      floats_.resize(images * at_.in_size());
+      const int64_t pixel = rows.first * at_.w, pixels = (rows.second - rows.first) * at_.w;
+      for (int64_t k = 0; k < images; ++k)
+        part.spikes->read(part.image + k, pixel, pixels, &floats_[k * at_.in_size() + pixel * at_.inputs]);
     }
-    part.in = floats_.data(), part.spikes = nullptr;
+    unpacked_ = place, part.in = floats_.data(), part.spikes = nullptr;
   }
 
   void dense_rows(const Part& part, int64_t begin, int64_t end) {
@@ -95,6 +98,7 @@ class Correlator {
   SignedSums signed_;
   Blocks blocks_;
   AlignedFloats floats_;
+  std::array<int64_t, 4> unpacked_{-1};  // what floats_ are, for all blocks of inputs: image, images and rows
   std::vector<int64_t> others_;
   bool looked_up_ = false;
 };
@@ -108,7 +112,8 @@ Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64
   const int64_t kh = at.kh, kw = at.kw, size = kh * kw * count * stride;
   const LazyFloats values([=](AlignedFloats& to) {
     to.resize(size);
-    for (int64_t i = 0; i < kh * kw * count; ++i) weights(i / count / kw, i / count % kw, first + i % count, o, outputs, &to[i * stride]);
+    for (int64_t i = 0; i < kh * kw * count; ++i)
+      weights(i / count / kw, i / count % kw, first + i % count, o, outputs, &to[i * stride]);
   });
   const LazyFloats turned([=](AlignedFloats& to) {
     to.resize(size);
@@ -121,7 +126,7 @@ Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64
   const auto row = [&](int64_t tap, int64_t c, float* to) { weights(tap / kw, tap % kw, first + c, o, outputs, to); };
   found.integers = look_over(kh * kw, count, stride, row, often && !signs ? &found.tables : nullptr) <= 255;
   if (often && signs) found.signs = signed_weights(kh * kw, count, outputs, values.data(), stride);
-  if (found.tables.sums.empty()) values.data();  // now, by all threads, since they will be used
+  if (found.tables.sums.empty()) values.data();  // now, one block by each thread, since they will be used
   return found;
 }
 

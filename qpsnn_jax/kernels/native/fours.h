@@ -1,7 +1,6 @@
 // Spikes of four neighbouring inputs as the bits of a byte.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <exception>
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "geometry.h"
+#include "packed.h"
 #include "parallel.h"
 #include "waiting.h"
 #include "xla/ffi/api/ffi.h"
@@ -32,17 +34,24 @@ struct Call {
   }
   Floats operand(size_t i) const { return found(operands.get<Floats>(i)); }
   Floats result(size_t i) const { return *found(results.get<Floats>(i)); }
-  // Packed spikes, null where the operand is of numbers.
-  uint8_t* packed_operand(size_t i) const { return bytes_of(found(operands.get<ffi::AnyBuffer>(i))); }
-  uint8_t* packed_result(size_t i) const { return bytes_of(*found(results.get<ffi::AnyBuffer>(i))); }
+  // Packed spikes of so many images, pixels and channels; none where the operand is of numbers.
+  std::optional<PackedSpikes> packed_operand(size_t i, int64_t images, int64_t pixels, int64_t channels) const {
+    return packed(found(operands.get<ffi::AnyBuffer>(i)), images, pixels, channels);
+  }
+  PackedSpikes packed_result(size_t i, int64_t images, int64_t pixels, int64_t channels) const {
+    return packed(*found(results.get<ffi::AnyBuffer>(i)), images, pixels, channels).value();
+  }
   template <class T>
   T attribute(const char* name) const {
     return found(attributes.get<T>(name));
   }
 
  private:
-  static uint8_t* bytes_of(const ffi::AnyBuffer& array) {
-    return array.element_type() == ffi::U8 ? static_cast<uint8_t*>(array.untyped_data()) : nullptr;
+  static std::optional<PackedSpikes> packed(const ffi::AnyBuffer& array, int64_t images, int64_t pixels, int64_t channels) {
+    if (array.element_type() != ffi::U8) return std::nullopt;
+    if (static_cast<int64_t>(array.element_count()) != PackedSpikes::size(images, pixels, channels))
+      throw std::invalid_argument("packed spikes are of another size");
+    return PackedSpikes(static_cast<uint8_t*>(array.untyped_data()), images, pixels, channels);
   }
   template <class T>
   static T found(const ffi::ErrorOr<T>& decoded) {

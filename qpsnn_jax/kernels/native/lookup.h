@@ -82,7 +82,8 @@ class Lookup {
   int64_t line() const { return width_ << shift_; }  // positions of a row with its zeros
 
   // Chooses how many images are a group, and whether vectors begin with each row, which leaves out the zeros between rows, or
-  // follow each other. Returns the number of vectors.
+  // follow each other. Returns the number of vectors. A group has no more images that are not there than there are, behind which
+  // packed spikes may be read: only where that saves vectors is it so large.
   int64_t arrange() {
     shift_ = 0, by_row_ = false;
     int64_t fewest = ceil_div(((images_ - 1) * pitch_ + rows_) * width_, kPositions);
@@ -137,20 +138,24 @@ class Lookup {
     return k % stride * maps * groups_ * size_ + k / stride * step;
   }
 
-  // Fills in the maps of a group of images, from image `k` on, for the sums from row `begin` on; returns how many inputs are 1, or
-  // -1 if others are not 0.
+  // Fills in the maps of a group of images, from image `k` on, for the sums from row `begin` on; returns how many inputs are 1,
+  // or -1 if others are not 0.
   int64_t pack(const Part& part, int64_t k, int64_t begin) {
     const int64_t top = begin * at_.sy - at_.py, images = std::min(images_ - k, together());
     const bool given = part.spikes != nullptr;
-    const int64_t pixel = given ? part.spikes->pixel_bytes() : ceil_div(part.count, kByte);
+    const int64_t bytes = ceil_div(part.count, kByte), pixel = given ? part.spikes->pixel_bytes() : bytes;
+    const bool whole = pixel == bytes;
     const int64_t step = given ? part.spikes->image_bytes() : columns_ * pixel;
     int64_t found = 0;
     for (int64_t y = std::max<int64_t>(0, top); y < std::min(at_.h, top + height_ * at_.sy); ++y) {
       if ((y - top) % at_.sy >= down_) continue;
       const int64_t first = y * at_.w + left_;
-      const uint8_t* from = given ? part.spikes->bits(part.image + k) + first * pixel + part.first / kByte : packed_row(part, k, first, step);
+      const uint8_t* from = given ? part.spikes->bits(part.image + k) + first * pixel + part.first / kByte
+                                  : packed_row(part, k, first, step);
       if (!from) return -1;
-      for (int64_t image = 0; image < images; ++image) found += count_bits(from + image * step, columns_ * pixel);
+      for (int64_t image = 0; image < images; ++image)
+        for (int64_t x = 0; x < (whole ? 1 : columns_); ++x)
+          found += count_bits(from + image * step + x * pixel, whole ? columns_ * pixel : bytes);
       uint8_t* to = &maps_[(k >> shift_) * pitch_ * line() + place(y - top, at_.sy, right_, line())];
       for (const auto& [x, start] : phases_)
         with_constant<kMostShift + 1>(shift_ + 1, [&, x = x, start = start](auto above) {
@@ -169,9 +174,9 @@ class Lookup {
       const float* row = part.in + (k + image) * at_.in_size() + first * at_.inputs + part.first;
       uint8_t* to = &bits_[image * step];
       // The inputs of a row follow each other if they are whole bytes.
-      const bool together = part.count == at_.inputs && part.count % kByte == 0;
-      bool binary = !together || pack_bits(row, columns_ * part.count, to);
-      for (int64_t x = 0; x < columns_ && binary && !together; ++x)
+      const bool whole = part.count == at_.inputs && part.count % kByte == 0;
+      bool binary = !whole || pack_bits(row, columns_ * part.count, to);
+      for (int64_t x = 0; x < columns_ && binary && !whole; ++x)
         binary = pack_bits(row + x * at_.inputs, part.count, to + x * pixel);
       if (!binary) return nullptr;
     }
@@ -205,7 +210,7 @@ class Lookup {
         const int64_t place = places_[i];
         const Bytes one = table_at(tables + 2 * i * kEntries), two = table_at(tables + (2 * i + 1) * kEntries);
         for (int v = 0; v < V; ++v) {
-          const Bytes fours = places_at(maps[v] + place);
+          const Bytes fours = bytes_at(maps[v] + place);
           sums[0][v] += looked_up(one, fours);
           sums[1][v] += looked_up(two, fours);
         }
@@ -215,37 +220,14 @@ class Lookup {
     }
   }
 
-  static Bytes places_at(const uint8_t* from) {
-    Vector fours;
-    std::memcpy(&fours, from, sizeof fours);
-    return reinterpret_cast<Bytes>(held(fours));
-  }
-
-  static Bytes table_at(const int8_t* from) {
-    return repeated(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  }
-
-  // Writes sums of bytes in 16 bits, or adds them to those that are there.
-  static void widen(Bytes sums, bool add, int16_t* to) {
-    write_shorts(lower(sums), add, to);
-    write_shorts(upper(sums), add, to + kPositions / 2);
-  }
-
-  static void write_shorts(Shorts sums, bool add, int16_t* to) {
-    Shorts before;
-    std::memcpy(&before, to, sizeof before);
-    sums = add ? sums + before : sums;
-    std::memcpy(to, &sums, sizeof sums);
-  }
-
   // Writes those of some vectors that are sums, row by row; `top` is the first row.
   void write(const Start* starts, int64_t vectors, int64_t top, int64_t outputs, bool add, float* out) const {
     const int64_t most = std::min(outputs, kBlockVectors * kLanes), sums = at_.columns << shift_;
     for (int64_t v = 0; v < vectors;) {
       const int64_t first = starts[v].first - v * kPositions;
       int64_t p = v * kPositions, end = p;
-      // Vectors that follow each other are one.
-      for (; v < vectors && starts[v].first == first + end; ++v) end += starts[v].count;
+      // Whole vectors that follow each other are one.
+      for (; v < vectors && end == v * kPositions && starts[v].first == first + end; ++v) end += starts[v].count;
       while (p < end) {
         const int64_t row = (first + p) / line(), i = row % pitch_, j = (first + p) % line();
         const int64_t run = std::min(end - p, line() - j), count = std::min(run, sums - j), image = row / pitch_ << shift_;

@@ -14,8 +14,8 @@ constexpr int64_t kByte = 8;  // bits
 
 #if defined(__AVX2__)
 
-// The bits of 32 numbers. `others` gets bits where a number is not 0 or 1: as integers, since threads may take the smallest floats
-// for 0.
+// The bits of 32 numbers. `others` gets bits where a number is not 0 or 1: as integers, since threads may take the smallest
+// floats for 0.
 inline uint32_t bits_of_32(const float* from, __m256i& others) {
   const __m256i one = _mm256_set1_epi32(0x3f800000);
   __m256i ones[4];
@@ -41,7 +41,7 @@ inline bool pack_bits(const float* from, int64_t count, uint8_t* to) {
     float rest[kAtOnce] = {};
     std::copy_n(from, count, rest);
     const uint32_t bits = bits_of_32(rest, others);
-    std::memcpy(to, &bits, (count + kByte - 1) / kByte);
+    std::memcpy(to, &bits, ceil_div(count, kByte));
   }
   return _mm256_testz_si256(others, others);
 }
@@ -76,35 +76,36 @@ inline int64_t count_bits(const uint8_t* bytes, int64_t count) {
   return found;
 }
 
-// Images of spikes 0, 1 and NaN, pixels and channels, in one array: for every image and pixel the bits of the channels, which fill
-// up a byte; the same of those that are NaN; for every image a byte, 1 if there are any; and bytes that may be read too.
+// Images of spikes 0, 1 and NaN, pixels and channels, in one array: for every image and pixel the bits of the channels, which
+// fill up a byte; the same of those that are NaN; for every image a byte, 1 if there are any; and bytes that may be read too.
 class PackedSpikes {
  public:
   PackedSpikes(uint8_t* data, int64_t images, int64_t pixels, int64_t channels)
-      : data_(data), images_(images), pixels_(pixels), channels_(channels), bytes_((channels + kByte - 1) / kByte) {}
+      : data_(data), images_(images), pixels_(pixels), channels_(channels), bytes_(ceil_div(channels, kByte)) {}
 
   static constexpr int64_t kMore = 8;
   static int64_t size(int64_t images, int64_t pixels, int64_t channels) {
-    return images * (2 * pixels * ((channels + kByte - 1) / kByte) + 1) + kMore;
+    return images * (2 * pixels * ceil_div(channels, kByte) + 1) + kMore;
   }
 
   int64_t pixel_bytes() const { return bytes_; }
   int64_t image_bytes() const { return pixels_ * bytes_; }
-  const uint8_t* bits(int64_t image) const { return data_ + image * image_bytes(); }
+  uint8_t* bits(int64_t image) const { return data_ + image * image_bytes(); }
+  uint8_t* nans(int64_t image) const { return bits(images_ + image); }
   bool any_nan(int64_t image) const { return *flag(image); }
 
   // Before any are written.
-  void clear() const { std::fill_n(data_ + 2 * images_ * image_bytes(), images_ + kMore, 0); }
+  void clear() const { std::fill_n(flag(0), images_ + kMore, 0); }
+  void set_nan(int64_t image) const { __atomic_store_n(flag(image), 1, __ATOMIC_RELAXED); }
 
   // Writes `count` pixels.
   void write(int64_t image, int64_t pixel, int64_t count, const float* from) const {
-    uint8_t* to = data_ + image * image_bytes() + pixel * bytes_;
-    uint8_t* nans = to + images_ * image_bytes();
-    std::fill_n(nans, count * bytes_, 0);
-    if (pack(from, count, to)) return;
+    uint8_t* of_nans = nans(image) + pixel * bytes_;
+    std::fill_n(of_nans, count * bytes_, 0);
+    if (pack(from, count, bits(image) + pixel * bytes_)) return;
     for (int64_t i = 0; i < count * channels_; ++i)
-      if (std::isnan(from[i])) nans[i / channels_ * bytes_ + i % channels_ / kByte] |= 1 << i % channels_ % kByte;
-    __atomic_store_n(flag(image), 1, __ATOMIC_RELAXED);
+      if (std::isnan(from[i])) of_nans[byte_of(i)] |= bit_of(i);
+    set_nan(image);
   }
 
   void read(int64_t image, int64_t pixel, int64_t count, float* to) const {
@@ -113,13 +114,17 @@ class PackedSpikes {
     for (int64_t i = 0; i < (together ? 1 : count); ++i)
       unpack(from + i * bytes_, together ? count * channels_ : channels_, to + i * channels_);
     if (!any_nan(image)) return;
-    const uint8_t* nans = from + images_ * image_bytes();
+    const uint8_t* of_nans = nans(image) + pixel * bytes_;
     for (int64_t i = 0; i < count * channels_; ++i)
-      if (nans[i / channels_ * bytes_ + i % channels_ / kByte] >> i % channels_ % kByte & 1) to[i] = NAN;
+      if (of_nans[byte_of(i)] & bit_of(i)) to[i] = NAN;
   }
 
  private:
-  uint8_t* flag(int64_t image) const { return data_ + 2 * images_ * image_bytes() + image; }
+  // Of number i.
+  int64_t byte_of(int64_t i) const { return i / channels_ * bytes_ + i % channels_ / kByte; }
+  int bit_of(int64_t i) const { return 1 << i % channels_ % kByte; }
+
+  uint8_t* flag(int64_t image) const { return bits(2 * images_) + image; }
 
   bool pack(const float* from, int64_t count, uint8_t* to) const {
     if (channels_ % kByte == 0) return pack_bits(from, count * channels_, to);

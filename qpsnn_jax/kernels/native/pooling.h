@@ -1,7 +1,8 @@
-// The gradient of a max-pool whose windows do not overlap.
+// Max-pools of spikes, and their gradient, whose windows do not overlap.
 #pragma once
 
 #include "channels.h"
+#include "packed.h"
 
 namespace qpsnn {
 
@@ -40,6 +41,28 @@ inline void max_pool_grad(const Pool& pool, const Tiles& n, const float* maps, c
       const int64_t seen = y < n.oh * n.kh ? n.ow * n.kw * n.channels : 0;
       std::fill(to + y * row + seen, to + (y + 1) * row, 0.0f);
     }
+  });
+}
+
+// The largest of each window of packed spikes, which is NaN if one of them is.
+inline void max_pool(const Pool& pool, const Tiles& n, const PackedSpikes& spikes, const PackedSpikes& result) {
+  const int64_t bytes = spikes.pixel_bytes();
+  const auto merge = [&](const uint8_t* from, uint8_t* to) {
+    std::fill_n(to, n.oh * n.ow * bytes, 0);
+    for (int64_t y = 0; y < n.oh * n.kh; ++y)
+      for (int64_t x = 0; x < n.ow * n.kw; ++x) {
+        const uint8_t* pixel = from + (y * n.w + x) * bytes;
+        uint8_t* merged = to + (y / n.kh * n.ow + x / n.kw) * bytes;
+        for (int64_t i = 0; i < bytes; ++i) merged[i] |= pixel[i];
+      }
+  };
+  result.clear();
+  parallel_for(pool, n.images, [&](int64_t image, int) {
+    merge(spikes.bits(image), result.bits(image));
+    if (spikes.any_nan(image))
+      merge(spikes.nans(image), result.nans(image)), result.set_nan(image);
+    else
+      std::fill_n(result.nans(image), result.image_bytes(), 0);
   });
 }
 

@@ -98,8 +98,8 @@ void fill_tables(const float* weights, int64_t stride, const To& to) {
   }
 }
 
-// The largest magnitude of weights that are integers, infinity if some are not; row(tap, c, to) copies those of an input, `stride`
-// floats. Fills in `tables` if it is given and the weights are small.
+// The largest magnitude of weights that are integers, infinity if some are not; row(tap, c, to) copies those of an input, up to
+// `stride`. Fills in `tables` if it is given and the weights are small.
 template <class Row>
 float look_over(int64_t taps, int64_t count, int64_t stride, const Row& row, Tables* tables) {
   constexpr float kMost = 31;  // four of them fit into a byte

@@ -1,5 +1,5 @@
-// Threads of a pool that stay awake for a moment after a short task: the next loop is often near, and to wake a thread takes longer
-// than a small one.
+// Threads of a pool that stay awake for a moment after a short task: the next loop is often near, and to wake a thread takes
+// longer than a small one.
 #pragma once
 
 #include <atomic>

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from qpsnn_jax.kernels.affine import Numbers, computed
 from qpsnn_jax.kernels.geometry import Pair
-from qpsnn_jax.kernels.pooling import max_pool, pool_tiles
+from qpsnn_jax.kernels.packed import Spikes
+from qpsnn_jax.kernels.pooling import max_pool, pool_packed, pool_tiles
 from qpsnn_jax.model.nodes.base import Context, Leaves, Result, Unary, Value, Values
 from qpsnn_jax.model.nodes.checks import image_shape, output_hw, tuple_fields
 
@@ -22,6 +25,8 @@ class MaxPool(Unary):
     window: Pair = (2, 2)
     strides: Pair = (2, 2)
     padding: Pair = (0, 0)
+
+    uses_affine: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         tuple_fields(self, 2, "window", "strides")
@@ -37,11 +42,13 @@ class MaxPool(Unary):
         size = output_hw(inputs[0], self.window, self.strides, self.padding)
         return inputs[0]._replace(shape=(*size, inputs[0].shape[-1]))
 
-    def run(self, leaves: Leaves, inputs: Sequence[Array], context: Context) -> Result:
+    def run(self, leaves: Leaves, inputs: Sequence[Numbers], context: Context) -> Result:
         """The largest value of each window. Among equal ones, such as spikes, the first receives the gradient."""
-        (x,) = inputs
+        x = computed(inputs[0])
         tiles = self.strides == self.window and self.padding == (0, 0)
         if tiles and x.dtype == np.float32 and context.precision != "exact":
+            if isinstance(inputs[0], Spikes):
+                return Result(pool_packed(inputs[0], self.window))
             return Result(pool_tiles(x, self.window, context.inputs[0].spiking))
         return Result(max_pool(x, self.window, self.strides, self.padding))
 
