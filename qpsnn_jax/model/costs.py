@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.graph import Graph, check_graph
 from qpsnn_jax.model.masks import read_masks
 from qpsnn_jax.model.network import Reducer
 from qpsnn_jax.model.nodes.base import Activity, Count, Node
@@ -188,11 +188,13 @@ def cost(
         A :class:`Cost`.
 
     Raises:
-        ValueError: an activity map or a mask whose shape is not that of its node, or of a node that does not exist.
+        ValueError: ``graph`` is none, or an activity map or a mask whose shape is not that of its node, or of a node
+            that does not exist.
 
     References:
         QP-SNN (ICLR 2025), Eq. 16 and section 5; operations as in NeuroBench (Yik et al., 2025).
     """
+    check_graph(graph)
     activity = activity or {}
     if unknown := [name for name in activity if name not in graph.by_name]:
         raise ValueError(f"activity names {unknown[0]!r}, which is not a node of the graph.")

@@ -91,6 +91,16 @@ class Graph:
         return tuple(self.values[name] for name in node.inputs)
 
 
+def check_graph(graph: object) -> None:
+    """Check that ``graph`` is a :class:`Graph`, and not the network or the variables that belong to it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(graph, Graph):
+        raise ValueError(f"graph must be a Graph, got a {type(graph).__name__}.")
+
+
 def to_json(graph: Graph) -> str:
     """The graph as JSON text; :func:`from_json` restores an equal graph.
 

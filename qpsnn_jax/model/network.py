@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from qpsnn_jax.kernels.affine import Affine, Numbers, computed, without_convolution
 from qpsnn_jax.kernels.dispatch import Precision, check_precision
-from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.graph import Graph, check_graph
 from qpsnn_jax.model.nodes.base import Context, Leaf, Leaves, Node, Result
 from qpsnn_jax.model.state import State, check_state
 from qpsnn_jax.model.variables import check_variables
@@ -77,14 +78,17 @@ class SpikingNetwork(nn.Module):
             after the last step: by LIF node U[T], its membrane potentials after the reset, ``b h w c``.
 
         Raises:
-            ValueError: there are no images, or not of the graph's input shape, the variables are those of another
-                graph, ``capture`` names an unknown node, or ``state`` is that of another network or batch.
+            ValueError: the graph is none, there are no images, or not of its input shape, ``train`` is not True or
+                False, the variables are those of another graph, ``capture`` names an unknown node, or ``state`` is that of another network or batch.
 
         References:
             QP-SNN (ICLR 2025), section 3; direct encoding.
         """
         graph = self.graph
+        check_graph(graph)
         check_precision(self.precision)
+        if not isinstance(train, bool | np.bool_):
+            raise ValueError(f"train must be True or False, got {train!r}.")
         images = check_images(graph, images)
         if not self.is_initializing():
             check_variables(graph, self.variables, others=True)

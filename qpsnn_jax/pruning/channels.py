@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.graph import Graph, check_graph
 from qpsnn_jax.runtime.checks import integer
 
 
@@ -43,9 +43,13 @@ def channel_groups(graph: Graph) -> dict[str, Group]:
         Groups by name, in graph order. Where a layer makes the channels of several groups, further ones have the name
         of their next layer or, if that is taken, a number behind the name.
 
+    Raises:
+        ValueError: ``graph`` is none.
+
     References:
         Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023.
     """
+    check_graph(graph)
     return dict(_partition(graph)[0])
 
 

@@ -10,7 +10,7 @@ import optax
 from jax import Array
 from jax.core import Tracer
 
-from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.graph import Graph, check_graph
 from qpsnn_jax.model.network import Declaration
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.keys import check_key, is_key
@@ -46,8 +46,9 @@ def init_variables(graph: Graph, key: Array) -> Variables:
         layers ``"masks"`` of ones.
 
     Raises:
-        ValueError: ``key`` is not a random key.
+        ValueError: ``graph`` is none, or ``key`` is not a random key.
     """
+    check_graph(graph)
     check_key(key)
     if isinstance(key, Tracer):
         return _init(graph, key)

@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from qpsnn_jax.kernels.dispatch import Precision
-from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.graph import Graph, check_graph
 from qpsnn_jax.model.network import Capture, Reducer, SpikingNetwork
 from qpsnn_jax.numerics.losses import cross_entropy
 from qpsnn_jax.numerics.ranges import passes
@@ -70,8 +70,7 @@ def make_train_step(
         ValueError: ``graph`` or ``tx`` is none, or ``ema_decay``, the target or the distillation is out of range or
             does not fit the graph.
     """
-    if not isinstance(graph, Graph):
-        raise ValueError(f"graph must be a Graph, got a {type(graph).__name__}.")
+    check_graph(graph)
     check_optimizer(tx)
     if not callable(loss):
         raise ValueError(f"loss must be a function of currents and labels, got {loss!r}.")

@@ -104,6 +104,24 @@ WRONG = {
         lambda: qp.make_train_step(qp.SpikingNetwork(residual_graph()), qp.optimizer("adam", 0.1)),
         "graph must be a Graph, got a SpikingNetwork.",
     ),
+    "no graph": (
+        lambda: qp.SpikingNetwork(None).apply({}, images_of(residual_graph())),  # pyright: ignore[reportArgumentType]
+        "graph must be a Graph, got a NoneType.",
+    ),
+    "variables in place of a graph": (
+        lambda: qp.cost(random_variables(residual_graph())),  # pyright: ignore[reportArgumentType]
+        "graph must be a Graph, got a dict.",
+    ),
+    "graph and variables in the wrong order": (
+        lambda: qp.prune(random_variables(residual_graph()), residual_graph(), {}),
+        "graph must be a Graph, got a dict.",
+    ),
+    "train as text": (
+        lambda: qp.SpikingNetwork(residual_graph()).apply(
+            random_variables(residual_graph()), images_of(residual_graph()), train="yes"
+        ),
+        "train must be True or False, got 'yes'.",
+    ),
     "a number in place of an optimizer": (
         lambda: qp.make_train_step(residual_graph(), 0.1),
         "tx must be an Optax optimizer, such as optax.adam(1e-3), got a float.",
