@@ -10,7 +10,7 @@ import optax
 import pytest
 from small_networks import images_of, random_variables, residual_graph, shallow_graph
 
-from experiments.benchmarks import curves, edge, events, gpu, isa, memory, networks, speed, svs
+from experiments.benchmarks import comparison, curves, edge, events, gpu, isa, memory, networks, speed, svs
 from qpsnn_jax import init_state, make_train_step
 from qpsnn_jax.kernels import dispatch, int8
 from qpsnn_jax.model.nodes import LIF, Quantizer
@@ -110,6 +110,33 @@ def test_curves_vary_one_thing_at_a_time(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     for text in (f"| {low['rate']:.3f} |", "| batch | firing rate |", "inference, plain XLA", " times)"):
         assert text in printed
+
+
+def test_sides_run_as_often_as_each_other(monkeypatch):
+    runs, now = {"fast": 0, "slow": 0}, [0.0]
+    monkeypatch.setattr(comparison.time, "perf_counter", lambda: now[0])
+
+    def side(name, seconds):
+        def run():
+            runs[name] += 1
+            now[0] += seconds
+            return 1.0
+
+        return lambda case: run
+
+    case = comparison.Case(*[None] * 4)
+    sides = {"fast": side("fast", 0.015), "slow": side("slow", 0.5)}
+    fast, slow = comparison.compare(case, sides, 3)
+    assert fast.seconds == pytest.approx([0.015] * 3)
+    assert slow.seconds == pytest.approx([0.5] * 3)
+    assert runs["fast"] == runs["slow"] == 3 + 3 * 2 * 14
+
+
+def test_the_loss_of_inference_is_the_cross_entropy():
+    logits = np.random.default_rng(0).normal(0, 30, (5, 7)).astype(np.float32)
+    labels = np.arange(5)
+    wanted = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    np.testing.assert_allclose(speed._loss_of(logits, labels), wanted, rtol=1e-6)
 
 
 def test_any_network_is_computed_in_torch(monkeypatch):

@@ -33,6 +33,7 @@ from qpsnn_jax import (
     RunSettings,
     SpikingNetwork,
     Training,
+    cost,
     load_network,
     load_packed,
     pretrained,
@@ -40,7 +41,7 @@ from qpsnn_jax import (
 )
 from qpsnn_jax.data import load
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, GlobalAveragePool, Input
-from qpsnn_jax.runs.config import check_config
+from qpsnn_jax.runs.config import build_graph, check_config
 from qpsnn_jax.runs.evaluation import evaluate
 from qpsnn_jax.runtime.stopping import Terminated, termination
 
@@ -114,15 +115,26 @@ def test_every_unit_has_one_small_result(done):
     assert bits["mixed"].bits <= 2
 
 
-def test_from_scratch_with_the_widths_of_a_released_network(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(kinds, "pretrained", lambda name: asked.append(name) or pretrained("digits-43kb"))
+def test_from_scratch_with_the_widths_of_a_released_network(done, tmp_path, monkeypatch):
+    asked, (narrow, _) = [], load_network(done / "runs" / PRUNED.name)
+    monkeypatch.setattr(kinds, "pretrained", lambda name: asked.append(name) or (narrow, {}))
     released = unit("released", "released", epochs=0)
     assert runner.work([released], tmp_path / "runs", tmp_path / "results", None, None) == 0
     assert asked == ["cifar10-98kb"]
-    (graph, fresh), (wide, trained) = load_network(tmp_path / "runs" / released.name), pretrained("digits-43kb")
-    assert graph == dataclasses.replace(wide, timesteps=1)
-    assert not np.array_equal(fresh["params"]["fc"]["kernel"], trained["params"]["fc"]["kernel"])
+    assert load_network(tmp_path / "runs" / released.name)[0] == narrow
+
+
+def test_the_released_widths_are_those_of_the_headline(planned):
+    (first,) = (one for one in planned if one.name == "headline.98kB-scratch.s0.45k-16e")
+    whole, (released, _) = build_graph(first.config), pretrained("cifar10-98kb")
+    graph = kinds.with_channels_of(whole, released)
+    stored = json.loads(
+        (Path(runner.__file__).parents[1] / "results/claims/headline.98kB.s0.45k-16e.json").read_bytes()
+    )
+    assert cost(graph).params == stored["params"]
+    assert cost(graph).size_bytes == stored["weight_bytes"]
+    for node in graph.nodes:
+        assert getattr(node, "quantizer", None) == getattr(whole.by_name[node.name], "quantizer", None)
 
 
 def test_a_network_is_trained_on_with_more_time_steps(done):

@@ -1,5 +1,6 @@
 """Sides that compute the same, timed in turns in one process."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,16 +40,15 @@ class Row(NamedTuple):
 Side = Callable[[Case], Callable[[], float]]
 
 
-_TURN_SECONDS = 0.2
+_TURN_SECONDS = 0.2  # at least, of the fastest side
 
 
-def _repeat(run: Callable[[], float]) -> tuple[float, int]:
-    """Once, or until a turn is over: the seconds and the number of runs."""
-    started, runs = time.perf_counter(), 0
-    while runs == 0 or time.perf_counter() - started < _TURN_SECONDS:
+def _timed(run: Callable[[], float], count: int) -> float:
+    """The seconds of a run, of ``count`` of them."""
+    started = time.perf_counter()
+    for _ in range(count):
         run()
-        runs += 1
-    return time.perf_counter() - started, runs
+    return (time.perf_counter() - started) / count
 
 
 def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
@@ -66,12 +66,13 @@ def compare(case: Case, sides: dict[str, Side], repeats: int) -> Iterator[Row]:
         losses[name] = ready[name]()
         first[name] = time.perf_counter() - started
         ready[name]()
+    # All sides run as often, since training changes how often neurons fire.
+    count = math.ceil(_TURN_SECONDS / min(_timed(run, 1) for run in ready.values()))
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(repeats):
         for name, run in ready.items():
-            _repeat(run)  # not timed, until caches are filled and the threads of the side before sleep
-            took, runs = _repeat(run)
-            seconds[name].append(took / runs)
+            _timed(run, count)  # not counted, until caches are filled and the threads of the side before sleep
+            seconds[name].append(_timed(run, count))
     ours = next(iter(losses.values()))
     for name, loss in losses.items():
         yield Row(name, seconds[name], abs(loss - ours) / abs(ours), first[name])

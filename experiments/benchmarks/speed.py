@@ -4,8 +4,8 @@ Command: python -m experiments.benchmarks.speed [--networks resnet20] [--batches
 
 2 bits, full width, T = 2 (ResNet20) or 4 (VGG-16), with batch statistics measured so that neurons fire as in training.
 All sides compute the same network from the same weights on the same images; how far their first losses lie apart is in
-the table, and tests hold their results against each other. They take turns in one process, compiled before; of a turn
-the runs of its second 0.2 seconds are timed, one at least, and the median and the range of the turns are reported.
+the table, and tests hold their results against each other. They take turns in one process, compiled before; in a turn
+each runs as often as the fastest does in 0.2 seconds, first untimed, and the median and range of turns are reported.
 "plain XLA" is the project's network with every product a float32 convolution. PyTorch takes part where it is installed:
 as it comes, in channels-last layout, compiled, and with its bfloat16 autocast, which rounds forward too; SpikingJelly
 likewise, as the neurons of that network, all steps in one call. Ours: in experiments/README.md.

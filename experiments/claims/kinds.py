@@ -5,11 +5,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from experiments.claims.results import is_done, result_of, write_result
 from experiments.claims.units import Unit
-from qpsnn_jax import allocate_bits, bit_sensitivity, cost, load_network, pretrained, prune, with_layer_bits
+from qpsnn_jax import (
+    allocate_bits,
+    bit_sensitivity,
+    channel_groups,
+    cost,
+    load_network,
+    pretrained,
+    prune,
+    with_layer_bits,
+)
 from qpsnn_jax.model.graph import Graph
+from qpsnn_jax.model.nodes import Shortcut
+from qpsnn_jax.pruning.channels import spiking_members
 from qpsnn_jax.runs import stages
 from qpsnn_jax.runs.config import build_graph, finetuning_parts
 from qpsnn_jax.runs.directory import open_run, read_stage
@@ -90,19 +102,32 @@ def _quantize(unit: Unit, run: Run, runs: Path) -> str:
 
 def _scratch(unit: Unit, run: Run, runs: Path) -> str:
     """Fresh weights of the pruned widths of the base, trained for as many epochs as training and fine-tuning."""
-    return _train_anew(unit, run, lambda: load_network(_base(unit, runs) / "pruned"))
+    return _train_anew(unit, run, lambda: load_network(_base(unit, runs) / "pruned")[0])
 
 
 def _released(unit: Unit, run: Run, runs: Path) -> str:
-    """As :func:`_scratch`, with the widths of the released network of 98 kB."""
+    """As :func:`_scratch`, with the channels of the released network of 98 kB."""
     del runs
-    return _train_anew(unit, run, lambda: pretrained("cifar10-98kb"))
+    return _train_anew(unit, run, lambda: with_channels_of(run.graph, pretrained("cifar10-98kb")[0]))
 
 
-def _train_anew(unit: Unit, run: Run, network: Callable[[], tuple[Graph, Variables]]) -> str:
+def with_channels_of(graph: Graph, other: Graph) -> Graph:
+    """``graph`` with as many channels as ``other``, whose neurons have the same names and whose shortcuts it gets."""
+    keep = {}
+    for name, group in channel_groups(graph).items():
+        first, *_ = spiking_members(graph, group)
+        keep[name] = np.arange(other.values[first].shape[-1])
+    pruned, _ = prune(graph, {}, keep)
+    sources = iter([node.source for node in other.nodes if isinstance(node, Shortcut)])
+    nodes = [
+        dataclasses.replace(node, source=next(sources)) if isinstance(node, Shortcut) else node for node in pruned.nodes
+    ]
+    return dataclasses.replace(pruned, nodes=tuple(nodes))
+
+
+def _train_anew(unit: Unit, run: Run, graph_of: Callable[[], Graph]) -> str:
     if not read_stage(run.directory, "quantized"):
-        graph, _ = network()
-        graph = at_timesteps(graph, run.graph.timesteps)
+        graph = at_timesteps(graph_of(), run.graph.timesteps)
         variables = init_variables(graph, jax.random.key(run.settings.seed + 2))
         epochs = unit.config.train.epochs + unit.config.finetune.epochs
         recalibrated = unit.config.finetune.recalibrate_images

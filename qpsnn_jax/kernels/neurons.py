@@ -13,7 +13,7 @@ from qpsnn_jax.kernels import plain, skipping
 from qpsnn_jax.kernels.affine import Affine, Convolution, Numbers, computed
 from qpsnn_jax.kernels.geometry import Geometry, Pair
 from qpsnn_jax.kernels.native.call import native_call, packing_call
-from qpsnn_jax.kernels.packed import Spikes, bits_shape
+from qpsnn_jax.kernels.packed import Spikes, no_bits
 from qpsnn_jax.kernels.saved import when_needed
 from qpsnn_jax.numerics import neurons
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset
@@ -168,7 +168,7 @@ def _lif_of_sums(given: _Given, convolution: Convolution, residual_bits: Array |
 def _sums_forward(given: Any, convolution: Any, residual_bits: Any, cell: _Cell) -> tuple[_WithBits, _Given]:
     del convolution, residual_bits  # derivatives are those by x and the residual
     given = _values(given)
-    return (*_lif_with_last(given, cell), _no_bits(given)), given
+    return (*_lif_with_last(given, cell), no_bits(given.x.shape)), given
 
 
 def _sums_backward(cell: _Cell, given: _Given, cotangents: _WithBits) -> tuple[_Given, None, None]:
@@ -184,10 +184,6 @@ def _sums_backward(cell: _Cell, given: _Given, cotangents: _WithBits) -> tuple[_
 
 
 _lif_of_sums.defvjp(_sums_forward, _sums_backward, symbolic_zeros=True)
-
-
-def _no_bits(given: _Given) -> Array:
-    return jnp.zeros(bits_shape(given.x.shape), jnp.uint8)
 
 
 @partial(jax.jit, static_argnames="cell")
@@ -219,7 +215,7 @@ def _convolved(
     def apart(given: _Given, convolution: Convolution, residual_bits: Array | None) -> tuple[Spikes, Array]:
         del convolution, residual_bits
         trace = _trace(given, cell)
-        return Spikes(trace.spikes, _no_bits(given)), _last(trace, given, cell)
+        return Spikes(trace.spikes, no_bits(given.x.shape)), _last(trace, given, cell)
 
     return jax.lax.platform_dependent(given, convolution, residual_bits, cpu=together, default=apart)
 

@@ -1,7 +1,8 @@
-"""Spikes between native calls: as bits, a 32nd of the memory, and as numbers for whatever else reads them."""
+"""Spikes between native calls: as bits, a 16th of the memory, and as numbers for whatever else reads them."""
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 
 
@@ -19,3 +20,8 @@ def bits_shape(shape: tuple[int, ...]) -> tuple[int]:
     """The shape of the ``bits``, bytes, for spikes of a shape; native/packed.h says what they are."""
     batch, steps, h, w, channels = shape
     return (batch * steps * (2 * h * w * -(-channels // 8) + 1) + 8,)
+
+
+def no_bits(shape: tuple[int, ...]) -> Array:
+    """Bits that nothing reads, for spikes of a shape."""
+    return jnp.zeros(bits_shape(shape), jnp.uint8)

@@ -9,7 +9,7 @@ from jax import Array
 
 from qpsnn_jax.kernels.geometry import Pair
 from qpsnn_jax.kernels.native.call import native_call, packing_call
-from qpsnn_jax.kernels.packed import Spikes, bits_shape
+from qpsnn_jax.kernels.packed import Spikes, no_bits
 from qpsnn_jax.kernels.saved import Saved, restored, when_needed
 
 
@@ -71,7 +71,7 @@ def _pool_bits(x: Array, bits: Array, window: Pair) -> Spikes:
 def _bits_forward(x: Array, bits: Array, window: Pair) -> tuple[Spikes, Array | Saved]:
     del bits  # where anything is differentiated, nothing reads them
     pooled, saved = _forward(x, window, True)
-    return Spikes(pooled, jnp.zeros(bits_shape(pooled.shape), jnp.uint8)), saved
+    return Spikes(pooled, no_bits(pooled.shape)), saved
 
 
 def _bits_backward(window: Pair, saved: Array | Saved, cotangent: Spikes) -> tuple[Array, None]:

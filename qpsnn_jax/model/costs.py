@@ -188,8 +188,8 @@ def cost(
         A :class:`Cost`.
 
     Raises:
-        ValueError: ``graph`` is none, or an activity map or a mask whose shape is not that of its node, or of a node
-            that does not exist.
+        ValueError: ``graph`` is not a Graph, or an activity map or a mask has another shape than its node, or is of a
+            node that does not exist.
 
     References:
         QP-SNN (ICLR 2025), Eq. 16 and section 5; operations as in NeuroBench (Yik et al., 2025).

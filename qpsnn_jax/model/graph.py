@@ -95,7 +95,7 @@ def check_graph(graph: object) -> None:
     """Check that ``graph`` is a :class:`Graph`, and not the network or the variables that belong to it.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     if not isinstance(graph, Graph):
         raise ValueError(f"graph must be a Graph, got a {type(graph).__name__}.")

@@ -78,8 +78,9 @@ class SpikingNetwork(nn.Module):
             after the last step: by LIF node U[T], its membrane potentials after the reset, ``b h w c``.
 
         Raises:
-            ValueError: the graph is none, there are no images, or not of its input shape, ``train`` is not True or
-                False, the variables are those of another graph, ``capture`` names an unknown node, or ``state`` is that of another network or batch.
+            ValueError: ``graph`` is not a Graph, there are no images, or not of its input shape, ``train`` is not True
+                or False, the variables are those of another graph, ``capture`` names an unknown node, or ``state`` is
+                that of another network or batch.
 
         References:
             QP-SNN (ICLR 2025), section 3; direct encoding.

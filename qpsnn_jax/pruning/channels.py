@@ -44,7 +44,7 @@ def channel_groups(graph: Graph) -> dict[str, Group]:
         of their next layer or, if that is taken, a number behind the name.
 
     Raises:
-        ValueError: ``graph`` is none.
+        ValueError: ``graph`` is not a Graph.
 
     References:
         Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023.

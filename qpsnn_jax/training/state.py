@@ -46,7 +46,7 @@ def init_variables(graph: Graph, key: Array) -> Variables:
         layers ``"masks"`` of ones.
 
     Raises:
-        ValueError: ``graph`` is none, or ``key`` is not a random key.
+        ValueError: ``graph`` is not a Graph, or ``key`` is not a random key.
     """
     check_graph(graph)
     check_key(key)

@@ -67,8 +67,8 @@ def make_train_step(
         price for a target, or the teacher's variables are missing.
 
     Raises:
-        ValueError: ``graph`` or ``tx`` is none, or ``ema_decay``, the target or the distillation is out of range or
-            does not fit the graph.
+        ValueError: ``graph`` is not a Graph, ``tx`` not an optimizer, or ``ema_decay``, the target or the distillation
+            is out of range or does not fit the graph.
     """
     check_graph(graph)
     check_optimizer(tx)

@@ -41,6 +41,9 @@ static Conv with_output(Conv c) {
   return c;
 }
 
+// Equal, or both NaN.
+static bool same(float one, float two) { return one == two || (std::isnan(one) && std::isnan(two)); }
+
 // Images of numbers as packed spikes, those that are not 1 or NaN as 0, and what they hold then.
 struct Packed {
   Packed(int64_t images, int64_t pixels, int64_t channels)

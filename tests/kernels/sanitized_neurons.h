@@ -11,7 +11,7 @@ static int check_packing(int64_t images, int64_t pixels, int64_t channels) {
     Packed packed(images, pixels, channels);
     packed.write(given);
     const auto found = packed.read();
-    for (size_t i = 0; i < given.size(); ++i) wrong += !(found[i] == given[i] || (std::isnan(found[i]) && std::isnan(given[i])));
+    for (size_t i = 0; i < given.size(); ++i) wrong += !same(found[i], given[i]);
   }
   return wrong;
 }
@@ -42,12 +42,12 @@ static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int
     Packed together(batch * steps, pixels, c.outputs);
     conv_lif<true>(pool, c, n, {maps.data()}, kernel.data(), others, nullptr, together.spikes, last.data());
     const auto found = together.read();
-    for (size_t i = 0; i < apart.size(); ++i) wrong += !(found[i] == apart[i] || (std::isnan(found[i]) && std::isnan(apart[i])));
+    for (size_t i = 0; i < apart.size(); ++i) wrong += !same(found[i], apart[i]);
     lif<true, true>(pool, n, currents, apart.data());
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t i = 0; i < size; ++i) {
-        const float charged = apart[((b + 1) * steps - 1) * size + i], left = last[b * size + i];
-        wrong += !(left == (charged >= 1 ? 0 : charged) || (std::isnan(left) && std::isnan(charged)));
+        const float charged = apart[((b + 1) * steps - 1) * size + i];
+        wrong += !same(last[b * size + i], charged >= 1 ? 0 : charged);
       }
     if (!spikes) continue;
     Packed packed_maps(c.images, c.h * c.w, c.channels), packed_residual(batch * steps, pixels, c.outputs);

@@ -221,6 +221,36 @@ def test_max_pools_of_spikes_are_an_or_of_bits(size, window, apart):
     assert 0 < np.nanmean(found) < 1
 
 
+def test_a_pool_as_residual_captured_and_under_vmap(apart):
+    layers = (
+        Input("image", (8, 8, 2)),
+        Conv("conv0", "image", 5),
+        LIF("lif0", "conv0", threshold=0.1),
+        nodes.MaxPool("pool0", "lif0"),
+        nodes.MaxPool("pool1", "pool0"),
+        Conv("conv1", "pool1", 5, quantizer=Quantizer(2)),
+        nodes.Add("add1", "conv1", "pool1"),
+        LIF("lif1", "add1"),
+        Flatten("flatten", "lif1"),
+    )
+    graph = Graph(layers, timesteps=2)
+    run, variables, images = currents(graph), random_variables(graph), images_of(graph, 6)
+    text = jax.jit(run).lower(variables, images).compile().as_text()
+    counts = {"max_pool_spikes": 2, "conv_lif_spikes": 2, "unpack_spikes": 1}
+    assert {name: text.count(f'"qpsnn_jax.{name}"') for name in counts} == counts
+    wanted = apart(run, variables, images)
+    np.testing.assert_array_equal(jax.jit(run)(variables, images), wanted)
+    stacked = jax.jit(jax.vmap(run, (None, 0)))(variables, np.reshape(images, (3, 2, 8, 8, 2)))
+    np.testing.assert_array_equal(np.reshape(stacked, wanted.shape), wanted)
+
+    def pooled(variables, images):
+        return SpikingNetwork(graph).apply(variables, images, capture=["pool0"]).captured["pool0"]
+
+    found = jax.jit(pooled)(variables, images)
+    np.testing.assert_array_equal(found, apart(pooled, variables, images))
+    assert set(np.unique(found)) == {0, 1}
+
+
 @pytest.mark.parametrize("channels", [3, 8, 13, 33])
 def test_nan_spikes_stay_where_they_are(channels, apart):
     """Through convolutions and residual sums, of any number of channels."""

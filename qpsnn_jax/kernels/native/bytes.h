@@ -57,7 +57,7 @@ inline Vector floats(const Eights& x) {
 
 #endif
 
-// Where a compiler keeps them in a register.
+// Loads bytes into a register.
 inline Bytes bytes_at(const uint8_t* from) {
   Vector bytes;
   std::memcpy(&bytes, from, sizeof bytes);

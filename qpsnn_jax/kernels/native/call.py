@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from qpsnn_jax.kernels.native import library
-from qpsnn_jax.kernels.packed import Spikes, bits_shape
+from qpsnn_jax.kernels.packed import Spikes, bits_shape, no_bits
 
 _call_p = Primitive("native_call")
 _call_p.multiple_results = True
@@ -102,17 +102,13 @@ def by_jax(
     """The results of ``plain``, which a call stands for. Bits are not read, and those of the result are zeros."""
     del options  # of the native call
     found = jax.tree.leaves(plain(*operands[: len(operands) - len(packed)], **dict(attributes)))
-    return [*found, *_bits(results, packs, jnp.zeros)]
-
-
-def _bits(results: tuple[tuple[int, ...], ...], packs: bool, made: Callable[..., Any]) -> list:
-    return [made(bits_shape(results[0]), np.dtype(np.uint8))] if packs else []
+    return [*found, no_bits(results[0])] if packs else found
 
 
 def _shapes(*operands: Any, results: tuple[tuple[int, ...], ...], packs: bool = False, **options: Any) -> list:
     del operands, options
     arrays = [ShapedArray(shape, np.dtype(np.float32)) for shape in results]
-    return [*arrays, *_bits(results, packs, ShapedArray)]
+    return [*arrays, ShapedArray(bits_shape(results[0]), np.dtype(np.uint8))] if packs else arrays
 
 
 def _derivative(operands: Any, tangents: Any, **options: Any) -> Any:

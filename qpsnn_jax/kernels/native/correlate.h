@@ -98,7 +98,7 @@ class Correlator {
   SignedSums signed_;
   Blocks blocks_;
   AlignedFloats floats_;
-  std::array<int64_t, 4> unpacked_{-1};  // what floats_ are, for all blocks of inputs: image, images and rows
+  std::array<int64_t, 4> unpacked_{-1};  // image, images and rows that floats_ has
   std::vector<int64_t> others_;
   bool looked_up_ = false;
 };

@@ -82,8 +82,8 @@ class Lookup {
   int64_t line() const { return width_ << shift_; }  // positions of a row with its zeros
 
   // Chooses how many images are a group, and whether vectors begin with each row, which leaves out the zeros between rows, or
-  // follow each other. Returns the number of vectors. A group has no more images that are not there than there are, behind which
-  // packed spikes may be read: only where that saves vectors is it so large.
+  // follow each other. Returns the number of vectors. A group is filled up by fewer images than there are, since packed
+  // spikes are read that far beyond the last one: it is larger only where that saves vectors.
   int64_t arrange() {
     shift_ = 0, by_row_ = false;
     int64_t fewest = ceil_div(((images_ - 1) * pitch_ + rows_) * width_, kPositions);

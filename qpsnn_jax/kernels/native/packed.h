@@ -1,4 +1,4 @@
-// Spikes as bits, those of eight channels in a byte: a 32nd of the memory.
+// Spikes as bits, those of eight channels in a byte, and those that are NaN likewise: a 16th of the memory of numbers.
 #pragma once
 
 #include <algorithm>
