@@ -74,7 +74,8 @@ def make_case(name: str, batch: int, width: float, timesteps: int | None = None,
     graph = graph if timesteps is None else replace(graph, timesteps=timesteps)
     draw = np.random.default_rng(0)
     images = draw.normal(size=(batch, *graph.input.shape)).astype(np.float32)
-    return Case(graph, with_statistics(graph, drive), images, draw.integers(0, 10, batch).astype(np.int32))
+    (classes,) = graph.values[graph.output.name].shape
+    return Case(graph, with_statistics(graph, drive), images, draw.integers(0, classes, batch).astype(np.int32))
 
 
 def table(title: str, rows: list[Row], case: Case, work: str) -> str:

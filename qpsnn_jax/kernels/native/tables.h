@@ -46,7 +46,7 @@ class Ends {
       }
       const Vector low = load(&low_[o]) + negative, high = load(&high_[o]) + positive;
       store(&least_[o], negative), store(&most_[o], positive), store(&low_[o], low), store(&high_[o], high);
-      fits &= low >= all(INT8_MIN) & high <= all(INT8_MAX);
+      fits &= (low >= all(INT8_MIN)) & (high <= all(INT8_MAX));
     }
     for (int lane = 0; lane < kLanes; ++lane)
       if (!fits[lane]) {
