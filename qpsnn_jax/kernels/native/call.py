@@ -22,7 +22,7 @@ _call_p.multiple_results = True
 def native_call(
     name: str,
     plain: Callable[..., Any],
-    *operands: Array | Spikes,
+    *operands: Array,
     results: tuple[tuple[int, ...], ...],
     in_place: int | None = None,
     **attributes: Any,
@@ -37,7 +37,7 @@ def native_call(
         name: a handler of XLA's foreign function interface, in a ``.cc`` file of this folder. Its arguments are
             ``operands`` in their order, row-major, its results those of ``plain``, its attributes ``attributes``.
         plain: a function of a module, from arrays to an array or a tuple of arrays.
-        operands: floating arrays, or spikes, of which the C++ function gets the bits.
+        operands: floating arrays.
         results: the shapes of the results, which are float32. They are given because tracing ``plain`` for them takes
             about as long as all else that is traced of a network.
         in_place: the operand over which the C++ function writes its one result. XLA copies it first where it is used
@@ -58,7 +58,10 @@ def packing_call(
     results: tuple[tuple[int, ...], ...],
     **attributes: Any,
 ) -> tuple[Spikes, *tuple[Array, ...]]:
-    """:func:`native_call` whose first result are spikes, ``b t h w c``: the C++ function returns their bits."""
+    """:func:`native_call` whose first result, and some of whose operands, are spikes ``b t h w c``.
+
+    The C++ function gets and returns their bits.
+    """
     spikes, *others, bits = _bind(name, plain, operands, attributes, results=results, in_place=None, packs=True)
     return Spikes(spikes, bits), *others
 

@@ -10,11 +10,10 @@ namespace qpsnn {
 template <bool Residual>
 class PackingNeurons {
  public:
-  // What a piece has of all steps stays in the cache.
   PackingNeurons(const Pool& pool, const Neurons& n, const Currents& from, const PackedSpikes* residual,
                  const PackedSpikes& spikes, float* last)
-      : layer_(n, from, std::clamp<int64_t>(16384 / std::max<int64_t>(1, n.steps), 64, 1024)), n_(n), residual_(residual),
-        spikes_(spikes), last_(last), scratch_(pool.threads) {}
+      : layer_(n, from, cached_length(n.steps)), n_(n), residual_(residual), spikes_(spikes), last_(last),
+        scratch_(pool.threads) {}
 
   const Pieces& pieces() const { return layer_.pieces; }
 

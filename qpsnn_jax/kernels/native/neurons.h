@@ -115,6 +115,9 @@ class Layer {
   const AlignedFloats factor_, offset_;
 };
 
+// How many neurons a piece has, so that what it keeps of all steps stays in the cache.
+inline int64_t cached_length(int64_t steps) { return std::clamp<int64_t>(16384 / std::max<int64_t>(1, steps), 64, 1024); }
+
 // A place in memory at the first step, and how many numbers later that of the next step is.
 struct Steps {
   int64_t first, stride;
@@ -156,8 +159,7 @@ void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result
 template <bool Residual, class Slope>
 void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, const Currents& from,
               const float* cotangent, float* by_currents, float* by_factor, float* by_offset) {
-  // The membranes of a piece at all steps stay in the cache.
-  const Layer layer(n, from, std::clamp<int64_t>(16384 / std::max<int64_t>(1, n.steps), 64, 1024));
+  const Layer layer(n, from, cached_length(n.steps));
   const int64_t length = layer.pieces.length;
   ChannelSums sums(layer.pieces, pool, 2);
   std::vector<AlignedFloats> scratch(pool.threads);
