@@ -40,7 +40,7 @@ static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int
     lif<false, true>(pool, n, currents, apart.data());
     const Currents others{nullptr, factor.data(), offset.data(), residual.data(), initial.data()};
     Packed together(batch * steps, pixels, c.outputs);
-    conv_lif<true>(pool, c, n, {maps.data()}, kernel.data(), others, nullptr, together.spikes, last.data());
+    conv_lif(pool, c, n, {maps.data()}, kernel.data(), others, nullptr, together.spikes, last.data());
     const auto found = together.read();
     for (size_t i = 0; i < apart.size(); ++i) wrong += !same(found[i], apart[i]);
     lif<true, true>(pool, n, currents, apart.data());
@@ -54,8 +54,8 @@ static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int
     Packed again(batch * steps, pixels, c.outputs);
     packed_maps.write(maps), packed_residual.write(residual);
     const Maps of_spikes{nullptr, &packed_maps.spikes};
-    conv_lif<true>(pool, c, n, of_spikes, kernel.data(), {nullptr, factor.data(), offset.data(), nullptr, initial.data()},
-                   &packed_residual.spikes, again.spikes, last.data());
+    conv_lif(pool, c, n, of_spikes, kernel.data(), {nullptr, factor.data(), offset.data(), nullptr, initial.data()},
+             &packed_residual.spikes, again.spikes, last.data());
     wrong += again.data != together.data;
   }
   return wrong;

@@ -126,8 +126,9 @@ class Blocks {
       }
   }
 
+  // Not inlined, since twelve of it are enough to compile.
   template <int P, int V>
-  void dense(const Block& block, const Window& window, const float* const* in, float* const* to) const {
+  [[gnu::noinline]] void dense(const Block& block, const Window& window, const float* const* in, float* const* to) const {
     const float* x[P];
     const int64_t stride = block.stride, row = at_.kw * block.count * stride;
     Vector sum[P][V] = {};

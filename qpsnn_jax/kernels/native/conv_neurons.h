@@ -7,7 +7,6 @@
 namespace qpsnn {
 
 // The steps of neurons whose spikes are packed, and so may be the residual.
-template <bool Residual>
 class PackingNeurons {
  public:
   PackingNeurons(const Pool& pool, const Neurons& n, const Currents& from, const PackedSpikes* residual,
@@ -31,7 +30,8 @@ class PackingNeurons {
       for (int64_t t = 0; t < n_.steps; ++t) residual_->read(image + t, pixel, pixels, residual + t * length);
       piece.residual = residual, places = {0, length};
     }
-    run_steps<false, Residual>(piece, n_.steps, count, left, x, places, {0, length}, found);
+    const auto run = piece.residual ? run_steps<false, true> : run_steps<false, false>;
+    run(piece, n_.steps, count, left, x, places, {0, length}, found);
     for (int64_t t = 0; t < n_.steps; ++t) spikes_.write(image + t, pixel, pixels, found + t * length);
     std::copy_n(left, count, last_ + example * n_.size + start);
   }
@@ -45,9 +45,8 @@ class PackingNeurons {
 };
 
 // Sums first, then neurons.
-template <bool Residual>
-void conv_then_lif(const Pool& pool, const Conv& conv, const Neurons& n, const Maps& maps, const float* kernel,
-                   PackingNeurons<Residual>& neurons) {
+inline void conv_then_lif(const Pool& pool, const Conv& conv, const Neurons& n, const Maps& maps, const float* kernel,
+                          PackingNeurons& neurons) {
   AlignedFloats sums(conv.images * n.size);
   conv_sums(pool, conv, maps, kernel, sums.data());
   neurons.pieces().each(
@@ -60,14 +59,13 @@ void conv_then_lif(const Pool& pool, const Conv& conv, const Neurons& n, const M
 
 // The spikes of lif() for the sums of maps b [t] h w i, in the place of currents.x, which is not read, and the potentials
 // after the last step, b size. Maps without steps are the same at every step. The residual is `packed` if that is given.
-template <bool Residual>
-void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const Maps& maps, const float* kernel,
-              const Currents& currents, const PackedSpikes* packed, const PackedSpikes& spikes, float* last) {
+inline void conv_lif(const Pool& pool, const Conv& conv, const Neurons& n, const Maps& maps, const float* kernel,
+                     const Currents& currents, const PackedSpikes* packed, const PackedSpikes& spikes, float* last) {
   spikes.clear();
   if (n.batch * n.size == 0) return;
   const Windows at = windows_of(conv);
   const int64_t each = conv.images / n.batch, row = conv.ow * conv.outputs;
-  PackingNeurons<Residual> neurons(pool, n, currents, packed, spikes, last);
+  PackingNeurons neurons(pool, n, currents, packed, spikes, last);
   // Few examples leave threads idle, to which the maps of their steps are work enough.
   if (each > 1 && n.batch < 4 * pool.threads) return conv_then_lif(pool, conv, n, maps, kernel, neurons);
   const BlockWeights blocks = block_weights(pool, at, conv.images, false, weights_of(conv, kernel));

@@ -34,11 +34,8 @@ static void ConvSpikes(const Call& call) {
   const Neurons n = Cell::of(call).neurons(batch, steps, pixels * outputs, outputs);
   const Currents currents{nullptr, call.operand(2).typed_data(), call.operand(3).typed_data(),
                           residual ? nullptr : data_of(call.operand(4)), data_of(call.operand(5))};
-  const auto run = [&](auto added) {
-    conv_lif<added>(call.pool(), conv, n, maps ? Maps{nullptr, &*maps} : Maps{call.operand(0).typed_data()},
-                    kernel.typed_data(), currents, residual ? &*residual : nullptr, spikes, last.typed_data());
-  };
-  residual || currents.residual ? run(std::true_type()) : run(std::false_type());
+  conv_lif(call.pool(), conv, n, maps ? Maps{nullptr, &*maps} : Maps{call.operand(0).typed_data()}, kernel.typed_data(), currents,
+           residual ? &*residual : nullptr, spikes, last.typed_data());
 }
 
 // Packed spikes as numbers, … h w c.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -103,11 +104,14 @@ class Correlator {
   bool looked_up_ = false;
 };
 
+// copy(r, s, c, o, count, to) copies the weights of outputs [o, o + count) at a tap and an input. A function whatever the kernel
+// is, since each kind of it would compile all that reads weights once more.
+using CopyWeights = std::function<void(int64_t, int64_t, int64_t, int64_t, int64_t, float*)>;
+
 // The weights of some inputs and outputs, with tables if sums are looked up so `often` that it is worth filling them; with signs
 // if gradients have these.
-template <class Copy>
-Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64_t outputs, bool often, bool signs,
-               const Copy& weights) {
+inline Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64_t outputs, bool often, bool signs,
+                      const CopyWeights& weights) {
   const int64_t vectors = ceil_div(outputs, kLanes), stride = (vectors > 8 ? kBlockVectors : vectors) * kLanes;
   const int64_t kh = at.kh, kw = at.kw, size = kh * kw * count * stride;
   const LazyFloats values([=](AlignedFloats& to) {
@@ -133,10 +137,8 @@ Weights packed(const Windows& at, int64_t first, int64_t count, int64_t o, int64
 // The weights of all inputs, by block of inputs, then of outputs.
 using BlockWeights = std::vector<std::vector<Weights>>;
 
-// `weights(r, s, c, o, count, to)` copies those of outputs [o, o + count). With `signs` the order of a sum may depend on how many
-// images there are, as only that of gradients may.
-template <class Copy>
-BlockWeights block_weights(const Pool& pool, const Windows& at, int64_t images, bool signs, const Copy& weights) {
+// With `signs` the order of a sum may depend on how many images there are, as only that of gradients may.
+inline BlockWeights block_weights(const Pool& pool, const Windows& at, int64_t images, bool signs, const CopyWeights& weights) {
   const int64_t wide = kBlockVectors * kLanes, columns = ceil_div(at.outputs, wide);
   BlockWeights blocks(ceil_div(at.inputs, kBlockInputs));
   for (auto& block : blocks) block.resize(columns);
@@ -156,9 +158,9 @@ struct Band {
 
 // All sums of `examples`, each of `each` images. Those of a band are written to to(band, worker), where its first example begins;
 // done(band, worker) follows.
-template <class To, class Done>
-void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, int64_t examples, int64_t each, const Maps& in,
-               const To& to, const Done& done) {
+inline void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, int64_t examples, int64_t each,
+                      const Maps& in, const std::function<float*(const Band&, int)>& to,
+                      const std::function<void(const Band&, int)>& done) {
   const int64_t images = examples * each;
   // Parts whatever the number of threads, so that all skip zeros in the same places.
   const int64_t bands = std::clamp<int64_t>(ceil_div(kParts, images), 1, at.rows);
@@ -186,8 +188,8 @@ void correlate(const Pool& pool, const Windows& at, const BlockWeights& blocks, 
 }
 
 // All images.
-template <class Copy>
-void correlate(const Pool& pool, const Windows& at, int64_t images, const Maps& in, bool signs, const Copy& weights, float* out) {
+inline void correlate(const Pool& pool, const Windows& at, int64_t images, const Maps& in, bool signs, const CopyWeights& weights,
+                      float* out) {
   if (at.rows <= 0 || at.columns <= 0 || at.inputs == 0 || at.outputs == 0 || images == 0) return;
   correlate(pool, at, block_weights(pool, at, images, signs, weights), images, 1, in,
             [&](const Band& band, int) { return out + band.first * at.out_size(); }, [](const Band&, int) {});
@@ -199,7 +201,7 @@ inline Windows windows_of(const Conv& conv) {
 }
 
 // Copies the weights of a convolution from its kernel.
-inline auto weights_of(const Conv& conv, const float* kernel) {
+inline CopyWeights weights_of(const Conv& conv, const float* kernel) {
   return [&conv, kernel](int64_t r, int64_t s, int64_t c, int64_t o, int64_t count, float* to) {
     std::copy_n(kernel + ((r * conv.kw + s) * conv.channels + c) * conv.outputs + o, count, to);
   };

@@ -76,8 +76,7 @@ inline size_t thread_number() {
 // The items are in parts, of which each thread begins with one by its number, then helps with the others: so a thread
 // meets the same images in one loop after another, and finds them in its cache.
 // The first exception of any thread leaves the items that have not begun undone, and is thrown to the caller.
-template <class Work>
-void parallel_for(const Pool& pool, int64_t n, const Work& work) {
+inline void parallel_for(const Pool& pool, int64_t n, const std::function<void(int64_t, int)>& work) {
   struct alignas(64) Items {
     std::atomic<int64_t> next;
     int64_t end;
