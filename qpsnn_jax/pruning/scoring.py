@@ -99,11 +99,23 @@ def score(
         scores = _batch_scores(variables, placed, graph, criterion, mesh, precision)
         first = first or len(images)
         weight = len(images) / first  # 1 for equal batches, whose scores are then added as they are
-        total = {name: total.get(name, 0) + weight * scores[name] for name in scores}
+        total = _add(total, scores, weight) if total else scores
         weights += weight
     if not weights:
         raise ValueError("score needs at least one batch of images.")
-    return {name: total[name] / weights for name in channel_groups(graph) if name in total}
+    means = _divide(total, weights)
+    return {name: means[name] for name in channel_groups(graph) if name in total}
+
+
+# One program for all groups compiles sooner than one for each of their sizes.
+@jax.jit
+def _add(total: Scores, scores: Scores, weight: float) -> Scores:
+    return jax.tree.map(lambda own, more: own + weight * more, total, scores)
+
+
+@jax.jit
+def _divide(total: Scores, weights: float) -> Scores:
+    return jax.tree.map(lambda own: own / weights, total)
 
 
 @partial(jax.jit, static_argnames=("graph", "criterion", "mesh", "precision"))
