@@ -1,4 +1,4 @@
-"""LIF neurons whose options are numbers and a surrogate of the package: native on a CPU, in one pass over memory."""
+"""LIF neurons with a surrogate of the package: native on a CPU, in one pass over memory."""
 
 from functools import partial
 from types import FunctionType
@@ -6,8 +6,10 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
 from qpsnn_jax.kernels import plain, skipping
 from qpsnn_jax.kernels.affine import Affine, Convolution, Numbers, computed
@@ -24,10 +26,12 @@ _NATIVE_SURROGATES: tuple[Surrogate, ...] = (triangular, rectangular, sigmoid, a
 
 
 class _Cell(NamedTuple):
-    """The options of a layer, as attributes of a native call: ``surrogate`` counts the native ones."""
+    """The options of a layer, as attributes of a native call: ``surrogate`` counts the native ones.
 
-    tau: float
-    threshold: float
+    Only where τ or θ are ``learned``, gradients by them are computed.
+    """
+
+    learned: bool
     inclusive: bool
     soft: bool
     detached: bool
@@ -36,11 +40,10 @@ class _Cell(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those of :func:`qpsnn_jax.lif_step`."""
+        """Those of :func:`qpsnn_jax.lif_step` but τ and θ."""
         surrogate = _NATIVE_SURROGATES[self.surrogate]
         fire, reset = ">=" if self.inclusive else ">", "soft" if self.soft else "hard"
-        numbers = {"tau": self.tau, "threshold": self.threshold}
-        return {**numbers, "surrogate": surrogate, "fire": fire, "reset": reset, "detach_reset": self.detached}
+        return {"surrogate": surrogate, "fire": fire, "reset": reset, "detach_reset": self.detached}
 
 
 _WithLast = tuple[LIFTrace, Array]
@@ -52,7 +55,7 @@ _WithBits = tuple[LIFTrace, Array, Array]
 class _Given(NamedTuple):
     """The arrays of a layer: ``x · factor + offset + residual`` are its currents, and U[0] is ``initial`` ``b …``.
 
-    A scalar of 0 stands for no residual, or for U[0] = 0.
+    A scalar of 0 stands for no residual, or for U[0] = 0. τ and θ are ``c``, as factor and offset are.
     """
 
     x: Array
@@ -60,20 +63,22 @@ class _Given(NamedTuple):
     offset: Array
     residual: Array
     initial: Array
+    tau: Array
+    threshold: Array
 
 
 def lif_trace(
     currents: Numbers,
     initial: Array | None = None,
     *,
-    tau: float,
-    threshold: float,
+    tau: ArrayLike,
+    threshold: ArrayLike,
     surrogate: Surrogate,
     fire: Fire,
     reset: Reset,
     detach_reset: bool,
 ) -> tuple[Array, LIFTrace, Array | Spikes]:
-    """:func:`qpsnn_jax.lif_trace` for τ and θ that are numbers, of currents that may still have to be computed.
+    """:func:`qpsnn_jax.lif_trace` of currents that may still have to be computed; τ and θ are numbers, or ``c``.
 
     On a CPU with a C++ compiler float32 neurons with one of the package's four surrogates and a hard or soft reset go
     through all steps in one native call, forward and backward, which computes the currents too; membranes are written
@@ -91,16 +96,18 @@ def lif_trace(
     x = currents.x if isinstance(currents, Affine) else currents
     if x.dtype != jnp.float32 or surrogate not in _NATIVE_SURROGATES or x.ndim < 3 or reset == "delayed":
         options: dict[str, Any] = {"fire": fire, "reset": reset, "detach_reset": detach_reset}
-        constants = {"tau": tau, "threshold": threshold, "surrogate": surrogate}
-        last, trace = neurons.lif_trace(computed(currents), initial=initial, **constants, **options)
+        options |= {"tau": _of_step(tau, x), "threshold": _of_step(threshold, x), "surrogate": surrogate}
+        last, trace = neurons.lif_trace(computed(currents), initial=initial, **options)
         return last, trace, trace.spikes
     (shape,) = cast(FunctionType, surrogate).__defaults__ or (0.0,)
     number = _NATIVE_SURROGATES.index(surrogate)
-    cell = _Cell(tau, threshold, fire == ">=", reset == "soft", detach_reset, number, shape)
+    learned = isinstance(tau, Array) or isinstance(threshold, Array)
+    cell = _Cell(learned, fire == ">=", reset == "soft", detach_reset, number, shape)
     affine, nothing = currents if isinstance(currents, Affine) else Affine.of(currents), jnp.zeros((), x.dtype)
     residual = nothing if affine.residual is None else computed(affine.residual)
     start = nothing if initial is None else initial.astype(x.dtype)
-    given = _Given(affine.x, affine.factor, affine.offset, residual, start)
+    constants: Any = (_by_channel(option, x) for option in (tau, threshold))
+    given = _Given(affine.x, affine.factor, affine.offset, residual, start, *constants)
     if affine.convolution is None:
         trace, last = _lif_with_last(given, cell)
         return last, trace, trace.spikes
@@ -108,6 +115,17 @@ def lif_trace(
     found: Any = _lif_of_sums(given, affine.convolution, residual_bits, cell)
     trace, last, bits = found
     return last, trace, Spikes(trace.spikes, bits)
+
+
+def _by_channel(option: ArrayLike, x: Array) -> Array:
+    """τ or θ of each channel of x. Numbers become constants of the program, which no operation computes."""
+    library: Any = jnp if isinstance(option, Array) else np
+    return library.broadcast_to(library.asarray(option, x.dtype), x.shape[-1:])
+
+
+def _of_step(option: ArrayLike, x: Array) -> Any:
+    """τ or θ as it broadcasts against one step of x ``b t … c``: a number, or those of the channels."""
+    return jnp.reshape(option, (1,) * (x.ndim - 2) + (-1,)) if np.ndim(option) else option
 
 
 def _lif_with_last(given: _Given, cell: _Cell) -> _WithLast:
@@ -118,7 +136,7 @@ def _lif_with_last(given: _Given, cell: _Cell) -> _WithLast:
 def _last(trace: LIFTrace, given: _Given, cell: _Cell) -> Array:
     initial = given.initial if given.initial.ndim else None
     options = {name: cell.options[name] for name in ("reset", "detach_reset")}
-    return neurons.after_last(trace, initial, cell.threshold, **options)
+    return neurons.after_last(trace, initial, _of_step(given.threshold, given.x), **options)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -145,14 +163,18 @@ def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]
     given, (spikes, of_membranes) = when_needed(given, (spikes, of_membranes))
     x, operands = given.x, (jnp.zeros_like(given.x) if spikes is None else spikes, *given)
     if of_membranes is None:
-        shapes = x.shape, x.shape[-1:], x.shape[-1:]
-        by_currents, by_factor, by_offset = native_call("lif_grad", _grad, *operands, results=shapes, **cell._asdict())
+        shapes = (x.shape, *(4 if cell.learned else 2) * (x.shape[-1:],))
+        found = native_call("lif_grad", _grad, *operands, results=shapes, **cell._asdict())
     else:
-        by_currents, by_factor, by_offset = _grad(*operands, of_membranes=of_membranes, **cell._asdict())
+        found = _grad(*operands, of_membranes=of_membranes, **cell._asdict())
+    by_currents, by_factor, by_offset, *by_constants = found
+    by_tau, by_threshold = by_constants or (jnp.zeros_like(given.tau), jnp.zeros_like(given.threshold))
     by_x = by_currents * given.factor.reshape((1,) * (x.ndim - 1) + (-1,))
     by_residual = by_currents if given.residual.ndim else jnp.zeros((), x.dtype)
-    by_initial = cell.tau * jnp.sum(by_currents[:, :1], 1) if given.initial.ndim else jnp.zeros_like(given.initial)
-    return (_Given(by_x, by_factor, by_offset, by_residual, by_initial),)
+    by_initial = (
+        _of_step(given.tau, x) * jnp.sum(by_currents[:, :1], 1) if given.initial.ndim else jnp.zeros_like(given.initial)
+    )
+    return (_Given(by_x, by_factor, by_offset, by_residual, by_initial, by_tau, by_threshold),)
 
 
 _lif.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -199,7 +221,7 @@ def _convolved(
         options = {**skipping.window(convolution.spec), "input_hw": geometry.input_hw, **cell._asdict()}
         options |= {"steps": shape[1], "repeated": numbers.ndim == 4}
         numbers = numbers.reshape(-1, *numbers.shape[-3:])
-        _, factor, offset, residual, initial = given
+        _, factor, offset, residual, initial, *constants = given
         operands = (
             maps._replace(array=numbers) if isinstance(maps, Spikes) else numbers,
             convolution.kernel,
@@ -207,6 +229,7 @@ def _convolved(
             offset,
             residual if residual_bits is None else Spikes(residual, residual_bits),
             initial,
+            *constants,
         )
         results = shape, (shape[0], *shape[2:])
         spikes, last = packing_call("conv_lif_spikes", _plain_convolved, *operands, results=results, **options)
@@ -226,9 +249,13 @@ def _values(primals: Any) -> Any:
 
 
 def _plain(*operands: Array, **cell: Any) -> LIFTrace:
-    x, factor, offset, residual, initial = operands
-    given = Affine(x, factor, offset, residual).compute()
-    return neurons.lif_trace(given, initial=initial if initial.ndim else None, **_Cell(**cell).options)[1]
+    x, factor, offset, residual, initial, *constants = operands
+    return _run(_Cell(**cell), Affine(x, factor, offset, residual).compute(), initial, *constants)
+
+
+def _run(cell: _Cell, currents: Array, initial: Array, tau: Array, threshold: Array) -> LIFTrace:
+    options = {**cell.options, "tau": _of_step(tau, currents), "threshold": _of_step(threshold, currents)}
+    return neurons.lif_trace(currents, initial=initial if initial.ndim else None, **options)[1]
 
 
 def _plain_convolved(
@@ -258,11 +285,16 @@ def _membranes(*operands: Array, **cell: Any) -> Array:
     return _plain(*operands, **cell).membranes
 
 
-def _grad(
-    spikes: Array, *operands: Array, of_membranes: Array | None = None, **cell: Any
-) -> tuple[Array, Array, Array]:
-    """The gradient w.r.t. the currents, for a cotangent of the spikes, and those by their factor and offset."""
-    membranes = _membranes(*operands, **cell)
-    found = neurons.currents_grad(membranes, spikes, of_membranes, **_Cell(**cell).options)
+def _grad(spikes: Array, *operands: Array, of_membranes: Array | None = None, **cell: Any) -> tuple[Array, ...]:
+    """Gradients by the currents, for a cotangent of the spikes, by their factor and offset, and by learned τ and θ."""
+    own, (x, factor, offset, residual, initial, *constants) = _Cell(**cell), operands
+    learned = constants if own.learned else []
+
+    def run(currents: Array, *learned: Array) -> LIFTrace:
+        return _run(own, currents, initial, *(learned or constants))
+
+    trace, pull = jax.vjp(run, Affine(x, factor, offset, residual).compute(), *learned)
+    of_membranes = jnp.zeros_like(trace.membranes) if of_membranes is None else of_membranes
+    found, *by_constants = pull(LIFTrace(spikes, of_membranes))
     axes = tuple(range(found.ndim - 1))
-    return found, jnp.sum(found * operands[0], axes), jnp.sum(found, axes)
+    return found, jnp.sum(found * x, axes), jnp.sum(found, axes), *by_constants

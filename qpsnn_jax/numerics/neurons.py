@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from qpsnn_jax.numerics.closures import hoist
-from qpsnn_jax.numerics.recurrence import drive_grad, recurrence, rounded
+from qpsnn_jax.numerics.recurrence import recurrence, rounded
 from qpsnn_jax.numerics.surrogate import Fire, Surrogate, fire_step, slopes, triangular
 from qpsnn_jax.runtime.checks import fits
 
@@ -182,29 +182,6 @@ def after_last(trace: LIFTrace, initial: Array | None, threshold: ArrayLike, **r
         return _after_reset(membranes[:, -1], trace.spikes[:, -1], threshold, **reset)
     rest = jnp.zeros((len(membranes), *membranes.shape[2:]), membranes.dtype)
     return rest if initial is None else initial.astype(rest.dtype)
-
-
-def currents_grad(
-    membranes: Array,
-    spikes_cotangent: Array,
-    membranes_cotangent: Array | None = None,
-    *,
-    tau: float,
-    threshold: float,
-    surrogate: Surrogate,
-    fire: Fire,
-    **reset: Any,
-) -> Array:
-    """The gradient of :func:`lif_trace` by the currents, ``b t …``, for its membranes and cotangents of its results.
-
-    The options are numbers, and a surrogate that closes over nothing.
-    """
-    leak = partial(_leak, surrogate=surrogate, fire=fire, **reset)
-    constants = tuple(jnp.asarray(x, membranes.dtype) for x in (tau, threshold))
-    cotangent = jax.vjp(lambda x: fire_step(x - constants[1], surrogate, fire), membranes)[1](spikes_cotangent)[0]
-    if membranes_cotangent is not None:
-        cotangent = cotangent + membranes_cotangent
-    return drive_grad(leak, False, membranes, (), constants, cotangent)
 
 
 def _leak(charged: Array, tau: Array, threshold: Array, *constants: Array, surrogate: Any, fire: Fire, **reset: Any):

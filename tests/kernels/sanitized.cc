@@ -48,20 +48,22 @@ static int differences(const std::vector<Pool>& pools, const Conv& given) {
   const int64_t size = c.h * c.w * c.channels;
   const auto maps = reals(c.images * size, 7), kernel = reals(c.kh * c.kw * c.channels * c.outputs, 0);
   const auto cotangent = reals(c.images * c.oh * c.ow * c.outputs, 2), by_spikes = reals(maps.size(), 2);
-  const auto factor = reals(c.channels, 0), offset = reals(c.channels, 0);
+  const auto factor = reals(c.channels, 0), offset = reals(c.channels, 0), tau = reals(c.channels, 0);
+  const std::vector<float> threshold(c.channels, 1);
   std::vector<float> before;
   int differ = 0;
   for (const Pool& pool : pools) {
-    std::vector<float> sums(cotangent.size()), by_input(maps.size()), by_kernel(kernel.size()), by_channel(4 * c.channels);
+    std::vector<float> sums(cotangent.size()), by_input(maps.size()), by_kernel(kernel.size()), by_channel(6 * c.channels);
     std::vector<float> by_currents = by_spikes;  // in place
     conv_sums(pool, c, {maps.data()}, kernel.data(), sums.data());
     conv_input_grad(pool, c, cotangent.data(), kernel.data(), by_input.data());
     kernel_grad(pool, c, maps.data(), cotangent.data(), by_kernel.data());
     float* of_channels = by_channel.data();
     channel_moments(pool, c.images * c.h * c.w, c.channels, maps.data(), of_channels, of_channels + c.channels);
-    lif_grad<false>(pool, {c.images / 2, 2, size, c.channels, 0.5f, 1.0f, false, false}, Triangular{1}, false,
+    lif_grad<false>(pool, {c.images / 2, 2, size, c.channels, tau.data(), threshold.data(), false, false}, Triangular{1}, false,
                     {maps.data(), factor.data(), offset.data(), nullptr, nullptr}, by_currents.data(), by_currents.data(),
-                    of_channels + 2 * c.channels, of_channels + 3 * c.channels);
+                    {of_channels + 2 * c.channels, of_channels + 3 * c.channels, of_channels + 4 * c.channels,
+                     of_channels + 5 * c.channels});
     std::vector<float> all;
     for (const auto* part : {&sums, &by_input, &by_kernel, &by_channel, &by_currents})
       all.insert(all.end(), part->begin(), part->end());
@@ -98,16 +100,18 @@ static int check_max_pool(const Pool& pool, const Tiles& n) {
 static int run_over_channels(const Pool& pool, int64_t batch, int64_t steps, int64_t h, int64_t w, int64_t channels) {
   const int64_t size = h * w * channels, count = batch * steps * size;
   const auto x = numbers(count, 0.5), residual = numbers(count, 0.5), initial = numbers(batch * size, 0.5);
-  const auto factor = numbers(channels, 1), offset = numbers(channels, 1);
+  const auto factor = numbers(channels, 1), offset = numbers(channels, 1), tau = numbers(channels, 1);
+  const std::vector<float> threshold(channels, 1);
   std::vector<float> result(count), by_currents(count), by_factor(channels), by_offset(channels), mean(channels);
-  std::vector<float> var(channels);
-  const Neurons n{batch, steps, size, channels, 0.5f, 1.0f, true, false};
+  std::vector<float> by_tau(channels), by_threshold(channels), var(channels);
+  const Neurons n{batch, steps, size, channels, tau.data(), threshold.data(), true, false};
   const Currents currents{x.data(), factor.data(), offset.data(), residual.data(), initial.data()};
   lif<false, true>(pool, n, currents, result.data());
   lif<true, false>(pool, n, {x.data(), factor.data(), offset.data(), nullptr, nullptr}, result.data());
-  lif_grad<true>(pool, n, Sigmoid{4}, false, currents, x.data(), by_currents.data(), by_factor.data(), by_offset.data());
+  const ByChannel by{by_factor.data(), by_offset.data(), by_tau.data(), by_threshold.data()};
+  lif_grad<true>(pool, n, Sigmoid{4}, false, currents, x.data(), by_currents.data(), by);
   lif_grad<false>(pool, n, Triangular{1}, true, {x.data(), factor.data(), offset.data(), nullptr, nullptr}, x.data(),
-                  by_currents.data(), by_factor.data(), by_offset.data());
+                  by_currents.data(), {by_factor.data(), by_offset.data(), nullptr, nullptr});
   channel_moments(pool, batch * steps * h * w, channels, x.data(), mean.data(), var.data());
   const Tiles tiles{batch * steps, h, w, channels, h / 2, w / 2, 2, 2};
   max_pool_grad(pool, tiles, x.data(), residual.data(), result.data());

@@ -26,7 +26,8 @@ static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int
   if (spikes) maps = spikes_and(maps.size(), nans), residual = spikes_and(residual.size(), nans);
   const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1);
   const auto factor = numbers(c.outputs, 1), offset = numbers(c.outputs, 1), initial = numbers(batch * size, 0.5);
-  const Neurons n{batch, steps, size, c.outputs, 0.5f, 1.0f, true, false};
+  const std::vector<float> tau(c.outputs, 0.5f), threshold(c.outputs, 1.0f);
+  const Neurons n{batch, steps, size, c.outputs, tau.data(), threshold.data(), true, false};
   std::vector<float> sums(c.images * size, NAN), apart(c.images * size), last(batch * size, NAN);
   int wrong = 0;
   for (const int64_t each : {steps, int64_t{1}}) {

@@ -129,6 +129,70 @@ def test_every_option():
     assert len({np.asarray(gradient).tobytes() for _, gradient in wanted}) >= 10
 
 
+def learned(shape, by_channel):
+    """Currents, U[0], τ and θ, of quarters and eighths, with cotangents of the spikes and of U[T]."""
+    tau, threshold = (
+        DRAW.choice(values, shape[-1:] if by_channel else ()) for values in ([0.25, 0.5, 1], [0.5, 1, 1.5])
+    )
+    options = tuple(np.asarray(x, np.float32) for x in (tau, threshold))
+    initial = currents(shape[0], *shape[2:])
+    weights = tuple(DRAW.normal(size=x).astype(np.float32) for x in (shape, initial.shape))
+    return (currents(*shape), initial, *options), weights
+
+
+def of_step(module, shape, tau, threshold):
+    """τ and θ by name; JAX functions do not know which axis is that of the channels."""
+    step = (1,) * (len(shape) - 2)
+    return {
+        name: x.reshape(*step, -1) if x.ndim and module is plain else x
+        for name, x in (("tau", tau), ("threshold", threshold))
+    }
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5), (3, 2, 4, 4, 16), (1, 3, 300, 7), (2, 1, 3), (0, 2, 4), (2, 0, 3)])
+@pytest.mark.parametrize("by_channel", [True, False])
+def test_learned_tau_and_threshold(shape, by_channel):
+    given, (of_spikes, of_last) = learned(shape, by_channel)
+    variants = VARIANTS if shape == (2, 4, 5) else VARIANTS[:2]
+
+    def every(module):
+        for name, fire, reset, detached in variants:
+            options = {"surrogate": SURROGATES[name], "fire": fire, "reset": reset, "detach_reset": detached}
+
+            def values(x, initial, tau, threshold, o=options):
+                last, trace = module.lif_trace(x, initial=initial, **o, **of_step(module, shape, tau, threshold))[:2]
+                return jnp.vdot(trace.spikes, of_spikes) + jnp.vdot(last, of_last), (last, trace)
+
+            yield jax.value_and_grad(values, argnums=(0, 1, 2, 3), has_aux=True)(*given)
+
+    found, wanted = (jax.jit(lambda m=m: list(every(m)))() for m in (native, plain))
+    for variant, ((_, got), gradients), ((_, want), right) in zip(variants, found, wanted, strict=True):
+        jax.tree.map(partial(np.testing.assert_array_equal, err_msg=str(variant)), got, want)
+        for got, want in zip(gradients, right, strict=True):
+            np.testing.assert_allclose(
+                got, want, 1e-5, 1e-6 * max(1, np.abs(want).max(initial=0)), err_msg=str(variant)
+            )
+            assert of_spikes.size < 40 or np.any(want)
+
+
+def test_second_derivatives_and_vmap_of_learned_tau_and_threshold():
+    given, (weights, _) = learned((2, 4, 3), True)
+
+    def derivatives(module):
+        def loss(*given):
+            x, initial, tau, threshold = given
+            options = OPTIONS | of_step(module, x.shape, tau, threshold) | {"surrogate": SURROGATES["sigmoid"]}
+            last, trace = module.lif_trace(x, initial=initial, **options)[:2]
+            return jnp.sum(trace.spikes * weights) ** 2 + jnp.sum(trace.membranes**2 * weights) + jnp.sum(last**2)
+
+        every = (0, 1, 2, 3)
+        of_grad = lambda *given: sum(jnp.sum(jnp.sin(x)) for x in jax.grad(loss, every)(*given))  # noqa: E731
+        stacked = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), given)
+        return jax.grad(of_grad, every)(*given), jax.vmap(jax.grad(loss, every))(*stacked)
+
+    alike(*(jax.jit(partial(derivatives, module))() for module in (native, plain)))
+
+
 def test_gradients_of_membranes_and_second_derivatives():
     x, w = currents(2, 4, 3), DRAW.normal(size=(2, 4, 3)).astype(np.float32)
 
@@ -214,6 +278,7 @@ def text(x, precision="auto", **options):
 def test_a_node_calls_the_library_once_where_it_may():
     x = jax.ShapeDtypeStruct((2, 3, 4), jnp.float32)
     assert text(x).count("custom-call(") == 1  # unused membranes are not computed
+    assert text(x, tau=(0.5, 0.6, 0.7, 0.8), threshold=2.0).count("custom-call(") == 1
     assert "custom-call(" not in text(x, "exact")
     assert "custom-call(" not in text(x, surrogate=lambda u: triangular(u, 2.0))
     assert "custom-call(" not in text(jax.ShapeDtypeStruct(x.shape, jnp.bfloat16))

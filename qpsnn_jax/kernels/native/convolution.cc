@@ -31,7 +31,7 @@ static void ConvSpikes(const Call& call) {
   const auto maps = call.packed_operand(0, given, hw[0] * hw[1], inputs);
   const auto residual = call.packed_operand(4, images, pixels, outputs);
   const PackedSpikes spikes = call.packed_result(0, images, pixels, outputs);
-  const Neurons n = Cell::of(call).neurons(batch, steps, pixels * outputs, outputs);
+  const Neurons n = neurons_of(call, 6, batch, steps, pixels * outputs, outputs);
   const Currents currents{nullptr, call.operand(2).typed_data(), call.operand(3).typed_data(),
                           residual ? nullptr : data_of(call.operand(4)), data_of(call.operand(5))};
   conv_lif(call.pool(), conv, n, maps ? Maps{nullptr, &*maps} : Maps{call.operand(0).typed_data()}, kernel.typed_data(), currents,

@@ -9,7 +9,7 @@ template <bool Membranes>
 static void LIF(const Call& call) {
   const Currents currents = currents_of(call, 0);
   with_residual(currents, [&](auto added) {
-    lif<Membranes, added>(call.pool(), Cell::of(call).neurons(call.operand(0)), currents, call.result(0).typed_data());
+    lif<Membranes, added>(call.pool(), neurons_of(call, 0), currents, call.result(0).typed_data());
   });
 }
 
@@ -17,11 +17,12 @@ static void LIFGrad(const Call& call) {
   const Cell cell = Cell::of(call);
   const Currents currents = currents_of(call, 1);
   const float shape = static_cast<float>(cell.shape);
+  const auto result = [&](size_t i) { return call.result(i).typed_data(); };
+  const ByChannel by{result(1), result(2), cell.learned ? result(3) : nullptr, cell.learned ? result(4) : nullptr};
   const auto run = [&](auto slope) {
     with_residual(currents, [&](auto added) {
-      lif_grad<added>(call.pool(), cell.neurons(call.operand(1)), slope, cell.detached, currents,
-                      call.operand(0).typed_data(), call.result(0).typed_data(), call.result(1).typed_data(),
-                      call.result(2).typed_data());
+      lif_grad<added>(call.pool(), neurons_of(call, 1), slope, cell.detached, currents, call.operand(0).typed_data(), result(0),
+                      by);
     });
   };
   switch (cell.surrogate) {

@@ -3,14 +3,17 @@
 // A piece of the neurons of an example goes through all steps while its potentials stay in the first levels of the cache.
 #pragma once
 
+#include <array>
+
 #include "channels.h"
 
 namespace qpsnn {
 
-// Arrays are `batch` x `steps` x `size`, channels last. Neurons fire at the threshold too if it is `inclusive`.
+// Arrays are `batch` x `steps` x `size`, channels last; tau and threshold are by channel. Neurons fire at the threshold too if it
+// is `inclusive`.
 struct Neurons {
   int64_t batch, steps, size, channels;
-  float tau, threshold;
+  const float *tau, *threshold;
   bool inclusive, soft;
 };
 
@@ -71,8 +74,7 @@ struct Arctan {
 
 // One piece of the neurons of an example. It is copied where it is used, so that compilers know that no store changes it.
 struct Piece {
-  const float *x, *factor, *offset, *residual;
-  float tau, threshold;
+  const float *x, *factor, *offset, *residual, *tau, *threshold;
   bool inclusive, soft;
 
   // The currents of some neurons, those from i on of the piece, that is at `from` in x and at `place` in the residual.
@@ -82,23 +84,30 @@ struct Piece {
     return Residual ? y + some.load(residual + place + i) : y;
   }
 
-  // Updates the potentials that are left; returns those before the reset, and whether they fire.
-  std::pair<Vector, Vector> step(float* left, Vector current) const {
-    const Vector charged = tau * load(left) + current, spike = fire(charged - threshold, inclusive);
-    store(left, spike == 1 ? charged - (soft ? all(threshold) : charged) : charged);
+  // Updates the potentials that are left of neurons i and on; returns those before the reset, and whether they fire.
+  std::pair<Vector, Vector> step(float* left, int64_t i, Vector current) const {
+    const Vector charged = load(tau + i) * load(left + i) + current, spike = spikes(charged, i);
+    store(left + i, after_reset(charged, spike, i));
     return {charged, spike};
+  }
+
+  Vector spikes(Vector charged, int64_t i) const { return fire(charged - load(threshold + i), inclusive); }
+  Vector after_reset(Vector charged, Vector spike, int64_t i) const {
+    return spike == 1 ? charged - (soft ? load(threshold + i) : charged) : charged;
   }
 };
 
-// What the passes share: the factor and the offset at every place of a piece.
+// What the passes share: what is by channel, at every place of a piece.
 class Layer {
  public:
   Layer(const Neurons& n, const Currents& from, int64_t length)
       : pieces(n.batch, n.size, n.channels, length), n_(n), from_(from),
-        factor_(pieces.repeated(from.factor)), offset_(pieces.repeated(from.offset)) {}
+        factor_(pieces.repeated(from.factor)), offset_(pieces.repeated(from.offset)), tau_(pieces.repeated(n.tau)),
+        threshold_(pieces.repeated(n.threshold)) {}
 
   Piece piece() const {
-    return {from_.x, factor_.data(), offset_.data(), from_.residual, n_.tau, n_.threshold, n_.inclusive, n_.soft};
+    return {from_.x,     factor_.data(),    offset_.data(), from_.residual,
+            tau_.data(), threshold_.data(), n_.inclusive,   n_.soft};
   }
 
   // The potentials of a piece before the first step.
@@ -112,7 +121,7 @@ class Layer {
  private:
   const Neurons n_;
   const Currents from_;
-  const AlignedFloats factor_, offset_;
+  const AlignedFloats factor_, offset_, tau_, threshold_;
 };
 
 // How many neurons a piece has, so that what it keeps of all steps stays in the cache.
@@ -131,7 +140,7 @@ void run_steps(const Piece& piece, int64_t steps, int64_t count, float* left, co
   for (int64_t t = 0; t < steps; ++t) {
     const int64_t from = x.at(t), added = residual.at(t), place = result.at(t);
     each_vector(count, [=](int64_t i, auto some) {
-      const auto [charged, spike] = piece.step(left + i, piece.current<Residual>(from, added, i, some));
+      const auto [charged, spike] = piece.step(left, i, piece.current<Residual>(from, added, i, some));
       some.store(to + place + i, Membranes ? charged : spike);
     });
   }
@@ -154,14 +163,20 @@ void lif(const Pool& pool, const Neurons& n, const Currents& from, float* result
       [](int64_t, int) {});
 }
 
-// Gradients for a cotangent of the spikes: by the currents, which may be written over the cotangent, by the factor and
-// by the offset. `detached` omits what flows through resets.
+// Where the gradients by what is by channel are written; those by tau and threshold may be null, and are not computed then.
+struct ByChannel {
+  float *factor, *offset, *tau, *threshold;
+};
+
+// Gradients for a cotangent of the spikes: by the currents, which may be written over the cotangent, and by channel. `detached`
+// omits what flows through resets.
 template <bool Residual, class Slope>
 void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, const Currents& from,
-              const float* cotangent, float* by_currents, float* by_factor, float* by_offset) {
+              const float* cotangent, float* by_currents, const ByChannel& by) {
   const Layer layer(n, from, cached_length(n.steps));
   const int64_t length = layer.pieces.length;
-  ChannelSums sums(layer.pieces, pool, 2);
+  const bool learned = by.tau != nullptr;
+  ChannelSums sums(layer.pieces, pool, learned ? 4 : 2);
   std::vector<AlignedFloats> scratch(pool.threads);
   layer.pieces.each(
       pool, [&](int worker) { sums.begin(worker); },
@@ -170,27 +185,38 @@ void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, co
         float *left = scratch[worker].data(), *later = left + length;
         layer.start(left, example * n.size + start, count);
         float *factor = sums.places(worker, 0), *offset = sums.places(worker, 1), *to = by_currents;
+        float* by_tau = learned ? sums.places(worker, 2) : nullptr;
+        float* by_threshold = learned ? sums.places(worker, 3) : nullptr;
         const Piece piece = layer.piece();
         for (int64_t t = 0; t < n.steps; ++t) {
           float* membranes = later + (1 + t) * length;
           const int64_t place = (example * n.steps + t) * n.size + start;
           each_vector(count, [=](int64_t i, auto some) {
-            store(membranes + i, piece.step(left + i, piece.current<Residual>(place, place, i, some)).first);
+            store(membranes + i, piece.step(left, i, piece.current<Residual>(place, place, i, some)).first);
           });
         }
+        if (learned) layer.start(left, example * n.size + start, count);
         for (int64_t t = n.steps - 1; t >= 0; --t) {
           const float* membranes = later + (1 + t) * length;
           const int64_t place = (example * n.steps + t) * n.size + start;
           const bool last = t + 1 == n.steps;
           each_vector(count, [=](int64_t i, auto some) {
-            const Vector charged = load(membranes + i), distance = charged - piece.threshold, rise = slope(distance);
+            const Vector charged = load(membranes + i), threshold = load(piece.threshold + i);
+            const Vector distance = charged - threshold, rise = slope(distance), spike = fire(distance, piece.inclusive);
             // No product with 0, which is NaN for membranes that are infinite; nor one with what follows the last step.
-            const Vector through = detached ? all(0) : (piece.soft ? all(piece.threshold) : charged) * rise;
-            const Vector kept = piece.soft ? all(1) : 1 - fire(distance, piece.inclusive);
+            const Vector through = detached ? all(0) : (piece.soft ? threshold : charged) * rise;
+            const Vector kept = piece.soft ? all(1) : 1 - spike;
             // Beyond the last neuron it is 0, as its cotangent is.
-            const Vector passed = last ? all(0) : load(later + i) * (kept - through);
-            const Vector grad = some.load(cotangent + place + i) * rise + passed;
-            store(later + i, piece.tau * grad);
+            const Vector by_left = last ? all(0) : load(later + i), passed = last ? all(0) : by_left * (kept - through);
+            const Vector by_spikes = some.load(cotangent + place + i) * rise, grad = by_spikes + passed;
+            if (learned) {
+              const Vector reset = piece.soft ? by_left * spike : all(0);
+              const Vector before = load(membranes + i - length);
+              const Vector left_before = t ? piece.after_reset(before, piece.spikes(before, i), i) : load(left + i);
+              store(by_tau + i, load(by_tau + i) + grad * left_before);
+              store(by_threshold + i, load(by_threshold + i) + by_left * through - by_spikes - reset);
+            }
+            store(later + i, load(piece.tau + i) * grad);
             store(factor + i, load(factor + i) + grad * some.load(piece.x + place + i));
             store(offset + i, load(offset + i) + grad);
             some.store(to + place + i, grad);
@@ -198,10 +224,9 @@ void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, co
         }
       },
       [&](int64_t part, int worker) { sums.end(part, worker); });
-  for (int64_t c = 0; c < n.channels; ++c) {
-    by_factor[c] = static_cast<float>(sums.total(0, c));
-    by_offset[c] = static_cast<float>(sums.total(1, c));
-  }
+  const std::array<float*, 4> results{by.factor, by.offset, by.tau, by.threshold};
+  for (int kind = 0; kind < (learned ? 4 : 2); ++kind)
+    for (int64_t c = 0; c < n.channels; ++c) results[kind][c] = static_cast<float>(sums.total(kind, c));
 }
 
 }  // namespace qpsnn

@@ -163,10 +163,9 @@ class LIF(Neuron):
         return lif_trace(currents, initial=state, **self._cell(leaves, currents.ndim))
 
     def run(self, leaves: Leaves, inputs: Sequence[Numbers], context: Context) -> Result:
-        """Its spikes; by a native kernel where there is one, if τ and θ are numbers and the precision is ``auto``."""
-        constant = isinstance(self.tau, float) and isinstance(self.threshold, float)
+        """Its spikes; by a native kernel where there is one, if the precision is ``auto``."""
         # A subclass may trace otherwise.
-        if not constant or context.precision == "exact" or type(self).trace is not _LIF_TRACE:
+        if context.precision == "exact" or type(self).trace is not _LIF_TRACE:
             return super().run(leaves, [computed(x) for x in inputs], context)
         state, trace, spikes = native_neurons.lif_trace(inputs[0], context.state, **self._cell(leaves))
         return Result(spikes, trace, state=state)
