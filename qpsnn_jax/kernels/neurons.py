@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from qpsnn_jax.kernels import plain, skipping
 from qpsnn_jax.kernels.affine import Affine, Convolution, Numbers, computed
 from qpsnn_jax.kernels.geometry import Geometry, Pair
-from qpsnn_jax.kernels.native.call import native_call, packing_call
+from qpsnn_jax.kernels.native.call import in_shard_map, native_call, packing_call
 from qpsnn_jax.kernels.packed import Spikes, no_bits
 from qpsnn_jax.kernels.saved import when_needed
 from qpsnn_jax.numerics import neurons
@@ -94,7 +94,8 @@ def lif_trace(
     """
     currents = currents.array if isinstance(currents, Spikes) else currents
     x = currents.x if isinstance(currents, Affine) else currents
-    if x.dtype != jnp.float32 or surrogate not in _NATIVE_SURROGATES or x.ndim < 3 or reset == "delayed":
+    known = x.dtype == jnp.float32 and surrogate in _NATIVE_SURROGATES and reset != "delayed"
+    if not known or x.ndim < 3 or in_shard_map(x):
         options: dict[str, Any] = {"fire": fire, "reset": reset, "detach_reset": detach_reset}
         options |= {"tau": _of_step(tau, x), "threshold": _of_step(threshold, x), "surrogate": surrogate}
         last, trace = neurons.lif_trace(computed(currents), initial=initial, **options)
@@ -106,7 +107,7 @@ def lif_trace(
     affine, nothing = currents if isinstance(currents, Affine) else Affine.of(currents), jnp.zeros((), x.dtype)
     residual = nothing if affine.residual is None else computed(affine.residual)
     start = nothing if initial is None else initial.astype(x.dtype)
-    constants: Any = (_by_channel(option, x) for option in (tau, threshold))
+    constants = _by_channel(tau, x), _by_channel(threshold, x)
     given = _Given(affine.x, affine.factor, affine.offset, residual, start, *constants)
     if affine.convolution is None:
         trace, last = _lif_with_last(given, cell)
@@ -118,14 +119,13 @@ def lif_trace(
 
 
 def _by_channel(option: ArrayLike, x: Array) -> Array:
-    """τ or θ of each channel of x. Numbers become constants of the program, which no operation computes."""
-    library: Any = jnp if isinstance(option, Array) else np
-    return library.broadcast_to(library.asarray(option, x.dtype), x.shape[-1:])
+    """τ or θ of each channel of x."""
+    return jnp.broadcast_to(jnp.asarray(option, x.dtype), x.shape[-1:])
 
 
-def _of_step(option: ArrayLike, x: Array) -> Any:
+def _of_step(option: Any, x: Array) -> Any:
     """τ or θ as it broadcasts against one step of x ``b t … c``: a number, or those of the channels."""
-    return jnp.reshape(option, (1,) * (x.ndim - 2) + (-1,)) if np.ndim(option) else option
+    return option.reshape((1,) * (x.ndim - 2) + (-1,)) if np.ndim(option) else option
 
 
 def _lif_with_last(given: _Given, cell: _Cell) -> _WithLast:
@@ -168,13 +168,13 @@ def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]
     else:
         found = _grad(*operands, of_membranes=of_membranes, **cell._asdict())
     by_currents, by_factor, by_offset, *by_constants = found
-    by_tau, by_threshold = by_constants or (jnp.zeros_like(given.tau), jnp.zeros_like(given.threshold))
+    of_constants: Any = by_constants or (None, None)
     by_x = by_currents * given.factor.reshape((1,) * (x.ndim - 1) + (-1,))
     by_residual = by_currents if given.residual.ndim else jnp.zeros((), x.dtype)
     by_initial = (
         _of_step(given.tau, x) * jnp.sum(by_currents[:, :1], 1) if given.initial.ndim else jnp.zeros_like(given.initial)
     )
-    return (_Given(by_x, by_factor, by_offset, by_residual, by_initial, by_tau, by_threshold),)
+    return (_Given(by_x, by_factor, by_offset, by_residual, by_initial, *of_constants),)
 
 
 _lif.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -288,13 +288,13 @@ def _membranes(*operands: Array, **cell: Any) -> Array:
 def _grad(spikes: Array, *operands: Array, of_membranes: Array | None = None, **cell: Any) -> tuple[Array, ...]:
     """Gradients by the currents, for a cotangent of the spikes, by their factor and offset, and by learned τ and θ."""
     own, (x, factor, offset, residual, initial, *constants) = _Cell(**cell), operands
-    learned = constants if own.learned else []
 
-    def run(currents: Array, *learned: Array) -> LIFTrace:
-        return _run(own, currents, initial, *(learned or constants))
+    def run(currents: Array, *constants: Array) -> LIFTrace:
+        return _run(own, currents, initial, *constants)
 
-    trace, pull = jax.vjp(run, Affine(x, factor, offset, residual).compute(), *learned)
+    trace, pull = jax.vjp(run, Affine(x, factor, offset, residual).compute(), *constants)
     of_membranes = jnp.zeros_like(trace.membranes) if of_membranes is None else of_membranes
     found, *by_constants = pull(LIFTrace(spikes, of_membranes))
     axes = tuple(range(found.ndim - 1))
-    return found, jnp.sum(found * x, axes), jnp.sum(found, axes), *by_constants
+    by_affine = jnp.sum(found * x, axes), jnp.sum(found, axes)
+    return (found, *by_affine, *by_constants) if own.learned else (found, *by_affine)

@@ -77,18 +77,12 @@ def _forward(step: Step, reverse: bool, drive: Array, given: Arrays, constants: 
     return values, (values, given, constants)
 
 
-def _drive_grad(step: Step, reverse: bool, values: Array, given: Arrays, constants: Arrays, cotangent: Array) -> Array:
-    """The gradient of :func:`recurrence` by its drive, for its ``values`` and a cotangent of them."""
-    # Of each pair of neighbouring steps, at the place of the earlier one.
-    source = jnp.roll(values, -1, 1) if reverse else values
-    result: Array = recurrence(partial(_transposed, step), not reverse, cotangent, (source, *given), constants)
-    return result
-
-
 def _backward(step: Step, reverse: bool, saved: Any, cotangent: Array) -> tuple[Array, Arrays, Arrays]:
     values, given, constants = saved
     earlier, later = (slice(None), slice(None, -1)), (slice(None), slice(1, None))
-    to_drive = _drive_grad(step, reverse, values, given, constants, cotangent)
+    # Of each pair of neighbouring steps, at the place of the earlier one.
+    source = jnp.roll(values, -1, 1) if reverse else values
+    to_drive: Any = recurrence(partial(_transposed, step), not reverse, cotangent, (source, *given), constants)
     if values.shape[1] < 2:
         return to_drive, *jax.tree.map(jnp.zeros_like, (given, constants))
     pairs = [values[later if reverse else earlier], *(x[earlier] for x in given)]

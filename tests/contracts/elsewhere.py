@@ -14,6 +14,8 @@ from jaxprs import inner_jaxprs
 from contracts.table import SPIKES, TABLE, Contract
 from qpsnn_jax.kernels import dispatch
 from qpsnn_jax.kernels.convolution import conv_spikes
+from qpsnn_jax.model.nodes import LIF
+from qpsnn_jax.model.nodes.base import Context, Value
 from qpsnn_jax.numerics.neurons import lif
 from qpsnn_jax.pruning.scores import svs_scores
 
@@ -92,9 +94,17 @@ def apart(devices: int = 8) -> dict[str, list[float]]:
     def spikes_of(currents: jax.Array) -> jax.Array:
         return lif(currents)[1]
 
+    layers = [LIF("lif", "x"), LIF("lif", "x", tau=tuple(np.linspace(0.1, 0.6, 6)), threshold=0.7)]
+    context = Context((Value(currents.shape[2:], True, False),), currents.shape[1], False, "auto")
+
+    def by_currents(currents: jax.Array) -> jax.Array:
+        run = lambda x: sum(jnp.sum(layer.run({}, [x], context).output * x) for layer in layers)  # noqa: E731
+        return jax.grad(run)(currents)
+
     exact = partial(svs_scores, threshold="exact")
     cases = {
         "lif": (spikes_of, spikes_of, (currents,), data),
+        "layers by currents": (by_currents, by_currents, (currents,), data),
         "svs_scores": (exact, lambda x: jax.lax.pmean(exact(x), "data"), (many,), whole),
         "conv_spikes": (conv, conv, (spikes, integers), data),
         "conv_spikes by kernel": (by_kernel, by_kernel, (spikes, integers), whole),

@@ -135,6 +135,7 @@ def test_the_table_in_64_bits(elsewhere):
 
 
 def test_values_on_meshes_are_those_of_one_device(elsewhere):
-    assert elsewhere["apart"].keys() == {"lif", "svs_scores", "conv_spikes", "conv_spikes by kernel"}
+    names = {"lif", "layers by currents", "svs_scores", "conv_spikes", "conv_spikes by kernel"}
+    assert elsewhere["apart"].keys() == names
     for name, (explicit, manual) in elsewhere["apart"].items():
         assert max(explicit, manual) < 1e-5, name

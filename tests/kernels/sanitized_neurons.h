@@ -26,7 +26,8 @@ static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int
   if (spikes) maps = spikes_and(maps.size(), nans), residual = spikes_and(residual.size(), nans);
   const auto kernel = numbers(c.kh * c.kw * c.channels * c.outputs, 1);
   const auto factor = numbers(c.outputs, 1), offset = numbers(c.outputs, 1), initial = numbers(batch * size, 0.5);
-  const std::vector<float> tau(c.outputs, 0.5f), threshold(c.outputs, 1.0f);
+  std::vector<float> tau(c.outputs), threshold(c.outputs);
+  for (int64_t o = 0; o < c.outputs; ++o) tau[o] = std::array{0.25f, 0.5f, 1.0f}[o % 3], threshold[o] = 0.75f + 0.25f * (o % 5);
   const Neurons n{batch, steps, size, c.outputs, tau.data(), threshold.data(), true, false};
   std::vector<float> sums(c.images * size, NAN), apart(c.images * size), last(batch * size, NAN);
   int wrong = 0;
@@ -48,7 +49,7 @@ static int check_neurons(const Pool& pool, const Conv& given, int64_t batch, int
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t i = 0; i < size; ++i) {
         const float charged = apart[((b + 1) * steps - 1) * size + i];
-        wrong += !same(last[b * size + i], charged >= 1 ? 0 : charged);
+        wrong += !same(last[b * size + i], charged >= threshold[i % c.outputs] ? 0 : charged);
       }
     if (!spikes) continue;
     Packed packed_maps(c.images, c.h * c.w, c.channels), packed_residual(batch * steps, pixels, c.outputs);

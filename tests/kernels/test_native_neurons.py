@@ -16,7 +16,7 @@ from qpsnn_jax.numerics import neurons as plain
 from qpsnn_jax.numerics.surrogate import SURROGATES, triangular
 
 OPTIONS = {"tau": 0.5, "threshold": 1.0, "surrogate": triangular, "fire": ">=", "reset": "hard", "detach_reset": False}
-# The library has a program for every surrogate, in which the other options are numbers.
+# The library has a program for every surrogate, in which the other options are arguments.
 VARIANTS = list(product(["triangular"], (">=", ">"), ("hard", "soft"), (False, True)))
 VARIANTS += list(product(SURROGATES.keys() - {"triangular"}, (">=",), ("hard", "soft"), (False,)))
 DRAW = np.random.default_rng(0)
@@ -173,6 +173,29 @@ def test_learned_tau_and_threshold(shape, by_channel):
                 got, want, 1e-5, 1e-6 * max(1, np.abs(want).max(initial=0)), err_msg=str(variant)
             )
             assert of_spikes.size < 40 or np.any(want)
+
+
+@pytest.mark.parametrize("options", [{}, {"reset": "soft"}, {"detach_reset": True}], ids=["hard", "soft", "detached"])
+def test_affine_currents_that_are_infinite_and_learned_neurons(options):
+    shape = (3, 4, 2, 3, 7)
+    given, (_, initial, tau, threshold) = operands(shape, True), learned(shape, True)[0]
+    given.residual[0, -1, 0, 0, 2] = given.residual[1, 1, 1, 1, 3] = -np.inf
+    given.residual[2, 2, 1, 2, 4] = np.nan
+
+    def gradients(module, start):
+        def loss(given, tau, threshold):
+            x = given if module is native else given.compute()
+            chosen = OPTIONS | options | of_step(module, shape, tau, threshold)
+            return jnp.sum(module.lif_trace(x, initial=initial if start else None, **chosen)[1].spikes * w)
+
+        w = np.linspace(-1, 2, np.prod(shape), dtype=np.float32).reshape(shape)
+        return jax.grad(loss, (0, 1, 2))(given, tau, threshold)
+
+    for start in (True, False):
+        found, wanted = (jax.jit(partial(gradients, module, start))() for module in (native, plain))
+        for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
+            np.testing.assert_allclose(got, want, 1e-5, 1e-5 * np.abs(want[np.isfinite(want)]).max())
 
 
 def test_second_derivatives_and_vmap_of_learned_tau_and_threshold():

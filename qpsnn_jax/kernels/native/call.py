@@ -83,8 +83,17 @@ def _bind(
 
 def shardings_are_types(*operands: Array) -> bool:
     """Whether a mesh has explicit or manual axes, whose shardings only JAX's own operations and gradients keep."""
+    return bool(_axis_types(*operands) - {jax.sharding.AxisType.Auto})
+
+
+def in_shard_map(*operands: Array) -> bool:
+    """Whether a mesh has manual axes, whose gradients must vary over the same axes as the arrays they are of."""
+    return jax.sharding.AxisType.Manual in _axis_types(*operands)
+
+
+def _axis_types(*operands: Array) -> set[jax.sharding.AxisType]:
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in operands)]
-    return any(kind != jax.sharding.AxisType.Auto for mesh in meshes for kind in mesh.axis_types)
+    return {kind for mesh in meshes for kind in mesh.axis_types}
 
 
 # Compiled once for each kernel and shapes, also if it is called outside of jit.

@@ -175,7 +175,7 @@ void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, co
               const float* cotangent, float* by_currents, const ByChannel& by) {
   const Layer layer(n, from, cached_length(n.steps));
   const int64_t length = layer.pieces.length;
-  const bool learned = by.tau != nullptr;
+  const bool learned = by.tau != nullptr, started = from.initial != nullptr;
   ChannelSums sums(layer.pieces, pool, learned ? 4 : 2);
   std::vector<AlignedFloats> scratch(pool.threads);
   layer.pieces.each(
@@ -210,11 +210,12 @@ void lif_grad(const Pool& pool, const Neurons& n, Slope slope, bool detached, co
             const Vector by_left = last ? all(0) : load(later + i), passed = last ? all(0) : by_left * (kept - through);
             const Vector by_spikes = some.load(cotangent + place + i) * rise, grad = by_spikes + passed;
             if (learned) {
-              const Vector reset = piece.soft ? by_left * spike : all(0);
+              const Vector reset = last || !piece.soft ? all(0) : by_left * spike;
+              const Vector by_gate = last || detached ? all(0) : by_left * through;
               const Vector before = load(membranes + i - length);
               const Vector left_before = t ? piece.after_reset(before, piece.spikes(before, i), i) : load(left + i);
-              store(by_tau + i, load(by_tau + i) + grad * left_before);
-              store(by_threshold + i, load(by_threshold + i) + by_left * through - by_spikes - reset);
+              if (t > 0 || started) store(by_tau + i, load(by_tau + i) + grad * left_before);
+              store(by_threshold + i, load(by_threshold + i) + by_gate - by_spikes - reset);
             }
             store(later + i, load(piece.tau + i) * grad);
             store(factor + i, load(factor + i) + grad * some.load(piece.x + place + i));
