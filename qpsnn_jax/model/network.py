@@ -214,7 +214,10 @@ def check_images(graph: Graph, images: Array) -> Array:
     Raises:
         ValueError: they are not; the message says what shape is expected.
     """
-    images = jnp.asarray(images)
+    try:
+        images = jnp.asarray(images)
+    except (TypeError, ValueError):
+        raise ValueError(f"images must be an array of numbers, got {type(images).__name__}.") from None
     expected = ("b", graph.timesteps, *graph.input.shape) if graph.input.frames else ("b", *graph.input.shape)
     if images.ndim != len(expected) or images.shape[1:] != expected[1:]:
         wanted = " ".join(str(n) for n in expected)

@@ -116,6 +116,13 @@ WRONG = {
         lambda: qp.prune(random_variables(residual_graph()), residual_graph(), {}),
         "graph must be a Graph, got a dict.",
     ),
+    "no images": (
+        lambda: qp.SpikingNetwork(residual_graph()).apply(
+            random_variables(residual_graph()),
+            None,  # pyright: ignore[reportArgumentType]
+        ),
+        "images must be an array of numbers, got NoneType.",
+    ),
     "train as text": (
         lambda: qp.SpikingNetwork(residual_graph()).apply(
             random_variables(residual_graph()), images_of(residual_graph()), train="yes"
