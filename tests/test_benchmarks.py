@@ -240,7 +240,7 @@ def test_the_gpu_script_measures_on_any_device(monkeypatch):
 
 
 def test_training_on_events_is_timed(tmp_path, capsys):
-    arguments = ["--timesteps", "2", "--batch", "2", "--size", "8", "--repeats", "1"]
+    arguments = ["--timesteps", "2", "--batch", "2", "--size", "8", "--repeats", "1", "--learned"]
     with jax.numpy_dtype_promotion("standard"):  # for Adam
         assert events.main([*arguments, "--sides", "qpsnn_jax", "--json", str(tmp_path / "events.json")]) == 0
     (row,) = json.loads((tmp_path / "events.json").read_text())
@@ -251,10 +251,10 @@ def test_training_on_events_is_timed(tmp_path, capsys):
 
 @pytest.mark.filterwarnings("ignore")  # of other people's packages
 @pytest.mark.parametrize(("side", "module"), [("snnTorch", "snntorch"), ("SpikingJelly", "spikingjelly")])
-@pytest.mark.parametrize("norm", [False, True])
-def test_the_others_train_the_same_network_on_events(side, module, norm):
+@pytest.mark.parametrize(("norm", "learned"), [(False, False), (True, False), (False, True)])
+def test_the_others_train_the_same_network_on_events(side, module, norm, learned):
     pytest.importorskip(module, reason=f"{side} is not installed")
-    case = events.make_case(3, 8, 8, None, norm=norm)
+    case = events.make_case(3, 8, 8, None, norm=norm, learned=learned)
     assert 0.02 < events.firing_rates(case)["lif2"] < 0.5
     if norm and side == "snnTorch":
         pytest.skip("its batch-norm sees one step at a time")

@@ -1,16 +1,15 @@
 """Training a small convolutional network on event frames, beside snnTorch, SpikingJelly and Spyx, on a CPU.
 
-Command: python -m experiments.benchmarks.events [--timesteps 8 25 100] [--bits 2] [--norm] [--isa avx2] [--json FILE]
+Command: python -m experiments.benchmarks.events [--timesteps 8 25 100] [--bits 2] [--norm] [--learned] [--isa avx2]
 
 The network that most people train first: frames of 28×28 pixels and two polarities, two 5×5 convolutions of 16 and 32
 channels, each followed by LIF neurons with hard reset and a 2×2 max-pool, a hidden layer of 128 LIF neurons and one of
 10 outputs, whose mean over time is classified; Adam, batch 64. The others are in full precision, and write this network
 as their own tutorials do: snnTorch and Spyx step by step, SpikingJelly layer by layer with all steps in one call, also
-compiled. All have the arctangent as surrogate, start from the same weights and see the same frames; how far their
-first losses are from ours is in the table. Spyx's neurons reset softly and a step later, so that its network is
-another one. The sides take turns in one process; the median of the turns is reported, and the seconds from a network
-that is not built to the loss of its first step, compilation included. Who is not installed is left out. Ours: in
-experiments/README.md.
+compiled. All have the arctangent as surrogate, start from the same weights and see the same frames; the table says how
+far their first losses are from ours. Spyx's neurons reset softly and a step later, and their decay stays constant. The
+sides take turns in one process; the median of the turns is reported, and the seconds from a network that is not built
+to the loss of its first step, compilation included. Who is not installed is left out. Ours: in experiments/README.md.
 """
 
 import argparse
@@ -46,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=28, help="height and width of the frames")
     parser.add_argument("--bits", type=int, help="of our weights; full precision when left out")
     parser.add_argument("--norm", action="store_true", help="batch-norm after each convolution")
+    parser.add_argument("--learned", action="store_true", help="a decay factor that each layer learns")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--repeats", type=int, default=7)
     isa.add_options(parser)
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{isa.described()}\n")
     found = []
     for timesteps in given.timesteps:
-        case = make_case(timesteps, given.batch, given.size, given.bits, norm=given.norm)
+        case = make_case(timesteps, given.batch, given.size, given.bits, norm=given.norm, learned=given.learned)
         rows = list(compare(case, {name: SIDES[name] for name in given.sides}, given.repeats))
         print(table(f"T = {timesteps}, batch {given.batch}", rows), flush=True)
         rates = ", ".join(f"{name} {rate:.2f}" for name, rate in firing_rates(case).items())
@@ -66,8 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def event_graph(timesteps: int, size: int = 28, bits: int | None = None, *, norm: bool = False) -> Graph:
+def event_graph(
+    timesteps: int, size: int = 28, bits: int | None = None, *, norm: bool = False, learned: bool = False
+) -> Graph:
     """The network; the first layer and the readout stay in full precision."""
+    neurons: dict[str, Any] = {"tau": "learned" if learned else _TAU, "surrogate": "arctan"}  # learned from 0.5 on
     nodes: list[Node] = [Input("frames", (size, size, 2), frames=True)]
     for i, features in enumerate(CHANNELS, 1):
         quantizer = Quantizer(bits) if bits and i > 1 else None
@@ -75,24 +78,20 @@ def event_graph(timesteps: int, size: int = 28, bits: int | None = None, *, norm
         nodes.append(Conv(f"conv{i}", nodes[-1].name, features, **options))
         if norm:
             nodes.append(BatchNorm(f"norm{i}", nodes[-1].name))
-        nodes += [_neurons(f"lif{i}", nodes[-1].name), MaxPool(f"pool{i}", f"lif{i}")]
+        nodes += [LIF(f"lif{i}", nodes[-1].name, **neurons), MaxPool(f"pool{i}", f"lif{i}")]
     quantizer = Quantizer(bits) if bits else None
     nodes += [
         Flatten("flatten", nodes[-1].name),
         Dense("hidden", "flatten", HIDDEN, quantizer=quantizer),
-        _neurons("lif3", "hidden"),
+        LIF("lif3", "hidden", **neurons),
         Dense("outputs", "lif3", CLASSES),
     ]
     return Graph(tuple(nodes), timesteps=timesteps)
 
 
-def _neurons(name: str, source: str) -> LIF:
-    return LIF(name, source, tau=_TAU, surrogate="arctan")
-
-
-def make_case(timesteps: int, batch: int, size: int, bits: int | None, *, norm: bool) -> Case:
+def make_case(timesteps: int, batch: int, size: int, bits: int | None, **options: bool) -> Case:
     """The network with fresh weights, on frames with an event in a tenth of the pixels."""
-    graph = event_graph(timesteps, size, bits, norm=norm)
+    graph = event_graph(timesteps, size, bits, **options)
     draw = np.random.default_rng(0)
     frames = (draw.random((batch, timesteps, size, size, 2)) < _EVENT_RATE).astype(np.float32)
     variables = init_variables(graph, jax.random.key(0))
@@ -184,7 +183,8 @@ def _snntorch(case: Case) -> tuple[Any, Callable[[Any], Any]]:
     from snntorch import surrogate  # pyright: ignore[reportMissingImports]
 
     layers = _named_layers(case, torch.nn)
-    fire = [snntorch.Leaky(beta=_TAU, spike_grad=surrogate.atan(alpha=2.0), reset_mechanism="zero") for _ in range(3)]
+    options = {"spike_grad": surrogate.atan(alpha=2.0), "reset_mechanism": "zero", "learn_beta": _learned(case)}
+    fire = [snntorch.Leaky(beta=_TAU, **options) for _ in range(3)]
     pool, norm = torch.nn.functional.max_pool2d, lambda i, x: layers[f"norm{i}"](x) if f"norm{i}" in layers else x
 
     def forward(frames: Any) -> Any:
@@ -198,7 +198,11 @@ def _snntorch(case: Case) -> tuple[Any, Callable[[Any], Any]]:
             outputs.append(layers["outputs"](x))
         return torch.stack(outputs).mean(0)
 
-    return torch.nn.ModuleDict(layers), forward
+    return torch.nn.ModuleDict(layers | {f"lif{i}": neurons for i, neurons in enumerate(fire, 1)}), forward
+
+
+def _learned(case: Case) -> bool:
+    return "lif1" in case.variables["params"]
 
 
 def _spikingjelly(case: Case, *, compiled: bool = False) -> tuple[Any, Callable[[Any], Any]]:
@@ -207,7 +211,8 @@ def _spikingjelly(case: Case, *, compiled: bool = False) -> tuple[Any, Callable[
 
     def neurons() -> Any:
         options = {"v_threshold": 1.0, "v_reset": 0.0, "surrogate_function": surrogate.ATan(alpha=2.0)}
-        return neuron.LIFNode(tau=1 / (1 - _TAU), decay_input=False, **options)  # membranes keep 1 - 1/tau
+        make = neuron.ParametricLIFNode if _learned(case) else neuron.LIFNode
+        return make(1 / (1 - _TAU), decay_input=False, **options)  # membranes keep 1 - 1/tau
 
     layers = _named_layers(case, layer)
     order: list[Any] = []
@@ -250,7 +255,7 @@ def _spyx(case: Case) -> Callable[[], float]:
 def _spyx_model(case: Case) -> Any:
     import spyx.axn  # pyright: ignore[reportMissingImports]
     import spyx.nn  # pyright: ignore[reportMissingImports]
-    from flax import nnx
+    from flax import linen, nnx
 
     rngs, params = nnx.Rngs(0), case.variables["params"]
     side = case.images.shape[2]
@@ -273,16 +278,10 @@ def _spyx_model(case: Case) -> Any:
         if f"norm{i}" in params:
             # By the running moments, since Flax renews none within Spyx's scan.
             layers.append(nnx.BatchNorm(features, use_running_average=True, rngs=rngs))
-        layers += [lif(side, side, features), _max_pool]
+        layers += [lif(side, side, features), partial(linen.max_pool, window_shape=(2, 2), strides=(2, 2))]
         side //= 2
     layers += [spyx.nn.Flatten(), weighted("hidden"), lif(HIDDEN), weighted("outputs")]
     return spyx.nn.Sequential(*layers)
-
-
-def _max_pool(x: Any) -> Any:
-    from flax import linen
-
-    return linen.max_pool(x, (2, 2), (2, 2))
 
 
 SIDES: dict[str, Side] = {
