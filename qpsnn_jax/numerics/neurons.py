@@ -170,9 +170,13 @@ def _trace(
 
 def _of_step(name: str, option: ArrayLike, step: Any) -> Array:
     """τ or θ in the dtype of a step, against which it must broadcast."""
-    if not fits(jnp.shape(option), step.shape):
-        raise ValueError(f"{name} of shape {jnp.shape(option)} does not fit one step, {step.shape}.")
-    return jnp.asarray(option, step.dtype)
+    try:
+        array = jnp.asarray(option, step.dtype)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number or an array of numbers, got {option!r}.") from None
+    if not fits(array.shape, step.shape):
+        raise ValueError(f"{name} of shape {array.shape} does not fit one step, {step.shape}.")
+    return array
 
 
 def after_last(trace: LIFTrace, initial: Array | None, threshold: ArrayLike, **reset: Any) -> Array:

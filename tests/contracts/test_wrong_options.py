@@ -123,6 +123,18 @@ WRONG = {
         ),
         "images must be an array of numbers, got NoneType.",
     ),
+    "a decay factor as text": (
+        lambda: qp.lif(np.zeros((1, 2, 3), np.float32), tau="learned"),  # pyright: ignore[reportArgumentType]
+        "tau must be a number or an array of numbers, got 'learned'.",
+    ),
+    "a threshold that is not there": (
+        lambda: qp.lif(np.zeros((1, 2, 3), np.float32), threshold=None),  # pyright: ignore[reportArgumentType]
+        "threshold must be a number or an array of numbers, got None.",
+    ),
+    "a misspelt word for a decay factor": (
+        lambda: qp.nodes.LIF("lif", "x", tau="learnt"),  # pyright: ignore[reportArgumentType]
+        "tau must be a number from 0 to 1, got 'learnt'; a tuple has one for each channel, and 'learned' trains it.",
+    ),
     "train as text": (
         lambda: qp.SpikingNetwork(residual_graph()).apply(
             random_variables(residual_graph()), images_of(residual_graph()), train="yes"

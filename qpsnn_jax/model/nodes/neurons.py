@@ -108,11 +108,16 @@ class LIF(Neuron):
 
     def __post_init__(self) -> None:
         for name in ("tau", "threshold"):
-            if isinstance(values := getattr(self, name), np.ndarray):
-                object.__setattr__(self, name, tuple(values.tolist()) if values.ndim else values.item())
-            if getattr(self, name) != _LEARNED:
-                each = isinstance(getattr(self, name), tuple)
-                float_fields(self, name, **(_LEAKS if name == "tau" else {}), each=each)
+            values = getattr(self, name)
+            if isinstance(values, list | np.ndarray) and np.ndim(values):
+                object.__setattr__(self, name, values := tuple(np.asarray(values).tolist()))
+            if isinstance(values, str) and values == _LEARNED:
+                continue
+            try:
+                float_fields(self, name, **(_LEAKS if name == "tau" else {}), each=isinstance(values, tuple))
+            except ValueError as error:
+                more = f"a tuple has one for each channel, and {_LEARNED!r} trains it"
+                raise ValueError(f"{str(error).removesuffix('.')}; {more}.") from None
         name_field(self, "fire", (">=", ">"))
         name_field(self, "reset", get_args(Reset))
         flag_fields(self, "detach_reset")
