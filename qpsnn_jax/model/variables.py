@@ -20,7 +20,7 @@ def check_variables(graph: Graph, variables: Mapping[str, Any], *, others: bool 
     Args:
         graph: the network.
         variables: by collection, node and array.
-        others: whether there may be other arrays too.
+        others: whether there may be other arrays too, but no parameters of a node that has none of that name.
 
     Raises:
         ValueError: an array is missing, unknown, of another shape or not floating; the message names the first.
@@ -44,5 +44,7 @@ def check_variables(graph: Graph, variables: Mapping[str, Any], *, others: bool 
             )
         if not jnp.issubdtype(jnp.result_type(found[name]), jnp.floating):
             raise ValueError(f"the variables must be floating, {name} is {jnp.result_type(found[name])}.")
-    if not others and (extra := [name for name in found if name not in expected]):
+    # Parameters that a node does not read, such as the learned τ of neurons whose τ is a number now, are a mistake.
+    read = tuple(f"params/{node.name}/" for node in graph.nodes) if others else ""
+    if extra := [name for name in found if name not in expected and name.startswith(read)]:
         raise ValueError(f"the variables are not those of the graph: it has no {extra[0]}.")

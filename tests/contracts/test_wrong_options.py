@@ -32,6 +32,12 @@ TWO_LABELS = qp.Graph(
 )
 
 
+def with_learned_tau():
+    variables = qp.init_variables(TWO_LABELS, jax.random.key(0))
+    variables["params"]["lif"] = {"tau_logit": jnp.zeros(1)}
+    return variables
+
+
 def step_with(**options):
     return qp.make_train_step(residual_graph(), qp.optimizer("adam", 0.1), **options)
 
@@ -134,6 +140,10 @@ WRONG = {
     "a misspelt word for a decay factor": (
         lambda: qp.nodes.LIF("lif", "x", tau="learnt"),  # pyright: ignore[reportArgumentType]
         "tau must be a number from 0 to 1, got 'learnt'; a tuple has one for each channel, and 'learned' trains it.",
+    ),
+    "a learned decay factor of neurons whose own is a number": (
+        lambda: qp.SpikingNetwork(TWO_LABELS).apply(with_learned_tau(), jnp.ones((1, 4, 4, 1))),
+        "the variables are not those of the graph: it has no params/lif/tau_logit.",
     ),
     "train as text": (
         lambda: qp.SpikingNetwork(residual_graph()).apply(
