@@ -97,7 +97,7 @@ def lif_trace(
     known = x.dtype == jnp.float32 and surrogate in _NATIVE_SURROGATES and reset != "delayed"
     if not known or x.ndim < 3 or in_shard_map(x):
         options: dict[str, Any] = {"fire": fire, "reset": reset, "detach_reset": detach_reset}
-        options |= {"tau": _of_step(tau, x), "threshold": _of_step(threshold, x), "surrogate": surrogate}
+        options |= {"tau": of_step(tau, x), "threshold": of_step(threshold, x), "surrogate": surrogate}
         last, trace = neurons.lif_trace(computed(currents), initial=initial, **options)
         return last, trace, trace.spikes
     (shape,) = cast(FunctionType, surrogate).__defaults__ or (0.0,)
@@ -123,7 +123,7 @@ def _by_channel(option: ArrayLike, x: Array) -> Array:
     return jnp.broadcast_to(jnp.asarray(option, x.dtype), x.shape[-1:])
 
 
-def _of_step(option: Any, x: Array) -> Any:
+def of_step(option: Any, x: Array) -> Any:
     """τ or θ as it broadcasts against one step of x ``b t … c``: a number, or those of the channels."""
     return option.reshape((1,) * (x.ndim - 2) + (-1,)) if np.ndim(option) else option
 
@@ -136,7 +136,7 @@ def _lif_with_last(given: _Given, cell: _Cell) -> _WithLast:
 def _last(trace: LIFTrace, given: _Given, cell: _Cell) -> Array:
     initial = given.initial if given.initial.ndim else None
     options = {name: cell.options[name] for name in ("reset", "detach_reset")}
-    return neurons.after_last(trace, initial, _of_step(given.threshold, given.x), **options)
+    return neurons.after_last(trace, initial, of_step(given.threshold, given.x), **options)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -172,7 +172,7 @@ def _backward(cell: _Cell, given: _Given, cotangents: LIFTrace) -> tuple[_Given]
     by_x = by_currents * given.factor.reshape((1,) * (x.ndim - 1) + (-1,))
     by_residual = by_currents if given.residual.ndim else jnp.zeros((), x.dtype)
     by_initial = (
-        _of_step(given.tau, x) * jnp.sum(by_currents[:, :1], 1) if given.initial.ndim else jnp.zeros_like(given.initial)
+        of_step(given.tau, x) * jnp.sum(by_currents[:, :1], 1) if given.initial.ndim else jnp.zeros_like(given.initial)
     )
     return (_Given(by_x, by_factor, by_offset, by_residual, by_initial, *of_constants),)
 
@@ -254,7 +254,7 @@ def _plain(*operands: Array, **cell: Any) -> LIFTrace:
 
 
 def _run(cell: _Cell, currents: Array, initial: Array, tau: Array, threshold: Array) -> LIFTrace:
-    options = {**cell.options, "tau": _of_step(tau, currents), "threshold": _of_step(threshold, currents)}
+    options = {**cell.options, "tau": of_step(tau, currents), "threshold": of_step(threshold, currents)}
     return neurons.lif_trace(currents, initial=initial if initial.ndim else None, **options)[1]
 
 

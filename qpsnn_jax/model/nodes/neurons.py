@@ -165,7 +165,9 @@ class LIF(Neuron):
 
     def trace(self, leaves: Leaves, currents: Array, state: Any) -> tuple[Any, LIFTrace]:
         """:func:`qpsnn_jax.lif_trace` of the currents."""
-        return lif_trace(currents, initial=state, **self._cell(leaves, currents.ndim))
+        cell = self._cell(leaves)
+        constants = {name: native_neurons.of_step(cell[name], currents) for name in ("tau", "threshold")}
+        return lif_trace(currents, initial=state, **cell | constants)
 
     def run(self, leaves: Leaves, inputs: Sequence[Numbers], context: Context) -> Result:
         """Its spikes; by a native kernel where there is one, if the precision is ``auto``."""
@@ -175,12 +177,10 @@ class LIF(Neuron):
         state, trace, spikes = native_neurons.lif_trace(inputs[0], context.state, **self._cell(leaves))
         return Result(spikes, trace, state=state)
 
-    def _cell(self, leaves: Leaves, axes: int = 2) -> dict[str, Any]:
+    def _cell(self, leaves: Leaves) -> dict[str, Any]:
         surrogate = SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate
         names = ("fire", "reset", "detach_reset")
-        step = (1,) * (axes - 2)
-        constants = {k: v.reshape(*step, -1) if np.ndim(v) else v for k, v in self.constants(leaves).items()}
-        return {"surrogate": surrogate} | constants | {name: getattr(self, name) for name in names}
+        return {"surrogate": surrogate} | self.constants(leaves) | {name: getattr(self, name) for name in names}
 
 
 def _of_layer(leaf: Array) -> Array:
