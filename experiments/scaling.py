@@ -26,7 +26,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,6 +47,12 @@ from qpsnn_jax.training.state import init_variables
 NETWORKS: dict[str, Callable[..., Graph]] = {"resnet20": resnet20, "vgg16": vgg16, "spikingformer": spikingformer}
 DEVICES = tuple(2**i for i in range(9))
 LAYOUTS = ("data", "data×model", "fsdp")
+
+# XLA removes the barriers of a program for a CPU first, and then merges what they keep apart; not on other platforms.
+KEEPS_BARRIERS = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+}
 
 
 class Work(NamedTuple):
@@ -88,8 +94,18 @@ def work_of(graph: Graph, batch: int, devices: Sequence[Any], layout: str, preci
     return Work(found["flops"], found["bytes accessed"], collectives(compiled.as_text()))
 
 
-def compiled_step(graph: Graph, batch: int, devices: Sequence[Any], layout: str, precision: Precision = "auto") -> Any:
-    """A training step as a TPU gets it, compiled for these devices; ``batch`` images in all."""
+def compiled_step(
+    graph: Graph,
+    batch: int,
+    devices: Sequence[Any],
+    layout: str,
+    precision: Precision = "auto",
+    options: Mapping[str, Any] | None = None,
+) -> Any:
+    """A training step as a TPU gets it, compiled for these devices; ``batch`` images in all.
+
+    ``options`` are more of XLA's.
+    """
     tx = optax.sgd(0.1, momentum=0.9)
     state = jax.eval_shape(lambda key: init_state(init_variables(graph, key), tx, key), jax.random.key(0))
     places, rows, whole = shardings(layout, devices, state)
@@ -101,7 +117,8 @@ def compiled_step(graph: Graph, batch: int, devices: Sequence[Any], layout: str,
     step = jax.jit(make_train_step(graph, tx, gather=gather, precision=precision), out_shardings=(places, whole))
     anywhere = [export.DisabledSafetyCheck.platform()]
     exported = export.export(step, platforms=["tpu"], disabled_checks=anywhere)(state, images, labels)
-    run = jax.jit(exported.call, compiler_options={"xla_backend_optimization_level": 0})
+    options = {"xla_backend_optimization_level": 0, **(options or {})}
+    run = jax.jit(exported.call, donate_argnums=0, compiler_options=options)
     return run.lower(state, images, labels).compile()
 
 

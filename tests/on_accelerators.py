@@ -6,11 +6,6 @@ from typing import Any
 import jax
 from jax import export
 
-# XLA removes the barriers of a program for a CPU first, and then merges what they keep apart; not on other platforms.
-KEEPS_BARRIERS = {
-    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    "xla_disable_hlo_passes": "cse_barrier_expander",
-}
 ANYWHERE = [export.DisabledSafetyCheck.platform()]
 
 

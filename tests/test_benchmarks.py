@@ -11,6 +11,7 @@ import optax
 import pytest
 from small_networks import images_of, random_variables, residual_graph, shallow_graph
 
+from experiments import scaling
 from experiments.benchmarks import comparison, curves, edge, events, gpu, isa, memory, networks, speed, svs
 from qpsnn_jax import init_state, make_train_step
 from qpsnn_jax.kernels import dispatch, int8
@@ -212,6 +213,16 @@ def test_memory_is_counted(monkeypatch, capsys):
     assert "| vgg16 | 0 MB |" in capsys.readouterr().out
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(case.variables["params"]))
     assert weights < memory.in_jax(case, jax.jit) < 100 * weights
+
+
+def test_memory_on_accelerators_is_less_with_spikes_in_bits(monkeypatch, capsys):
+    monkeypatch.setitem(scaling.NETWORKS, "vgg16", lambda bits, width: shallow_graph())
+    assert memory.main(["--networks", "vgg16", "--batch", "32", "--accelerators"]) == 0
+    *_, times, _ = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert 1.2 < float(times.removesuffix("times ")) < 2
+    with pytest.raises(SystemExit, match="2"):
+        memory.main(["--networks", "spikingformer"])
+    assert "spikingformer needs --accelerators" in capsys.readouterr().err
 
 
 def test_what_the_gpu_script_did_not_reach_says_so(capsys):

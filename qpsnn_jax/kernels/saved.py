@@ -1,4 +1,4 @@
-"""Spikes that the backward pass reads again: a byte each in programs for GPUs and TPUs.
+"""Spikes that the backward pass reads again: four to a byte in programs for GPUs and TPUs.
 
 Programs for a CPU keep the spikes themselves, which its kernels read. A program is traced before its platform is known,
 so both are residuals; lowering removes the one that the platform does not read.
@@ -7,6 +7,7 @@ Compilers merge what the backward pass computes again with what the forward pass
 membranes of 4 bytes, from which the spikes follow. :func:`when_needed` prevents it.
 """
 
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-# Stands for NaN.
+# A spike takes two bits, in which this stands for NaN.
 _NAN = 2
 
 _to_bytes_p = Primitive("spikes_to_bytes")
@@ -25,7 +26,11 @@ _when_needed_p.multiple_results = True
 
 
 class Saved(NamedTuple):
-    """``spikes`` of 0, 1 and NaN, and the same as ``numbers`` of one byte, which on a CPU are not computed."""
+    """``spikes`` of 0, 1 and NaN, and the same as ``numbers`` of a byte each, which on a CPU are not computed.
+
+    Spikes ``… w c`` are four to a number, ``… w/4 c``, neighbors by ``w``: the batch and the channels may be sharded.
+    Those of two axes, ``b c``, are one to a number.
+    """
 
     spikes: Array
     numbers: Array
@@ -69,12 +74,25 @@ def _when_needed(*arrays: Array) -> list[Array]:
     return _when_needed_p.bind(*arrays)
 
 
+def _packed_shape(spikes: Any) -> tuple[int, ...]:
+    if spikes.ndim < 3:
+        return spikes.shape
+    *rest, width, channels = spikes.shape
+    return *rest, -(-width // 4), channels
+
+
 def _zeros(spikes: Array) -> Array:
-    return jnp.zeros(spikes.shape, jnp.uint8)
+    return jnp.zeros(_packed_shape(spikes), jnp.uint8)
 
 
 def _encoded(spikes: Array) -> Array:
-    return jnp.where(jnp.isnan(spikes), _NAN, spikes).astype(jnp.uint8)
+    numbers, shape = jnp.where(jnp.isnan(spikes), _NAN, spikes).astype(jnp.uint8), _packed_shape(spikes)
+    if shape == spikes.shape:
+        return numbers
+    # The same number of spikes by each of the four places, of which some at the end are empty.
+    around = [(0, 0)] * (spikes.ndim - 2) + [(0, 4 * shape[-2] - spikes.shape[-2]), (0, 0)]
+    numbers = jnp.pad(numbers, around)
+    return reduce(jnp.bitwise_or, (numbers[..., i::4, :] << 2 * i for i in range(4)))
 
 
 def _first(spikes: Array, numbers: Array) -> Array:
@@ -85,7 +103,17 @@ def _first(spikes: Array, numbers: Array) -> Array:
 def _decoded(spikes: Array, numbers: Array) -> Array:
     # Otherwise the numbers would not be computed before the gradient asks for them, and membranes be kept till then.
     numbers = jax.lax.optimization_barrier(numbers)
+    if numbers.shape != spikes.shape:
+        fours = jnp.repeat(numbers[..., None, :], 4, -2)
+        pairs = (fours >> 2 * jax.lax.broadcasted_iota(jnp.uint8, fours.shape, fours.ndim - 2)) & 3
+        numbers = pairs.reshape(*numbers.shape[:-2], -1, numbers.shape[-1])[..., : spikes.shape[-2], :]
     return jnp.where(numbers == _NAN, jnp.asarray(jnp.nan, spikes.dtype), numbers.astype(spikes.dtype))
+
+
+def _of_a_batch(primitive: Primitive, arrays: Any, axes: Any) -> tuple[Array, int]:
+    """The rule of vmap: the batch comes first, before the two axes by which spikes are packed."""
+    size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
+    return primitive.bind(*(batching.bdim_at_front(x, axis, size) for x, axis in zip(arrays, axes, strict=True))), 0
 
 
 def _all(*arrays: Any) -> list[Any]:
@@ -97,15 +125,17 @@ def _of_the_spikes(operands: Any, tangents: Any) -> tuple[Any, Any]:
 
 
 _to_bytes_p.def_impl(_zeros)  # of jax.disable_jit
-_to_bytes_p.def_abstract_eval(lambda spikes: spikes.update(dtype=jnp.dtype(jnp.uint8), weak_type=False))
-batching.defvectorized(_to_bytes_p)
+_to_bytes_p.def_abstract_eval(
+    lambda spikes: spikes.update(shape=_packed_shape(spikes), dtype=jnp.dtype(jnp.uint8), weak_type=False)
+)
+batching.primitive_batchers[_to_bytes_p] = partial(_of_a_batch, _to_bytes_p)
 mlir.register_lowering(_to_bytes_p, mlir.lower_fun(_zeros, multiple_results=False), platform="cpu")
 mlir.register_lowering(_to_bytes_p, mlir.lower_fun(_encoded, multiple_results=False))
 
 _from_bytes_p.def_impl(_first)
 _from_bytes_p.def_abstract_eval(lambda spikes, numbers: spikes)
 ad.primitive_jvps[_from_bytes_p] = _of_the_spikes
-batching.defbroadcasting(_from_bytes_p)
+batching.primitive_batchers[_from_bytes_p] = partial(_of_a_batch, _from_bytes_p)
 mlir.register_lowering(_from_bytes_p, mlir.lower_fun(_first, multiple_results=False), platform="cpu")
 mlir.register_lowering(_from_bytes_p, mlir.lower_fun(_decoded, multiple_results=False))
 

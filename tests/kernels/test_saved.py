@@ -1,10 +1,12 @@
-"""Spikes in a byte for the backward pass: what is lowered for a TPU computes what everything else does."""
+"""Four spikes in a byte for the backward pass: what is lowered for a TPU computes what everything else does."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from on_accelerators import KEEPS_BARRIERS, lower_for, lowered_for_tpu
+import pytest
+from on_accelerators import lower_for, lowered_for_tpu
 
+from experiments.scaling import KEEPS_BARRIERS
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.neurons import lif_trace
 from qpsnn_jax.kernels.pooling import pool_tiles
@@ -16,20 +18,39 @@ SPIKES = jnp.asarray(DRAW.random((4, 6, 6, 3)) < 0.5, jnp.float32)
 ODD = jnp.asarray(2 * DRAW.integers(0, 4, (3, 3, 3, 4)) - 3, jnp.float32)
 
 
-def test_spikes_are_restored_with_their_nans():
-    given = SPIKES.at[0, 0, 0, 0].set(jnp.nan)
+def round_trip(x):
+    saved = Saved.of(x)
+    return saved.restore(), saved.numbers
 
-    def round_trip(x):
-        saved = Saved.of(x)
-        return saved.restore(), saved.numbers
 
+@pytest.mark.parametrize("width", [0, 1, 3, 4, 6, 9])
+def test_spikes_are_restored_with_their_nans(width):
+    given = jnp.asarray(DRAW.random((2, 3, width, 5)) < 0.5, jnp.float32).at[:1, 0, :3, 0].set(jnp.nan)
     found, numbers = lowered_for_tpu(round_trip, given)
     np.testing.assert_array_equal(found, given)
-    assert numbers.dtype == jnp.uint8
-    assert set(np.unique(numbers)) == {0, 1, 2}
+    assert (numbers.dtype, numbers.shape) == (jnp.uint8, (2, 3, -(-width // 4), 5))
+    for i in range(width):
+        pair = (numbers[:, :, i // 4] >> 2 * (i % 4)) & 3
+        np.testing.assert_array_equal(pair, jnp.where(jnp.isnan(given[:, :, i]), 2, given[:, :, i]))
     found, numbers = jax.jit(round_trip)(given)
     np.testing.assert_array_equal(found, given)
     assert not numbers.any()  # of a CPU, which keeps the spikes
+
+
+def test_spikes_are_restored_in_a_batch_along_any_axis():
+    for shape, axis in (((4, 5), 0), ((4, 5), 1), ((4, 6, 5), 2), ((4, 6, 5, 3), 3), ((4, 6, 5, 3), 2)):
+        given = jnp.asarray(DRAW.random(shape) < 0.5, jnp.float32)
+        found, _ = lowered_for_tpu(jax.vmap(round_trip, axis, axis), given)
+        np.testing.assert_array_equal(found, given)
+
+    def gradients(x, cotangents):
+        """Of a batch of cotangents, of which the saved spikes are not part."""
+        pull = jax.vjp(lambda k: conv_spikes(x, k, bits=2, precision="auto"), ODD)[1]
+        return jax.vmap(pull)(cotangents)[0]
+
+    cotangents = jnp.asarray(DRAW.normal(size=(2, 4, 4, 4, 4)), jnp.float32)
+    found = lowered_for_tpu(gradients, SPIKES, cotangents)
+    np.testing.assert_allclose(found, gradients(SPIKES, cotangents), rtol=1e-6, atol=1e-5)
 
 
 def every_transform(precision):
@@ -83,7 +104,7 @@ def layers(kernels, x):
     return jnp.sum(x)
 
 
-def test_a_gradient_takes_a_third_less_memory(monkeypatch):
+def test_a_gradient_takes_two_fifths_less_memory(monkeypatch):
     kernels = [jnp.ones((3, 3, 16, 16))] * 12
     x, temporary = jnp.ones((4, 2, 8, 8, 16)), []
     for patched in (False, True):
@@ -92,4 +113,4 @@ def test_a_gradient_takes_a_third_less_memory(monkeypatch):
         exported = lower_for("tpu", jax.grad(layers), kernels, x)
         compiled = jax.jit(exported.call, compiler_options=KEEPS_BARRIERS).lower(kernels, x).compile()
         temporary.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert temporary[0] < 0.7 * temporary[1]
+    assert temporary[0] < 0.6 * temporary[1]
