@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -65,7 +66,8 @@ def lif_step(
     Args:
         membrane: U[t-1], the membrane potential after the previous step, of the shape of ``current``, or a number.
         current: X[t], floating, any shape. NaN gives NaN, in the spikes too.
-        tau: decay factor τ; a number, or an array that broadcasts against ``current`` (learnable), cast to its dtype.
+        tau: decay factor τ from 0 to 1; a number, or an array that broadcasts against ``current`` (learnable), cast to
+            its dtype. Numbers and NumPy arrays are checked, JAX arrays, which may be traced, are not.
         threshold: firing threshold θ; likewise.
         surrogate: derivative of the firing step as a function of Ũ - θ (:func:`fire_step`); any function from an array
             to one of its shape, which may close over traced arrays.
@@ -77,8 +79,8 @@ def lif_step(
         ``(U[t], LIFTrace(S[t], Ũ[t]))``.
 
     Raises:
-        ValueError: ``current`` is not floating, ``membrane`` has another shape, τ or θ does not fit ``current``,
-            ``surrogate`` is no function, or ``fire`` or ``reset`` is unknown.
+        ValueError: ``current`` is not floating, ``membrane`` has another shape, τ or θ does not fit ``current`` or is
+            out of range, ``surrogate`` is no function, or ``fire`` or ``reset`` is unknown.
 
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
@@ -116,8 +118,8 @@ def lif_trace(currents: Array, *, initial: Array | None = None, **cell: Unpack[C
         dtype of ``currents``.
 
     Raises:
-        ValueError: ``currents`` has no time axis or is not floating, ``initial``, τ or θ does not fit it, or an option
-            is unknown.
+        ValueError: ``currents`` has no time axis or is not floating, ``initial``, τ or θ does not fit it, τ is not from
+            0 to 1, or an option is unknown.
 
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
@@ -174,9 +176,20 @@ def _of_step(name: str, option: ArrayLike, step: Any) -> Array:
         array = jnp.asarray(option, step.dtype)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number or an array of numbers, got {option!r}.") from None
+    if isinstance(option, int | float | np.ndarray | np.generic):
+        _check_range(name, np.asarray(option))
     if not fits(array.shape, step.shape):
         raise ValueError(f"{name} of shape {array.shape} does not fit one step, {step.shape}.")
     return array
+
+
+def _check_range(name: str, values: np.ndarray) -> None:
+    if np.isnan(values).any():
+        raise ValueError(f"{name} must be a number, got NaN.")
+    wrong = values[(values < 0) | (values > 1)]
+    if name == "tau" and wrong.size:
+        hint = "it is the decay factor, for a time constant T of SpikingJelly 1 - 1/T"
+        raise ValueError(f"tau must be from 0 to 1, got {wrong[0]:g}; {hint}.")
 
 
 def after_last(trace: LIFTrace, initial: Array | None, threshold: ArrayLike, **reset: Any) -> Array:

@@ -67,6 +67,19 @@ WRONG = {
         lambda: qp.lif_step(0.0, jnp.ones((1, 4)), tau=jnp.ones((5, 4))),
         "tau of shape (5, 4) does not fit one step, (1, 4).",
     ),
+    "a tau that is a time constant": (
+        lambda: qp.lif(CURRENTS, tau=2.0),
+        "tau must be from 0 to 1, got 2; it is the decay factor, for a time constant T of SpikingJelly 1 - 1/T.",
+    ),
+    "one tau of several below 0": (
+        lambda: qp.lif_trace(CURRENTS, tau=np.array([0.5, -0.25, 0.5], np.float32)[: CURRENTS.shape[-1]]),
+        "tau must be from 0 to 1, got -0.25;",
+    ),
+    "a threshold of NaN": (lambda: qp.lif_step(0.0, 1.0, threshold=np.nan), "threshold must be a number, got NaN."),
+    "a neuron of the zoo by name": (
+        lambda: qp.zoo.resnet20(lif="learned"),  # pyright: ignore[reportArgumentType]
+        "lif must be a neuron with the options, such as LIF('', '', tau=0.25), got 'learned'.",
+    ),
     "an option that does not exist": (lambda: qp.lif(CURRENTS, tua=0.9), "there is no option tua; choose from tau,"),
     "a budget as text": (lambda: qp.pruning_rounds(2, bytes="40kB"), "the budget must be one positive number"),
     "a budget below 0": (lambda: qp.pruning_rounds(2, bytes=-5), "the budget must be one positive number"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 
-from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Node, Quantizer
+from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Neuron, Node, Quantizer
 from qpsnn_jax.model.nodes.checks import LARGEST
 from qpsnn_jax.runtime.checks import finite
 
@@ -71,5 +71,11 @@ def conv_bn(source: str, conv: str, bn: str, features: int, **options) -> tuple[
 
 
 def neuron(name: str, source: str, like: LIF) -> LIF:
-    """A LIF node with the options of ``like``."""
+    """A neuron with the options of ``like``.
+
+    Raises:
+        ValueError: ``like`` is no neuron.
+    """
+    if not isinstance(like, Neuron):
+        raise ValueError(f"lif must be a neuron with the options, such as LIF('', '', tau=0.25), got {like!r}.")
     return replace(like, name=name, input=source)
