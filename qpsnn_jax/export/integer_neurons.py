@@ -10,10 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MOST_SHIFT = 8
-_SHIFTS = np.arange(_MOST_SHIFT + 1, dtype=np.int32)
-# Half and 1 are 2^-k, and 0 is 1 - 2^-0.
-_LEAKS = np.concatenate([2.0**-_SHIFTS, 1 - 2.0**-_SHIFTS])
+from qpsnn_jax.numerics.leaks import LEAKS, MOST_SHIFT, SHIFTS
 
 
 class Leak(NamedTuple):
@@ -30,16 +27,16 @@ class Leak(NamedTuple):
             ValueError: no shift expresses it exactly.
         """
         values = np.asarray(tau, np.float64)
-        known = values[..., None] == _LEAKS
+        known = values[..., None] == LEAKS
         if not (found := known.any(-1)).all():
             wrong = float(values[~found].flat[0])
-            near = _LEAKS[np.argmin(np.abs(_LEAKS - wrong))] if np.isfinite(wrong) else 0.5
+            near = LEAKS[np.argmin(np.abs(LEAKS - wrong))] if np.isfinite(wrong) else 0.5
             raise ValueError(
                 f"a decay factor τ of {wrong:g} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 to "
-                f"{_MOST_SHIFT} are, the nearest is {near:g}."
+                f"{MOST_SHIFT} are, the nearest is {near:g}. Neurons with round_tau=True train with the nearest."
             )
         place = known.argmax(-1)
-        return cls(_SHIFTS[place % len(_SHIFTS)], place >= len(_SHIFTS))
+        return cls(SHIFTS[place % len(SHIFTS)], place >= len(SHIFTS))
 
     def __call__(self, membranes: np.ndarray) -> np.ndarray:
         """What is left of membranes ``… o``; both forms round by less than 1."""

@@ -61,7 +61,7 @@ def when_needed(saved: Any, cotangent: Any) -> Any:
 
 @jax.jit
 def _to_bytes(spikes: Array) -> Array:
-    return _to_bytes_p.bind(jax.lax.stop_gradient(spikes))
+    return _to_bytes_p.bind(jax.lax.stop_gradient(spikes), in_fours=spikes.ndim > 2)
 
 
 @jax.jit
@@ -74,21 +74,22 @@ def _when_needed(*arrays: Array) -> list[Array]:
     return _when_needed_p.bind(*arrays)
 
 
-def _packed_shape(spikes: Any) -> tuple[int, ...]:
-    if spikes.ndim < 3:
+def _packed_shape(spikes: Any, in_fours: bool) -> tuple[int, ...]:
+    if not in_fours:
         return spikes.shape
     *rest, width, channels = spikes.shape
     return *rest, -(-width // 4), channels
 
 
-def _zeros(spikes: Array) -> Array:
-    return jnp.zeros(_packed_shape(spikes), jnp.uint8)
+def _zeros(spikes: Array, in_fours: bool) -> Array:
+    return jnp.zeros(_packed_shape(spikes, in_fours), jnp.uint8)
 
 
-def _encoded(spikes: Array) -> Array:
-    numbers, shape = jnp.where(jnp.isnan(spikes), _NAN, spikes).astype(jnp.uint8), _packed_shape(spikes)
-    if shape == spikes.shape:
+def _encoded(spikes: Array, in_fours: bool) -> Array:
+    numbers = jnp.where(jnp.isnan(spikes), _NAN, spikes).astype(jnp.uint8)
+    if not in_fours:
         return numbers
+    shape = _packed_shape(spikes, in_fours)
     # The same number of spikes by each of the four places, of which some at the end are empty.
     around = [(0, 0)] * (spikes.ndim - 2) + [(0, 4 * shape[-2] - spikes.shape[-2]), (0, 0)]
     numbers = jnp.pad(numbers, around)
@@ -110,10 +111,11 @@ def _decoded(spikes: Array, numbers: Array) -> Array:
     return jnp.where(numbers == _NAN, jnp.asarray(jnp.nan, spikes.dtype), numbers.astype(spikes.dtype))
 
 
-def _of_a_batch(primitive: Primitive, arrays: Any, axes: Any) -> tuple[Array, int]:
+def _of_a_batch(primitive: Primitive, arrays: Any, axes: Any, **options: bool) -> tuple[Array, int]:
     """The rule of vmap: the batch comes first, before the two axes by which spikes are packed."""
     size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
-    return primitive.bind(*(batching.bdim_at_front(x, axis, size) for x, axis in zip(arrays, axes, strict=True))), 0
+    arrays = (batching.bdim_at_front(x, axis, size) for x, axis in zip(arrays, axes, strict=True))
+    return primitive.bind(*arrays, **options), 0
 
 
 def _all(*arrays: Any) -> list[Any]:
@@ -126,7 +128,9 @@ def _of_the_spikes(operands: Any, tangents: Any) -> tuple[Any, Any]:
 
 _to_bytes_p.def_impl(_zeros)  # of jax.disable_jit
 _to_bytes_p.def_abstract_eval(
-    lambda spikes: spikes.update(shape=_packed_shape(spikes), dtype=jnp.dtype(jnp.uint8), weak_type=False)
+    lambda spikes, in_fours: spikes.update(
+        shape=_packed_shape(spikes, in_fours), dtype=jnp.dtype(jnp.uint8), weak_type=False
+    )
 )
 batching.primitive_batchers[_to_bytes_p] = partial(_of_a_batch, _to_bytes_p)
 mlir.register_lowering(_to_bytes_p, mlir.lower_fun(_zeros, multiple_results=False), platform="cpu")

@@ -165,6 +165,7 @@ class LIFLayer(nn.Module):
         surrogate: derivative of the firing step, by its name or as a function of U - θ.
         granularity: whether a learned τ or θ is one number for the ``"layer"`` or one for each ``"channel"``.
         precision: ``"exact"`` for the same program on every machine, as in :class:`qpsnn_jax.SpikingNetwork`.
+        round_tau: whether τ is rounded to the nearest 2⁻ᵏ or 1 - 2⁻ᵏ, as integers need it.
 
     Raises:
         ValueError: an argument is unknown or not finite.
@@ -181,12 +182,13 @@ class LIFLayer(nn.Module):
     surrogate: str | Surrogate = "triangular"
     precision: Precision = "auto"
     granularity: Granularity = "layer"
+    round_tau: bool = False
 
     @nn.compact
     def __call__(self, currents: Array) -> Array:
         """Spikes 0 and 1, ``b t …``, of the dtype of the currents ``b t …``."""
         options = (self.tau, self.threshold, self.fire, self.reset, self.detach_reset, self.surrogate)
-        node = nodes.LIF(self.name or "LIFLayer", _INPUT, *options, granularity=self.granularity)
+        node = nodes.LIF(self.name or "LIFLayer", _INPUT, *options, self.granularity, self.round_tau)
         check_precision(self.precision)
         if currents.ndim < 3:
             raise ValueError(f"currents must have the shape b t … c, got {currents.shape}.")

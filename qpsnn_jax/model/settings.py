@@ -49,6 +49,7 @@ class NetworkSettings:
     granularity: Literal["layer", "channel"] = setting("layer", "what shares one γ: the layer, or each output channel")
     ste: str = setting("clipped", "straight-through gradient of the quantizer", names=("clipped", "plain", "scaled"))
     learned_tau: bool = setting(False, "learn the decay factor τ of every layer of neurons (PLIF)")
+    round_tau: bool = setting(False, "round learned decay factors to shifts, which the integer export needs")
     learned_threshold: bool = setting(False, "learn the threshold θ of every layer of neurons")
     residual_scale: float = setting(
         1.0, "scale at which the last batch-norm of every residual branch starts", above=0, most=100
@@ -113,7 +114,14 @@ def build(
         "classes": classes,
         "input_shape": input_shape,
         "width": settings.width,
-        "lif": LIF("", "", *constants, fire=settings.fire, surrogate=_option(settings.surrogate)),
+        "lif": LIF(
+            "",
+            "",
+            *constants,
+            fire=settings.fire,
+            surrogate=_option(settings.surrogate),
+            round_tau=settings.round_tau,
+        ),
         "ratios": ratios,
     }
     graph = _made(name, make, options)

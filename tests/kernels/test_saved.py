@@ -10,6 +10,7 @@ from experiments.scaling import KEEPS_BARRIERS
 from qpsnn_jax.kernels.convolution import conv_spikes, convolve
 from qpsnn_jax.kernels.neurons import lif_trace
 from qpsnn_jax.kernels.pooling import pool_tiles
+from qpsnn_jax.kernels.products import einsum_spikes
 from qpsnn_jax.kernels.saved import Saved, when_needed
 from qpsnn_jax.numerics.surrogate import triangular
 
@@ -42,6 +43,17 @@ def test_spikes_are_restored_in_a_batch_along_any_axis():
         given = jnp.asarray(DRAW.random(shape) < 0.5, jnp.float32)
         found, _ = lowered_for_tpu(jax.vmap(round_trip, axis, axis), given)
         np.testing.assert_array_equal(found, given)
+
+    def of_a_layer(x, k):
+        """Each its own gradient by a dense kernel, whose spikes ``b c`` are one to a byte."""
+        return jax.vmap(jax.grad(lambda k, x: jnp.sum(einsum_spikes("bi,io->bo", x, k, exact=True) ** 3)), (None, 0))(
+            k, x
+        )
+
+    x, k = SPIKES.reshape(4, 12, 9), ODD.reshape(9, 12)
+    expected = jnp.stack([jax.grad(lambda k, x=x: jnp.sum((x @ k) ** 3))(k) for x in x])
+    for found in (lowered_for_tpu(of_a_layer, x, k), of_a_layer(x, k)):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-3)
 
     def gradients(x, cotangents):
         """Of a batch of cotangents, of which the saved spikes are not part."""

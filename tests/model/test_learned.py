@@ -163,8 +163,8 @@ def test_exports_write_the_learned_gamma(quantizer):
     np.testing.assert_allclose(written, np.moveaxis(expected * np.abs(gamma) / top * factor, (3, 2), (0, 1)), rtol=1e-5)
 
 
-def neurons_of(tau, threshold) -> Graph:
-    options = {"tau": tau, "threshold": threshold}
+def neurons_of(tau, threshold, **others) -> Graph:
+    options = {"tau": tau, "threshold": threshold, **others}
     nodes = [dataclasses.replace(n, **options) if isinstance(n, LIF) else n for n in chain(Quantizer(2)).nodes]
     return Graph(tuple(nodes), timesteps=2)
 
@@ -203,3 +203,41 @@ def test_exports_write_the_learned_threshold_and_name_a_learned_leak():
     leaking = neurons_of("learned", 1.0)
     with pytest.raises(ValueError, match=r"node 'lif0': a decay factor τ of 0\.\d+ is not exact in integers"):
         fold(leaking, random_variables(leaking), (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_neurons_with_a_rounded_leak_are_those_of_the_shift(granularity):
+    graph = neurons_of("learned", 1.0, granularity=granularity, round_tau=True)
+    variables, images = random_variables(graph), images_of(graph)
+    leaves = variables["params"]["lif1"]["tau_logit"]
+    logits = np.resize(np.float32([-0.7, 1.0, 0.1]), leaves.shape)  # τ of 0.33, 0.73 and 0.52
+    shifts = np.resize([0.25, 0.75, 0.5], leaves.shape)
+    params = variables["params"] | {
+        name: {"tau_logit": logits[: len(variables["params"][name]["tau_logit"])]} for name in ("lif0", "lif1")
+    }
+    given = variables | {"params": params}
+
+    def known(tau) -> Graph:
+        tuples = {"lif0": tuple(tau[: len(params["lif0"]["tau_logit"])]), "lif1": tuple(tau)}
+        tuples = {name: values if granularity == "channel" else values[0] for name, values in tuples.items()}
+        nodes = [dataclasses.replace(n, tau=tuples[n.name]) if isinstance(n, LIF) else n for n in graph.nodes]
+        return Graph(tuple(nodes), timesteps=2)
+
+    plain = given | {"params": {name: leaves for name, leaves in params.items() if "lif" not in name}}
+    found, expected = (SpikingNetwork(g).apply(v, images).currents for g, v in ((graph, given), (known(shifts), plain)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    near = known(shifts + 0.05)  # numbers are rounded too
+    np.testing.assert_array_equal(SpikingNetwork(near).apply(plain, images).currents, expected)
+
+    def total(logits, round_tau):
+        nodes = [dataclasses.replace(n, round_tau=round_tau) if isinstance(n, LIF) else n for n in graph.nodes]
+        params = given["params"] | {"lif1": {"tau_logit": logits}}
+        return SpikingNetwork(Graph(tuple(nodes), 2)).apply(given | {"params": params}, images).currents.sum()
+
+    exact = np.float32(np.log(shifts / (1 - shifts)))  # the gradient by τ is that at the shift
+    slopes = [tau * (1 - tau) for tau in (1 / (1 + np.exp(-logits)), shifts)]
+    by_rounded, by_exact = jax.grad(total)(logits, True), jax.grad(total)(exact, False)
+    np.testing.assert_allclose(by_rounded / slopes[0], by_exact / slopes[1], rtol=1e-3, atol=1e-4)
+    layers = {layer.name: layer for layer in fold(graph, given, (0.5,), (0.5,)).layers}
+    np.testing.assert_array_equal(layers["lif1"].tau, shifts if granularity == "channel" else shifts[0])
+    assert from_json(to_json(graph)) == graph

@@ -41,6 +41,7 @@ BEYOND = {
     "network.fire": "=>",
     "network.surrogate": "step",
     "network.learned_tau": "yes",
+    "network.round_tau": "no",
     "network.learned_threshold": 1,
     "network.residual_scale": 0,
     "data.name": "",

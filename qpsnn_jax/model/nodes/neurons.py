@@ -30,6 +30,7 @@ from qpsnn_jax.model.nodes.base import (
 )
 from qpsnn_jax.model.nodes.checks import flag_fields, float_fields, name_field
 from qpsnn_jax.numerics.gamma import Granularity
+from qpsnn_jax.numerics.leaks import nearest_leak, round_leak
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset, lif_trace
 from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
 
@@ -93,7 +94,8 @@ class LIF(Neuron):
     multiply θ by T too (hard reset to 0). τ and θ are numbers, or tuples with one for each channel. They may be
     ``"learned"``: :math:`τ = sigmoid(a)` from ``tau_logit`` a = 0, as in PLIF (Fang et al., ICCV 2021), and
     :math:`θ = e^v` from ``log_threshold`` v = 0, one parameter each for the layer, or with ``granularity="channel"``
-    for each channel.
+    for each channel. With ``round_tau`` τ is rounded to the nearest 2⁻ᵏ or 1 - 2⁻ᵏ, k from 0 to 8, as integers need it;
+    the gradient passes straight through.
     """
 
     tau: float | tuple[float, ...] | Literal["learned"] = 0.5
@@ -103,6 +105,7 @@ class LIF(Neuron):
     detach_reset: bool = False
     surrogate: str | Surrogate = "triangular"
     granularity: Granularity = "layer"
+    round_tau: bool = False
 
     uses_affine: ClassVar[bool] = True
 
@@ -120,7 +123,7 @@ class LIF(Neuron):
                 raise ValueError(f"{str(error).removesuffix('.')}; {more}.") from None
         name_field(self, "fire", (">=", ">"))
         name_field(self, "reset", get_args(Reset))
-        flag_fields(self, "detach_reset")
+        flag_fields(self, "detach_reset", "round_tau")
         name_field(self, "surrogate", SURROGATES, or_function=True)
         name_field(self, "granularity", get_args(Granularity))
 
@@ -157,11 +160,17 @@ class LIF(Neuron):
 
     def constants(self, leaves: Leaves) -> dict[str, Any]:
         """``tau`` and ``threshold``: numbers, scalar arrays where they are learned, or arrays by channel."""
-        tau, threshold = self.tau, self.threshold
-        return {
-            "tau": jax.nn.sigmoid(_of_layer(leaves["tau_logit"])) if tau == _LEARNED else _numbers(tau),
-            "threshold": jnp.exp(_of_layer(leaves["log_threshold"])) if threshold == _LEARNED else _numbers(threshold),
-        }
+        if self.tau == _LEARNED:
+            tau = jax.nn.sigmoid(_of_layer(leaves["tau_logit"]))
+            tau = round_leak(tau) if self.round_tau else tau
+        else:
+            tau = _numbers(self.tau)
+            tau = nearest_leak(tau) if self.round_tau else tau
+        if self.threshold == _LEARNED:
+            threshold = jnp.exp(_of_layer(leaves["log_threshold"]))
+        else:
+            threshold = _numbers(self.threshold)
+        return {"tau": tau, "threshold": threshold}
 
     def trace(self, leaves: Leaves, currents: Array, state: Any) -> tuple[Any, LIFTrace]:
         """:func:`qpsnn_jax.lif_trace` of the currents."""
