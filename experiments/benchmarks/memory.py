@@ -59,16 +59,16 @@ def on_accelerators(names: list[str], batch: int, width: float) -> int:
     print(f"| batch {batch}, width {width:.3g} | spikes in two bits | in float32 | |\n|---|---|---|---|")
     for name in names:
         graph = scaling.NETWORKS[name](bits=2, width=width)
-        packed = lowered(graph, batch)
+        packed = on_a_tpu(graph, batch)
         with patch.object(Saved, "of", lambda spikes: spikes):
-            whole = lowered(graph, batch)
+            whole = on_a_tpu(graph, batch)
         row = f"{packed / 1e6:.0f} MB | {whole / 1e6:.0f} MB | {whole / packed:.2f} times"
         print(f"| {name}, T = {graph.timesteps} | {row} |", flush=True)
     return 0
 
 
-def lowered(graph: Graph, batch: int) -> int:
-    """Bytes of the step for a TPU besides what is passed to it."""
+def on_a_tpu(graph: Graph, batch: int) -> int:
+    """Bytes of the step as a TPU gets it besides what is passed to it."""
     jax.clear_caches()  # what was traced with the spikes saved in another way
     step = scaling.compiled_step(graph, batch, jax.devices()[:1], "data", options=scaling.KEEPS_BARRIERS)
     return step.memory_analysis().temp_size_in_bytes

@@ -104,24 +104,20 @@ def build(
     if settings.bits is not None:
         options = (_option(settings.gamma), settings.granularity, _option(settings.ste), settings.levels)
         quantizer = Quantizer(settings.bits, *options)
-    constants = (
-        "learned" if settings.learned_tau else LIF.tau,
-        "learned" if settings.learned_threshold else LIF.threshold,
-    )
+    neurons: dict[str, Any] = {
+        "tau": "learned" if settings.learned_tau else LIF.tau,
+        "threshold": "learned" if settings.learned_threshold else LIF.threshold,
+        "fire": settings.fire,
+        "surrogate": _option(settings.surrogate),
+        "round_tau": settings.round_tau,
+    }
     options = {
         "bits": quantizer,
         "timesteps": settings.timesteps,
         "classes": classes,
         "input_shape": input_shape,
         "width": settings.width,
-        "lif": LIF(
-            "",
-            "",
-            *constants,
-            fire=settings.fire,
-            surrogate=_option(settings.surrogate),
-            round_tau=settings.round_tau,
-        ),
+        "lif": LIF("", "", **neurons),
         "ratios": ratios,
     }
     graph = _made(name, make, options)

@@ -1,4 +1,4 @@
-"""Scales that are trained as parameters."""
+"""Scales and decay factors that are trained as parameters."""
 
 import math
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from qpsnn_jax.numerics.leaks import GRID, MIDDLES
 from qpsnn_jax.runtime.checks import integer
 
 LEARNED = ("gamma", "tau_logit", "log_threshold")
@@ -51,3 +52,11 @@ def lsq_gamma(gamma: Array, *, count: int, bits: int) -> Array:
     """
     count, bits = integer("count", count, 1), integer("bits", bits, 1, 8)
     return jnp.abs(scale_gradient(jnp.asarray(gamma), 1 / math.sqrt(count * 2 ** (bits - 1))))
+
+
+def round_leak(tau: Array) -> Array:
+    """The nearest of 2⁻ᵏ and 1 - 2⁻ᵏ, k from 0 to 8, to decay factors τ of any shape; the derivative by τ is 1."""
+    # Each is exact in every floating dtype, and so is a sum with 0.
+    grid, middles = (jnp.asarray(x, tau.dtype) for x in (GRID, MIDDLES))
+    below = jnp.expand_dims(middles, range(tau.ndim)) < tau[..., None]
+    return grid[jnp.sum(below, -1)] + (tau - jax.lax.stop_gradient(tau))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from qpsnn_jax.export.integer_neurons import Leak
-from qpsnn_jax.numerics.leaks import nearest_leak, round_leak
+from qpsnn_jax.numerics.leaks import nearest_leak
+from qpsnn_jax.numerics.learned import round_leak
 
 KNOWN = sorted({x for k in range(9) for x in (Fraction(1, 2**k), 1 - Fraction(1, 2**k))})
 

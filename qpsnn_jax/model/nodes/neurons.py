@@ -30,7 +30,8 @@ from qpsnn_jax.model.nodes.base import (
 )
 from qpsnn_jax.model.nodes.checks import flag_fields, float_fields, name_field
 from qpsnn_jax.numerics.gamma import Granularity
-from qpsnn_jax.numerics.leaks import nearest_leak, round_leak
+from qpsnn_jax.numerics.leaks import nearest_leak
+from qpsnn_jax.numerics.learned import round_leak
 from qpsnn_jax.numerics.neurons import LIFTrace, Reset, lif_trace
 from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
 
