@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ _RESULTS = Path(__file__).parents[1] / "results"
 _WARM, _STEPS = 10, 200  # steps that are not measured, and that are
 
 
-def command(name: str, plan: Callable[[], list[Unit]], questions: Mapping[str, str]) -> click.Command:
+def command(name: str, plan: Callable[[], Sequence[Unit]], questions: Mapping[str, str]) -> click.Command:
     """The command that does a plan, of runs in ``runs/NAME`` and results in ``experiments/results/NAME``.
 
     Args:
@@ -123,7 +123,7 @@ def deadline(hours: float | None) -> Iterator[None]:
         timer.cancel()
 
 
-def shared(units: list[Unit], share: str) -> list[Unit]:
+def shared(units: Sequence[Unit], share: str) -> list[Unit]:
     """The units of one machine: all that start from one dense network go together.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from experiments.claims.units import Unit
 from qpsnn_jax import Config, cost
@@ -77,10 +78,11 @@ def bytes_of_ratios(config: Config) -> str:
     return f"{cost(build_graph(config, ratios=config.prune.ratios)).size_bytes:.0f}B"
 
 
-def plan() -> list[Unit]:
+@cache
+def plan() -> tuple[Unit, ...]:
     """All units, each once, every one after what it starts from."""
     units = [*headline(), *gamma(), *criterion(), *table2(), *table3(), *rule(), *distillation()]
-    return list({unit.name: unit for unit in units}.values())
+    return tuple({unit.name: unit for unit in units}.values())
 
 
 def headline() -> Iterator[Unit]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from experiments.claims.data import held_out
@@ -46,9 +47,10 @@ QUESTIONS: Mapping[str, str] = {"digits": "plain", "cifar10": "plain", "preset":
 """The arm of each question that the others are compared with."""
 
 
-def plan() -> list[Unit]:
+@cache
+def plan() -> tuple[Unit, ...]:
     """All units, each once, every one after what it starts from."""
-    return [*_arms("digits"), *_arms("cifar10"), *_presets()]
+    return *_arms("digits"), *_arms("cifar10"), *_presets()
 
 
 def _presets() -> Iterator[Unit]:

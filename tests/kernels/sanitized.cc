@@ -27,9 +27,7 @@ static int check(const Pool& pool, const Conv& given, double density, bool spike
   conv_sums(pool, c, {maps.data()}, kernel.data(), sums.data());
   conv_input_grad(pool, c, cotangent.data(), kernel.data(), by_input.data());
   kernel_grad(pool, c, maps.data(), cotangent.data(), by_kernel.data());
-  products(c, [&](int64_t x, int64_t k, int64_t y) {
-    sums[y] -= maps[x] * kernel[k], by_input[x] -= cotangent[y] * kernel[k], by_kernel[k] -= maps[x] * cotangent[y];
-  });
+  subtract_products(c, maps.data(), kernel.data(), cotangent.data(), sums.data(), by_input.data(), by_kernel.data());
   int wrong = 0;
   for (const auto* left : {&sums, &by_input, &by_kernel})
     for (float x : *left) wrong += x != 0;
@@ -242,23 +240,6 @@ int main() {
     wrong += check(pool, {2, 40, 50, 17, 0, 0, 18, 2, 1, 3, 2, 0, 1}, density, true);
     wrong += check(pool, {1, 1, 1200, 4, 0, 0, 8, 1, 130, 1, 1, 0, 0}, density, true);
     wrong += check(pool, {2000, 4, 4, 4, 0, 0, 8, 1, 1, 7, 9, 0, 0}, density, true);
-    // Rows and bands of an example, groups of them, no inputs, strides, several blocks; more images of an example than a group
-    // has. Of few examples for the threads, convolutions and neurons run one after the other.
-    for (const Pool& some : {one, pool}) {
-      wrong += check_neurons(some, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true);
-      wrong += check_neurons(some, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 5, 2, true);
-      wrong += check_neurons(some, {0, 9, 8, 17, 0, 0, 20, 3, 3, 2, 2, 1, 1}, 21, 3, true);
-      wrong += check_neurons(some, {0, 5, 4, 131, 0, 0, 130, 3, 2, 1, 1, 1, 0}, 8, 2, true);
-      wrong += check_neurons(some, {0, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, 4, 2, true);
-      wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 4, 8, false);
-      wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 5, 4, false);
-      wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 17, 9, false);
-      wrong += check_neurons(some, {0, 5, 4, 9, 0, 0, 3, 3, 3, 1, 1, 1, 1}, 8, 10, true);
-      wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 24, 3, 3, 1, 1, 1, 1}, 33, 2, true, 0.0005);
-      wrong += check_neurons(some, {0, 16, 15, 12, 0, 0, 8, 3, 3, 2, 1, 1, 1}, 17, 3, true, 0.0005);
-      wrong += check_neurons(some, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true, 0.0005);
-      wrong += check_neurons(some, {0, 33, 31, 131, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true, 0.00005);
-    }
     // Weights of four levels, so that sums with signs are looked up.
     wrong += check(pool, {16, 9, 8, 17, 0, 0, 6, 3, 3, 1, 1, 1, 1}, density, false, true);
     wrong += check(pool, {9, 13, 7, 131, 0, 0, 37, 2, 3, 1, 1, 4, 5}, density, false, true);
@@ -267,6 +248,23 @@ int main() {
     wrong += check(pool, {2, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, density);
     wrong += check(pool, {2, 0, 3, 2, 0, 0, 4, 3, 3, 1, 2, 2, 1}, density);  // maps of padding only
     wrong += check(pool, {2, 3, 0, 2, 0, 0, 4, 1, 1, 1, 1, 0, 1}, density);
+  }
+  // Rows and bands of an example, groups of them, no inputs, strides, several blocks; more images of an example than a group
+  // has. Of few examples for the threads, convolutions and neurons run one after the other.
+  for (const Pool& some : {one, pool}) {
+    wrong += check_neurons(some, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true);
+    wrong += check_neurons(some, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 5, 2, true);
+    wrong += check_neurons(some, {0, 9, 8, 17, 0, 0, 20, 3, 3, 2, 2, 1, 1}, 21, 3, true);
+    wrong += check_neurons(some, {0, 5, 4, 131, 0, 0, 130, 3, 2, 1, 1, 1, 0}, 8, 2, true);
+    wrong += check_neurons(some, {0, 3, 3, 0, 0, 0, 4, 3, 3, 1, 1, 1, 1}, 4, 2, true);
+    wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 4, 8, false);
+    wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 5, 4, false);
+    wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 16, 3, 3, 1, 1, 1, 1}, 17, 9, false);
+    wrong += check_neurons(some, {0, 5, 4, 9, 0, 0, 3, 3, 3, 1, 1, 1, 1}, 8, 10, true);
+    wrong += check_neurons(some, {0, 8, 8, 16, 0, 0, 24, 3, 3, 1, 1, 1, 1}, 33, 2, true, 0.0005);
+    wrong += check_neurons(some, {0, 16, 15, 12, 0, 0, 8, 3, 3, 2, 1, 1, 1}, 17, 3, true, 0.0005);
+    wrong += check_neurons(some, {0, 33, 31, 6, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true, 0.0005);
+    wrong += check_neurons(some, {0, 33, 31, 131, 0, 0, 7, 3, 3, 1, 1, 1, 1}, 1, 2, true, 0.00005);
   }
   for (int64_t channels : {1, 3, 16, 70, 129}) {
     wrong += run_over_channels(pool, 2, 3, 3, 5, channels);
