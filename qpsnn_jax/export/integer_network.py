@@ -14,7 +14,7 @@ a, b and θ but where a membrane is within this rounding of the threshold. Uses 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ from qpsnn_jax.export.folded import Folded
 from qpsnn_jax.export.folded_layers import Concatenation, MaxPool, Neurons, Rates, Readout, Residual, Sum
 from qpsnn_jax.kernels.geometry import Pair
 
-# Elements in the patches that are multiplied at once.
-_CHUNK = 2**24
+# Images whose maps stay in a processor's cache, and elements in the patches that are multiplied at once.
+_AT_ONCE, _CHUNK = 8, 2**24
 _LARGEST_PIXEL = 255
 
 
@@ -86,13 +86,13 @@ class IntegerNetwork:
         Raises:
             ValueError: the pixels are not uint8 of the network's shape, or ``capture`` names no layer.
         """
-        maps = run_layers(self, pixels)
-        logits = maps.pop(self.folded.readout.name).sum(1, dtype=np.int32)
-        if capture is None:
-            return logits
-        if unknown := [name for name in capture if name not in maps]:
+        output, named = self.folded.readout.name, dict.fromkeys(capture or ())
+        known = {self.folded.image.name, *(layer.name for layer in self.folded.layers)} - {output}
+        if unknown := [name for name in named if name not in known]:
             raise ValueError(f"capture names {unknown[0]!r}, which is not a layer of the network.")
-        return logits, {name: maps[name] for name in capture}
+        maps = _run(self, pixels, (output, *named))
+        logits = maps.pop(output).sum(1, dtype=np.int32)
+        return logits if capture is None else (logits, maps)
 
     def by_step(self, pixels: np.ndarray) -> np.ndarray:
         """Logits of every step, int32 ``b t classes``; their sum over the steps is that of the whole call.
@@ -106,17 +106,23 @@ class IntegerNetwork:
         Raises:
             ValueError: the pixels are not uint8 of the network's shape.
         """
-        return run_layers(self, pixels)[self.folded.readout.name]
+        output = self.folded.readout.name
+        return _run(self, pixels, (output,))[output]
 
 
-def run_layers(network: IntegerNetwork, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Maps of every layer, uint8 ``b t h w c``; of the readout the logits of every step, int32 ``b t classes``.
+def _run(network: IntegerNetwork, pixels: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Maps of the layers of these names, uint8 ``b t h w c``; of the readout the logits, int32 ``b t classes``.
 
     Raises:
         ValueError: the pixels are not uint8 of the network's shape.
     """
-    folded = network.folded
-    maps = {folded.image.name: _checked_pixels(folded, pixels)}
+    pixels = _checked_pixels(network.folded, pixels)
+    parts = [_layers(network, pixels[i : i + _AT_ONCE], names) for i in range(0, len(pixels), _AT_ONCE)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _layers(network: IntegerNetwork, pixels: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    folded, maps = network.folded, {network.folded.image.name: pixels}
     for layer in folded.layers:
         match layer:
             case Neurons():
@@ -134,7 +140,7 @@ def run_layers(network: IntegerNetwork, pixels: np.ndarray) -> dict[str, np.ndar
             case Rates():
                 spikes = maps[layer.source]
                 maps[layer.name] = spikes.reshape(*spikes.shape[:2], -1).astype(np.int32)
-    return maps
+    return {name: maps[name] for name in names}
 
 
 def currents(layer: Neurons, constants: Constants, maps: Mapping[str, np.ndarray]) -> np.ndarray:
