@@ -32,8 +32,8 @@ class Leak(NamedTuple):
             wrong = float(values[~found].flat[0])
             near = LEAKS[np.argmin(np.abs(LEAKS - wrong))] if np.isfinite(wrong) else 0.5
             raise ValueError(
-                f"a decay factor τ of {wrong:g} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 to "
-                f"{MOST_SHIFT} are, the nearest is {near:g}. Neurons with round_tau=True train with the nearest."
+                f"a decay factor τ of {wrong:.9g} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 "
+                f"to {MOST_SHIFT} are, the nearest is {near:g}. Neurons with round_tau=True train with the nearest."
             )
         place = known.argmax(-1)
         return cls(SHIFTS[place % len(SHIFTS)], place >= len(SHIFTS))

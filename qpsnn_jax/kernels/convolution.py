@@ -58,8 +58,8 @@ def convolve(
         groups: g; both i and o are multiples of it.
         dilation: vertical and horizontal step d from tap to tap.
         precision: ``exact``, the same program on every machine; ``auto`` or ``fast``.
-        spikes: whether ``x`` is 0 and 1, of which GPUs and TPUs keep a byte each for the gradient. Forward mode then
-            raises TypeError unless ``exact``.
+        spikes: whether ``x`` is 0 and 1, of which GPUs and TPUs keep four to a byte for the gradient. Forward mode
+            then raises TypeError unless ``exact``.
 
     Returns:
         Sums ``b h w o``, of the dtype of ``x``.

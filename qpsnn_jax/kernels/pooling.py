@@ -32,7 +32,7 @@ def max_pool(x: Array, window: Pair, strides: Pair, padding: Pair) -> Array:
 def pool_tiles(x: Array, window: Pair, spikes: bool = False) -> Array:
     """:func:`max_pool` of float32 maps by windows side by side, without padding; on a CPU its gradient is native.
 
-    If the maps are ``spikes``, GPUs and TPUs keep a byte each for the gradient.
+    If the maps are ``spikes``, GPUs and TPUs keep four to a byte for the gradient.
     """
     del spikes
     return max_pool(x, window, window, (0, 0))

@@ -26,9 +26,9 @@ _when_needed_p.multiple_results = True
 
 
 class Saved(NamedTuple):
-    """``spikes`` of 0, 1 and NaN, and the same as ``numbers`` of a byte each, which on a CPU are not computed.
+    """``spikes`` of 0, 1 and NaN, and the same as uint8 ``numbers``, which on a CPU are not computed.
 
-    Spikes ``… w c`` are four to a number, ``… w/4 c``, neighbors by ``w``: the batch and the channels may be sharded.
+    Spikes ``… w c`` are four to a number, ``… ⌈w/4⌉ c``, neighbors by ``w``: the batch and the channels may be sharded.
     Those of two axes, ``b c``, are one to a number.
     """
 
@@ -107,7 +107,7 @@ def _decoded(spikes: Array, numbers: Array) -> Array:
     if numbers.shape != spikes.shape:
         fours = jnp.repeat(numbers[..., None, :], 4, -2)
         pairs = (fours >> 2 * jax.lax.broadcasted_iota(jnp.uint8, fours.shape, fours.ndim - 2)) & 3
-        numbers = pairs.reshape(*numbers.shape[:-2], -1, numbers.shape[-1])[..., : spikes.shape[-2], :]
+        numbers = pairs.reshape(*fours.shape[:-3], fours.shape[-3] * 4, fours.shape[-1])[..., : spikes.shape[-2], :]
     return jnp.where(numbers == _NAN, jnp.asarray(jnp.nan, spikes.dtype), numbers.astype(spikes.dtype))
 
 

@@ -65,6 +65,8 @@ class NetworkSettings:
             raise ValueError("edge_bits and levels need bits: the other layers must be quantized too.")
         if self.levels is not None and self.bits != 2:
             raise ValueError(f"levels needs 2 bits, got {self.bits}.")
+        if self.round_tau and not self.learned_tau:
+            raise ValueError("round_tau needs learned_tau: it rounds the decay factors that are learned.")
         if whole := [name for name, bits in self.layer_bits.items() if bits != int(bits)]:
             raise ValueError(f"layer_bits must be integers, got {self.layer_bits[whole[0]]} of {whole[0]!r}.")
 

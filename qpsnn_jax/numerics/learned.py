@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -55,8 +56,9 @@ def lsq_gamma(gamma: Array, *, count: int, bits: int) -> Array:
 
 
 def round_leak(tau: Array) -> Array:
-    """The nearest of 2⁻ᵏ and 1 - 2⁻ᵏ, k from 0 to 8, to decay factors τ of any shape; the derivative by τ is 1."""
+    """The nearest of 2⁻ᵏ and 1 - 2⁻ᵏ below 1, k from 0 to 8, to decay factors τ of any shape; the derivative is 1."""
+    wide = tau.astype(np.promote_types(tau.dtype, np.float32))  # a middle between two may be no bfloat16
+    grid, middles = (jnp.expand_dims(jnp.asarray(x, wide.dtype), range(tau.ndim)) for x in (GRID[1:-1], MIDDLES[:-1]))
+    rounded = jnp.max(jnp.where(middles < wide[..., None], grid, 0), -1)
     # Each is exact in every floating dtype, and so is a sum with 0.
-    grid, middles = (jnp.asarray(x, tau.dtype) for x in (GRID, MIDDLES))
-    below = jnp.expand_dims(middles, range(tau.ndim)) < tau[..., None]
-    return grid[jnp.sum(below, -1)] + (tau - jax.lax.stop_gradient(tau))
+    return rounded.astype(tau.dtype) + (tau - jax.lax.stop_gradient(tau))

@@ -17,6 +17,9 @@ from qpsnn_jax.runtime.checks import fits
 
 Reset = Literal["hard", "soft", "delayed"]
 
+LEAK_OF_OTHERS = "the decay factor, for a time constant T of SpikingJelly 1 - 1/T"
+"""What τ is, for errors."""
+
 
 class LIFTrace(NamedTuple):
     """``spikes`` S and ``membranes`` Ũ (potentials before the reset) of a layer, both ``b t …``; of a step, ``…``."""
@@ -68,7 +71,7 @@ def lif_step(
         current: X[t], floating, any shape. NaN gives NaN, in the spikes too.
         tau: decay factor τ from 0 to 1; a number, or an array that broadcasts against ``current`` (learnable), cast to
             its dtype. Numbers and NumPy arrays are checked, JAX arrays, which may be traced, are not.
-        threshold: firing threshold θ; likewise.
+        threshold: firing threshold θ, of any size; likewise.
         surrogate: derivative of the firing step as a function of Ũ - θ (:func:`fire_step`); any function from an array
             to one of its shape, which may close over traced arrays.
         fire: ``">="`` (paper, Eq. 2) or ``">"`` (released code).
@@ -80,7 +83,7 @@ def lif_step(
 
     Raises:
         ValueError: ``current`` is not floating, ``membrane`` has another shape, τ or θ does not fit ``current`` or is
-            out of range, ``surrogate`` is no function, or ``fire`` or ``reset`` is unknown.
+            no number, τ is not from 0 to 1, ``surrogate`` is no function, or ``fire`` or ``reset`` is unknown.
 
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
@@ -173,14 +176,26 @@ def _trace(
 def _of_step(name: str, option: ArrayLike, step: Any) -> Array:
     """τ or θ in the dtype of a step, against which it must broadcast."""
     try:
+        known = None if _is_on_devices(option) else _real(option)
         array = jnp.asarray(option, step.dtype)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be a number or an array of numbers, got {option!r}.") from None
-    if isinstance(option, int | float | np.ndarray | np.generic):
-        _check_range(name, np.asarray(option))
+    if known is not None:
+        _check_range(name, known)
     if not fits(array.shape, step.shape):
         raise ValueError(f"{name} of shape {array.shape} does not fit one step, {step.shape}.")
     return array
+
+
+def _real(option: Any) -> np.ndarray:
+    if np.iscomplexobj(option):
+        raise TypeError
+    return np.asarray(option, np.float64)
+
+
+def _is_on_devices(option: Any) -> bool:
+    """Whether an option holds JAX arrays, which may be traced."""
+    return any(isinstance(leaf, Array) for leaf in jax.tree.leaves(option))
 
 
 def _check_range(name: str, values: np.ndarray) -> None:
@@ -188,8 +203,7 @@ def _check_range(name: str, values: np.ndarray) -> None:
         raise ValueError(f"{name} must be a number, got NaN.")
     wrong = values[(values < 0) | (values > 1)]
     if name == "tau" and wrong.size:
-        hint = "it is the decay factor, for a time constant T of SpikingJelly 1 - 1/T"
-        raise ValueError(f"tau must be from 0 to 1, got {wrong[0]:g}; {hint}.")
+        raise ValueError(f"tau must be from 0 to 1, got {wrong[0]!s}; it is {LEAK_OF_OTHERS}.")
 
 
 def after_last(trace: LIFTrace, initial: Array | None, threshold: ArrayLike, **reset: Any) -> Array:

@@ -123,6 +123,7 @@ def quantizer_table() -> list[Contract]:
             out=F32,
         ),
         Contract("scale_gradient", lambda g: learned.scale_gradient(g, 0.5), GAMMAS),
+        Contract("round_leak", learned.round_leak, GAMMAS),
         Contract("lsq_gamma", lambda g: learned.lsq_gamma(-g, count=20, bits=3), GAMMAS),
         Contract("gamma_of-none", lambda w: gamma.gamma_of(w, 3, "none"), WEIGHTS, grad=False),
         Contract("gamma_of-max", lambda w: gamma.gamma_of(w, 3, "max"), WEIGHTS),

@@ -69,11 +69,31 @@ WRONG = {
     ),
     "a tau that is a time constant": (
         lambda: qp.lif(CURRENTS, tau=2.0),
-        "tau must be from 0 to 1, got 2; it is the decay factor, for a time constant T of SpikingJelly 1 - 1/T.",
+        "tau must be from 0 to 1, got 2.0; it is the decay factor, for a time constant T of SpikingJelly 1 - 1/T.",
     ),
     "one tau of several below 0": (
         lambda: qp.lif_trace(CURRENTS, tau=np.array([0.5, -0.25, 0.5], np.float32)[: CURRENTS.shape[-1]]),
         "tau must be from 0 to 1, got -0.25;",
+    ),
+    "one tau of a list above 1": (
+        lambda: qp.lif(CURRENTS, tau=[0.5, 0.5, 0.5, 1 + 1e-9]),  # pyright: ignore[reportArgumentType]
+        "tau must be from 0 to 1, got 1.000000001;",
+    ),
+    "a complex threshold": (
+        lambda: qp.lif(CURRENTS, threshold=np.complex64(1)),  # pyright: ignore[reportArgumentType]
+        "threshold must be a number or an array of numbers, got",
+    ),
+    "a threshold that is no float": (
+        lambda: qp.lif(CURRENTS, threshold=10**400),
+        "threshold must be a number or an array of numbers, got 1000",
+    ),
+    "a tau of neurons that is a time constant": (
+        lambda: qp.nodes.LIF("lif", "x", tau=2.0),
+        "'learned' trains it; τ is the decay factor, for a time constant T of SpikingJelly 1 - 1/T.",
+    ),
+    "rounding of what is not learned": (
+        lambda: qp.NetworkSettings(round_tau=True),
+        "round_tau needs learned_tau: it rounds the decay factors that are learned.",
     ),
     "a threshold of NaN": (lambda: qp.lif_step(0.0, 1.0, threshold=np.nan), "threshold must be a number, got NaN."),
     "a neuron of the zoo by name": (
@@ -152,7 +172,7 @@ WRONG = {
     ),
     "a misspelt word for a decay factor": (
         lambda: qp.nodes.LIF("lif", "x", tau="learnt"),  # pyright: ignore[reportArgumentType]
-        "tau must be a number from 0 to 1, got 'learnt'; a tuple has one for each channel, and 'learned' trains it.",
+        "got 'learnt'; a tuple has one for each channel, and 'learned' trains it; τ is the decay factor",
     ),
     "a learned decay factor of neurons whose own is a number": (
         lambda: qp.SpikingNetwork(TWO_LABELS).apply(with_learned_tau(), jnp.ones((1, 4, 4, 1))),

@@ -33,6 +33,8 @@ def test_spikes_are_restored_with_their_nans(width):
     for i in range(width):
         pair = (numbers[:, :, i // 4] >> 2 * (i % 4)) & 3
         np.testing.assert_array_equal(pair, jnp.where(jnp.isnan(given[:, :, i]), 2, given[:, :, i]))
+    for empty in (given[:0], given[..., :0]):
+        assert lowered_for_tpu(round_trip, empty)[0].shape == empty.shape
     found, numbers = jax.jit(round_trip)(given)
     np.testing.assert_array_equal(found, given)
     assert not numbers.any()  # of a CPU, which keeps the spikes

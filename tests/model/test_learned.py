@@ -9,7 +9,10 @@ import pytest
 from small_networks import images_of, random_variables, residual_graph
 
 from qpsnn_jax import (
+    Config,
     Graph,
+    LIFLayer,
+    NetworkSettings,
     Quantizer,
     SpikingNetwork,
     channel_groups,
@@ -17,6 +20,7 @@ from qpsnn_jax import (
     fold,
     init_state,
     init_variables,
+    lif,
     lsq_gamma,
     make_train_step,
     nir_graph,
@@ -26,6 +30,7 @@ from qpsnn_jax import (
 )
 from qpsnn_jax.model.graph import from_json, to_json
 from qpsnn_jax.model.nodes import LIF, BatchNorm, Conv, Dense, GlobalAveragePool, Input
+from qpsnn_jax.runs.config import build_graph
 
 LAYER, CHANNEL = Quantizer(2, "learned"), Quantizer(3, "learned", "channel")
 
@@ -241,3 +246,22 @@ def test_neurons_with_a_rounded_leak_are_those_of_the_shift(granularity):
     layers = {layer.name: layer for layer in fold(graph, given, (0.5,), (0.5,)).layers}
     np.testing.assert_array_equal(layers["lif1"].tau, shifts if granularity == "channel" else shifts[0])
     assert from_json(to_json(graph)) == graph
+
+
+def test_a_rounded_leak_in_half_precision_is_that_of_the_export():
+    graph = neurons_of("learned", 1.0, granularity="channel", round_tau=True)
+    node = graph.by_name["lif1"]
+    logits = jnp.linspace(-6, 9, 4001, dtype=jnp.bfloat16)
+    taus = [np.float64(node.constants({"tau_logit": x})["tau"]) for x in (logits, logits.astype(jnp.float32))]
+    np.testing.assert_array_equal(*taus)
+
+
+def test_settings_learn_and_round_the_decay_factors():
+    settings = {"learned_tau": True, "round_tau": True, "learned_threshold": True}
+    graph = build_graph(Config(NetworkSettings("small_runs:tiny", **settings)))
+    neurons = {(node.tau, node.round_tau, node.threshold) for node in graph.nodes if isinstance(node, LIF)}
+    assert neurons == {("learned", True, "learned")}
+    layer = LIFLayer(tau="learned", round_tau=True)
+    currents = jnp.asarray(np.random.default_rng(0).normal(0.3, 1, (2, 5, 7)), jnp.float32)
+    found = layer.apply({"params": {"tau_logit": jnp.full(1, 1.0)}}, currents)
+    np.testing.assert_array_equal(found, lif(currents, tau=0.75)[1])

@@ -32,7 +32,7 @@ from qpsnn_jax.model.nodes.checks import flag_fields, float_fields, name_field
 from qpsnn_jax.numerics.gamma import Granularity
 from qpsnn_jax.numerics.leaks import nearest_leak
 from qpsnn_jax.numerics.learned import round_leak
-from qpsnn_jax.numerics.neurons import LIFTrace, Reset, lif_trace
+from qpsnn_jax.numerics.neurons import LEAK_OF_OTHERS, LIFTrace, Reset, lif_trace
 from qpsnn_jax.numerics.surrogate import SURROGATES, Fire, Surrogate
 
 _MEMBRANE_BITS = 32
@@ -95,8 +95,8 @@ class LIF(Neuron):
     multiply θ by T too (hard reset to 0). τ and θ are numbers, or tuples with one for each channel. They may be
     ``"learned"``: :math:`τ = sigmoid(a)` from ``tau_logit`` a = 0, as in PLIF (Fang et al., ICCV 2021), and
     :math:`θ = e^v` from ``log_threshold`` v = 0, one parameter each for the layer, or with ``granularity="channel"``
-    for each channel. With ``round_tau`` τ is rounded to the nearest 2⁻ᵏ or 1 - 2⁻ᵏ, k from 0 to 8, as integers need it;
-    the gradient passes straight through.
+    for each channel. With ``round_tau`` τ, learned or not, is rounded to the nearest 2⁻ᵏ or 1 - 2⁻ᵏ, k from 0 to 8, as
+    integers need it; the gradient passes straight through, and a learned τ stays below 1.
     """
 
     tau: float | tuple[float, ...] | Literal["learned"] = 0.5
@@ -121,6 +121,7 @@ class LIF(Neuron):
                 float_fields(self, name, **(_LEAKS if name == "tau" else {}), each=isinstance(values, tuple))
             except ValueError as error:
                 more = f"a tuple has one for each channel, and {_LEARNED!r} trains it"
+                more += f"; τ is {LEAK_OF_OTHERS}" if name == "tau" else ""
                 raise ValueError(f"{str(error).removesuffix('.')}; {more}.") from None
         name_field(self, "fire", (">=", ">"))
         name_field(self, "reset", get_args(Reset))
@@ -162,8 +163,7 @@ class LIF(Neuron):
     def constants(self, leaves: Leaves) -> dict[str, Any]:
         """``tau`` and ``threshold``: numbers, scalar arrays where they are learned, or arrays by channel."""
         if self.tau == _LEARNED:
-            tau = jax.nn.sigmoid(_of_layer(leaves["tau_logit"]))
-            tau = round_leak(tau) if self.round_tau else tau
+            tau = _learned_leak(_of_layer(leaves["tau_logit"]), self.round_tau)
         else:
             tau = _numbers(self.tau)
             tau = nearest_leak(tau) if self.round_tau else tau
@@ -191,6 +191,14 @@ class LIF(Neuron):
         surrogate = SURROGATES[self.surrogate] if isinstance(self.surrogate, str) else self.surrogate
         names = ("fire", "reset", "detach_reset")
         return {"surrogate": surrogate} | self.constants(leaves) | {name: getattr(self, name) for name in names}
+
+
+def _learned_leak(logit: Array, rounded: bool) -> Array:
+    if not rounded:
+        return jax.nn.sigmoid(logit)
+    # As the export reads it: in half precision, another one could be the nearest.
+    wide = logit.astype(np.promote_types(logit.dtype, np.float32))
+    return round_leak(jax.nn.sigmoid(wide)).astype(logit.dtype)
 
 
 def _of_layer(leaf: Array) -> Array:
