@@ -99,7 +99,7 @@ def test_plain_xla_is_without_the_fast_algorithms(monkeypatch):
 
 
 def test_curves_vary_one_thing_at_a_time(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(speed.NETWORKS, "resnet20", lambda bits, width: residual_graph())
+    monkeypatch.setitem(speed.NETWORKS, "resnet20", lambda bits, width: shallow_graph())
     monkeypatch.setattr(curves, "POINTS", {"rate": (-1.0, 1.0), "batch": (1, 3)})
     file = tmp_path / "curves.json"
     options = ["--sides", "qpsnn_jax", "plain XLA", "--batch", "2", "--repeats", "1", "--json", str(file)]
