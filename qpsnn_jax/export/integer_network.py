@@ -86,10 +86,13 @@ class IntegerNetwork:
         Raises:
             ValueError: the pixels are not uint8 of the network's shape, or ``capture`` names no layer.
         """
+        if isinstance(capture, str):
+            raise ValueError(f"capture must be a list of names, such as [{capture!r}], got {capture!r}.")
         output, named = self.folded.readout.name, dict.fromkeys(capture or ())
-        known = {self.folded.image.name, *(layer.name for layer in self.folded.layers)} - {output}
+        known = [layer.name for layer in (self.folded.image, *self.folded.layers) if layer.name != output]
         if unknown := [name for name in named if name not in known]:
-            raise ValueError(f"capture names {unknown[0]!r}, which is not a layer of the network.")
+            layers = ", ".join(known)
+            raise ValueError(f"capture names {unknown[0]!r}, which is not a layer of the network; those are {layers}.")
         maps = _run(self, pixels, (output, *named))
         logits = maps.pop(output).sum(1, dtype=np.int32)
         return logits if capture is None else (logits, maps)

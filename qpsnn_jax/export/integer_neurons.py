@@ -30,10 +30,12 @@ class Leak(NamedTuple):
         known = values[..., None] == LEAKS
         if not (found := known.any(-1)).all():
             wrong = float(values[~found].flat[0])
-            near = LEAKS[np.argmin(np.abs(LEAKS - wrong))] if np.isfinite(wrong) else 0.5
+            if not np.isfinite(wrong):
+                raise ValueError(f"a decay factor τ is {wrong:g}, which is no finite number.")
+            near = LEAKS[np.argmin(np.abs(LEAKS - wrong))]
             raise ValueError(
-                f"a decay factor τ of {wrong:.9g} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 "
-                f"to {MOST_SHIFT} are, the nearest is {near:g}. Neurons with round_tau=True train with the nearest."
+                f"a decay factor τ of {np.float32(wrong)!s} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 "
+                f"to {MOST_SHIFT} are, the nearest is {near:g}. Neurons with round_tau=True train with one of them."
             )
         place = known.argmax(-1)
         return cls(SHIFTS[place % len(SHIFTS)], place >= len(SHIFTS))

@@ -88,6 +88,8 @@ def lif_step(
     References:
         QP-SNN (ICLR 2025), Eq. 1-3.
     """
+    if membrane is None:
+        raise ValueError("membrane must be an array of the shape of current, or a number; 0.0 is a neuron at rest.")
     current, membrane = jnp.asarray(current), jnp.asarray(membrane)
     _check_floating("current", current)
     if membrane.shape not in ((), current.shape):
@@ -188,7 +190,7 @@ def _of_step(name: str, option: ArrayLike, step: Any) -> Array:
 
 
 def _real(option: Any) -> np.ndarray:
-    if np.iscomplexobj(option):
+    if np.asarray(option).dtype.kind in "bcSU":
         raise TypeError
     return np.asarray(option, np.float64)
 

@@ -79,6 +79,14 @@ WRONG = {
         lambda: qp.lif(CURRENTS, tau=[0.5, 0.5, 0.5, 1 + 1e-9]),  # pyright: ignore[reportArgumentType]
         "tau must be from 0 to 1, got 1.000000001;",
     ),
+    "a tau in text": (
+        lambda: qp.lif(CURRENTS, tau=["0.5"]),  # pyright: ignore[reportArgumentType]
+        "tau must be a number or an array of numbers, got ['0.5'].",
+    ),
+    "no membrane": (
+        lambda: qp.lif_step(None, CURRENTS),  # pyright: ignore[reportArgumentType]
+        "membrane must be an array of the shape of current, or a number; 0.0 is a neuron at rest.",
+    ),
     "a complex threshold": (
         lambda: qp.lif(CURRENTS, threshold=np.complex64(1)),  # pyright: ignore[reportArgumentType]
         "threshold must be a number or an array of numbers, got",

@@ -248,7 +248,7 @@ def test_wrong_inputs_are_named():
     for wrong in (pixels[0], pixels[:0], pixels[..., :4, :], pixels.astype(np.float32)):
         with pytest.raises(ValueError, match="pixels must be uint8 of shape b 8 8 1"):
             network(wrong)
-    with pytest.raises(ValueError, match="capture names 'lif9'"):
+    with pytest.raises(ValueError, match="capture names 'lif9', which is not a layer of the network; those are image"):
         network(pixels, ["lif9"])
     with pytest.raises(ValueError, match="at least one image"):
         compare(GRAPHS["resnet20"], variables_of("resnet20"), network, pixels[:0], *moments(GRAPHS["resnet20"]))

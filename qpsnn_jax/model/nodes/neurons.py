@@ -161,7 +161,7 @@ class LIF(Neuron):
         return super().count(inputs, activity, timesteps)._replace(buffer_bits=bits)
 
     def constants(self, leaves: Leaves) -> dict[str, Any]:
-        """``tau`` and ``threshold``: numbers, scalar arrays where they are learned, or arrays by channel."""
+        """``tau`` and ``threshold`` as it computes: numbers, scalar arrays where learned, or arrays by channel."""
         if self.tau == _LEARNED:
             tau = _learned_leak(_of_layer(leaves["tau_logit"]), self.round_tau)
         else:
