@@ -34,7 +34,7 @@ class Leak(NamedTuple):
                 raise ValueError(f"a decay factor τ is {wrong:g}, which is no finite number.")
             near = LEAKS[np.argmin(np.abs(LEAKS - wrong))]
             raise ValueError(
-                f"a decay factor τ of {np.float32(wrong)!s} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 "
+                f"a decay factor τ of {wrong:.7g} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 "
                 f"to {MOST_SHIFT} are, the nearest is {near:g}. Neurons with round_tau=True train with one of them."
             )
         place = known.argmax(-1)
