@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from qpsnn_jax.kernels import plain, skipping
 from qpsnn_jax.kernels.affine import Affine, Convolution, Numbers, computed
 from qpsnn_jax.kernels.geometry import Geometry, Pair
-from qpsnn_jax.kernels.native.call import in_shard_map, native_call, packing_call
+from qpsnn_jax.kernels.native.call import in_shard_map, native_call, packing_call, sharded_by_channel
 from qpsnn_jax.kernels.packed import Spikes, no_bits
 from qpsnn_jax.kernels.saved import when_needed
 from qpsnn_jax.numerics import neurons
@@ -95,7 +95,7 @@ def lif_trace(
     currents = currents.array if isinstance(currents, Spikes) else currents
     x = currents.x if isinstance(currents, Affine) else currents
     known = x.dtype == jnp.float32 and surrogate in _NATIVE_SURROGATES and reset != "delayed"
-    if not known or x.ndim < 3 or in_shard_map(x):
+    if not known or x.ndim < 3 or in_shard_map(x) or sharded_by_channel(x):
         options: dict[str, Any] = {"fire": fire, "reset": reset, "detach_reset": detach_reset}
         options |= {"tau": of_step(tau, x), "threshold": of_step(threshold, x), "surrogate": surrogate}
         last, trace = neurons.lif_trace(computed(currents), initial=initial, **options)

@@ -14,6 +14,7 @@ from jaxprs import inner_jaxprs
 from contracts.table import SPIKES, TABLE, Contract
 from qpsnn_jax.kernels import dispatch
 from qpsnn_jax.kernels.convolution import conv_spikes
+from qpsnn_jax.model.layers import LIFLayer
 from qpsnn_jax.model.nodes import LIF
 from qpsnn_jax.model.nodes.base import Context, Value
 from qpsnn_jax.numerics.neurons import lif
@@ -109,7 +110,16 @@ def apart(devices: int = 8) -> dict[str, list[float]]:
         "conv_spikes": (conv, conv, (spikes, integers), data),
         "conv_spikes by kernel": (by_kernel, by_kernel, (spikes, integers), whole),
     }
-    found = {}
+    # Neurons whose channels are sharded, by currents and a learned τ.
+    wide, layer = draw.normal(0.5, 1, (4, 3, devices)).astype(np.float32), LIFLayer(tau="learned")
+    variables, weights = {"params": {"tau_logit": jnp.zeros(1)}}, draw.normal(size=wide.shape).astype(np.float32)
+    by_channel = jax.jit(jax.grad(lambda v, x, y: jnp.sum(layer.apply(v, x) * y), (0, 1)))
+    wanted = by_channel(variables, wide, weights)
+    with jax.set_mesh(explicit):
+        channels = NamedSharding(explicit, PartitionSpec(None, None, "data"))
+        got = by_channel(variables, *jax.device_put((wide, weights), channels))
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    found = {"neurons by channel": [float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in pairs]}
     for name, (function, local, arrays, out) in cases.items():
         specs = (data, whole)[: len(arrays)]
         wanted = jax.jit(function)(*arrays)

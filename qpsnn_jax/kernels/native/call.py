@@ -91,6 +91,11 @@ def in_shard_map(*operands: Array) -> bool:
     return jax.sharding.AxisType.Manual in _axis_types(*operands)
 
 
+def sharded_by_channel(x: Array) -> bool:
+    """Whether the last axis is sharded over an explicit mesh, and so must be the gradients by numbers of a channel."""
+    return x.ndim > 0 and jax.typeof(x).sharding.spec[-1] is not None
+
+
 def _axis_types(*operands: Array) -> set[jax.sharding.AxisType]:
     meshes = [jax.sharding.get_abstract_mesh(), *(jax.typeof(x).sharding.mesh for x in operands)]
     return {kind for mesh in meshes for kind in mesh.axis_types}
