@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qpsnn_jax.numerics.leaks import LEAKS, MOST_SHIFT, SHIFTS
+from qpsnn_jax.numerics.leaks import LEAKS, MOST_SHIFT, SHIFTS, nearest_leak
 
 
 class Leak(NamedTuple):
@@ -32,10 +32,10 @@ class Leak(NamedTuple):
             wrong = float(values[~found].flat[0])
             if not np.isfinite(wrong):
                 raise ValueError(f"a decay factor τ is {wrong:g}, which is no finite number.")
-            near = LEAKS[np.argmin(np.abs(LEAKS - wrong))]
             raise ValueError(
                 f"a decay factor τ of {wrong:.7g} is not exact in integers; those of 2^-k and 1 - 2^-k with k from 0 "
-                f"to {MOST_SHIFT} are, the nearest is {near:g}. Neurons with round_tau=True train with one of them."
+                f"to {MOST_SHIFT} are, the nearest is {nearest_leak(wrong):g}. "
+                "Neurons with round_tau=True train with one of them."
             )
         place = known.argmax(-1)
         return cls(SHIFTS[place % len(SHIFTS)], place >= len(SHIFTS))
