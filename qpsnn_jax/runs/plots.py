@@ -1,6 +1,7 @@
 """PNG plots of a finished run."""
 
 import io
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,30 @@ import numpy as np
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.data.feed import first
 from qpsnn_jax.kernels.dispatch import Precision
-from qpsnn_jax.model.graph import Graph
 from qpsnn_jax.model.network import SpikingNetwork
 from qpsnn_jax.model.nodes import Conv
-from qpsnn_jax.runs.directory import STAGES, load_network
+from qpsnn_jax.runs.directory import STAGES
 from qpsnn_jax.runs.evaluation import normalizer
-from qpsnn_jax.runs.records import StageResult, read_arrays, read_notes
+from qpsnn_jax.runs.records import Network, StageResult, read_arrays, read_notes
 from qpsnn_jax.runtime.compiling import fast_compile_jit
 from qpsnn_jax.runtime.files import write_atomically
 from qpsnn_jax.runtime.processes import on_process_zero
-from qpsnn_jax.training.state import Variables
 
 _RASTER_NEURONS = 64
 
 
-def draw_all(directory: Path, data: DataSet, records: list[StageResult], precision: Precision) -> list[Path]:
+def draw_all(
+    directory: Path,
+    networks: Mapping[str, Network],
+    data: DataSet,
+    records: list[StageResult],
+    precision: Precision,
+) -> list[Path]:
     """Draw every plot of a run into ``plots`` below its directory.
 
     Args:
         directory: of a run; its stages must be complete.
+        networks: those of the stages ``quantized`` and ``finetuned``.
         data: its data set; the raster shows the first test image.
         records: results of the stages and controls, for the summary.
         precision: of the run.
@@ -36,7 +42,7 @@ def draw_all(directory: Path, data: DataSet, records: list[StageResult], precisi
     Returns:
         Paths of the PNG files.
     """
-    whole, final = load_network(directory / "quantized"), load_network(directory / "finetuned")
+    whole, final = networks["quantized"], networks["finetuned"]
     stored = directory / "pruned" / "scores.npz"
     figures = {"summary": partial(_summary, records), "training": partial(_training, directory)}
     if stored.exists():  # there are none in a run that starts from a pretrained network
@@ -126,7 +132,7 @@ def _channels(scores: dict[str, np.ndarray], keep: dict[str, list[int]]) -> Any:
     return figure
 
 
-def _weights(whole: tuple[Graph, Variables], final: tuple[Graph, Variables]) -> Any:
+def _weights(whole: Network, final: Network) -> Any:
     names = [node.name for node in whole[0].nodes if isinstance(node, Conv) and node.input != whole[0].input.name]
     shown = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, 6).astype(int))]
     figure, axes = _figure(2, 3, 9, 4.4)
@@ -147,7 +153,7 @@ def _weights(whole: tuple[Graph, Variables], final: tuple[Graph, Variables]) -> 
     return figure
 
 
-def _raster(network: tuple[Graph, Variables], data: DataSet, precision: Precision) -> Any:
+def _raster(network: Network, data: DataSet, precision: Precision) -> Any:
     graph, variables = network
     layers = graph.neurons
     image, labels = first(data.test)

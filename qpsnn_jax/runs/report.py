@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qpsnn_jax.data import DataSet
 from qpsnn_jax.model.costs import Cost
+from qpsnn_jax.model.nodes import LIF
 from qpsnn_jax.runs import plots
 from qpsnn_jax.runs.config import Config
+from qpsnn_jax.runs.directory import load_network
 from qpsnn_jax.runs.evaluation import ExitEvaluation
-from qpsnn_jax.runs.records import StageResult, versions, write_json
+from qpsnn_jax.runs.records import Network, StageResult, versions, write_json
 from qpsnn_jax.runtime.processes import write_on_process_zero
 from qpsnn_jax.runtime.settings import as_dict
 
@@ -54,8 +58,9 @@ def write_report(
     }
     if controls:
         document["controls"] = [dataclasses.asdict(stage) for stage in controls]
-    pictures = plots.draw_all(directory, data, [*stages, *controls], config.run.precision)
-    text = _markdown(document, stages, controls, pictures)
+    networks = {name: load_network(directory / name) for name in ("quantized", "finetuned")}
+    pictures = plots.draw_all(directory, networks, data, [*stages, *controls], config.run.precision)
+    text = _markdown(document, stages, controls, pictures, learned_table(networks))
     write_on_process_zero(directory / "report.md", text.encode())
     write_json(directory / "report.json", document)
 
@@ -87,6 +92,17 @@ def bits_table(losses: Mapping[str, Mapping[int, float]], chosen: Mapping[str, i
     head = ("layer", *(f"{number} bits" for number in options), "chosen")
     rows = ((name, *(f"{own[number]:.4f}" for number in options), str(chosen[name])) for name, own in losses.items())
     return aligned([head, *rows])
+
+
+def learned_table(networks: Mapping[str, Network]) -> str:
+    """The learned τ and θ of neurons by layer and network as a Markdown table; empty if none is learned.
+
+    They are those that a network computes with, rounded where it rounds them. Where every channel has its own, the
+    smallest and the largest are shown.
+    """
+    columns = [_learned(network) for network in networks.values()]
+    rows = [(*key, *(column[key] for column in columns)) for key in columns[0]]
+    return aligned([("layer", "", *networks), *rows]) if rows else ""
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:
@@ -123,6 +139,19 @@ def _number(value: float | None) -> str:
     return f"{'–' if value is None else f'{value:,.0f}':>15}"
 
 
+def _learned(network: Network) -> dict[tuple[str, str], str]:
+    graph, variables = network
+    nodes = [node for node in graph.nodes if isinstance(node, LIF) and node.learned]
+    constants = {node.name: node.constants(variables["params"][node.name]) for node in nodes}
+    symbols = {"tau": "τ", "threshold": "θ"}
+    return {(node.name, symbols[key]): _range(constants[node.name][key]) for node in nodes for key in node.learned}
+
+
+def _range(values: Any) -> str:
+    least, most = np.min(values), np.max(values)
+    return f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
+
+
 def _cells(stage: StageResult) -> tuple[str, ...]:
     rates = stage.firing_rates.values()
     return (
@@ -140,7 +169,11 @@ def _cells(stage: StageResult) -> tuple[str, ...]:
 
 
 def _markdown(
-    document: dict[str, Any], stages: list[StageResult], controls: list[StageResult], pictures: list[Path]
+    document: dict[str, Any],
+    stages: list[StageResult],
+    controls: list[StageResult],
+    pictures: list[Path],
+    learned: str,
 ) -> str:
     config = document["config"]
     parts = [
@@ -156,6 +189,7 @@ def _markdown(
         *(f"![{picture.stem}]({picture.parent.name}/{picture.name})" for picture in pictures),
         "## Firing rates",
         _rates(stages),
+        *(("## Learned decay factors τ and thresholds θ", learned) if learned else ()),
         "## Settings",
         "```json\n" + json.dumps({"config": config, "versions": document["versions"]}, indent=2) + "\n```",
     ]

@@ -2,15 +2,19 @@
 
 import importlib.metadata
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
 
+from qpsnn_jax import Graph, init_variables, save_network
+from qpsnn_jax.model.nodes import LIF, Dense, Flatten, Input
 from qpsnn_jax.runs import plots
+from qpsnn_jax.runs.cli.main import main
 from qpsnn_jax.runs.config import Config, load_config
 from qpsnn_jax.runs.directory import STAGES
 from qpsnn_jax.runs.records import StageResult, write_checked
-from qpsnn_jax.runs.report import table
+from qpsnn_jax.runs.report import learned_table, table
 from qpsnn_jax.runtime.settings import from_dict
 
 DONE = tuple(name for name in STAGES if name != "masked")  # without a sparsity
@@ -103,3 +107,32 @@ def test_training_curves_of_a_run_without_epochs(tmp_path):
         write_checked(tmp_path / name / "stage.json", {"epochs": []})
     plots._write(plots._training(tmp_path), tmp_path / "training.png")
     assert (tmp_path / "training.png").stat().st_size > 0
+
+
+def test_learned_decay_factors_and_thresholds_are_shown(small_run, tmp_path, capsys):
+    nodes = (
+        Input("image", (8, 8, 1)),
+        Flatten("flat", "image"),
+        LIF("fixed", "flat"),
+        Dense("fc1", "fixed", 2),
+        LIF("leak", "fc1", tau="learned", round_tau=True),
+        Dense("fc2", "leak", 10),
+        LIF("both", "fc2", tau="learned", threshold="learned", granularity="channel"),
+    )
+    graph = Graph(nodes, timesteps=2)
+    first, last = (init_variables(graph, jax.random.key(0)) for _ in range(2))
+    last["params"]["leak"]["tau_logit"] = np.asarray([1.0], np.float32)  # sigmoid: 0.731, nearest to 3/4
+    last["params"]["both"]["log_threshold"] = np.linspace(0, np.log(3), 10, dtype=np.float32)
+    networks = {"quantized": (graph, first), "finetuned": (graph, last)}
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in learned_table(networks).splitlines()]
+    assert [cells[0], *cells[2:]] == [
+        ["layer", "", "quantized", "finetuned"],
+        ["leak", "τ", "0.5", "0.75"],
+        ["both", "τ", "0.5", "0.5"],
+        ["both", "θ", "1", "1 to 3"],
+    ]
+    save_network(tmp_path / "network", graph, last)
+    assert main(["evaluate", str(tmp_path / "network"), "--data", "digits", "--test-examples", "5"]) == 0
+    assert learned_table({"network": (graph, last)}) in capsys.readouterr().out
+    assert learned_table({"network": (Graph(nodes[:4], timesteps=2), first)}) == ""
+    assert "Learned" not in (small_run / "report.md").read_text()

@@ -129,6 +129,11 @@ class LIF(Neuron):
         name_field(self, "surrogate", SURROGATES, or_function=True)
         name_field(self, "granularity", get_args(Granularity))
 
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Which of ``tau`` and ``threshold`` are learned."""
+        return tuple(field for field in ("tau", "threshold") if getattr(self, field) == _LEARNED)
+
     def infer(self, inputs: Values) -> Value:
         """Spikes over time, of its input's shape."""
         channels = inputs[0].shape[-1]
@@ -142,8 +147,8 @@ class LIF(Neuron):
         """``tau_logit`` and ``log_threshold``, where τ and θ are learned."""
         by_channel = self.granularity == "channel"
         shape, axes = (inputs[0].shape[-1:], (self.name,)) if by_channel else ((1,), (None,))
-        names = {"tau_logit": self.tau, "log_threshold": self.threshold}
-        return {name: Leaf(shape, zeros, axes) for name, value in names.items() if value == _LEARNED}
+        names = {"tau": "tau_logit", "threshold": "log_threshold"}
+        return {names[field]: Leaf(shape, zeros, axes) for field in self.learned}
 
     def shrink(self, outputs: np.ndarray | None, inputs: Sequence[np.ndarray | None]) -> Node:
         """The node with the τ and θ of the remaining channels."""
@@ -162,12 +167,12 @@ class LIF(Neuron):
 
     def constants(self, leaves: Leaves) -> dict[str, Any]:
         """``tau`` and ``threshold`` as it computes: numbers, scalar arrays where learned, or arrays by channel."""
-        if self.tau == _LEARNED:
+        if "tau" in self.learned:
             tau = _learned_leak(_of_layer(leaves["tau_logit"]), self.round_tau)
         else:
             tau = _numbers(self.tau)
             tau = nearest_leak(tau) if self.round_tau else tau
-        if self.threshold == _LEARNED:
+        if "threshold" in self.learned:
             threshold = jnp.exp(_of_layer(leaves["log_threshold"]))
         else:
             threshold = _numbers(self.threshold)

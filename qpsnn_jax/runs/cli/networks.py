@@ -45,7 +45,7 @@ def evaluate(
     from qpsnn_jax.runs.evaluation import ExitEvaluation, evaluate, evaluate_early_exit
     from qpsnn_jax.runs.loading import check_fits, load_test_data
     from qpsnn_jax.runs.records import measure
-    from qpsnn_jax.runs.report import exit_table, table
+    from qpsnn_jax.runs.report import exit_table, learned_table, table
     from qpsnn_jax.runs.statistics import as_trained, trained_statistics
 
     graph, variables = load_network(path)
@@ -64,7 +64,10 @@ def evaluate(
     result = evaluate(graph, variables, found.test, found, precision=precision)
     seconds = time.monotonic() - started
     whole = unpruned_graph(config, graph) if config else graph
-    click.echo(table([measure(path.resolve().name, (graph, variables), whole, result, None, seconds)]))
+    name, network = path.resolve().name, (graph, variables)
+    click.echo(table([measure(name, network, whole, result, None, seconds)]))
+    if learned := learned_table({name: network}):
+        click.echo("\n" + learned)
     if early_exit is not None:
         all_steps = ExitEvaluation(result.accuracy, (0.0,) * (graph.timesteps - 1) + (1.0,))
         leaving = evaluate_early_exit(graph, variables, found.test, found, early_exit, precision=precision)
