@@ -167,12 +167,12 @@ class LIF(Neuron):
 
     def constants(self, leaves: Leaves) -> dict[str, Any]:
         """``tau`` and ``threshold`` as it computes: numbers, scalar arrays where learned, or arrays by channel."""
-        if "tau" in self.learned:
+        if self.tau == _LEARNED:
             tau = _learned_leak(_of_layer(leaves["tau_logit"]), self.round_tau)
         else:
             tau = _numbers(self.tau)
             tau = nearest_leak(tau) if self.round_tau else tau
-        if "threshold" in self.learned:
+        if self.threshold == _LEARNED:
             threshold = jnp.exp(_of_layer(leaves["log_threshold"]))
         else:
             threshold = _numbers(self.threshold)
